@@ -161,20 +161,22 @@ def mixture_parameters(name):
     return MIXTURES[known(name, MIXTURES, 'mixture')]()
 
 
-def mixture(split, mixture='ring', n=50000, seed=0):
-    """Points of a named mixture, drawn once: float32 [n, 2], levels 0; the label is the component.
+def mixture(split, mixture='ring', n=50000, seed=0, labelled=True):
+    """Points of a named mixture, drawn once: float32 [n, 2], levels 0.
 
     Args:
       split: the two splits are independent draws.
       mixture: a name `mixture_parameters` knows.
       n: number of points of the split.
       seed: integer >= 0.
+      labelled: the label of a point is its component; otherwise there is a single class.
     """
     weights, means, stds = mixture_parameters(mixture)
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    labels = rng.choice(len(weights), size=n, p=weights)
-    points = means[labels] + stds[labels, None] * rng.standard_normal((n, means.shape[1]))
-    return Source(points.astype(np.float32), labels.astype(np.int32), len(weights), 0, mixture)
+    component = rng.choice(len(weights), size=n, p=weights)
+    points = means[component] + stds[component, None] * rng.standard_normal((n, means.shape[1]))
+    labels = component if labelled else np.zeros(n)
+    return Source(points.astype(np.float32), labels.astype(np.int32), len(weights) if labelled else 1, 0, mixture)
 
 
 def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):

@@ -1,0 +1,1 @@
+"""Numbers with their protocol: Frechet distances, coverage, diversity, memorisation."""

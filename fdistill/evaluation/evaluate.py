@@ -1,0 +1,203 @@
+"""One row of numbers for a generator, each under its protocol."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from fdistill.data.sources import MIXTURES, mixture_parameters, quantise, to_float
+from fdistill.evaluation import features, metrics
+from fdistill.evaluation.frechet import Moments, frechet_distance
+from fdistill.evaluation.protocol import Protocol
+
+
+class Reference(NamedTuple):
+    """What samples are compared with: made once by `reference`, used by every evaluation on the same data.
+
+    train, held_out: the two Sources.
+    features: tuple of Features; the pixels, and for images the classifier before them.
+    moments: {(features' name, 'train' or 'held-out'): Moments}.
+    held_out_distance: mean distance of a held-out image to its nearest training image; None for points.
+    """
+
+    train: Any
+    held_out: Any
+    features: tuple
+    moments: dict
+    held_out_distance: Any
+
+
+def reference(train, held_out, seed=0, progress=True):
+    """Prepares the comparison with real data; trains the classifier unless it is in the cache.
+
+    Args:
+      train, held_out: Sources of the same data set.
+      seed: of the classifier.
+      progress: show a bar if it takes long.
+
+    Returns:
+      Reference.
+
+    Raises:
+      ValueError: the two splits differ in shape, grey levels or classes.
+    """
+    one, other = ((s.images.shape[1:], s.levels, s.num_classes) for s in (train, held_out))
+    if one != other:
+        raise ValueError(f'train has (shape, levels, classes) {one}, held_out {other}: give two splits of one data set')
+    pixels = features.get('pixels', train)
+    if train.images.ndim == 2:
+        return Reference(train, held_out, (pixels,), {(pixels.name, 'train'): _moments(pixels, train.images)}, None)
+    classifier = features.get('classifier', train, seed=seed, progress=progress)
+    real = {'train': to_float(train.images, train.levels), 'held-out': to_float(held_out.images, train.levels)}
+    moments = {(classifier.name, name): _moments(classifier, images) for name, images in real.items()}
+    moments[pixels.name, 'train'] = _moments(pixels, real['train'])
+    distance = metrics.nearest_neighbour(real['held-out'], real['train']).mean()
+    return Reference(train, held_out, (classifier, pixels), moments, distance)
+
+
+def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
+    """Draws samples that depend on their index alone, not on batch size or devices (beyond the rounding of `generate`).
+
+    The noise of sample i is normal(fold_in(key(seed), i)). Each batch has `batch_size` samples, the last one padded and cut,
+    so a jitted `generate` is compiled once.
+
+    Args:
+      generate: (noise float32 [batch_size, *shape], label int32 [batch_size]) -> samples [batch_size, *shape]. It is called
+        as it is: jit it, with the parameters as an argument of the jitted function, or each evaluation compiles anew.
+      shape: of one sample.
+      labels: int32 [N], the label of each sample.
+      seed: integer >= 0.
+      batch_size: samples generated at once.
+      progress: show a bar if it takes longer than two seconds.
+
+    Returns:
+      (float32 [N, *shape], seconds); seconds is the number of batches times the median time of one, so that with three
+      batches or more the compilation does not count.
+
+    Raises:
+      ValueError: the samples have another shape, or are not finite.
+    """
+    draw = jax.jit(lambda index: jax.vmap(
+        lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape, jnp.float32))(index))
+    total, samples, seconds = len(labels), [], []
+    starts = tqdm.tqdm(range(0, total, batch_size), 'sampling', unit='batch', disable=None if progress else True, delay=2,
+                       leave=False)
+    for start in starts:
+        index = np.arange(start, start + batch_size)
+        label = np.asarray(labels, np.int32)[index.clip(max=total - 1)]
+        # Through the host, so that devices and sharding are those `generate` was made for.
+        noise = np.asarray(draw(index))
+        began = time.perf_counter()
+        batch = np.asarray(generate(noise, label), np.float32)
+        seconds.append(time.perf_counter() - began)
+        if batch.shape != noise.shape:
+            raise ValueError(f'generate gave shape {batch.shape} for noise of shape {noise.shape}: they must be equal')
+        if not np.isfinite(batch).all():
+            raise ValueError(f'samples {start}..{start + batch_size - 1} are not finite: the generator diverged')
+        samples.append(batch[:total - start])
+    return np.concatenate(samples), len(seconds) * float(np.median(seconds))
+
+
+def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size=500, progress=True, against=None):
+    """Samples a generator and measures it.
+
+    Args:
+      generate: (noise float32 [B, ...], label int32 [B]) -> samples [B, ...], see `sample`.
+      train, held_out: Sources of the data it was trained on.
+      nfe: network evaluations of one `generate`, for the row.
+      samples: number of samples. Sample i has label i mod num_classes; points the label of training point i mod N, since
+        the classes of a mixture need not be equally frequent.
+      seed: integer >= 0, of the noise.
+      batch_size: samples generated at once.
+      progress: show a bar if it takes longer than two seconds.
+      against: Reference(train, held_out), to save making it again in every evaluation.
+
+    Returns:
+      For images, of which the samples are first rounded to the grey levels of the data, the row
+      {nfe, fd_held_out, fd_train, pixel_fd, accuracy, diversity, nn_ratio, seconds, protocol}, with Frechet distances in the
+      classifier's features against either split and in pixels against the training split; see `metrics` for the others.
+      For points {nfe, modes, kl, high_quality, within, pixel_fd, seconds, protocol}, without the four of `mode_coverage` if the
+      data is no named mixture. `protocol` maps each measured key to its full name.
+
+    Raises:
+      ValueError: fewer than two samples, or samples of a wrong shape or not finite.
+    """
+    if samples < 2:
+        raise ValueError(f'samples={samples}: a distance needs at least two')
+    against = against or reference(train, held_out, progress=progress)
+    labels = _labels(train, samples)
+    generated, seconds = sample(generate, train.images.shape[1:], labels, seed=seed, batch_size=batch_size, progress=progress)
+    return _row(quantise(generated, train.levels), labels, against, nfe, seed, seconds)
+
+
+def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progress=True):
+    """The numbers that real data gets, for context.
+
+    Args:
+      train, held_out: Sources of one data set.
+      samples: number of training samples drawn with replacement.
+      seed: of that drawing.
+      against, progress: as in `evaluate`.
+
+    Returns:
+      {'held-out': the held-out split as if it were generated, 'train': training samples of the labels `evaluate` asks for, drawn
+      with replacement within the class}; rows as of `evaluate`, with nfe and seconds 0.
+    """
+    against = against or reference(train, held_out, progress=progress)
+    rng = np.random.default_rng(seed)
+    labels = _labels(train, samples)
+    members = [np.flatnonzero(train.labels == label) for label in range(train.num_classes)]
+    drawn = [rng.choice(members[label]) for label in labels]
+    return {
+        'held-out': _row(to_float(held_out.images, train.levels), held_out.labels, against, 0, seed, 0.0),
+        'train': _row(to_float(train.images[drawn], train.levels), labels, against, 0, seed, 0.0),
+    }
+
+
+def _labels(train, samples):
+    """Labels fixed by the index of the sample."""
+    index = np.arange(samples)
+    if train.images.ndim == 2:
+        return train.labels[index % len(train.labels)]
+    return (index % train.num_classes).astype(np.int32)
+
+
+def _moments(extractor, images):
+    """Moments of the features of images."""
+    values = extractor.apply(images)
+    return Moments.empty(values.shape[1]).update(values)
+
+
+def _row(images, labels, against, nfe, seed, seconds):
+    """All metrics of finished samples; see `evaluate`."""
+    train = against.train
+    points = train.images.ndim == 2
+    pixels = against.features[-1]
+    measured, protocol = {}, {}
+
+    def put(key, metric, value, extractor=pixels.name, reference='train'):
+        measured[key] = value
+        labelling = 'as-train' if points else 'balanced'
+        protocol[key] = Protocol(extractor, len(images), reference, train.levels, labelling, seed).name(metric)
+
+    def distance(extractor, reference):
+        ours, real = _moments(extractor, images), against.moments[extractor.name, reference]
+        return frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)
+
+    if points:
+        if train.name in MIXTURES:
+            for key, value in metrics.mode_coverage(images, *mixture_parameters(train.name)).items():
+                put(key, key, value, reference=train.name)
+        put('pixel_fd', 'fd', distance(pixels, 'train'))
+    else:
+        classifier = against.features[0]
+        put('fd_held_out', 'fd', distance(classifier, 'held-out'), classifier.name, 'held-out')
+        put('fd_train', 'fd', distance(classifier, 'train'), classifier.name)
+        put('pixel_fd', 'fd', distance(pixels, 'train'))
+        put('accuracy', 'accuracy', metrics.accuracy(classifier.classify(images), labels), classifier.name)
+        put('diversity', 'diversity', metrics.diversity(images, labels))
+        put('nn_ratio', 'nn_ratio', metrics.nn_ratio(images, to_float(train.images, train.levels), against.held_out_distance))
+    return {'nfe': nfe, **measured, 'seconds': seconds, 'protocol': protocol}

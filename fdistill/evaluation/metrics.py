@@ -1,0 +1,112 @@
+"""Metrics beside the Frechet distance: accuracy, diversity, memorisation, and mode coverage in the plane."""
+
+import numpy as np
+
+
+def accuracy(logits, labels):
+    """Share of samples that the classifier sees in the class they were asked for.
+
+    Args:
+      logits: [N, classes].
+      labels: int [N].
+
+    Returns:
+      float in [0, 1].
+    """
+    return float((np.argmax(logits, axis=1) == labels).mean())
+
+
+def diversity(images, labels):
+    """Standard deviation of a pixel within a class, averaged over pixels and then over the classes that occur.
+
+    Args:
+      images: float [N, ...] in [-1, 1].
+      labels: int [N].
+
+    Returns:
+      float in [0, 1]; 0 if all samples of a class are the same.
+    """
+    images, labels = np.asarray(images, np.float64), np.asarray(labels)
+    return float(np.mean([images[labels == label].std(axis=0).mean() for label in np.unique(labels)]))
+
+
+def nearest_neighbour(samples, train, block=2000):
+    """Distance of each sample to its nearest training image, over pixels in [-1, 1].
+
+    min_j |x_i - t_j|_2
+
+    The nearest is searched in float32 as |t|^2 - 2 x.t, the distance to the one found is computed from the difference in
+    float64: an exact copy gives exactly 0.
+
+    Args:
+      samples: float [N, ...].
+      train: float [M, ...], M >= 1.
+      block: rows of either that are compared at once; bounds the memory to block^2 floats.
+
+    Returns:
+      float64 [N].
+    """
+    samples = np.asarray(samples, np.float32).reshape(len(samples), -1)
+    train = np.asarray(train, np.float32).reshape(len(train), -1)
+    nearest = np.zeros(len(samples), np.int64)
+    for i in range(0, len(samples), block):
+        rows, best = samples[i:i + block], None
+        for j in range(0, len(train), block):
+            columns = train[j:j + block]
+            distance = np.square(columns).sum(axis=1) - 2 * rows @ columns.T
+            found = distance.argmin(axis=1)
+            value = distance[np.arange(len(rows)), found]
+            better = np.full(len(rows), True) if best is None else value < best
+            nearest[i:i + block] = np.where(better, found + j, nearest[i:i + block])
+            best = value if best is None else np.minimum(value, best)
+    return np.linalg.norm(samples.astype(np.float64) - train[nearest], axis=1)
+
+
+def nn_ratio(samples, train, held_out_distance):
+    """Mean distance to the nearest training image, against that of real images that were not trained on.
+
+    mean_i min_j |x_i - t_j| / mean_i min_j |h_i - t_j|
+
+    Args:
+      samples: float [N, ...] in [-1, 1].
+      train: float [M, ...].
+      held_out_distance: mean of `nearest_neighbour(held_out, train)`, > 0.
+
+    Returns:
+      float >= 0: about 1 for new images as good as real ones, 0 for copies of the training data, above 1 for poor images.
+    """
+    return float(nearest_neighbour(samples, train).mean() / held_out_distance)
+
+
+def mode_coverage(samples, weights, means, stds):
+    """How well points cover a mixture of round Gaussians. Each point belongs to the mode nearest in units of its std.
+
+    Args:
+      samples: float [N, D].
+      weights: [K], sums to 1.
+      means: [K, D].
+      stds: [K].
+
+    Returns:
+      dict of
+      modes: number of modes that get at least a tenth of their share: that have 0.1 weight N points within 3 std.
+      kl: KL divergence of the histogram of modes from the weights, in nats; about (K - 1) / 2N for exact samples.
+      high_quality: share of the points within 3 std of their mode; 1 - exp(-4.5) = .989 for exact samples in the plane.
+      within: std of those points about their mode's sample mean, against the true std; .974 for exact samples in the plane,
+        because the tails are cut off; nan if there are no such points.
+    """
+    samples = np.asarray(samples, np.float64)
+    distance = np.linalg.norm(samples[:, None] - means, axis=-1) / stds
+    mode = distance.argmin(axis=1)
+    good = distance.min(axis=1) <= 3
+    share = np.bincount(mode, minlength=len(weights)) / len(samples)
+    good_share = np.bincount(mode[good], minlength=len(weights)) / len(samples)
+    occupied = share > 0
+    squares = sum(np.square((samples[good & (mode == k)] - samples[good & (mode == k)].mean(axis=0)) / stds[k]).sum()
+                  for k in np.flatnonzero(good_share))
+    return {
+        'modes': int((good_share >= 0.1 * np.asarray(weights)).sum()),
+        'kl': float((share[occupied] * np.log(share[occupied] / np.asarray(weights)[occupied])).sum()),
+        'high_quality': float(good.mean()),
+        'within': float(np.sqrt(squares / (good.sum() * samples.shape[1]))) if good.any() else float('nan'),
+    }

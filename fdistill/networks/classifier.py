@@ -1,0 +1,52 @@
+"""Small classifiers whose last hidden layer gives the features for Frechet distances on small images."""
+
+from typing import Any, Callable, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class Classifier(NamedTuple):
+    """A classifier as two pure functions.
+
+    init(key, x[B,H,W,C]) -> params
+    apply(params, x[B,H,W,C]) -> (logits[B, classes], features[B, d]), float32; the features are pre-activations.
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+
+
+class _Classifier(nn.Module):
+    num_classes: int
+    widths: tuple
+    convolutional: bool
+
+    @nn.compact
+    def __call__(self, x):
+        # Full precision, or the features, and with them every distance, would depend on the accelerator.
+        for width in self.widths[:-1]:
+            if self.convolutional:
+                x = nn.relu(nn.Conv(width, (3, 3), strides=(2, 2), precision='highest')(x))
+            else:
+                x = nn.relu(nn.Dense(width, precision='highest')(x.reshape(len(x), -1)))
+        features = nn.Dense(self.widths[-1], precision='highest')(x.reshape(len(x), -1))
+        return nn.Dense(self.num_classes, precision='highest')(nn.relu(features)), features
+
+
+def classifier(num_classes, image_shape):
+    """A multi-layer perceptron d-256-32-classes for images below 16 x 16, strided convolutions 32-64-128, then 32, above.
+
+    Args:
+      num_classes: number of classes.
+      image_shape: (H, W, C).
+
+    Returns:
+      Classifier with 32 features.
+    """
+    large = min(image_shape[:2]) >= 16
+    module = _Classifier(num_classes, (32, 64, 128, 32) if large else (256, 32), large)
+    return Classifier(
+        init=lambda key, x: module.init(key, jnp.asarray(x)),
+        apply=lambda params, x: module.apply(params, x),
+    )
