@@ -1,0 +1,157 @@
+"""The command `fdistill`: train, evaluate, sample. What the user got wrong is one line on stderr and exit code 2."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+
+from fdistill.errors import UserError, suggest
+
+# jax, ml_collections and fdistill.build are imported only by a command that runs, so that --help is instant.
+
+OVERRIDES = """\
+Any value of the config can be set: --config.optimizer.student.learning_rate=1e-4, --config.shape='(32, 32, 3)'."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, except that an error is a UserError."""
+
+    def error(self, message):
+        raise UserError(f'{message}; see `{self.prog} --help`')
+
+
+def _parsers():
+    """The parser of everything and, by name, those of the commands."""
+    parser = _Parser(prog='fdistill', allow_abbrev=False, description='Distils diffusion models to one step.')
+    commands = parser.add_subparsers(dest='command', metavar='command', required=True)
+
+    def command(name, description, epilog=None):
+        sub = commands.add_parser(name, allow_abbrev=False, help=description, description=description, epilog=epilog)
+        sub.add_argument('--workdir', metavar='DIR', help='folder of the run; required')
+        return sub
+
+    train = command('train', 'Trains what a config describes; resumes when the workdir holds a checkpoint.', OVERRIDES)
+    train.add_argument('--config', metavar='FILE', help='Python file with get_config(), as configs/x.py; required')
+    train.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
+
+    evaluate = command('evaluate', 'Measures a trained run and prints the numbers as JSON.', OVERRIDES)
+    evaluate.add_argument('--config', metavar='FILE', help='config to use instead of the one kept in the workdir')
+    evaluate.add_argument('--samples', type=int, metavar='N', help='generated samples; default: as in the config')
+    evaluate.add_argument('--seed', type=int, metavar='S', help='seed of the samples; default: as in the config')
+    evaluate.add_argument('--quiet', action='store_true', help='no progress on stderr')
+
+    sample = command('sample', 'Draws samples from a trained run.')
+    sample.add_argument('--n', type=int, default=64, help='number of samples; default: %(default)s')
+    sample.add_argument('--seed', type=int, default=0, metavar='S', help='default: %(default)s')
+    sample.add_argument('--label', type=int, metavar='L', help='class; default: a random one a sample')
+    sample.add_argument('--steps', type=int, help='network evaluations on the noise grid, for a denoiser')
+    sample.add_argument('--sampler', metavar='NAME', help='for a denoiser, as heun')
+    sample.add_argument('--out', metavar='FILE', help='file to write; default: in the workdir')
+    return parser, commands.choices
+
+
+def _train(options, overrides):
+    from fdistill import config as configs
+
+    config = configs.load(options.config)
+    configs.override(config, overrides)
+    if options.distributed or _among_many(os.environ):
+        _join_others()
+    from fdistill import build
+
+    build.train(config, options.workdir)
+
+
+def _join_others():
+    import jax
+
+    try:
+        jax.distributed.initialize()  # Before anything touches a device.
+    except ValueError as error:
+        raise UserError(f'--distributed: {error}; start the processes with srun or mpirun, or leave it out') from error
+
+
+def _among_many(environ):
+    """Whether a launcher started this process as one of several."""
+    counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+    several = any(int(environ.get(name) or 1) > 1 for name in counts)
+    return several or ',' in environ.get('TPU_WORKER_HOSTNAMES', '')
+
+
+def _evaluate(options, overrides):
+    from fdistill import build
+    from fdistill import config as configs
+
+    config = None
+    if options.config or overrides:
+        config = configs.load(options.config) if options.config else configs.read(options.workdir)
+        configs.override(config, overrides)
+    given = {name: getattr(options, name) for name in ('samples', 'seed') if getattr(options, name) is not None}
+    result = build.evaluate(config, options.workdir, quiet=options.quiet, **given)
+    print(json.dumps(result, indent=2))
+
+
+def _sample(options, overrides):
+    if overrides:
+        raise UserError(f'{overrides[0]}: sample takes the config kept in the workdir')
+    from fdistill import build
+
+    keywords = {name: getattr(options, name) for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps')}
+    build.sample(options.workdir, **keywords)
+
+
+COMMANDS = {'train': _train, 'evaluate': _evaluate, 'sample': _sample}
+
+
+def _split(words):
+    """Words of a command line without, and only, its overrides; an override becomes one word, `--config.key=value`."""
+    rest, overrides = [], []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith('--config.'):
+            rest.append(word)
+            continue
+        if '=' not in word and words and not words[0].startswith('--'):
+            word += '=' + words.pop(0)
+        overrides.append(word if '=' in word else word + '=true')
+    return rest, overrides
+
+
+def _run(words):
+    parser, commands = _parsers()
+    if words and not words[0].startswith('-') and words[0] not in commands:
+        raise UserError(f'unknown command {words[0]}{suggest(words[0], commands)}')
+    rest, overrides = _split(words)
+    options, unknown = parser.parse_known_args(rest)
+    if unknown:
+        flag = unknown[0].split('=')[0].lstrip('-')
+        known = [name for name in vars(options) if name != 'command']
+        raise UserError(f'{options.command}: unknown argument {unknown[0]}{suggest(flag, known, prefix="--")}')
+    # Not argparse's `required`, which would hide the better message about a misspelt name.
+    for name in ('config', 'workdir') if options.command == 'train' else ('workdir',):
+        if not getattr(options, name):
+            raise UserError(f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`')
+    COMMANDS[options.command](options, overrides)
+
+
+def main(words=None):
+    """Runs a command line.
+
+    Args:
+        words: without the program's name; default: those of this process.
+    Returns:
+        The exit code: 0, 2 for a user's error, 130 after Ctrl-C.
+    """
+    words = sys.argv[1:] if words is None else words
+    try:
+        _run(words)
+    except UserError as error:
+        print('fdistill: ' + ' '.join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = shlex.join(['fdistill', *words])
+        print(f'fdistill: interrupted; to go on, give the same command again: {again}', file=sys.stderr)
+        return 130
+    return 0

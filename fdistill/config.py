@@ -1,0 +1,203 @@
+"""Config files: read, override from the command line, check against a function's signature, keep as JSON."""
+
+import importlib.util
+import inspect
+import json
+import pathlib
+import traceback
+import types
+import typing
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from fdistill.errors import UserError, suggest
+
+FILENAME = 'config.json'  # in a workdir
+
+
+def load(path):
+    """The locked config of a Python file with `get_config()`.
+
+    Args:
+        path: `configs/x.py`, or `configs/x.py:argument` for a `get_config(argument)`.
+    Raises:
+        UserError: the file is missing, does not run, or gives no ConfigDict.
+    """
+    filename, *arguments = path.split(':', 1)
+    if not pathlib.Path(filename).is_file():
+        raise UserError(f'--config={path}: no such file')
+    if not filename.endswith('.py'):
+        raise UserError(f'--config={path}: not a Python file; a config is a .py file with a function get_config()')
+    spec = importlib.util.spec_from_file_location('fdistill_config', filename)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, 'get_config', None)):
+            raise UserError(f'--config={path}: has no get_config(); define this function, returning a ConfigDict')
+        config = module.get_config(*arguments)
+    except UserError:
+        raise
+    except Exception as error:  # The file is the user's: whatever it raises is theirs to mend.
+        raise UserError(f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}') from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f'--config={path}: get_config() returned {type(config).__name__}; it must return a ConfigDict')
+    return config.lock()
+
+
+def _place(error, filename):
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(filename)]
+    return f'line {lines[-1]}: ' if lines else ''  # A SyntaxError says its own line.
+
+
+def read(workdir):
+    """The config a run was started with.
+
+    Raises:
+        UserError: `workdir` is no run folder.
+    """
+    path = pathlib.Path(workdir) / FILENAME
+    if not path.is_file():
+        raise UserError(f'--workdir={workdir}: has no {FILENAME}; give the folder of a run made by `fdistill train`')
+    return from_json(json.loads(path.read_text()))
+
+
+def override(config, arguments):
+    """Sets values of a config from `--config.a.b=value` arguments, in place.
+
+    Args:
+        config: ConfigDict.
+        arguments: words `--config.a.b=value`.
+    Raises:
+        UserError: a key that is not in the config, a whole section, or a value of another type than the config has.
+    """
+    for argument in arguments:
+        kind, current = _leaf(config, argument.partition('=')[0].removeprefix('--'))
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=[argument])
+        try:
+            values(['fdistill', argument])
+        except (flags.Error, TypeError, ValueError) as error:
+            raise UserError(f'{argument}: not of type {kind.__name__}; the config has {current!r}') from error
+
+
+def _leaf(config, name):
+    """Type and value of what a dotted name stands for; it must exist and be one value that a word can replace."""
+    section, value, path = None, config, 'config'
+    for key in name.split('.')[1:]:
+        if not isinstance(value, ConfigDict):
+            raise UserError(f'unknown key {name}: {path} is a value, {value!r}, not a section')
+        section = value
+        if key not in section:
+            raise UserError(f'unknown key {path}.{key}{suggest(key, section, prefix=f"{path}.")}')
+        value, path = section[key], f'{path}.{key}'
+    if isinstance(value, ConfigDict):
+        example = next(iter(value), 'key')
+        raise UserError(f'--{name}: a section cannot be replaced as a whole; set its keys, as --{name}.{example}=...')
+    kind = section.get_type(key)
+    if kind not in (bool, int, float, str, tuple):
+        remedy = 'write a tuple for a list and config_dict.placeholder(type) for None'
+        raise UserError(f'--{name}: the config has {value!r}, which a word cannot replace; {remedy}')
+    return kind, value
+
+
+def pick(table, name, where):
+    """`table[name]`.
+
+    Raises:
+        UserError: `name` is not in the table.
+    """
+    if name not in table:
+        raise UserError(f'{where}: unknown {name!r}{suggest(name, table)}')
+    return table[name]
+
+
+def call(function, section, where, **given):
+    """`function(**section, **given)`; the function's signature is the section's schema.
+
+    Args:
+        function: has keyword arguments.
+        section: mapping of what the user configured.
+        where: the section's name in messages, for example 'config.method'.
+        given: arguments that do not come from the config.
+    Raises:
+        UserError: an argument unknown, missing or of the wrong type, or a ValueError raised by our own `function`.
+    """
+    parameters = inspect.signature(function, eval_str=True).parameters
+    names = [name for name in parameters if name not in given]
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name, value in section.items():
+        if name in given or (name not in parameters and not open_ended):
+            raise UserError(f'{where}.{name}: unknown{suggest(name, names)}')
+        if name in parameters:
+            _check_type(value, parameters[name], f'{where}.{name}')
+    for name in names:
+        parameter = parameters[name]
+        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if name not in section and parameter.default is parameter.empty and not variadic:
+            raise UserError(f'{where}.{name}: missing; it has no default')
+    try:
+        return function(**section, **given)
+    except UserError:
+        raise
+    except ValueError as error:
+        # Ours say what the user should change; one out of numpy or jax is a bug and keeps its traceback.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get('__name__', '').split('.')[0] != 'fdistill':
+            raise
+        raise UserError(f'{where}: {error}') from error
+
+
+def _check_type(value, parameter, where):
+    annotation = parameter.annotation
+    if value is None and parameter.default is None or _fits(value, annotation):
+        return
+    wanted = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else annotation
+    raise UserError(f'{where}: {value!r} is of type {type(value).__name__}; expected {wanted}')
+
+
+def _fits(value, annotation):
+    """Whether a value is of a type made of int, float, bool, str, None and tuple; any other type passes."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if annotation is tuple or origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if not arguments:
+            return True
+        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if annotation is None:
+        return value is None
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation) if annotation in (bool, str, types.NoneType) else True
+
+
+def to_json(config, where='config'):
+    """The config as dicts, lists, strings, numbers, bools and None.
+
+    Raises:
+        ValueError: a value that JSON cannot hold.
+    """
+    if isinstance(config, (ConfigDict, dict)):
+        return {key: to_json(value, f'{where}.{key}') for key, value in config.items()}
+    if isinstance(config, (tuple, list)):
+        return [to_json(value, f'{where}[{index}]') for index, value in enumerate(config)]
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    raise UserError(f'{where}: {config!r} cannot be kept in {FILENAME}; use numbers, strings, bools, None and tuples')
+
+
+def from_json(values):
+    """The locked config `to_json` was given; its lists were tuples."""
+    return ConfigDict(_with_tuples(values)).lock()
+
+
+def _with_tuples(values):
+    if isinstance(values, dict):
+        return {key: _with_tuples(value) for key, value in values.items()}
+    return tuple(map(_with_tuples, values)) if isinstance(values, list) else values

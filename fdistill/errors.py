@@ -1,0 +1,22 @@
+"""What the user got wrong, said in one line."""
+
+import difflib
+
+
+class UserError(ValueError):
+    """An input only the user can mend: the command line prints it as one line. Other errors keep their traceback."""
+
+
+def suggest(name, known, prefix=''):
+    """Ends a sentence about an unknown name: the nearest known one, or all of them.
+
+    Args:
+        name: what was given, of any type.
+        known: the names that would have been right.
+        prefix: written before a known name.
+    """
+    known = [str(entry) for entry in known]
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    if nearest:
+        return f'; did you mean {prefix}{nearest[0]}?'
+    return '; known: ' + ', '.join(prefix + entry for entry in known) if known else ''

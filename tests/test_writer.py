@@ -1,0 +1,160 @@
+import io
+import json
+import struct
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdistill.training import writer
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def events(workdir):
+    """The events of the one TensorBoard file of a run: records of length, checksum, protobuf, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (workdir / 'tensorboard').iterdir()
+    data, found = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack('<Q', data[:8])
+        found.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return found
+
+
+def test_metrics_are_exact_json_lines(tmp_path):
+    values = {'loss': jnp.float32(0.1), 'third': 1 / 3, 'a': float('nan'), 'b': np.inf, 'c': -np.inf}
+    with writer.Writer(tmp_path) as out:
+        out.metrics(7, values)
+    (line,) = lines(tmp_path / 'metrics.jsonl')
+    assert line == {'step': 7, 'loss': float(np.float32(0.1)), 'third': 1 / 3, 'a': 'nan', 'b': 'inf', 'c': '-inf'}
+    assert not (tmp_path / 'timing.jsonl').exists()
+
+
+def test_a_resumed_run_leaves_the_metrics_of_an_unbroken_one(tmp_path):
+    def write(out, first, last):
+        for step in range(first, last + 1, 10):
+            out.metrics(step, {'loss': 1 / step})
+            out.timing(step, {'images_per_second': 5.0})
+
+    for name in ('unbroken', 'resumed'):
+        with writer.Writer(tmp_path / name) as out:
+            out.truncate(0)
+            write(out, 10, 60)
+    with open(tmp_path / 'resumed' / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 70, "lo')
+    with writer.Writer(tmp_path / 'resumed') as out:
+        out.truncate(30)
+        assert [line['step'] for line in lines(tmp_path / 'resumed' / 'timing.jsonl')] == [10, 20, 30]
+        write(out, 40, 60)
+    unbroken, resumed = ((tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('unbroken', 'resumed'))
+    assert resumed == unbroken
+    assert {path.name for path in (tmp_path / 'resumed').iterdir()} == {'metrics.jsonl', 'timing.jsonl', 'tensorboard'}
+
+
+def test_truncate_mends_a_line_without_its_end(tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}')
+    with writer.Writer(tmp_path) as out:
+        out.truncate(5)
+        out.metrics(3, {'a': 3})
+    assert [line['step'] for line in lines(tmp_path / 'metrics.jsonl')] == [1, 2, 3]
+
+
+def test_tensorboard_has_one_file_with_everything(tmp_path):
+    with writer.Writer(tmp_path) as out:
+        out.truncate(3)
+        out.config({'steps': 10, 'student': {'rate': 1e-3, 'shape': (1, 2), 'flag': True, 'none': None}})
+        out.metrics(4, {'loss': 0.5})
+        out.timing(4, {'images_per_second': 100.0})
+        out.image(4, 'samples', np.zeros((8, 6, 3), np.uint8))
+    found = events(tmp_path)
+    assert [event.step for event in found if event.HasField('session_log')] == [4]  # hides a former run's later events
+    values = {value.tag: (event.step, value) for event in found for value in event.summary.value}
+    assert values['loss'][0] == 4 and values['loss'][1].simple_value == 0.5
+    assert values['timing/images_per_second'][1].simple_value == 100
+    assert Image.open(io.BytesIO(values['samples'][1].image.encoded_image_string)).size == (6, 8)
+    assert b'"rate": 0.001' in values['config/text_summary'][1].tensor.string_val[0]
+    assert b'student.rate' in values['_hparams_/session_start_info'][1].metadata.plugin_data.content
+
+
+def test_json_is_plain_and_replaces_the_old_file(tmp_path):
+    path = tmp_path / 'eval' / 'x.json'
+    writer.write_json(path, {'old': 1})
+    writer.write_json(path, {'fd': np.float64(1 / 3), 'n': np.int32(2), 'list': (jnp.arange(2), np.nan), 'no': None})
+    assert json.loads(path.read_text()) == {'fd': 1 / 3, 'n': 2, 'list': [[0, 1], 'nan'], 'no': None}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'x.json'
+    writer.write_json(path, {'old': 1})
+    with pytest.raises(TypeError):
+        writer.write_json(path, {'new': object()})
+    assert json.loads(path.read_text()) == {'old': 1}
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_image_grid(tmp_path, channels):
+    images = np.full((5, 4, 4, channels), -1.0)
+    images[1] = 1
+    images[2] = 7
+    images[3, 0, 0] = np.nan
+    grid = writer.image_grid(images, columns=2, tile=16)
+    assert grid.dtype == np.uint8 and grid.shape == (3 * 18, 2 * 18, 3)
+    assert not grid[1:17, 1:17].any() and (grid[1:17, 19:35] == 255).all()
+    assert (grid[19:35, 1:17] == 255).all()
+    assert (grid[19:23, 19:23] == (255, 0, 255)).all() and not grid[23:35, 19:35].any()
+    writer.write_png(tmp_path / 'grid.png', grid)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'grid.png')), grid)
+
+
+def test_image_grid_does_not_shrink_and_refuses_other_shapes():
+    assert writer.image_grid(np.zeros((3, 96, 64, 3))).shape == (2 * 98, 2 * 66, 3)
+    for shape in [(0, 4, 4, 3), (2, 4, 4, 2), (4, 4, 3)]:
+        with pytest.raises(ValueError, match='grid needs'):
+            writer.image_grid(np.zeros(shape))
+
+
+def test_scatter_puts_points_where_they_are():
+    points = np.array([[0.8, 0.5], [np.nan, 0.0], [9.0, 9.0]])
+    picture = writer.scatter(points, reference=[[-0.5, -0.5]], limit=1.0, size=100, dot=1)
+    assert picture.shape == (100, 100, 3) and picture.dtype == np.uint8
+    rows, columns = np.nonzero((picture < 255).any(axis=-1))
+    assert sorted(zip(rows.tolist(), columns.tolist(), strict=True)) == [(24, 90), (74, 25)]
+
+
+def test_progress_prints_lines_off_a_terminal(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 11.0, 12.0, 22.0])
+    monkeypatch.setattr(writer.time, 'monotonic', lambda: next(clock))
+    progress = writer.Progress(total=100, start=20, images=64)
+    assert progress.update(21, {'loss': 0.25}) is None
+    assert progress.update(42) == {'images_per_second': 128.0, 'seconds': 11.0}
+    assert progress.update(43) is None
+    assert progress.update(100)['seconds'] == 22
+    progress.close()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == 'step 42/100 (42 %)  128 images/s  0:00:11 elapsed  0:00:29 left  loss 0.25'
+    assert '100 %' in last and '0:00:00 left' in last
+
+
+def test_progress_can_be_quiet(capsys):
+    progress = writer.Progress(total=2, quiet=True)
+    assert progress.update(1) is None
+    assert progress.update(2)['images_per_second'] > 0
+    assert capsys.readouterr() == ('', '')
+
+
+def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    progress = writer.Progress(total=4)
+    for step in range(1, 5):
+        progress.update(step, {'loss': 0.5})
+    progress.close()
+    err = capsys.readouterr().err
+    assert '4/4' in err and 'loss=0.5' in err
