@@ -7,7 +7,8 @@ import tempfile
 
 def folder(*parts):
     """$FDISTILL_CACHE (default ~/.cache/fdistill) with `parts` below it, made if missing -> pathlib.Path."""
-    path = pathlib.Path(os.environ.get('FDISTILL_CACHE') or pathlib.Path.home() / '.cache' / 'fdistill').joinpath(*parts)
+    root = os.environ.get('FDISTILL_CACHE') or pathlib.Path.home() / '.cache' / 'fdistill'
+    path = pathlib.Path(root, *parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
 

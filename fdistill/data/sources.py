@@ -1,6 +1,5 @@
 """Data sets as arrays: scikit-learn's digits, points of named mixtures, any TFDS data set, a folder of images."""
 
-import difflib
 import hashlib
 import io
 import pathlib
@@ -10,6 +9,7 @@ import numpy as np
 import tqdm
 
 from fdistill.data import cache
+from fdistill.errors import UserError, suggest
 
 SPLITS = ('train', 'held_out')
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
@@ -89,23 +89,22 @@ def load(name, split='train', **options):
       Source.
 
     Raises:
-      ValueError: unknown name or split, or unreadable data; one line with the value and the remedy.
+      UserError: unknown name or split, or unreadable data; one line with the value and the remedy.
     """
     return SOURCES[known(name, SOURCES, 'data set')](known(split, SPLITS, 'split'), **options)
 
 
 def known(name, names, what):
-    """Returns `name` if it is among `names`; else raises a ValueError that says what it may have been."""
+    """Returns `name` if it is among `names`; else raises a UserError that says what it may have been."""
     if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1)
-        hint = f'did you mean {near[0]!r}? ' if near else ''
-        raise ValueError(f'unknown {what} {name!r}: {hint}there are {", ".join(sorted(names))}')
+        raise UserError(f'unknown {what} {name!r}{suggest(name, names)}')
     return name
 
 
 def fingerprint(source):
     """Hex SHA-256 of images, labels and grey levels: equal exactly if the data is."""
-    digest = hashlib.sha256(f'{source.images.shape} {source.images.dtype} {source.num_classes} {source.levels}'.encode())
+    header = (source.images.shape, str(source.images.dtype), source.num_classes, source.levels)
+    digest = hashlib.sha256(repr(header).encode())
     digest.update(np.ascontiguousarray(source.images))
     digest.update(np.ascontiguousarray(source.labels))
     return digest.hexdigest()
@@ -126,7 +125,8 @@ def digits(split):
     members = [order[data.target[order] == label] for label in range(10)]
     parts = {'held_out': [m[:len(m) // 5] for m in members], 'train': [m[len(m) // 5:] for m in members]}
     chosen = np.sort(np.concatenate(parts[split]))
-    return Source(data.images[chosen, ..., None].astype(np.uint8), data.target[chosen].astype(np.int32), 10, 16, 'digits')
+    images, labels = data.images[chosen, ..., None].astype(np.uint8), data.target[chosen].astype(np.int32)
+    return Source(images, labels, 10, 16, 'digits')
 
 
 def _ring():
@@ -149,14 +149,14 @@ MIXTURES = {'ring': _ring, 'grid': _grid, 'two_modes': _two_modes}
 def mixture_parameters(name):
     """Weights, means and standard deviations of a named mixture of round Gaussians in the plane.
 
-    'ring': 8 equal modes on the unit circle, std 0.1. 'grid': 5 x 5 equal modes 0.5 apart, std 0.08. 'two_modes': weight 0.4
-    at (-1, 0) and 0.6 at (1, 0), std 0.2.
+    'ring': 8 equal modes on the unit circle, std 0.1. 'grid': 5 x 5 equal modes 0.5 apart, std 0.08. 'two_modes':
+    weight 0.4 at (-1, 0) and 0.6 at (1, 0), std 0.2.
 
     Returns:
       (weights [K], means [K, 2], stds [K]), float64; weights sum to 1.
 
     Raises:
-      ValueError: unknown name.
+      UserError: unknown name.
     """
     return MIXTURES[known(name, MIXTURES, 'mixture')]()
 
@@ -184,8 +184,8 @@ def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
 
     Args:
       split: which of the two splits.
-      dataset: TFDS name such as 'mnist' or 'cifar10:3.0.2', below `data_dir`; None if `data_dir` is itself the folder with
-        the data set's dataset_info.json.
+      dataset: TFDS name such as 'mnist' or 'cifar10:3.0.2', below `data_dir`; None if `data_dir` is itself the folder
+        with the data set's dataset_info.json.
       data_dir: folder; None: TFDS' own (~/tensorflow_datasets).
       train, held_out: TFDS splits that stand for the two, e.g. 'train[:90%]' and 'train[90%:]'.
 
@@ -193,12 +193,12 @@ def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
     The images are decoded once and kept below $FDISTILL_CACHE.
 
     Raises:
-      ValueError: missing or unreadable data set, unknown split, no images, images of several sizes.
+      UserError: missing or unreadable data set, unknown split, no images, images of several sizes.
     """
     import tensorflow_datasets
 
     if dataset is None and data_dir is None:
-        raise ValueError('tfds: give dataset (a TFDS name), data_dir (a folder), or both')
+        raise UserError('tfds: give dataset (a TFDS name), data_dir (a folder), or both')
     try:
         if dataset is None:
             builder = tensorflow_datasets.builder_from_directory(data_dir)
@@ -211,11 +211,11 @@ def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
     except Exception as error:
         where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f'cannot read the data set {where} ({reason}): check the names, or prepare it there with '
-                         "file_format='array_record'") from error
+        raise UserError(f'cannot read the data set {where} ({reason}): check the names, or prepare it there with '
+                        "file_format='array_record'") from error
     full_name, features = builder.info.full_name, builder.info.features
     if image_key is None:
-        raise ValueError(f'data set {full_name!r} has no single image feature: it has {", ".join(features)}')
+        raise UserError(f'data set {full_name!r} has no single image feature: it has {", ".join(features)}')
 
     def read(start, stop):
         examples = records.__getitems__(range(start, stop))
@@ -244,18 +244,18 @@ def _pixels(file, name):
         with PIL.Image.open(file) as image:
             mode, array = image.mode, np.asarray(image)
     except OSError as error:
-        raise ValueError(f'{name} cannot be read as an image: remove or repair it') from error
+        raise UserError(f'{name} cannot be read as an image: remove or repair it') from error
     if mode not in IMAGE_MODES:
-        raise ValueError(f'{name} has pixels of kind {mode}: convert it to 8-bit grey or RGB')
+        raise UserError(f'{name} has pixels of kind {mode}: convert it to 8-bit grey or RGB')
     return array.reshape(array.shape[:2] + (IMAGE_MODES[mode],))
 
 
 def image_folder(split, path, held_out=0.1):
     """A folder of PNG or JPEG images of one size, 8 bits, all grey or all RGB; levels 0..255.
 
-    Sub-folders are the classes, in order of their names; a folder without sub-folders is a single class. An image is held out
-    if the hash of its path within the folder says so, so adding images moves none of the others to the other split. The
-    images are decoded once and kept below $FDISTILL_CACHE.
+    Sub-folders are the classes, in order of their names; a folder without sub-folders is a single class. An image is
+    held out if the hash of its path within the folder says so, so adding images moves none of the others to the other
+    split. The images are decoded once and kept below $FDISTILL_CACHE.
 
     Args:
       split: which of the two splits.
@@ -263,33 +263,33 @@ def image_folder(split, path, held_out=0.1):
       held_out: fraction held out, in (0, 1).
 
     Raises:
-      ValueError: missing folder, no images, a file that is no image, or images of several sizes or kinds.
+      UserError: missing folder, no images, a file that is no image, or images of several sizes or kinds.
     """
     root = pathlib.Path(path)
     if not root.is_dir():
-        raise ValueError(f'image folder {str(path)!r} does not exist: give a folder of PNG or JPEG files')
+        raise UserError(f'image folder {str(path)!r} does not exist: give a folder of PNG or JPEG files')
     if not 0 < held_out < 1:
-        raise ValueError(f'held_out={held_out}: must be a fraction between 0 and 1')
+        raise UserError(f'held_out={held_out}: must be a fraction between 0 and 1')
     visible = [entry for entry in root.iterdir() if not entry.name.startswith('.')]
     classes = sorted(entry.name for entry in visible if entry.is_dir())
     if classes and len(classes) < len(visible):
         loose = next(entry.name for entry in visible if not entry.is_dir())
-        raise ValueError(f'{loose!r} lies beside the class folders of {str(path)!r}: move it into one of them')
+        raise UserError(f'{loose!r} lies beside the class folders of {str(path)!r}: move it into one of them')
     names = sorted(file.relative_to(root).as_posix() for file in root.rglob('*') if file.is_file())
     names = [name for name in names if not any(part.startswith('.') for part in name.split('/'))]
     for name in names:
         if not name.lower().endswith(IMAGE_SUFFIXES):
-            raise ValueError(f'{name!r} in {str(path)!r} is not a PNG or JPEG file: remove or convert it')
+            raise UserError(f'{name!r} in {str(path)!r} is not a PNG or JPEG file: remove or convert it')
     names = [name for name in names if (_unit_hash(name) < held_out) == (split == 'held_out')]
     if not names:
-        raise ValueError(f'image folder {str(path)!r} has no images for {split!r}: put more PNG or JPEG files there')
+        raise UserError(f'image folder {str(path)!r} has no images for {split!r}: put more PNG or JPEG files there')
 
     def read(start, stop):
         labels = [classes.index(name.split('/')[0]) if classes else 0 for name in names[start:stop]]
         return [_pixels(root / name, f'{name!r} in {str(path)!r}') for name in names[start:stop]], labels
 
-    stats = [(root / name).stat() for name in names]
-    identity = [str(root.resolve())] + [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats)]
+    stats = {name: (root / name).stat() for name in names}
+    identity = [str(root.resolve())] + [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
     images, labels = _decoded(root.resolve().name, identity, len(names), read, lambda i: repr(names[i]))
     return Source(images, labels, max(len(classes), 1), 255, root.resolve().name)
 
@@ -313,10 +313,10 @@ def _decoded(name, identity, count, read, where, chunk=1000):
       (uint8 [count, H, W, C], int32 [count]).
 
     Raises:
-      ValueError: no images, or an image unlike the first one.
+      UserError: no images, or an image unlike the first one.
     """
     if not count:
-        raise ValueError(f'data set {name!r} has no images in this split: choose another split')
+        raise UserError(f'data set {name!r} has no images in this split: choose another split')
     key = hashlib.sha256(repr((CACHE_VERSION, identity)).encode()).hexdigest()[:32]
     images_path, labels_path = (cache.folder('data') / f'{key}-{kind}.npy' for kind in ('images', 'labels'))
     if not (images_path.exists() and labels_path.exists()):
@@ -332,8 +332,8 @@ def _decoded(name, identity, count, read, where, chunk=1000):
                     block, labels[start:stop] = read(start, stop)
                     for i, image in enumerate(block, start):
                         if image.shape != shape or image.dtype != np.uint8:
-                            raise ValueError(f'{where(i)} of {name!r} is {image.dtype} {image.shape}, but the first image is '
-                                             f'uint8 {shape}: make all images the same size and kind')
+                            raise UserError(f'{where(i)} of {name!r} is {image.dtype} {image.shape}, but the first is '
+                                            f'uint8 {shape}: make all images the same size and kind')
                         images[i] = image
                     bar.update(stop - start)
             images.flush()

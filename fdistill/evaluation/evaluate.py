@@ -1,5 +1,6 @@
 """One row of numbers for a generator, each under its protocol."""
 
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -49,24 +50,26 @@ def reference(train, held_out, seed=0, progress=True):
         raise ValueError(f'train has (shape, levels, classes) {one}, held_out {other}: give two splits of one data set')
     pixels = features.get('pixels', train)
     if train.images.ndim == 2:
-        return Reference(train, held_out, (pixels,), {(pixels.name, 'train'): _moments(pixels, train.images)}, None)
+        return Reference(train, held_out, (pixels,), {(pixels.name, 'train'): _moments(pixels, train.images, 0)}, None)
     classifier = features.get('classifier', train, seed=seed, progress=progress)
-    real = {'train': to_float(train.images, train.levels), 'held-out': to_float(held_out.images, train.levels)}
-    moments = {(classifier.name, name): _moments(classifier, images) for name, images in real.items()}
-    moments[pixels.name, 'train'] = _moments(pixels, real['train'])
-    distance = metrics.nearest_neighbour(real['held-out'], real['train']).mean()
+    moments = {
+        (classifier.name, 'held-out'): _moments(classifier, held_out.images, held_out.levels),
+        (classifier.name, 'train'): _moments(classifier, train.images, train.levels),
+        (pixels.name, 'train'): _moments(pixels, train.images, train.levels),
+    }
+    distance = metrics.nearest_neighbour(to_float(held_out.images, held_out.levels), train.images, train.levels).mean()
     return Reference(train, held_out, (classifier, pixels), moments, distance)
 
 
 def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
     """Draws samples that depend on their index alone, not on batch size or devices (beyond the rounding of `generate`).
 
-    The noise of sample i is normal(fold_in(key(seed), i)). Each batch has `batch_size` samples, the last one padded and cut,
-    so a jitted `generate` is compiled once.
+    The noise of sample i is normal(fold_in(key(seed), i)). Each batch has `batch_size` samples, the last one padded and
+    cut, so a jitted `generate` is compiled once.
 
     Args:
-      generate: (noise float32 [batch_size, *shape], label int32 [batch_size]) -> samples [batch_size, *shape]. It is called
-        as it is: jit it, with the parameters as an argument of the jitted function, or each evaluation compiles anew.
+      generate: (noise float32 [batch_size, *shape], label int32 [batch_size]) -> samples [batch_size, *shape]. It is
+        called as it is: jit it, with the parameters as an argument of the jitted function, or each evaluation compiles.
       shape: of one sample.
       labels: int32 [N], the label of each sample.
       seed: integer >= 0.
@@ -80,16 +83,13 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
     Raises:
       ValueError: the samples have another shape, or are not finite.
     """
-    draw = jax.jit(lambda index: jax.vmap(
-        lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape, jnp.float32))(index))
     total, samples, seconds = len(labels), [], []
-    starts = tqdm.tqdm(range(0, total, batch_size), 'sampling', unit='batch', disable=None if progress else True, delay=2,
-                       leave=False)
-    for start in starts:
+    for start in tqdm.tqdm(range(0, total, batch_size), 'sampling', unit='batch', disable=None if progress else True,
+                           delay=2, leave=False):
         index = np.arange(start, start + batch_size)
         label = np.asarray(labels, np.int32)[index.clip(max=total - 1)]
         # Through the host, so that devices and sharding are those `generate` was made for.
-        noise = np.asarray(draw(index))
+        noise = np.asarray(_noise(seed, index, shape))
         began = time.perf_counter()
         batch = np.asarray(generate(noise, label), np.float32)
         seconds.append(time.perf_counter() - began)
@@ -108,8 +108,8 @@ def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size
       generate: (noise float32 [B, ...], label int32 [B]) -> samples [B, ...], see `sample`.
       train, held_out: Sources of the data it was trained on.
       nfe: network evaluations of one `generate`, for the row.
-      samples: number of samples. Sample i has label i mod num_classes; points the label of training point i mod N, since
-        the classes of a mixture need not be equally frequent.
+      samples: number of samples. Sample i has label i mod num_classes; for points it is the label of training point
+        i mod N, since the classes of a mixture need not be equally frequent.
       seed: integer >= 0, of the noise.
       batch_size: samples generated at once.
       progress: show a bar if it takes longer than two seconds.
@@ -117,10 +117,10 @@ def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size
 
     Returns:
       For images, of which the samples are first rounded to the grey levels of the data, the row
-      {nfe, fd_held_out, fd_train, pixel_fd, accuracy, diversity, nn_ratio, seconds, protocol}, with Frechet distances in the
-      classifier's features against either split and in pixels against the training split; see `metrics` for the others.
-      For points {nfe, modes, kl, high_quality, within, pixel_fd, seconds, protocol}, without the four of `mode_coverage` if the
-      data is no named mixture. `protocol` maps each measured key to its full name.
+      {nfe, fd_held_out, fd_train, pixel_fd, accuracy, diversity, nn_ratio, seconds, protocol}, with Frechet distances
+      in the classifier's features against either split and in pixels against the training split; see `metrics` for the
+      others. For points {nfe, modes, kl, high_quality, within, pixel_fd, seconds, protocol}, without the four of
+      `mode_coverage` if the data is no named mixture. `protocol` maps each measured key to its full name.
 
     Raises:
       ValueError: fewer than two samples, or samples of a wrong shape or not finite.
@@ -128,9 +128,10 @@ def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size
     if samples < 2:
         raise ValueError(f'samples={samples}: a distance needs at least two')
     against = against or reference(train, held_out, progress=progress)
-    labels = _labels(train, samples)
-    generated, seconds = sample(generate, train.images.shape[1:], labels, seed=seed, batch_size=batch_size, progress=progress)
-    return _row(quantise(generated, train.levels), labels, against, nfe, seed, seconds)
+    labels, labelling = _labels(train, samples)
+    generated, seconds = sample(generate, train.images.shape[1:], labels, seed=seed, batch_size=batch_size,
+                                progress=progress)
+    return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
 
 
 def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progress=True):
@@ -143,35 +144,45 @@ def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progr
       against, progress: as in `evaluate`.
 
     Returns:
-      {'held-out': the held-out split as if it were generated, 'train': training samples of the labels `evaluate` asks for, drawn
-      with replacement within the class}; rows as of `evaluate`, with nfe and seconds 0.
+      {'held-out': the held-out split as if it were generated, 'train': training samples of the labels `evaluate` asks
+      for, drawn with replacement within the class}; rows as of `evaluate`, with nfe and seconds 0.
     """
     against = against or reference(train, held_out, progress=progress)
     rng = np.random.default_rng(seed)
-    labels = _labels(train, samples)
+    labels, labelling = _labels(train, samples)
     members = [np.flatnonzero(train.labels == label) for label in range(train.num_classes)]
     drawn = [rng.choice(members[label]) for label in labels]
     return {
-        'held-out': _row(to_float(held_out.images, train.levels), held_out.labels, against, 0, seed, 0.0),
-        'train': _row(to_float(train.images[drawn], train.levels), labels, against, 0, seed, 0.0),
+        'held-out': _row(to_float(held_out.images, train.levels), held_out.labels, against, 0, 0.0, 'own', seed),
+        'train': _row(to_float(train.images[drawn], train.levels), labels, against, 0, 0.0, labelling, seed),
     }
 
 
 def _labels(train, samples):
-    """Labels fixed by the index of the sample."""
-    index = np.arange(samples)
+    """Labels fixed by the index of the sample, int32 [samples], and what to call that."""
+    index = np.arange(samples, dtype=np.int32)
     if train.images.ndim == 2:
-        return train.labels[index % len(train.labels)]
-    return (index % train.num_classes).astype(np.int32)
+        return train.labels[index % len(train.labels)], 'as-train'
+    return index % train.num_classes, 'balanced'
 
 
-def _moments(extractor, images):
-    """Moments of the features of images."""
-    values = extractor.apply(images)
-    return Moments.empty(values.shape[1]).update(values)
+@functools.partial(jax.jit, static_argnames='shape')
+def _noise(seed, index, shape):
+    """Standard normal noise [B, *shape] of the samples with the indices [B]."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
-def _row(images, labels, against, nfe, seed, seconds):
+def _moments(extractor, images, levels, block=10000):
+    """Moments of the features of images with grey levels, or of floats if levels is 0."""
+    moments = None
+    for start in range(0, len(images), block):
+        values = extractor.apply(to_float(images[start:start + block], levels))
+        moments = (moments or Moments.empty(values.shape[1])).update(values)
+    return moments
+
+
+def _row(images, labels, against, nfe, seconds, labelling, seed):
     """All metrics of finished samples; see `evaluate`."""
     train = against.train
     points = train.images.ndim == 2
@@ -180,11 +191,10 @@ def _row(images, labels, against, nfe, seed, seconds):
 
     def put(key, metric, value, extractor=pixels.name, reference='train'):
         measured[key] = value
-        labelling = 'as-train' if points else 'balanced'
         protocol[key] = Protocol(extractor, len(images), reference, train.levels, labelling, seed).name(metric)
 
     def distance(extractor, reference):
-        ours, real = _moments(extractor, images), against.moments[extractor.name, reference]
+        ours, real = _moments(extractor, images, 0), against.moments[extractor.name, reference]
         return frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)
 
     if points:
@@ -199,5 +209,5 @@ def _row(images, labels, against, nfe, seed, seconds):
         put('pixel_fd', 'fd', distance(pixels, 'train'))
         put('accuracy', 'accuracy', metrics.accuracy(classifier.classify(images), labels), classifier.name)
         put('diversity', 'diversity', metrics.diversity(images, labels))
-        put('nn_ratio', 'nn_ratio', metrics.nn_ratio(images, to_float(train.images, train.levels), against.held_out_distance))
+        put('nn_ratio', 'nn_ratio', metrics.nn_ratio(images, train.images, against.held_out_distance, train.levels))
     return {'nfe': nfe, **measured, 'seconds': seconds, 'protocol': protocol}

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import zipfile
 from typing import Any, Callable, NamedTuple
 
@@ -18,7 +17,7 @@ from fdistill.data.sources import fingerprint, known, to_float
 from fdistill.networks.classifier import classifier
 
 # Whatever changes the numbers of a trained classifier raises this, so that no cached one is mistaken for another.
-VERSION = 1
+VERSION = 2
 # Programs are compiled for blocks of this many images; the last block is padded.
 BLOCK = 500
 
@@ -58,8 +57,8 @@ def pixel_features(source):
 def classifier_features(source, seed=0, steps=1500, batch_size=128, noise=0.2, learning_rate=1e-3, progress=True):
     """Last hidden layer, before its activation and scaled to unit std over the training split, of a small classifier.
 
-    The classifier is trained once, with Adam, a cosine decay and Gaussian noise on its input, and kept below $FDISTILL_CACHE
-    under a key of the data and of all settings.
+    The classifier is trained once, with Adam, a cosine decay and Gaussian noise on its input, and kept below
+    $FDISTILL_CACHE under a key of the data and of all settings.
 
     Args:
       source: Source of the training split, uint8 images.
@@ -78,9 +77,8 @@ def classifier_features(source, seed=0, steps=1500, batch_size=128, noise=0.2, l
         raise ValueError(f'{source.name!r} has no images to train a classifier on: use the features pixels')
     shape = source.images.shape[1:]
     model = classifier(num_classes=source.num_classes, image_shape=shape)
-    settings = dict(version=VERSION, data=fingerprint(source), seed=seed, steps=steps, batch_size=batch_size, noise=noise,
-                    learning_rate=learning_rate)
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+    settings = (VERSION, fingerprint(source), seed, steps, batch_size, noise, learning_rate)
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     path = cache.folder('classifiers') / f'{source.name}-{key}.npz'
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1,) + shape))
     leaves, treedef = jax.tree.flatten(like)

@@ -8,8 +8,8 @@ import numpy as np
 class Moments(NamedTuple):
     """Count, mean and scatter sum_i (x_i - mean)(x_i - mean)' of features seen so far.
 
-    Pieces are combined by the formula of Chan, Golub and LeVeque, which, unlike sums of x x', loses no digits when the mean is
-    large against the spread. The order and the size of the pieces do not matter beyond rounding.
+    Pieces are combined by the formula of Chan, Golub and LeVeque, which, unlike sums of x x', loses no digits when the
+    mean is large against the spread. The order and the size of the pieces do not matter beyond rounding.
 
     count: number of features.
     mean: float64 [d].
@@ -65,8 +65,8 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
 
     d^2 = |mu1 - mu2|^2 + tr(sigma1) + tr(sigma2) - 2 tr((R sigma2 R)^(1/2)), R = sigma1^(1/2)
 
-    Both roots come from the eigenvalues of symmetric matrices, those that rounding made negative taken as 0, so singular
-    covariances (fewer samples than dimensions) need no regularisation. Zero, where rounding would give less.
+    Both roots come from the eigenvalues of symmetric matrices, those that rounding made negative taken as 0, so
+    singular covariances (fewer samples than dimensions) need no regularisation. Zero, where rounding would give less.
 
     Args:
       mu1, mu2: [d].
@@ -83,7 +83,8 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     mu1, sigma1, mu2, sigma2 = (np.asarray(a, np.float64) for a in (mu1, sigma1, mu2, sigma2))
     d = mu1.size
     if not (mu1.shape == mu2.shape == (d,) and sigma1.shape == sigma2.shape == (d, d)):
-        raise ValueError(f'shapes {mu1.shape}, {sigma1.shape}, {mu2.shape}, {sigma2.shape}: expected [d], [d, d], [d], [d, d]')
+        raise ValueError(f'shapes {mu1.shape}, {sigma1.shape}, {mu2.shape}, {sigma2.shape}: '
+                         'expected [d], [d, d], [d], [d, d] with the same d')
     for name, value in (('mu1', mu1), ('sigma1', sigma1), ('mu2', mu2), ('sigma2', sigma2)):
         if not np.isfinite(value).all():
             raise ValueError(f'{name} is not finite: the features diverged')

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from fdistill.data.sources import to_float
+
 
 def accuracy(logits, labels):
     """Share of samples that the classifier sees in the class they were asked for.
@@ -30,52 +32,53 @@ def diversity(images, labels):
     return float(np.mean([images[labels == label].std(axis=0).mean() for label in np.unique(labels)]))
 
 
-def nearest_neighbour(samples, train, block=2000):
+def nearest_neighbour(samples, train, levels=0, block=2000):
     """Distance of each sample to its nearest training image, over pixels in [-1, 1].
 
     min_j |x_i - t_j|_2
 
-    The nearest is searched in float32 as |t|^2 - 2 x.t, the distance to the one found is computed from the difference in
-    float64: an exact copy gives exactly 0.
+    The nearest is searched in float32 as |t|^2 - 2 x.t, the distance to the one found is computed from the difference
+    in float64: an exact copy gives exactly 0.
 
     Args:
       samples: float [N, ...].
-      train: float [M, ...], M >= 1.
-      block: rows of either that are compared at once; bounds the memory to block^2 floats.
+      train: [M, ...], M >= 1; uint8 in 0..levels, or float if levels is 0.
+      levels: largest grey level of `train`.
+      block: how many of either are compared at once; only so many training images are floats at the same time.
 
     Returns:
       float64 [N].
     """
     samples = np.asarray(samples, np.float32).reshape(len(samples), -1)
-    train = np.asarray(train, np.float32).reshape(len(train), -1)
-    nearest = np.zeros(len(samples), np.int64)
-    for i in range(0, len(samples), block):
-        rows, best = samples[i:i + block], None
-        for j in range(0, len(train), block):
-            columns = train[j:j + block]
-            distance = np.square(columns).sum(axis=1) - 2 * rows @ columns.T
+    nearest, best = np.zeros(len(samples), np.int64), np.full(len(samples), np.inf, np.float32)
+    for j in range(0, len(train), block):
+        columns = to_float(train[j:j + block], levels).reshape(-1, samples.shape[1])
+        norms = np.square(columns).sum(axis=1)
+        for i in range(0, len(samples), block):
+            distance = norms - 2 * samples[i:i + block] @ columns.T
             found = distance.argmin(axis=1)
-            value = distance[np.arange(len(rows)), found]
-            better = np.full(len(rows), True) if best is None else value < best
-            nearest[i:i + block] = np.where(better, found + j, nearest[i:i + block])
-            best = value if best is None else np.minimum(value, best)
-    return np.linalg.norm(samples.astype(np.float64) - train[nearest], axis=1)
+            value = distance[np.arange(len(found)), found]
+            nearest[i:i + block] = np.where(value < best[i:i + block], found + j, nearest[i:i + block])
+            best[i:i + block] = np.minimum(value, best[i:i + block])
+    matches = to_float(train[nearest], levels).reshape(samples.shape)
+    return np.linalg.norm(samples.astype(np.float64) - matches, axis=1)
 
 
-def nn_ratio(samples, train, held_out_distance):
+def nn_ratio(samples, train, held_out_distance, levels=0):
     """Mean distance to the nearest training image, against that of real images that were not trained on.
 
     mean_i min_j |x_i - t_j| / mean_i min_j |h_i - t_j|
 
     Args:
       samples: float [N, ...] in [-1, 1].
-      train: float [M, ...].
+      train: [M, ...]; uint8 in 0..levels, or float if levels is 0.
       held_out_distance: mean of `nearest_neighbour(held_out, train)`, > 0.
+      levels: largest grey level of `train`.
 
     Returns:
-      float >= 0: about 1 for new images as good as real ones, 0 for copies of the training data, above 1 for poor images.
+      float >= 0: about 1 for new images as good as real ones, 0 for copies of training images, above 1 for poor ones.
     """
-    return float(nearest_neighbour(samples, train).mean() / held_out_distance)
+    return float(nearest_neighbour(samples, train, levels).mean() / held_out_distance)
 
 
 def mode_coverage(samples, weights, means, stds):
@@ -92,8 +95,8 @@ def mode_coverage(samples, weights, means, stds):
       modes: number of modes that get at least a tenth of their share: that have 0.1 weight N points within 3 std.
       kl: KL divergence of the histogram of modes from the weights, in nats; about (K - 1) / 2N for exact samples.
       high_quality: share of the points within 3 std of their mode; 1 - exp(-4.5) = .989 for exact samples in the plane.
-      within: std of those points about their mode's sample mean, against the true std; .974 for exact samples in the plane,
-        because the tails are cut off; nan if there are no such points.
+      within: std of those points about their mode's sample mean, against the true std; .974 for exact samples in the
+        plane, because the tails are cut off; nan if there are no such points.
     """
     samples = np.asarray(samples, np.float64)
     distance = np.linalg.norm(samples[:, None] - means, axis=-1) / stds

@@ -10,7 +10,7 @@ class Protocol(NamedTuple):
     samples: number of generated samples.
     reference: what they are compared with: 'train', 'held-out', or the name of a mixture.
     levels: largest grey level the samples are rounded to; 0: not rounded.
-    labels: 'balanced' (sample i has label i mod classes) or 'as-train' (the label of training sample i).
+    labels: 'balanced' (sample i has label i mod classes), 'as-train' (that of training sample i) or 'own' (real data).
     seed: of the noise.
     """
 

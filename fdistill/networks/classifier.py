@@ -27,15 +27,15 @@ class _Classifier(nn.Module):
         # Full precision, or the features, and with them every distance, would depend on the accelerator.
         for width in self.widths[:-1]:
             if self.convolutional:
-                x = nn.relu(nn.Conv(width, (3, 3), strides=(2, 2), precision='highest')(x))
+                x = nn.silu(nn.Conv(width, (3, 3), strides=(2, 2), precision='highest')(x))
             else:
-                x = nn.relu(nn.Dense(width, precision='highest')(x.reshape(len(x), -1)))
+                x = nn.silu(nn.Dense(width, precision='highest')(x.reshape(len(x), -1)))
         features = nn.Dense(self.widths[-1], precision='highest')(x.reshape(len(x), -1))
-        return nn.Dense(self.num_classes, precision='highest')(nn.relu(features)), features
+        return nn.Dense(self.num_classes, precision='highest')(nn.silu(features)), features
 
 
 def classifier(num_classes, image_shape):
-    """A multi-layer perceptron d-256-32-classes for images below 16 x 16, strided convolutions 32-64-128, then 32, above.
+    """A perceptron of widths 256, 32, classes below 16 x 16 pixels; above, strided convolutions 32, 64, 128 and the 32.
 
     Args:
       num_classes: number of classes.
