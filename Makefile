@@ -46,7 +46,7 @@ LOCKED := import sys, platform as p; sys.exit((*sys.version_info[:2], sys.platfo
 $(STAMP): requirements.lock setup.cfg
 	@test -n '$(PYTHON)' || { echo 'fdistill needs Python 3.11 or newer, and there is none on PATH' >&2; exit 1; }
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || \
-	    { rm -rf $(VENV); echo '$(PYTHON) cannot make a venv: install its venv module (Debian: python3-venv)' >&2; exit 1; }
+	    { echo '$(PYTHON) cannot make a venv: install its venv module (Debian: python3-venv)' >&2; exit 1; }
 	@echo 'installing into $(VENV), some minutes on first use ...'
 	@if $(RUN) -c "$(LOCKED)"; then \
 	    $(RUN) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock && \

@@ -167,17 +167,18 @@ def test_call_refuses(section, message):
 
 
 def test_call_tells_our_errors_from_bugs():
-    from fdistill import divergences
+    code = 'def build(rate): raise ValueError(f"rate={rate}; it must not be negative")'
 
-    with pytest.raises(UserError, match='config.divergence: .*nosuch'):
-        config.call(divergences.get, {'name_or_callable': 'nosuch'}, 'config.divergence')
+    def raised_in(module):
+        namespace = {'__name__': module}
+        exec(code, namespace)
+        with pytest.raises(ValueError) as caught:
+            config.call(namespace['build'], {'rate': -1}, 'config.optimizer')
+        return caught.value
 
-    def broken():
-        raise ValueError('not said by fdistill')
-
-    with pytest.raises(ValueError, match='not said') as caught:
-        config.call(broken, {}, 'config.x')
-    assert not isinstance(caught.value, UserError)
+    ours, theirs = raised_in('fdistill.training.optim'), raised_in('numpy.linalg')
+    assert isinstance(ours, UserError) and str(ours) == 'config.optimizer: rate=-1; it must not be negative'
+    assert not isinstance(theirs, UserError)
 
 
 def test_pick():
