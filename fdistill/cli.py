@@ -80,16 +80,18 @@ def _among_many(environ):
 
 
 def _evaluate(options, overrides):
-    from fdistill import build
     from fdistill import config as configs
 
     config = None
     if options.config or overrides:
         config = configs.load(options.config) if options.config else configs.read(options.workdir)
         configs.override(config, overrides)
+    from fdistill import build
+    from fdistill.training.writer import plain
+
     given = {name: getattr(options, name) for name in ('samples', 'seed') if getattr(options, name) is not None}
     result = build.evaluate(config, options.workdir, quiet=options.quiet, **given)
-    print(json.dumps(result, indent=2))
+    print(json.dumps(plain(result), indent=2))
 
 
 def _sample(options, overrides):

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import re
 import traceback
 import types
 import typing
@@ -59,7 +60,10 @@ def read(workdir):
     path = pathlib.Path(workdir) / FILENAME
     if not path.is_file():
         raise UserError(f'--workdir={workdir}: has no {FILENAME}; give the folder of a run made by `fdistill train`')
-    return from_json(json.loads(path.read_text()))
+    try:
+        return from_json(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f'--workdir={workdir}: {FILENAME} is damaged: {error}') from error
 
 
 def override(config, arguments):
@@ -140,6 +144,12 @@ def call(function, section, where, **given):
         return function(**section, **given)
     except UserError:
         raise
+    except TypeError as error:
+        # A function with **options passes on what it does not know; the one below it objects.
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if not (open_ended and found and found[1] in section):
+            raise
+        raise UserError(f'{where}.{found[1]}: unknown') from error
     except ValueError as error:
         # Ours say what the user should change; one out of numpy or jax is a bug and keeps its traceback.
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -16,7 +16,9 @@ def calls(monkeypatch):
     made = []
     build = types.SimpleNamespace(
         train=lambda config, workdir: made.append((config, workdir)),
-        evaluate=lambda config, workdir, **options: made.append((config, workdir, options)) or {'fd': 0.5},
+        evaluate=lambda config, workdir, **options: (
+            made.append((config, workdir, options)) or {'fd': 0.5, 'bad': float('nan')}
+        ),
         sample=lambda workdir, **options: made.append((workdir, options)),
     )
     monkeypatch.setitem(sys.modules, 'fdistill.build', build)
@@ -57,7 +59,7 @@ def test_train_overrides_the_config(calls, path):
 
 def test_evaluate(calls, path, tmp_path, capsys):
     assert cli.main(['evaluate', '--workdir=w']) == 0
-    assert json.loads(capsys.readouterr().out) == {'fd': 0.5}
+    assert json.loads(capsys.readouterr().out) == {'fd': 0.5, 'bad': 'nan'}
     (tmp_path / 'config.json').write_text('{"steps": 10}')
     options = ['--samples=100', '--seed=3', '--quiet', '--config.steps=7']
     assert cli.main(['evaluate', f'--workdir={tmp_path}', *options]) == 0

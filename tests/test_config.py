@@ -132,6 +132,9 @@ def test_json_refuses_what_it_cannot_hold():
 def test_read(tmp_path):
     with pytest.raises(UserError, match='has no config.json'):
         config.read(tmp_path)
+    (tmp_path / 'config.json').write_text('{"shape": [1')
+    with pytest.raises(UserError, match='config.json is damaged'):
+        config.read(tmp_path)
     (tmp_path / 'config.json').write_text('{"shape": [1, 2]}')
     assert config.read(tmp_path).shape == (1, 2)
 
@@ -179,6 +182,15 @@ def test_call_tells_our_errors_from_bugs():
     ours, theirs = raised_in('fdistill.training.optim'), raised_in('numpy.linalg')
     assert isinstance(ours, UserError) and str(ours) == 'config.optimizer: rate=-1; it must not be negative'
     assert not isinstance(theirs, UserError)
+
+
+def test_call_refuses_what_a_function_passes_on_in_vain():
+    def outer(network, **options):
+        return method(divergence='js', network=network, **options)
+
+    assert config.call(outer, {'rate': 2.0}, 'config.method', network='n')[1] == 2
+    with pytest.raises(UserError, match='^config.method.raet: unknown$'):
+        config.call(outer, {'raet': 2.0}, 'config.method', network='n')
 
 
 def test_pick():
