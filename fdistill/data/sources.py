@@ -305,7 +305,7 @@ def _decoded(name, identity, count, read, where, chunk=1000):
     Args:
       name: what to call the data in messages.
       identity: printable description of the encoded files; another identity is another cache entry.
-      count: number of images.
+      count: number of images, >= 1.
       read: read(start, stop) -> (list of uint8 [H, W, C], list of int).
       where: where(i) names image i in messages.
 
@@ -313,10 +313,8 @@ def _decoded(name, identity, count, read, where, chunk=1000):
       (uint8 [count, H, W, C], int32 [count]).
 
     Raises:
-      UserError: no images, or an image unlike the first one.
+      UserError: an image unlike the first one.
     """
-    if not count:
-        raise UserError(f'data set {name!r} has no images in this split: choose another split')
     key = hashlib.sha256(repr((CACHE_VERSION, identity)).encode()).hexdigest()[:32]
     images_path, labels_path = (cache.folder('data') / f'{key}-{kind}.npy' for kind in ('images', 'labels'))
     if not (images_path.exists() and labels_path.exists()):

@@ -1,0 +1,357 @@
+import io
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from fdistill.data import cache, sources
+from fdistill.data.pipeline import batches
+from fdistill.data.sources import Source, load, quantise, to_float, to_levels
+from fdistill.errors import UserError
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+DATA_DIR = pathlib.Path(os.environ.get('FDISTILL_DATA_DIR', REPOSITORY / '../shared/data/tfds'))
+
+
+def write_images(folder, counts, size=(4, 4), mode='RGB', suffix='png'):
+    """Random images folder/<class>/<i>.<suffix>; the class '' is the folder itself."""
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            shape = size + ((3,) if mode == 'RGB' else ())
+            PIL.Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name / f'{i}.{suffix}')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def tfds_folder(tmp_path_factory):
+    """Tiny TFDS data sets, grey images and no images at all, written as a user would and without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class TinyGrey(tfds.core.GeneratorBasedBuilder):
+        """Image i of a split is filled with the level i."""
+
+        VERSION = tfds.core.Version('1.2.3')
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({
+                'picture': tfds.features.Image(shape=(6, 5, 1)), 'kind': tfds.features.ClassLabel(num_classes=3)})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            return {'train': self._generate_examples(20), 'test': self._generate_examples(7)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                file = io.BytesIO()
+                PIL.Image.fromarray(np.full((6, 5), i, np.uint8)).save(file, 'PNG')
+                yield i, {'picture': file.getvalue(), 'kind': i % 3}
+
+    class NoImages(TinyGrey):
+        """Labels alone."""
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({'kind': tfds.features.ClassLabel(num_classes=3)})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _generate_examples(self, count):
+            return ((i, {'kind': i % 3}) for i in range(count))
+
+    folder = tmp_path_factory.mktemp('tfds')
+    for builder in (TinyGrey, NoImages):
+        builder(data_dir=folder, file_format='array_record').download_and_prepare()
+    return folder
+
+
+@pytest.fixture
+def options(tmp_path, tfds_folder):
+    """Options with which every registered source can be loaded."""
+    return {
+        'digits': {},
+        'mixture': {'mixture': 'grid', 'n': 500},
+        'tfds': {'dataset': 'tiny_grey', 'data_dir': tfds_folder},
+        'image_folder': {'path': write_images(tmp_path, {'cat': 20, 'dog': 20}), 'held_out': 0.3},
+    }
+
+
+@pytest.mark.parametrize('split', sources.SPLITS)
+@pytest.mark.parametrize('name', sources.SOURCES)
+def test_every_source_keeps_the_type(name, split, options):
+    source = load(name, split, **options[name])
+    assert len(source.images) == len(source.labels) > 0
+    assert source.labels.dtype == np.int32 and 0 <= source.labels.min() and source.labels.max() < source.num_classes
+    if source.levels:
+        assert source.images.dtype == np.uint8 and source.images.ndim == 4 and source.images.max() <= source.levels
+    else:
+        assert source.images.dtype == np.float32 and source.images.ndim == 2
+    again = load(name, split, **options[name])
+    assert sources.fingerprint(source) == sources.fingerprint(again)
+    batch = next(batches(source, 8, seed=0))
+    assert batch['image'].dtype == np.float32 and batch['image'].shape == (8,) + source.images.shape[1:]
+    assert batch['label'].dtype == np.int32
+
+
+@pytest.mark.parametrize('name', sources.SOURCES)
+def test_splits_have_no_sample_in_common(name, options):
+    train, held_out = ({row.tobytes() for row in load(name, split, **options[name]).images} for split in sources.SPLITS)
+    if name == 'tfds':  # Its test split is filled with the first levels of its train split.
+        assert len(held_out & train) == len(held_out) == 7
+    else:
+        assert not held_out & train
+
+
+def test_digits_split_is_pinned():
+    train, held_out = load('digits'), load('digits', 'held_out')
+    assert len(train.images) == 1442 and len(held_out.images) == 355
+    np.testing.assert_array_equal(np.bincount(held_out.labels), [35, 36, 35, 36, 36, 36, 36, 35, 34, 36])
+    assert sources.fingerprint(train)[:8] == '734795de'
+    assert sources.fingerprint(held_out)[:8] == '12449a31'
+
+
+@pytest.mark.parametrize('name', sources.MIXTURES)
+def test_mixture_has_its_parameters(name):
+    weights, means, stds = sources.mixture_parameters(name)
+    assert weights.sum() == pytest.approx(1, abs=1e-12)
+    source = load('mixture', mixture=name)
+    for k in range(len(weights)):
+        points = source.images[source.labels == k]
+        # Six standard errors.
+        assert abs(len(points) / 50000 - weights[k]) < 6 * np.sqrt(weights[k] / 50000)
+        assert np.abs(points.mean(axis=0) - means[k]).max() < 6 * stds[k] / np.sqrt(len(points))
+        assert np.abs(points.std(axis=0) / stds[k] - 1).max() < 6 / np.sqrt(2 * len(points))
+    unlabelled = load('mixture', mixture=name, labelled=False)
+    np.testing.assert_array_equal(unlabelled.images, source.images)
+    assert unlabelled.num_classes == 1 and not unlabelled.labels.any()
+
+
+def test_tfds_reads_every_image_once_and_keeps_it(tfds_folder, monkeypatch):
+    source = load('tfds', dataset='tiny_grey', data_dir=tfds_folder)
+    assert source.images.shape == (20, 6, 5, 1) and source.num_classes == 3 and source.name == 'tiny_grey'
+    np.testing.assert_array_equal(np.sort(source.images[:, 0, 0, 0]), np.arange(20))
+    np.testing.assert_array_equal(source.labels, source.images[:, 0, 0, 0] % 3)
+    monkeypatch.setattr(PIL.Image, 'open', lambda file: pytest.fail('decoded again'))
+    by_folder = load('tfds', data_dir=tfds_folder / 'tiny_grey' / '1.2.3')
+    np.testing.assert_array_equal(by_folder.images, source.images)
+    monkeypatch.undo()
+    part = load('tfds', 'held_out', dataset='tiny_grey', data_dir=tfds_folder, held_out='train[15:]')
+    assert len(part.images) == 5
+
+
+@pytest.mark.parametrize('name, shape', [('mnist', (28, 28, 1)), ('cifar10_jpeg', (32, 32, 3))])
+def test_tfds_example_data(name, shape):
+    if not (DATA_DIR / name).is_dir():
+        pytest.skip(f'{name} is not in FDISTILL_DATA_DIR')
+    source = load('tfds', 'held_out', dataset=name, data_dir=DATA_DIR, held_out='test[:500]')
+    assert source.images.shape == (500,) + shape and source.num_classes == 10
+    assert len(np.unique(source.labels)) == 10 and 20 < source.images.mean() < 150
+
+
+@pytest.mark.parametrize('mode, channels', [('L', 1), ('RGB', 3)])
+@pytest.mark.parametrize('suffix', ['png', 'jpg'])
+def test_image_folder_reads_the_pixels(tmp_path, mode, channels, suffix):
+    write_images(tmp_path, {'b': 3, 'a': 2}, size=(4, 7), mode=mode, suffix=suffix)
+    (tmp_path / '.DS_Store').write_text('')
+    parts = [load('image_folder', split, path=tmp_path, held_out=0.5) for split in sources.SPLITS]
+    assert all(part.num_classes == 2 and part.levels == 255 for part in parts)
+    found = {(image.tobytes(), label) for part in parts for image, label in zip(part.images, part.labels, strict=True)}
+    files = [(file, label) for label, name in enumerate('ab') for file in (tmp_path / name).iterdir()]
+    assert found == {(np.asarray(PIL.Image.open(file)).tobytes(), label) for file, label in files}
+    assert parts[0].images.shape[1:] == (4, 7, channels)
+
+
+def test_image_folder_without_classes_and_growing(tmp_path):
+    write_images(tmp_path, {'': 30})
+    before = load('image_folder', 'held_out', path=tmp_path)
+    assert before.num_classes == 1 and not before.labels.any()
+    PIL.Image.new('RGB', (4, 4)).save(tmp_path / 'later.png')
+    train, held_out = (load('image_folder', split, path=tmp_path) for split in sources.SPLITS)
+    assert len(train.images) + len(held_out.images) == 31
+    assert {image.tobytes() for image in before.images} <= {image.tobytes() for image in held_out.images}
+
+
+def test_image_folder_sees_a_changed_file(tmp_path):
+    write_images(tmp_path, {'': 30})
+    load('image_folder', path=tmp_path)
+    for file in tmp_path.iterdir():
+        PIL.Image.new('RGB', (4, 4), 'white').save(file)
+    assert load('image_folder', path=tmp_path).images.min() == 255
+
+
+def broken_folder(tmp_path, kind):
+    write_images(tmp_path, {'cat': 12})
+    if kind == 'mixed sizes':
+        PIL.Image.new('RGB', (5, 4)).save(tmp_path / 'cat' / 'large.png')
+    if kind == 'grey among colour':
+        PIL.Image.new('L', (4, 4)).save(tmp_path / 'cat' / 'grey.png')
+    if kind == 'transparent':
+        PIL.Image.new('RGBA', (4, 4)).save(tmp_path / 'cat' / 'clear.png')
+    if kind == 'a text':
+        (tmp_path / 'cat' / 'notes.txt').write_text('no image')
+    if kind == 'damaged':
+        (tmp_path / 'cat' / '0.png').write_bytes(b'no image')
+    if kind == 'loose file':
+        PIL.Image.new('RGB', (4, 4)).save(tmp_path / 'loose.png')
+    return tmp_path
+
+
+@pytest.mark.parametrize('kind, message', [
+    ('mixed sizes', 'same size'),
+    ('grey among colour', 'same size and kind'),
+    ('transparent', r'clear.png.*RGBA.*convert'),
+    ('a text', r'notes.txt.*not a PNG'),
+    ('damaged', r'0.png.*cannot be read'),
+    ('loose file', r'loose.png.*beside the class folders'),
+])
+def test_broken_image_folders_are_named(tmp_path, kind, message):
+    broken_folder(tmp_path, kind)
+    with pytest.raises(UserError, match=message) as error:
+        for split in sources.SPLITS:
+            load('image_folder', split, path=tmp_path, held_out=0.01)
+    assert '\n' not in str(error.value)
+    assert not [file for file in cache.folder('data').iterdir() if file.stat().st_size == 0]
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda tmp: load('digit'), r"'digit'.*did you mean digits"),
+    (lambda tmp: load('digits', 'test'), r"unknown split 'test'"),
+    (lambda tmp: load('mixture', mixture='rings'), r"'rings'.*did you mean ring"),
+    (lambda tmp: load('image_folder', path=tmp / 'none'), r'none.*does not exist'),
+    (lambda tmp: load('image_folder', path=tmp), r'no images'),
+    (lambda tmp: load('image_folder', path=tmp, held_out=2), r'held_out=2'),
+    (lambda tmp: load('tfds'), r'give dataset'),
+    (lambda tmp: load('tfds', dataset='none', data_dir=tmp), r"'none' in .*array_record"),
+    (lambda tmp: load('tfds', data_dir=tmp), r'cannot read .*array_record'),
+])
+def test_user_errors_are_one_line(tmp_path, call, message):
+    with pytest.raises(UserError, match=message) as error:
+        call(tmp_path)
+    assert '\n' not in str(error.value)
+
+
+def test_tfds_errors(tfds_folder):
+    with pytest.raises(UserError, match='trian'):
+        load('tfds', dataset='tiny_grey', data_dir=tfds_folder, train='trian')
+    with pytest.raises(UserError, match='tiny_grey'):
+        load('tfds', dataset='tiny_grey', data_dir=tfds_folder, train='train[:0]')
+    with pytest.raises(UserError, match='no_images.*no single image feature: it has kind'):
+        load('tfds', dataset='no_images', data_dir=tfds_folder)
+
+
+@pytest.mark.parametrize('levels', [1, 16, 255])
+def test_grey_levels_survive(levels):
+    grey = np.arange(levels + 1, dtype=np.uint8)
+    values = to_float(grey, levels)
+    assert values.dtype == np.float32 and values[0] == -1 and values[-1] == 1
+    np.testing.assert_array_equal(to_levels(values, levels), grey)
+    np.testing.assert_array_equal(quantise(values, levels), values)
+
+
+@pytest.mark.parametrize('levels', [1, 16, 255])
+def test_rounding_is_half_up_on_every_edge(levels):
+    edges = (2 * np.arange(levels) + 1) / levels - 1  # between u and u + 1
+    above = to_levels(edges + 1e-12, levels)
+    np.testing.assert_array_equal(above, np.arange(levels) + 1)
+    np.testing.assert_array_equal(to_levels(edges - 1e-12, levels), np.arange(levels))
+    exact = to_levels(np.array([0.0]), 255)
+    assert exact == 128
+    np.testing.assert_array_equal(to_levels([-9.0, -1.0, 1.0, 9.0], levels), [0, 0, levels, levels])
+
+
+def test_points_are_not_quantised():
+    points = np.array([[-3.3, 0.123]], np.float32)
+    np.testing.assert_array_equal(quantise(points, 0), points)
+    np.testing.assert_array_equal(to_float(points, 0), points)
+
+
+def test_cache_write_leaves_nothing_of_a_failure(tmp_path):
+    with pytest.raises(RuntimeError):
+        cache.write(tmp_path / 'x.npy', lambda path: (_ for _ in ()).throw(RuntimeError))
+    assert not list(tmp_path.iterdir())
+
+
+def numbered(n, shape=(2, 2, 1)):
+    """A source whose label is the index of the sample."""
+    images = np.arange(n * np.prod(shape)).reshape((n,) + shape) % 256
+    return Source(images.astype(np.uint8), np.arange(n, dtype=np.int32), n, 255, 'numbered')
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 10, 64])
+def test_each_sample_once_per_epoch(batch_size):
+    n, epochs = 30, 7
+    stream = batches(numbered(n), batch_size, seed=3)
+    labels = np.concatenate([batch['label'] for batch in take(stream, -(-n * epochs // batch_size))])
+    orders = labels[:n * epochs].reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(n), (epochs, 1)))
+    assert len({tuple(order) for order in orders}) == epochs
+
+
+def test_order_is_pinned():
+    # Another order would silently change every run that is resumed.
+    labels = next(batches(numbered(1000), 8, seed=0))['label']
+    np.testing.assert_array_equal(labels, [855, 921, 269, 11, 850, 403, 600, 196])
+
+
+def test_seeds_differ():
+    first, second = (next(batches(numbered(1000), 100, seed=seed))['label'] for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_resumes_in_mid_epoch(threads):
+    source = numbered(30)
+    whole = take(batches(source, 8, seed=1, flip=True), 12)
+    resumed = take(batches(source, 8, seed=1, flip=True, start_step=5, threads=threads), 7)
+    for one, other in zip(whole[5:], resumed, strict=True):
+        np.testing.assert_array_equal(one['image'], other['image'])
+        np.testing.assert_array_equal(one['label'], other['label'])
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_processes_share_the_global_batch(processes):
+    source = numbered(30)
+    whole = take(batches(source, 8, seed=1, flip=True), 9)
+    parts = [take(batches(source, 8, seed=1, flip=True, process_index=p, process_count=processes), 9)
+             for p in range(processes)]
+    for step in range(9):
+        for key in ('image', 'label'):
+            joined = np.concatenate([part[step][key] for part in parts])
+            np.testing.assert_array_equal(joined, whole[step][key])
+
+
+def test_flips_half_of_the_images_left_to_right():
+    source = numbered(400, shape=(3, 4, 2))
+    batch = next(batches(source, 400, seed=0, flip=True))
+    straight = to_float(source.images[batch['label']], 255)
+    same = (batch['image'] == straight).all(axis=(1, 2, 3))
+    mirrored = (batch['image'] == straight[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same ^ mirrored).all() and 140 < mirrored.sum() < 260
+
+
+@pytest.mark.parametrize('bad, message', [
+    ({'batch_size': 0}, 'batch_size=0'),
+    ({'batch_size': 9, 'process_count': 2}, 'batch_size=9'),
+    ({'process_index': 2, 'process_count': 2}, 'process_index=2'),
+    ({'seed': -1}, 'seed=-1'),
+    ({'start_step': -1}, 'start_step=-1'),
+    ({'flip': True, 'source': Source(np.zeros((4, 2), np.float32), np.zeros(4, np.int32), 1, 0, 'ring')}, 'flip'),
+    ({'source': numbered(4)._replace(images=np.zeros((0, 2, 2, 1), np.uint8))}, 'empty'),
+])
+def test_pipeline_errors(bad, message):
+    with pytest.raises(ValueError, match=message):
+        batches(**{'source': numbered(4), 'batch_size': 2, 'seed': 0, **bad})
+
+
+def test_import_is_light():
+    code = ("import sys, fdistill.data.pipeline; "
+            "print([m for m in ('tensorflow', 'torch', 'sklearn', 'tensorflow_datasets') if m in sys.modules])")
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert run.stdout.strip() == '[]', run.stdout + run.stderr
