@@ -1,0 +1,202 @@
+"""Noise: laws of sigma for training, weightings, grids for sampling, and alpha/sigma schedules.
+
+The one coordinate is sigma of x_sigma = x + sigma eps, eps ~ N(0, I) (EDM, arXiv 2206.00364). A model trained on
+x_t = alpha_t x + sigma_t eps lives at sigma = sigma_t / alpha_t after division by alpha_t.
+"""
+
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import expit, logit, ndtr
+
+
+class NoiseLaw(NamedTuple):
+    """A distribution of sigma: sample(key, n) -> sigma[n] and its distribution function cdf(sigma) -> [0, 1].
+
+    cdf serves as the coordinate in which statistics per noise level are binned: it is monotone in log sigma and fills
+    the bins evenly, whereas bins uniform in sigma put two thirds of EDM's samples into the first.
+    """
+
+    sample: Callable
+    cdf: Callable
+
+
+def _positive(**values):
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f'{name}={value}: must be > 0')
+
+
+def _ordered(low, high):
+    _positive(sigma_min=low)
+    if not high > low:
+        raise ValueError(f'sigma_min={low}, sigma_max={high}: need sigma_min < sigma_max')
+
+
+def lognormal(mean=-1.2, std=1.2):
+    """ln sigma ~ N(mean, std^2) (EDM, table 1). For rectified flow, t = sigma/(1+sigma) is then logit-normal(mean, std)."""
+    _positive(std=std)
+    return NoiseLaw(
+        lambda key, n: jnp.exp(mean + std * jax.random.normal(key, (n,))),
+        lambda sigma: ndtr((jnp.log(sigma) - mean) / std),
+    )
+
+
+def loguniform(sigma_min=0.002, sigma_max=80.0):
+    """ln sigma uniform on [ln sigma_min, ln sigma_max]."""
+    _ordered(sigma_min, sigma_max)
+    low, width = np.log(sigma_min), np.log(sigma_max / sigma_min)
+    return NoiseLaw(
+        lambda key, n: jnp.exp(low + width * jax.random.uniform(key, (n,))),
+        lambda sigma: (jnp.log(sigma) - low) / width,
+    )
+
+
+def karras_uniform(low=0.0, high=1.0, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+    """sigma = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho with u uniform on [low, high].
+
+    The continuous form of "an index uniform over the 1000 Karras levels": DMD2's student has low, high = .02, .98,
+    FastGen .002, .998, and SiD's student low, high = .2, 1 in the reverse index, which is 0, .8 here (sigma <= 24.4).
+    """
+    _ordered(sigma_min, sigma_max)
+    if not 0 <= low < high <= 1:
+        raise ValueError(f'low={low}, high={high}: need 0 <= low < high <= 1')
+    a, b = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return NoiseLaw(
+        lambda key, n: (a + (b - a) * (low + (high - low) * jax.random.uniform(key, (n,)))) ** rho,
+        lambda sigma: ((sigma ** (1 / rho) - a) / (b - a) - low) / (high - low),
+    )
+
+
+def uniform_time(low=0.001, high=0.999):
+    """t uniform on [low, high] for rectified flow's t = sigma/(1+sigma): ln sigma is logistic (arXiv 2209.03003)."""
+    if not 0 < low < high < 1:
+        raise ValueError(f'low={low}, high={high}: need 0 < low < high < 1')
+    return NoiseLaw(
+        lambda key, n: jnp.exp(logit(low + (high - low) * jax.random.uniform(key, (n,)))),
+        lambda sigma: (expit(jnp.log(sigma)) - low) / (high - low),
+    )
+
+
+LAWS = {
+    'lognormal': lognormal,
+    'loguniform': loguniform,
+    'karras_uniform': karras_uniform,
+    'uniform_time': uniform_time,
+}
+
+# Weights of the squared error of the x0-prediction, (sigma, sigma_data) -> weight.
+WEIGHTINGS = {
+    'edm': lambda sigma, sigma_data: sigma**-2 + sigma_data**-2,  # EDM, table 1; unit variance of the network's target
+    'unit': lambda sigma, sigma_data: jnp.ones_like(sigma),
+    'eps': lambda sigma, sigma_data: sigma**-2,  # |eps - eps_hat|^2, DDPM's simple loss
+    'flow': lambda sigma, sigma_data: (1 + sigma) ** 2 / sigma**2,  # |v - v_hat|^2 with v = (x_t - D)/t, t = sigma/(1+sigma)
+}
+
+
+def karras_grid(steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+    """sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, then 0 (EDM, equation 5).
+
+    Args:
+      steps: number of levels before the final 0, >= 1.
+      sigma_min, sigma_max: 0 < sigma_min < sigma_max.
+      rho: > 0; 7 spaces the levels evenly in perceived error, 1 evenly in sigma.
+
+    Returns:
+      sigmas[steps + 1], float64 numpy, falling, ending in 0.
+    """
+    _ordered(sigma_min, sigma_max)
+    _positive(rho=rho)
+    return _with_zero(
+        np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), _counted(steps)) ** rho if steps > 1 else [sigma_max]
+    )
+
+
+def loguniform_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
+    """Levels evenly spaced in ln sigma from sigma_max to sigma_min, then 0."""
+    _ordered(sigma_min, sigma_max)
+    return _with_zero(np.geomspace(sigma_max, sigma_min, _counted(steps)) if steps > 1 else [sigma_max])
+
+
+def _counted(steps):
+    if steps < 1 or steps != int(steps):
+        raise ValueError(f'steps={steps}: need a whole number >= 1')
+    return int(steps)
+
+
+def _with_zero(levels):
+    return np.append(np.asarray(levels, np.float64), 0.0)
+
+
+GRIDS = {'karras': karras_grid, 'loguniform': loguniform_grid}
+
+
+class Schedule(NamedTuple):
+    """x_t = alpha(t) x + sigma(t) eps, with time(s) the t at which sigma(t)/alpha(t) = s."""
+
+    alpha: Callable
+    sigma: Callable
+    time: Callable
+
+
+def vp_linear(beta_min=0.1, beta_max=20.0):
+    """Variance preserving, beta(t) = beta_min + t (beta_max - beta_min), t in (0, 1] (score SDE, arXiv 2011.13456, eq. 32).
+
+    alpha^2 = exp(-(beta_max - beta_min) t^2/2 - beta_min t), sigma^2 = 1 - alpha^2.
+    """
+    _ordered(beta_min, beta_max)
+    slope = beta_max - beta_min
+
+    def log_alpha(t):
+        return -0.25 * slope * t**2 - 0.5 * beta_min * t
+
+    return Schedule(
+        lambda t: jnp.exp(log_alpha(t)),
+        lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(t))),
+        # 1 + s^2 = alpha^-2 solved for t; the rationalised root keeps its digits for small s.
+        lambda s: 2 * jnp.log1p(s**2) / (jnp.sqrt(beta_min**2 + 2 * slope * jnp.log1p(s**2)) + beta_min),
+    )
+
+
+def cosine():
+    """Variance preserving, alpha = cos(pi t/2), sigma = sin(pi t/2), t in [0, 1) (improved DDPM without its offset)."""
+    return Schedule(
+        lambda t: jnp.cos(jnp.pi / 2 * t),
+        lambda t: jnp.sin(jnp.pi / 2 * t),
+        lambda s: 2 / jnp.pi * jnp.arctan(s),
+    )
+
+
+def flow():
+    """Rectified flow with t the fraction of noise: alpha = 1 - t, sigma = t (arXiv 2209.03003)."""
+    return Schedule(lambda t: 1 - t, lambda t: t, lambda s: s / (1 + s))
+
+
+def discrete(alphas_cumprod):
+    """A DDPM table: at integer t, alpha^2 = alphas_cumprod[t]; linear in ln(sigma/alpha) between the entries.
+
+    Args:
+      alphas_cumprod: [T], falling, in (0, 1).
+
+    Raises:
+      ValueError: if the table does not fall strictly inside (0, 1).
+    """
+    table = np.asarray(alphas_cumprod, np.float64)
+    if table.ndim != 1 or len(table) < 2 or not (np.all(np.diff(table) < 0) and 0 < table[-1] and table[0] < 1):
+        raise ValueError('alphas_cumprod: need a strictly falling table of at least two values inside (0, 1)')
+    log_s = 0.5 * np.log((1 - table) / table)
+    steps = np.arange(len(table), dtype=np.float64)
+
+    def ratio(t):
+        return jnp.exp(jnp.interp(t, steps, log_s))
+
+    return Schedule(
+        lambda t: 1 / jnp.sqrt(1 + ratio(t) ** 2),
+        lambda t: ratio(t) / jnp.sqrt(1 + ratio(t) ** 2),
+        lambda s: jnp.interp(jnp.log(s), log_s, steps),
+    )
+
+
+SCHEDULES = {'vp_linear': vp_linear, 'cosine': cosine, 'flow': flow, 'discrete': discrete}

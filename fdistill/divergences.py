@@ -1,0 +1,185 @@
+"""f-divergences as their generators; the weight h that distillation needs is derived from f.
+
+Convention (f-distill, arXiv 2502.15681): r = p_teacher / q_student and D_f(p||q) = E_q[f(r)], f convex, f(1) = 0.
+For any such f the gradient of D_f with respect to the student is (Theorem 1 there)
+
+    grad D_f(p_t || q_t) = -E[ h(r(x_t)) (s_p - s_q)(x_t)^T dx_t/dtheta ],    h(r) = r^2 f''(r),
+
+so f is all there is to say. f is defined up to c (r - 1), which changes neither D_f nor h: the rows below use that freedom
+to keep the second derivative free of cancellation in float32. "KL(a : b)" in the comments is KL(a||b), m = (p + q)/2.
+"""
+
+import difflib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def alpha(a):
+    """Cressie-Read family, f(r) = (r^a - a r - (1 - a)) / (a (a - 1)), h(r) = r^a.
+
+    Args:
+      a: any real number. 0 gives reverse KL and 1 forward KL (the limits), 1/2 four times squared Hellinger,
+        2 half of Pearson, -1 half of Neyman. Below 1 seeks modes, above 1 covers them.
+
+    Raises:
+      ValueError: if a is not finite.
+    """
+    if not np.isfinite(a):
+        raise ValueError(f'alpha({a}): a must be a finite number, e.g. alpha(0.5)')
+    if a == 0:
+        return DIVERGENCES['reverse_kl']
+    if a == 1:
+        return DIVERGENCES['forward_kl']
+    return lambda r: (r**a - a * r - (1 - a)) / (a * (a - 1))
+
+
+def skew_js(pi):
+    """Skew Jensen-Shannon, pi KL(p : m) + (1 - pi) KL(q : m) with m = pi p + (1 - pi) q.
+
+    f(r) = pi r log r - (pi r + 1 - pi) log(pi r + 1 - pi), h(r) = pi (1 - pi) r / (pi r + 1 - pi).
+
+    Args:
+      pi: in (0, 1). Small pi behaves like forward KL (after division by pi), pi near 1 like reverse KL; 1/2 is JS / 2.
+
+    Raises:
+      ValueError: if pi is outside (0, 1).
+    """
+    if not 0 < pi < 1:
+        raise ValueError(f'skew_js({pi}): pi must lie strictly between 0 and 1; use forward_kl or reverse_kl for the ends')
+    # The slope is given because 1/r - pi/(pi r + 1 - pi), its derivative as written out, cancels for large r.
+    return _with_derivative(
+        lambda r: pi * r * jnp.log(r) - (pi * r + 1 - pi) * jnp.log1p(pi * (r - 1)),
+        lambda r: -pi * jnp.log(pi + (1 - pi) / r),
+    )
+
+
+def smooth_tv(e):
+    """Smoothed total variation, f(r) = (sqrt((r-1)^2 + e^2) - e) / 2, h(r) = r^2 (e^2/2) / ((r-1)^2 + e^2)^(3/2).
+
+    Args:
+      e: smoothing, > 0; total variation as e -> 0, but h is a spike of width e around r = 1.
+
+    Raises:
+      ValueError: if e is not positive.
+    """
+    if not e > 0:
+        raise ValueError(f'smooth_tv({e}): e must be positive, e.g. smooth_tv(0.5)')
+
+    def root(r):
+        return jnp.sqrt((r - 1) ** 2 + e**2)
+
+    # Differentiating the square root twice subtracts two nearly equal numbers once |r - 1| >> e.
+    slope = _with_derivative(lambda r: 0.5 * (r - 1) / root(r), lambda r: 0.5 * e**2 / root(r) ** 3)
+    return _with_derivative(lambda r: 0.5 * (root(r) - e), slope)
+
+
+def _with_derivative(function, derivative):
+    function = jax.custom_jvp(function)
+    function.defjvps(lambda tangent, _, r: derivative(r) * tangent)
+    return function
+
+
+DIVERGENCES = {
+    'reverse_kl': lambda r: -jnp.log(r),  # KL(q : p), h = 1
+    'softened_reverse_kl': lambda r: (r + 1) * (jnp.log1p(1 / r) - jnp.log(2.0)),  # 2 KL(m : p), h = 1/(r+1)
+    'js': lambda r: r * jnp.log(r) - (r + 1) * jnp.log((r + 1) / 2),  # twice the usual JS, h = r/(r+1)
+    'squared_hellinger': lambda r: 1 - jnp.sqrt(r),  # 1 - Bhattacharyya coefficient, h = sqrt(r)/4
+    'forward_kl': lambda r: r * jnp.log(r),  # KL(p : q), h = r
+    'jeffreys': lambda r: (r - 1) * jnp.log(r),  # KL(p : q) + KL(q : p), h = r + 1
+    'neyman': lambda r: r - 2 + 1 / r,  # (1-r)^2/r, int (p-q)^2/p, h = 2/r
+    'pearson': lambda r: (r - 1) ** 2,  # int (p-q)^2/q, h = 2 r^2
+    'softened_forward_kl': lambda r: (r + 1) * jnp.log((r + 1) / 2),  # 2 KL(m : q), h = r^2/(r+1)
+    'le_cam': lambda r: r - 3 + 4 / (r + 1),  # (r-1)^2/(r+1), int (p-q)^2/(p+q), h = 8 r^2/(r+1)^3
+    'smooth_tv': smooth_tv(0.5),
+}
+
+FAMILIES = {'alpha': alpha, 'skew_js': skew_js, 'smooth_tv': smooth_tv}
+
+# Where a generator is checked for f(1) = 0 and convexity.
+PROBE = np.geomspace(1e-3, 1e3, 121)
+
+
+def get(name_or_callable):
+    """The generator f of a divergence.
+
+    Args:
+      name_or_callable: a key of `DIVERGENCES`, a member of a family such as 'alpha(0.5)', or a generator
+        `f(r)` written with jax.numpy.
+
+    Returns:
+      f, checked in float64: f(1) = 0 and f'' >= 0 on r in [1e-3, 1e3].
+
+    Raises:
+      ValueError: unknown name (with the nearest one), bad parameter of a family, f(1) != 0, f not convex or affine.
+    """
+    if callable(name_or_callable):
+        return _checked(name_or_callable, getattr(name_or_callable, '__name__', 'f'))
+    name = str(name_or_callable).strip()
+    if name in DIVERGENCES:
+        return DIVERGENCES[name]
+    match = re.fullmatch(r'(\w+)\(([^()]*)\)', name)
+    if match and match[1] in FAMILIES:
+        try:
+            parameter = float(match[2])
+        except ValueError:
+            raise ValueError(f'divergence {name!r}: {match[2]!r} is not a number, e.g. {match[1]}(0.5)') from None
+        return _checked(FAMILIES[match[1]](parameter), name)
+    known = [*DIVERGENCES, *(f'{family}(0.5)' for family in FAMILIES)]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise ValueError(f'unknown divergence {name!r}; {hint}Known: {", ".join(known)}, or a function f(r)')
+
+
+def weight(f):
+    """h(r) = r^2 f''(r), the weight of the score difference in the gradient of D_f (f-distill, Theorem 1).
+
+    Args:
+      f: generator, elementwise in r.
+
+    Returns:
+      h, elementwise for r > 0 of any shape. In float32 the registered divergences are right to 1e-4 relative on
+      r in [0.1, 20] and to 1e-3 on [1e-3, 1e3].
+    """
+
+    def derivative(g):
+        return lambda r: jax.jvp(g, (r,), (jnp.ones_like(r),))[1]
+
+    curvature = derivative(derivative(f))
+
+    def h(r):
+        r = jnp.asarray(r)
+        return r**2 * curvature(r)
+
+    return h
+
+
+def is_constant(f):
+    """Whether h(r) does not depend on r (reverse KL and its multiples): then no density ratio is needed."""
+    h = _float64(weight(f), PROBE)
+    return bool(np.all(np.abs(h - h[0]) <= 1e-9 * np.abs(h[0])))
+
+
+def _float64(function, r):
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        return np.asarray(function(jnp.asarray(r, jnp.float64)))
+
+
+def _checked(f, name):
+    try:
+        at_one, h = float(_float64(f, 1.0)), _float64(weight(f), PROBE)
+    except TypeError as error:
+        raise ValueError(f'divergence {name}: f must be a function of one jax array ({error})') from error
+    # Written-out constants such as log(2) may be float32 inside a user's f, hence not 1e-12.
+    if not abs(at_one) <= 1e-6:
+        raise ValueError(f'divergence {name}: f(1) = {at_one:g} but must be 0; subtract the constant')
+    if not np.all(np.isfinite(h)):
+        raise ValueError(f"divergence {name}: f'' is not finite at r = {PROBE[~np.isfinite(h)][0]:g}; f must be smooth on r > 0")
+    scale = np.max(np.abs(h))
+    if np.any(h < -1e-6 * scale):
+        raise ValueError(f"divergence {name}: f is not convex, f'' < 0 at r = {PROBE[h < -1e-6 * scale][0]:g}; try its negative")
+    if scale < 1e-12:
+        raise ValueError(f"divergence {name}: f'' = 0 everywhere, the divergence has no gradient; use a strictly convex f")
+    return f

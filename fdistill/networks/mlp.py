@@ -1,0 +1,132 @@
+"""A residual MLP with FiLM conditioning, for points in the plane and for small images, and an MLP discriminator head."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fdistill.networks import Head, Network
+
+
+def _fourier(values, count):
+    """sin and cos of values times 2^0 .. 2^(count-1), times pi/2 so that the lowest period is that of data in [-2, 2]."""
+    angles = values[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(count))
+    angles = angles.reshape(*values.shape[:-1], -1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def _noise_features(c_noise):
+    """c_noise = ln(sigma)/4 lies in about [-1.6, 1.1]; four octaves resolve it."""
+    return jnp.concatenate([c_noise[:, None], _fourier(c_noise[:, None], 4)], axis=-1)
+
+
+class _Block(nn.Module):
+    width: int
+    dtype: jnp.dtype
+    dropout: float
+
+    @nn.compact
+    def __call__(self, h, embedding, deterministic):
+        scale, shift = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype, name='film')(embedding), 2, axis=-1)
+        y = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(h)
+        y = nn.silu(nn.Dense(self.width, dtype=self.dtype, name='dense0')(y * (1 + scale) + shift))
+        y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
+        return h + nn.Dense(self.width, dtype=self.dtype, name='dense1')(y)
+
+
+class _ResidualMLP(nn.Module):
+    width: int
+    blocks: int
+    embedding: int
+    fourier: int
+    num_classes: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, c_noise, label, deterministic):
+        shape = x.shape
+        x = x.reshape(shape[0], -1)
+        condition = _noise_features(c_noise)
+        if self.num_classes:
+            condition = jnp.concatenate([condition, jax.nn.one_hot(label, self.num_classes, dtype=x.dtype)], axis=-1)
+        embedding = nn.silu(nn.Dense(self.embedding, dtype=self.dtype, name='embedding')(condition))
+        inputs = jnp.concatenate([x, _fourier(x, self.fourier)], axis=-1) if self.fourier else x
+        h = nn.Dense(self.width, dtype=self.dtype, name='input')(inputs)
+        features = []
+        for i in range(self.blocks):
+            h = _Block(self.width, self.dtype, self.dropout, name=f'block{i}')(h, embedding, deterministic)
+            features.append(h.astype(jnp.float32))
+        out = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name='output')(nn.silu(h))
+        return out.reshape(shape).astype(jnp.float32 if self.dtype else out.dtype), tuple(features)
+
+
+def mlp(*, num_classes=0, width=256, blocks=3, embedding=64, fourier=0, dropout=0.0, bfloat16=False):
+    """A residual MLP whose blocks are modulated (FiLM, arXiv 1709.07871) by noise level and class.
+
+    Args:
+      num_classes: labels 0..num_classes-1; 0 for none.
+      width: of the residual stream, >= 1.
+      blocks: residual blocks, >= 1; `features` of the network are their outputs.
+      embedding: width of the conditioning vector.
+      fourier: octaves of Fourier features of the input, for points in the plane; 0 for images.
+      dropout: in [0, 1), active when a key is given.
+      bfloat16: compute in bfloat16; parameters and output stay float32.
+
+    Raises:
+      ValueError: on values out of range.
+    """
+    if width < 1 or blocks < 1 or embedding < 1 or fourier < 0 or not 0 <= dropout < 1:
+        raise ValueError(
+            f'mlp: width={width}, blocks={blocks}, embedding={embedding} must be >= 1, fourier={fourier} >= 0, '
+            f'dropout={dropout} in [0, 1)'
+        )
+    module = _ResidualMLP(
+        width, blocks, embedding, fourier, num_classes, dropout, jnp.bfloat16 if bfloat16 else None
+    )
+
+    def init(key, x, c_noise, label):
+        return module.init(key, x, c_noise, label, deterministic=True)['params']
+
+    def apply(params, x, c_noise, label, key=None, augment=None):
+        rngs = None if key is None else {'dropout': key}
+        return module.apply({'params': params}, x, c_noise, label, deterministic=key is None, rngs=rngs)
+
+    return Network(init, apply)
+
+
+class _MLPHead(nn.Module):
+    width: int
+    layers: int
+    fourier: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features, c_noise, label):
+        flat = [f.reshape(f.shape[0], -1) for f in features]
+        inputs = [*flat, *(_fourier(f, self.fourier) for f in flat if self.fourier), _noise_features(c_noise)]
+        if self.num_classes:
+            inputs.append(jax.nn.one_hot(label, self.num_classes))
+        h = jnp.concatenate(inputs, axis=-1)
+        for i in range(self.layers):
+            h = nn.silu(nn.Dense(self.width, name=f'dense{i}')(h))
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name='output')(h)
+
+
+def mlp_head(*, num_classes=0, width=64, layers=3, fourier=0):
+    """A discriminator: MLP on all given features, the noise level and the class; one logit, 0 at the start (ratio 1).
+
+    Args:
+      num_classes: labels 0..num_classes-1; 0 for none.
+      width, layers: of the MLP, >= 1.
+      fourier: octaves of Fourier features of the features, for raw points in the plane.
+
+    Raises:
+      ValueError: on values out of range.
+    """
+    if width < 1 or layers < 1 or fourier < 0:
+        raise ValueError(f'mlp_head: width={width}, layers={layers} must be >= 1, fourier={fourier} >= 0')
+    module = _MLPHead(width, layers, fourier, num_classes)
+    return Head(
+        lambda key, features, c_noise, label: module.init(key, features, c_noise, label)['params'],
+        lambda params, features, c_noise, label: module.apply({'params': params}, features, c_noise, label),
+    )

@@ -1,0 +1,126 @@
+"""Checkpoints: orbax behind one door.
+
+A step holds separate items, each restorable alone: `state` (to resume), `ema` (to sample from), `config` and `position` (next
+batch, and a digest of every array). orbax restores a flipped bit without an error, so digests are verified here, and a step
+that does not verify is passed over for the newest one that does.
+"""
+
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+FOLDER = 'checkpoints'
+ARRAYS = ('state', 'ema')
+
+
+def digests(tree):
+    """{path: int}, a checksum of each array's bits: the sum of words times odd weights, modulo 2^32.
+
+    Any single changed word changes the sum, and integer sums are equal on every mesh.
+    """
+
+    def checksum(x):
+        if x.dtype == jnp.bool_:
+            x = x.astype(jnp.uint8)
+        words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
+        words = words.reshape(-1).astype(jnp.uint32)
+        return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get(_checksums(checksum, [leaf for _, leaf in leaves]))
+    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums)}
+
+
+def _checksums(checksum, leaves):
+    return jax.jit(lambda arrays: [checksum(a) for a in arrays])(leaves)
+
+
+def abstract(tree, shardings=None):
+    """Shapes, dtypes and shardings, as a restore target."""
+    if shardings is None:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      workdir: run folder; checkpoints lie in its `checkpoints/`.
+      keep: newest steps kept, >= 1.
+
+    Raises:
+      ValueError: if keep < 1.
+    """
+
+    def __init__(self, workdir, keep=2):
+        if keep < 1:
+            raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, step_format_fixed_length=9, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
+        folder = pathlib.Path(workdir).absolute() / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        # Waits: an error of an asynchronous save appears only here.
+        self._manager.close()
+
+    def save(self, step, state, config):
+        """Saves in the background; the arrays may be donated right after."""
+        arrays = {'state': state._replace(ema=()), 'ema': state.ema}
+        position = {'next_step': step, 'digests': {name: digests(tree) for name, tree in arrays.items()}}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
+                config=ocp.args.JsonSave(config),
+                position=ocp.args.JsonSave(position),
+            ),
+        )
+
+    def restore(self, target):
+        """The newest verified checkpoint.
+
+        Args:
+          target: {'state': ..., 'ema': ...} or a part of it, of `abstract` arrays.
+
+        Returns:
+          ({name: tree}, position), or None where there is no checkpoint.
+
+        Raises:
+          ValueError: if there are checkpoints and none can be restored.
+        """
+        reasons = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._verified(step, target)
+            except Exception as error:  # Damage shows as anything from a KeyError to a tensorstore error.
+                reason = str(error).strip().split('\n')[0] or type(error).__name__
+                reasons.append(f'step {step}: {reason}')
+                logging.warning('checkpoint %s is passed over: %s', step, reason)
+        if reasons:
+            raise ValueError(f'no checkpoint in {self._manager.directory} can be restored ({"; ".join(reasons)[:500]})')
+        return None
+
+    def _verified(self, step, target):
+        position = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore())).position
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in target.items()})
+        )
+        restored = {name: restored[name] for name in target}
+        for name, tree in restored.items():
+            for (path, leaf), wanted in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(target[name])):
+                if leaf.dtype != wanted.dtype:
+                    raise ValueError(f'{name}{jax.tree_util.keystr(path)} is {leaf.dtype}, not {wanted.dtype}')
+            for path, value in digests(tree).items():
+                if value != position['digests'][name].get(path):
+                    raise ValueError(f'{name}{path} is damaged: its digest differs from the one saved')
+        return restored, position

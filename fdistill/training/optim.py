@@ -1,0 +1,60 @@
+"""Optimizers from a config section."""
+
+import optax
+
+
+def adam(
+    *,
+    steps,
+    learning_rate,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    clip=0.0,
+    warmup=0,
+    schedule='constant',
+    final=0.0,
+):
+    """Adam, with decoupled weight decay if any (AdamW), gradient clipping by global norm and a learning-rate schedule.
+
+    Args:
+      steps: number of updates of this role, the length of the cosine.
+      learning_rate: peak, > 0.
+      b1, b2, eps: Adam's. SiD, SIM, Diff-Instruct: b1 = 0.
+      weight_decay: >= 0.
+      clip: largest global norm of the gradient; 0 for none.
+      warmup: updates of linear warm-up.
+      schedule: 'constant' or 'cosine'.
+      final: last learning rate of the cosine as a share of the peak, in [0, 1].
+
+    Raises:
+      ValueError: on values out of range or an unknown schedule.
+    """
+    if not learning_rate > 0 or not 0 <= b1 < 1 or not 0 <= b2 < 1 or weight_decay < 0 or clip < 0 or warmup < 0:
+        raise ValueError(
+            f'optimizer: learning_rate={learning_rate} must be > 0, b1={b1}, b2={b2} in [0, 1), '
+            f'weight_decay={weight_decay}, clip={clip}, warmup={warmup} >= 0'
+        )
+    if not 0 <= final <= 1:
+        raise ValueError(f'optimizer: final={final} must lie in [0, 1]')
+    schedules = {
+        'constant': lambda: optax.schedules.constant_schedule(learning_rate),
+        'cosine': lambda: optax.schedules.cosine_decay_schedule(learning_rate, max(steps - warmup, 1), alpha=final),
+    }
+    if schedule not in schedules:
+        raise ValueError(f'optimizer: schedule={schedule!r}: known are {", ".join(schedules)}')
+    rate = schedules[schedule]()
+    if warmup:
+        rate = optax.schedules.join_schedules([optax.schedules.linear_schedule(0, learning_rate, warmup), rate], [warmup])
+    base = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay) if weight_decay else optax.adam(rate, b1, b2, eps)
+    return optax.chain(optax.clip_by_global_norm(clip), base) if clip else base
+
+
+def role_updates(cycle, steps):
+    """How often each role is trained in `steps` steps, {role: count}."""
+    counts = {}
+    for step in range(steps):
+        for role in cycle(step):
+            counts[role] = counts.get(role, 0) + 1
+    return counts

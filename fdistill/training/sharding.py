@@ -1,0 +1,65 @@
+"""Placement on a mesh ('data', 'fsdp') by rule; networks and methods know nothing of it."""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def make_mesh(data=-1, fsdp=1):
+    """A mesh of all devices: the batch is split over both axes, big parameters over `fsdp`.
+
+    Args:
+      data: data-parallel size, or -1 for whatever is left.
+      fsdp: number of shards of each big array.
+
+    Raises:
+      ValueError: if data * fsdp is not the number of devices.
+    """
+    devices = jax.device_count()
+    if fsdp < 1 or (data != -1 and data < 1):
+        raise ValueError(f'mesh data={data}, fsdp={fsdp}: need fsdp >= 1 and data >= 1 (or -1 for the rest)')
+    if data == -1:
+        data = devices // fsdp
+    if data * fsdp != devices:
+        raise ValueError(f'mesh data={data} x fsdp={fsdp} = {data * fsdp}, but there are {devices} devices; set data=-1')
+    # make_mesh defaults to Explicit axes, under which a concatenate of differently sharded operands is an error.
+    return jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def batch_sharding(mesh):
+    """The leading axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def replicated(mesh):
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(tree, mesh, min_size=2**16):
+    """Shardings for a pytree of shapes: the largest divisible axis of an array of min_size elements over `fsdp`."""
+    shards = mesh.shape['fsdp']
+
+    def spec(leaf):
+        shape = leaf.shape
+        if shards > 1 and math.prod(shape) >= min_size:
+            for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
+                if shape[axis] % shards == 0:
+                    return PartitionSpec(*('fsdp' if i == axis else None for i in range(axis + 1)))
+        return PartitionSpec()
+
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf)), tree)
+
+
+def check_batch_size(batch_size, mesh):
+    """Raises ValueError where the devices or processes cannot share a batch evenly."""
+    devices = mesh.size
+    if batch_size < 1 or batch_size % devices:
+        nearest = max(devices, round(batch_size / devices) * devices)
+        raise ValueError(f'batch_size={batch_size} is not divisible by the {devices} devices; use e.g. {nearest}')
+
+
+def put_batch(batch, sharding):
+    """This process's part of a batch, {name: numpy}, as global arrays."""
+    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(value)) for name, value in batch.items()}

@@ -1,0 +1,59 @@
+"""The state of a run: arrays only, so that it can be sharded, donated and restored bit for bit."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+
+
+class TrainState(NamedTuple):
+    """All that changes in training; the frozen teacher is not part of it.
+
+    step: int32, steps done. params, opt_state: {role: pytree}. ema: average of params['student']. aux: the method's own
+    statistics. skipped, skipped_in_a_row: {role: int32}, updates not applied because something was not finite. metrics:
+    {role: {name: clu Average}} since the last log, part of the state so that logs are equal after a resume.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+    aux: Any
+    skipped: Any
+    skipped_in_a_row: Any
+    metrics: Any
+
+
+def empty_metrics(metrics):
+    """The same names with nothing averaged yet."""
+    return jax.tree.map(jnp.zeros_like, metrics)
+
+
+def init_state(method, optimizers, seed, batch, frozen):
+    """A fresh `TrainState`; trace it with jax.eval_shape or jit it with shardings.
+
+    Args:
+      method: `Method`.
+      optimizers: {role: optax.GradientTransformation}, a row for each of method.losses.
+      seed: int.
+      batch: {'image', 'label'} of the shapes of training.
+      frozen: {'teacher': params} or {}.
+    """
+    key = jax.random.key(seed)
+    params, aux = method.init(jax.random.fold_in(key, 0), batch, frozen)
+
+    def names(role):
+        _, (metrics, _) = jax.eval_shape(lambda: method.losses[role](params, frozen, batch, key, aux))
+        return {name: clu_metrics.Average.empty() for name in [*metrics, 'grad_norm']}
+
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state={role: optimizers[role].init(params[role]) for role in method.losses},
+        ema=jax.tree.map(jnp.copy, params['student']),
+        aux=aux,
+        skipped={role: jnp.zeros((), jnp.int32) for role in method.losses},
+        skipped_in_a_row={role: jnp.zeros((), jnp.int32) for role in method.losses},
+        metrics={role: names(role) for role in method.losses},
+    )
