@@ -10,7 +10,8 @@ class Classifier(NamedTuple):
     """A classifier as two pure functions.
 
     init(key, x[B,H,W,C]) -> params
-    apply(params, x[B,H,W,C]) -> (logits[B, classes], features[B, d]), float32; the features are pre-activations.
+    apply(params, x[B,H,W,C], key=None) -> (logits[B, classes], features[B, d]), float32; the features are pre-activations;
+    `key` switches dropout on.
     """
 
     init: Callable[..., Any]
@@ -23,19 +24,21 @@ class _Classifier(nn.Module):
     convolutional: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, deterministic):
         # Full precision, or the features, and with them every distance, would depend on the accelerator.
         for width in self.widths[:-1]:
             if self.convolutional:
                 x = nn.silu(nn.Conv(width, (3, 3), strides=(2, 2), precision='highest')(x))
             else:
-                x = nn.silu(nn.Dense(width, precision='highest')(x.reshape(len(x), -1)))
+                x = nn.tanh(nn.Dense(width, precision='highest')(x.reshape(len(x), -1)))
+                x = nn.Dropout(0.3, deterministic=deterministic)(x)
         features = nn.Dense(self.widths[-1], precision='highest')(x.reshape(len(x), -1))
-        return nn.Dense(self.num_classes, precision='highest')(nn.silu(features)), features
+        activation = nn.silu if self.convolutional else nn.tanh
+        return nn.Dense(self.num_classes, precision='highest')(activation(features)), features
 
 
 def classifier(num_classes, image_shape):
-    """A perceptron of widths 256, 32, classes below 16 x 16 pixels; above, strided convolutions 32, 64, 128 and the 32.
+    """A perceptron of widths 256, 256, 32 with dropout below 16 x 16 pixels; above, strided convolutions 32, 64, 128 and the 32.
 
     Args:
       num_classes: number of classes.
@@ -45,8 +48,8 @@ def classifier(num_classes, image_shape):
       Classifier with 32 features.
     """
     large = min(image_shape[:2]) >= 16
-    module = _Classifier(num_classes, (32, 64, 128, 32) if large else (256, 32), large)
+    module = _Classifier(num_classes, (32, 64, 128, 32) if large else (256, 256, 32), large)
     return Classifier(
-        init=lambda key, x: module.init(key, jnp.asarray(x)),
-        apply=lambda params, x: module.apply(params, x),
+        init=lambda key, x: module.init(key, jnp.asarray(x), True),
+        apply=lambda params, x, key=None: module.apply(params, x, key is None, rngs=None if key is None else {'dropout': key}),
     )

@@ -27,8 +27,9 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, h, embedding, deterministic):
         scale, shift = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype, name='film')(embedding), 2, axis=-1)
-        y = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(h)
-        y = nn.silu(nn.Dense(self.width, dtype=self.dtype, name='dense0')(y * (1 + scale) + shift))
+        y = nn.Dense(self.width, dtype=self.dtype, name='dense0')(nn.silu(h))
+        y = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(y)
+        y = nn.silu(y * (1 + scale) + shift)
         y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
         return h + nn.Dense(self.width, dtype=self.dtype, name='dense1')(y)
 

@@ -1,6 +1,5 @@
 """The training loop: set-up, restore, steps, logs, checkpoints; it reads straight down."""
 
-import json
 import math
 import pathlib
 import signal
@@ -16,6 +15,7 @@ from fdistill.training.state import empty_metrics, init_state
 from fdistill.training.step import ema_decay, make_step
 
 PREVIEW = 64  # samples in a preview picture
+CONFIG = 'config.json'
 
 
 class NotFinite(RuntimeError):
@@ -131,6 +131,8 @@ def train(
     ):
         target = checkpoint.abstract(shapes, shardings)
         restored = checkpoints.restore({'state': target._replace(ema=()), 'ema': target.ema})
+        if jax.process_index() == 0:
+            writer.write_json(workdir / CONFIG, config)
         if restored is None:
             state = jax.jit(init, out_shardings=shardings)(frozen)
             start = 0
@@ -226,7 +228,3 @@ def _preview(method, image, num_classes, mesh):
 
     return preview
 
-
-def load_json(path):
-    """The contents of a JSON file."""
-    return json.loads(pathlib.Path(path).read_text())

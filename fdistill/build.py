@@ -1,0 +1,398 @@
+"""From a config to objects, and from a workdir to a model: the only reader of configs.
+
+Sections of a config, each the keyword arguments of one function:
+  data        a source of `data.sources.SOURCES` by name, and `flip`
+  network     a network of `networks.NETWORKS`; taken from the teacher where left out
+  denoiser    `denoiser.precondition`; likewise
+  fake_score  `denoiser.precondition` of the fake score, where it differs from the student's
+  teacher     `workdir` of a run, or `oracle`, a named mixture; `guidance`
+  method      `pretrain` or one of `methods.DISTILLATIONS`, its laws and grid being sections with a name
+  discriminator  a head of `networks.HEADS`
+  optimizer   `optim.adam` for each role
+  training, mesh, evaluation   `loop.train`, `sharding.make_mesh`, `evaluate.evaluate`
+"""
+
+import inspect
+import json
+import pathlib
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from fdistill import config as configs
+from fdistill import networks
+from fdistill.config import call, pick
+from fdistill.data import pipeline, sources
+from fdistill.diffusion import denoiser as denoisers
+from fdistill.diffusion import noise, oracle
+from fdistill.errors import UserError, suggest
+from fdistill.evaluation import evaluate as evaluation
+from fdistill.methods import DISTILLATIONS, pretrain
+from fdistill.training import checkpoint, loop, optim, sharding, writer
+
+METHODS = {'pretrain': pretrain, **DISTILLATIONS}
+SECTIONS = (
+    'seed data network denoiser fake_score teacher method discriminator optimizer training mesh evaluation image'.split()
+)
+# What may differ between a run and its resumption without making it another run.
+FREE = ('mesh', 'evaluation') + tuple(
+    f'training.{name}' for name in ('log_every', 'checkpoint_every', 'sample_every', 'keep', 'max_skipped')
+)
+
+
+class Experiment(NamedTuple):
+    """A config turned into functions. `teacher` is the `Denoiser`, whose parameters, if any, lie in `teacher_workdir`."""
+
+    method: Any
+    denoiser: Any
+    teacher: Any
+    teacher_workdir: Any
+    shape: tuple
+    num_classes: int
+
+
+class Run(NamedTuple):
+    """A trained model, as a notebook, an evaluation or a student wants it.
+
+    config: of the run. step: of the checkpoint. params: the EMA weights.
+    generate(key, n, label=None) -> samples[n,...]: label an int, int[n], or None for random classes.
+    sample(noise[B,...] ~ N(0, 1), label[B]) -> samples[B,...], jitted; the same noise gives the same samples.
+    denoise(x[B,...], sigma[B], label=None) -> x0[B,...]: the network as a denoiser.
+    nfe: network evaluations of one sample. shape, num_classes: of the data.
+    """
+
+    config: Any
+    step: int
+    params: Any
+    generate: Callable
+    sample: Callable
+    denoise: Callable
+    nfe: int
+    shape: tuple
+    num_classes: int
+
+
+def _plain(section):
+    return section.to_dict() if isinstance(section, ConfigDict) else dict(section)
+
+
+def _named(table, section, where, **given):
+    """table[section.name](**rest of the section)."""
+    section = _plain(section)
+    if 'name' not in section:
+        raise UserError(f'{where}.name: missing{suggest("", table)}')
+    return call(pick(table, section.pop('name'), f'{where}.name'), section, where, **given)
+
+
+def _section(config, name):
+    if name not in config:
+        raise UserError(f'config.{name}: missing; this section is needed, see the files in configs/')
+    return config[name]
+
+
+def load_data(config, split):
+    """The `Source` of a split."""
+    section = _plain(_section(config, 'data'))
+    section.pop('flip', None)
+    return _named(sources.SOURCES, section, 'config.data', split=split)
+
+
+def resolve(config, source):
+    """The config that a run keeps: plain values, complete without the teacher's folder or the data.
+
+    A network or denoiser left out is the teacher's; the shape of the data is noted in `image`.
+    """
+    plain = configs.to_json(config)
+    for name in plain:
+        if name not in SECTIONS:
+            raise UserError(f'config.{name}: unknown section{suggest(name, SECTIONS, prefix="config.")}')
+    plain['image'] = {
+        'shape': list(source.images.shape[1:]),
+        'num_classes': source.num_classes if source.num_classes > 1 else 0,
+    }
+    teacher = plain.get('teacher', {})
+    if 'workdir' in teacher:
+        known = configs.to_json(configs.read(teacher['workdir']))
+        if known['image'] != plain['image']:
+            raise UserError(f'config.teacher.workdir={teacher["workdir"]}: was trained on {known["image"]}, not {plain["image"]}')
+        for name in ('network', 'denoiser'):
+            teacher[name] = known[name]
+            plain.setdefault(name, known[name])
+    return plain
+
+
+def _denoiser(network, precondition, image, where):
+    """A preconditioned network that fits the data."""
+    parameters = inspect.signature(pick(networks.NETWORKS, network.get('name'), f'{where}network.name')).parameters
+    fitting = {'num_classes': image['num_classes']}
+    if 'resolution' in parameters:
+        height, width, channels = image['shape'] if len(image['shape']) == 3 else (0, 1, 0)
+        if height != width:
+            raise UserError(f'{where}network.name={network["name"]}: needs square images, the data has {image["shape"]}')
+        fitting |= {'resolution': height, 'channels': channels}
+    built = _named(networks.NETWORKS, network, f'{where}network', **fitting)
+    return call(denoisers.precondition, precondition, f'{where}denoiser', network=built)
+
+
+def experiment(plain):
+    """An `Experiment` from a resolved config; reads no file."""
+    image, method = plain['image'], dict(_section(plain, 'method'))
+    denoiser = _denoiser(_section(plain, 'network'), plain.get('denoiser', {}), image, 'config.')
+    sigma_data = plain.get('denoiser', {}).get('sigma_data', 0.5)
+    name = method.get('name')
+    make = pick(METHODS, name, 'config.method.name')
+    for law in ('law', 'student_law', 'critic_law'):
+        if law in method:
+            method[law] = _named(noise.LAWS, method[law], f'config.method.{law}')
+    teacher, workdir = None, None
+    if name == 'pretrain':
+        if 'grid' not in method:
+            raise UserError('config.method.grid: missing; it is the sampling grid, e.g. dict(name="karras", steps=18)')
+        sigmas = _named(noise.GRIDS, method.pop('grid'), 'config.method.grid')
+        built = _named({name: make}, method, 'config.method', denoiser=denoiser, sigma_data=sigma_data, sigmas=sigmas)
+    else:
+        teacher, workdir = _teacher(_section(plain, 'teacher'), image)
+        fake, given = denoiser, {}
+        if 'fake_score' in plain:
+            fake = _denoiser(plain['network'], plain['fake_score'], image, 'config.fake_score.')
+            sigma_data = plain['fake_score'].get('sigma_data', 0.5)
+        if 'discriminator' in plain:
+            section = dict(plain['discriminator'])
+            if section.get('name') == 'mlp':
+                section['num_classes'] = image['num_classes']
+            given['discriminator'] = _named(networks.HEADS, section, 'config.discriminator')
+        if workdir is None and method.get('from_teacher', True):
+            raise UserError('config.method.from_teacher: an oracle has no network to start from; set it to False')
+        built = _named(
+            {name: make}, method, 'config.method', student=denoiser, teacher=teacher, fake_score=fake, sigma_data=sigma_data, **given
+        )
+    return Experiment(built, denoiser, teacher, workdir, tuple(image['shape']), image['num_classes'])
+
+
+def _teacher(section, image):
+    """(Denoiser with guidance, workdir or None)."""
+    if ('workdir' in section) == ('oracle' in section):
+        raise UserError('config.teacher: give either workdir, the folder of a trained teacher, or oracle, a named mixture')
+    if 'oracle' in section:
+        mixture = oracle.mixture(*sources.mixture_parameters(section['oracle']))
+        return mixture.denoiser(conditional=image['num_classes'] > 0), None
+    base = _denoiser(section['network'], section['denoiser'], image, 'config.teacher.')
+    return denoisers.guide(base, section.get('guidance', 1.0)), section['workdir']
+
+
+def _load_ema(built, workdir, mesh=None):
+    """(EMA weights of a run, step), placed on the mesh or on the first device."""
+    label = jnp.zeros(1, jnp.int32)
+    shape = tuple(configs.read(workdir)['image']['shape'])
+    shapes = jax.eval_shape(lambda: built.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), label))
+    if not (pathlib.Path(workdir) / checkpoint.FOLDER).is_dir():
+        raise UserError(f'{workdir}: has no checkpoint yet; run `fdistill train` on it first')
+    placed = sharding.state_sharding(shapes, mesh) if mesh else jax.tree.map(lambda _: _first_device(), shapes)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore({'ema': checkpoint.abstract(shapes, placed)})
+    if restored is None:
+        raise UserError(f'{workdir}: has no finished checkpoint; run `fdistill train` on it first')
+    arrays, position = restored
+    return arrays['ema'], position['next_step']
+
+
+def _first_device():
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _check_resumable(plain, workdir):
+    """Refuses to go on with another experiment in the same folder."""
+    if not (pathlib.Path(workdir) / configs.FILENAME).is_file():
+        return
+    old, new = (_flat(configs.to_json(c)) for c in (configs.read(workdir), plain))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(FREE):
+            raise UserError(
+                f'--workdir={workdir}: holds a run with config.{key}={old.get(key)!r}, now {new.get(key)!r}; '
+                'go on with the same config or give another folder'
+            )
+
+
+def _flat(values, prefix=''):
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {key: leaf for name, value in values.items() for key, leaf in _flat(value, f'{prefix}.{name}' if prefix else name).items()}
+
+
+def optimizers(plain, method):
+    """{role: optimizer}, each told how often its role is trained."""
+    section, steps = dict(_section(plain, 'optimizer')), _section(plain, 'training').get('steps', 0)
+    counts = optim.role_updates(method.cycle, steps)
+    for role in section:
+        if role not in method.losses:
+            raise UserError(f'config.optimizer.{role}: no such role{suggest(role, method.losses)}')
+    missing = [role for role in method.losses if role not in section]
+    if missing:
+        raise UserError(f'config.optimizer.{missing[0]}: missing; this method trains {", ".join(method.losses)}')
+    return {
+        role: call(optim.adam, section[role], f'config.optimizer.{role}', steps=counts.get(role, 0))
+        for role in method.losses
+    }
+
+
+def train(config, workdir, *, quiet=False, stop_at=None):
+    """Trains what a config describes; resumes where the workdir holds a checkpoint.
+
+    Args:
+      config: ConfigDict.
+      workdir: run folder; nothing is written there before everything has been checked.
+      quiet: no progress on stderr.
+      stop_at: see `loop.train`.
+
+    Returns:
+      The final `TrainState`.
+
+    Raises:
+      UserError: on whatever the user can mend.
+    """
+    mesh = call(sharding.make_mesh, _plain(config.get('mesh', {})), 'config.mesh')
+    source = load_data(config, 'train')
+    plain = resolve(config, source)
+    built = experiment(plain)
+    roles = optimizers(plain, built.method)
+    training = dict(_section(plain, 'training'))
+    flip = plain['data'].get('flip', False)
+    batch_size = training.get('batch_size', 0)
+    seed = plain.get('seed', 0)
+
+    def batches(start):
+        return pipeline.batches(
+            source, batch_size, seed, start, flip, process_index=jax.process_index(), process_count=jax.process_count()
+        )
+
+    # Checked here, before anything is written, and not where the trainer finds it.
+    call(sharding.check_batch_size, {'batch_size': batch_size}, 'config.training', mesh=mesh)
+    call(batches, {'start': 0}, 'config.data')
+    _check_resumable(plain, workdir)
+    frozen = {}
+    if built.teacher_workdir is not None:
+        base = _denoiser(plain['teacher']['network'], plain['teacher']['denoiser'], plain['image'], 'config.teacher.')
+        frozen['teacher'], _ = _load_ema(base, built.teacher_workdir, mesh)
+
+    return call(
+        loop.train,
+        training,
+        'config.training',
+        method=built.method,
+        optimizers=roles,
+        frozen=frozen,
+        batches=batches,
+        mesh=mesh,
+        workdir=workdir,
+        config=plain,
+        seed=seed,
+        num_classes=built.num_classes,
+        quiet=quiet,
+        stop_at=stop_at,
+    )
+
+
+def from_workdir(path, *, sampler=None, steps=None):
+    """A trained model.
+
+    Args:
+      path: run folder.
+      sampler, steps: other than the run's own, for a model trained by `pretrain`.
+
+    Returns:
+      `Run`.
+
+    Raises:
+      UserError: if there is no run or no checkpoint, or a one-step student is asked for a sampler.
+    """
+    plain = configs.to_json(configs.read(path))
+    if sampler is not None or steps is not None:
+        if plain['method']['name'] != 'pretrain':
+            raise UserError(f'--workdir={path}: a one-step student takes neither --sampler nor --steps')
+        plain['method'] |= {'sampler': sampler} if sampler else {}
+        plain['method']['grid'] |= {'steps': steps} if steps else {}
+    built = experiment(plain)
+    params, step = _load_ema(built.denoiser, path)
+    jitted = jax.jit(built.method.generate)
+    denoise = jax.jit(lambda params, x, sigma, label: built.denoiser.apply(params, x, sigma, label)[0])
+
+    def sample(noise, label):
+        return jitted(params, noise, label)
+
+    def generate(key, n, label=None):
+        key_noise, key_label = jax.random.split(key)
+        if label is None:
+            label = jax.random.randint(key_label, (n,), 0, max(built.num_classes, 1))
+        unit = jax.random.normal(key_noise, (n, *built.shape))
+        return sample(unit, jnp.broadcast_to(jnp.asarray(label, jnp.int32), (n,)))
+
+    def denoise_with(x, sigma, label=None):
+        label = jnp.full(x.shape[0], -1, jnp.int32) if label is None else label
+        return denoise(params, x, jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), label)
+
+    config = configs.from_json(plain)
+    return Run(config, step, params, generate, sample, denoise_with, built.method.nfe, built.shape, built.num_classes)
+
+
+def evaluate(config, workdir, *, samples=None, seed=None, quiet=False, against=None):
+    """Measures a run; writes `eval/step-N.json` and returns its row.
+
+    Args:
+      config: None for the run's own, or one whose `data` and `evaluation` are used instead.
+      workdir: run folder.
+      samples, seed: other than the config's.
+      quiet: no progress on stderr.
+      against: `evaluate.Reference`, to share it between runs.
+
+    Raises:
+      UserError: on whatever the user can mend.
+    """
+    run = from_workdir(workdir)
+    config = config or run.config
+    options = _plain(config.get('evaluation', {}))
+    options |= {name: value for name, value in (('samples', samples), ('seed', seed)) if value is not None}
+    train_source, held_out = load_data(config, 'train'), load_data(config, 'held_out')
+    row = call(
+        evaluation.evaluate, options, 'config.evaluation', generate=run.sample, train=train_source, held_out=held_out,
+        nfe=run.nfe, progress=not quiet, against=against,
+    )
+    row = {'step': run.step, **row}
+    writer.write_json(pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}.json', row)
+    return json.loads(json.dumps(writer.plain(row)))
+
+
+def sample(workdir, *, n=64, seed=0, label=None, out=None, sampler=None, steps=None):
+    """Draws samples from a run into a PNG grid (or a scatter plot of points), or an .npy of floats.
+
+    Args:
+      workdir: run folder.
+      n, seed: number of samples, seed of noise and labels; n > 0, seed >= 0.
+      label: class, or None for random ones.
+      out: file, .png or .npy; default samples/sample-seed.png in the workdir.
+      sampler, steps: see `from_workdir`.
+
+    Returns:
+      The path written.
+
+    Raises:
+      UserError: on values out of range.
+    """
+    path = pathlib.Path(out or pathlib.Path(workdir) / 'samples' / f'sample-{seed}.png')
+    if path.suffix not in ('.png', '.npy'):
+        raise UserError(f'--out={path}: write to a .png or an .npy file')
+    if n < 1 or seed < 0:
+        raise UserError(f'--n={n}, --seed={seed}: n must be >= 1 and seed >= 0')
+    run = from_workdir(workdir, sampler=sampler, steps=steps)
+    if label is not None and not -1 <= label < max(run.num_classes, 1):
+        raise UserError(f'--label={label}: the run has {run.num_classes} classes; give 0 to {run.num_classes - 1}, or -1 for none')
+    samples = np.asarray(run.generate(jax.random.key(seed), n, label), np.float32)
+    if path.suffix == '.npy':
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, samples)
+    else:
+        writer.write_png(path, writer.image_grid(samples) if samples.ndim == 4 else writer.scatter(samples))
+    print(path)
+    return path

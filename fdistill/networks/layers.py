@@ -1,0 +1,227 @@
+"""Layers of the EDM U-Nets in flax.linen, NHWC. They compute in the type of their input and keep float32 parameters.
+
+Reference: Karras et al., arXiv 2206.00364; Song et al., arXiv 2011.13456; Dhariwal and Nichol, arXiv 2105.05233.
+"""
+
+import math
+from typing import Callable, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Initialization(NamedTuple):
+    """How a layer's arrays are drawn: `kernel` is a flax initializer, `bias(fan_in)` gives one."""
+
+    kernel: Callable
+    bias: Callable
+
+
+def _zero_bias(fan_in):
+    return nn.initializers.zeros
+
+
+def _uniform_bias(fan_in):
+    """U(-1, 1)/sqrt(fan_in)."""
+
+    def draw(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / math.sqrt(fan_in)
+
+    return draw
+
+
+def xavier(gain):
+    """Kernel gain U(-1, 1) sqrt(6/(fan_in + fan_out)), bias 0."""
+    return Initialization(nn.initializers.variance_scaling(gain**2, 'fan_avg', 'uniform'), _zero_bias)
+
+
+XAVIER = xavier(1.0)
+# Kaiming with gain sqrt(1/3), which is U(-1, 1)/sqrt(fan_in) for kernel and bias alike.
+KAIMING = Initialization(nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), _uniform_bias)
+NORMAL = Initialization(nn.initializers.normal(1.0), _zero_bias)
+ZEROS = Initialization(nn.initializers.zeros, _zero_bias)
+
+
+def conv(x, features, size, init, name, *, stride=1, padding='SAME'):
+    """Convolution size x size, [B,H,W,C] -> [B,H',W',features]; `padding` in pixels on every side, or 'SAME'."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=padding,
+        dtype=x.dtype,
+        kernel_init=init.kernel,
+        bias_init=init.bias(size * size * x.shape[-1]),
+        name=name,
+    )(x)
+
+
+def dense(x, features, init, name, *, use_bias=True):
+    """Linear map [B,C] -> [B,features]."""
+    bias_init = init.bias(x.shape[-1])
+    return nn.Dense(features, use_bias, dtype=x.dtype, kernel_init=init.kernel, bias_init=bias_init, name=name)(x)
+
+
+def group_count(channels):
+    """Groups of a GroupNorm: min(32, channels // 4), that is at least 4 channels a group.
+
+    Raises:
+        ValueError: the groups would not be of equal size.
+    """
+    groups = min(32, channels // 4)
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f'{channels} channels cannot be normalised in min(32, channels // 4) = {groups} equal groups; '
+            'use a multiple of 4 below 128 channels, a multiple of 32 above'
+        )
+    return groups
+
+
+def norm(x, eps, name):
+    """GroupNorm with float32 statistics, [B,H,W,C] -> same."""
+    # Two passes: E[x^2] - E[x]^2 loses the digits that agreement with EDM needs where the mean is large.
+    return nn.GroupNorm(group_count(x.shape[-1]), epsilon=eps, dtype=x.dtype, use_fast_variance=False, name=name)(x)
+
+
+def downsample(x, taps, padding=None):
+    """Filters with taps (x) taps / sum^2 and keeps every second pixel, [B,H,W,C] -> [B,H/2,W/2,C].
+
+    Sums of strided slices, one axis after the other: the filter is constant, and XLA has no fast depthwise
+    convolution on CPU.
+
+    Args:
+        taps: one-dimensional filter of even length.
+        padding: zeros on every side; by default those that halve H and W.
+    """
+    padding = (len(taps) - 1) // 2 if padding is None else padding
+    for axis in (1, 2):
+        size = (x.shape[axis] + 2 * padding - len(taps)) // 2 + 1
+        x = jnp.pad(x, [(padding, padding) if i == axis else (0, 0) for i in range(x.ndim)])
+        x = sum(tap / sum(taps) * jax.lax.slice_in_dim(x, k, k + 2 * size - 1, 2, axis) for k, tap in enumerate(taps))
+    return x
+
+
+def upsample(x, taps):
+    """Puts zeros between the pixels and filters with 4 taps (x) taps / sum^2, [B,H,W,C] -> [B,2H,2W,C].
+
+    Output 2m + s sees input m + (s + padding - k)/2 through tap k, hence one sum of shifted copies for each parity s.
+    """
+    padding = (len(taps) - 1) // 2
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = jnp.pad(x, [(padding, padding) if i == axis else (0, 0) for i in range(x.ndim)])
+        phases = []
+        for s in (0, 1):
+            offsets = {k: s + padding - k for k in range(len(taps)) if (s + padding - k) % 2 == 0}
+            starts = {k: padding + offset // 2 for k, offset in offsets.items()}
+            phases.append(
+                sum(
+                    2 * taps[k] / sum(taps) * jax.lax.slice_in_dim(padded, start, start + size, axis=axis)
+                    for k, start in starts.items()
+                )
+            )
+        shape = [2 * n if i == axis else n for i, n in enumerate(x.shape)]
+        x = jnp.stack(phases, axis + 1).reshape(shape)
+    return x
+
+
+# Each from (x, taps) to x at the block's own resolution.
+RESAMPLE = {'keep': lambda x, taps: x, 'down': downsample, 'up': upsample}
+
+
+def attend(qkv, heads):
+    """Softmax(q k^T / sqrt(C)) v over all pixels, [B,H,W,3*heads*C] -> [B,H,W,heads*C].
+
+    EDM's layout of channels: head, then C, then (q, k, v). The weights are computed in float32.
+    """
+    batch, height, width, channels = qkv.shape
+    qkv = qkv.reshape(batch, height * width, heads, channels // (3 * heads), 3)
+    q, k, v = qkv[..., 0], qkv[..., 1], qkv[..., 2]
+    logits = jnp.einsum('bqhc,bkhc->bhqk', q.astype(jnp.float32), k.astype(jnp.float32) / math.sqrt(q.shape[-1]))
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum('bhqk,bkhc->bqhc', weights, v).reshape(batch, height, width, channels // 3)
+
+
+class BlockStyle(NamedTuple):
+    """What distinguishes the residual blocks of Song's U-Nets from those of Dhariwal's.
+
+    Args:
+        taps: filter of the resampling.
+        eps: of the group norms.
+        skip_scale: factor on every residual sum.
+        adaptive_scale: the embedding scales and shifts after the second norm, else it is added before that norm.
+        project_resampled: a skip that is resampled has a 1x1 convolution even where the width stays.
+        init, init_zero, init_attention: of ordinary layers, of a branch's last layer, of q, k and v.
+    """
+
+    taps: tuple
+    eps: float
+    skip_scale: float
+    adaptive_scale: bool
+    project_resampled: bool
+    init: Initialization
+    init_zero: Initialization
+    init_attention: Initialization
+
+
+class UNetBlock(nn.Module):
+    """Residual block with resampling and self-attention: (x[B,H,W,C], emb[B,E]) -> [B,H',W',features].
+
+    h = conv1(dropout(silu(norm1(conv0(resample(silu(norm0(x))))) with emb))); x' = skip_scale (h + skip(x));
+    with heads > 0, x'' = skip_scale (x' + proj(attend(qkv(norm2(x'))))).
+    """
+
+    features: int
+    style: BlockStyle
+    resample: str = 'keep'
+    heads: int = 0
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, emb):
+        style, features = self.style, self.features
+        resample = RESAMPLE[self.resample]
+
+        h = resample(nn.silu(norm(x, style.eps, 'norm0')), style.taps)
+        h = conv(h, features, 3, style.init, 'conv0')
+        # The embedding is float32 up to here, whatever the type of the images.
+        affine = dense(emb, features * (2 if style.adaptive_scale else 1), style.init, 'affine')
+        affine = affine.astype(h.dtype)[:, None, None, :]
+        if style.adaptive_scale:
+            scale, shift = jnp.split(affine, 2, axis=-1)
+            h = nn.silu(norm(h, style.eps, 'norm1') * (scale + 1) + shift)
+        else:
+            h = nn.silu(norm(h + affine, style.eps, 'norm1'))
+        h = nn.Dropout(self.dropout, deterministic=False)(h)
+        h = conv(h, features, 3, style.init_zero, 'conv1')
+
+        skip = resample(x, style.taps)
+        if x.shape[-1] != features or (style.project_resampled and self.resample != 'keep'):
+            skip = conv(skip, features, 1, style.init, 'skip')
+        x = (h + skip) * style.skip_scale
+
+        if self.heads:
+            qkv = conv(norm(x, style.eps, 'norm2'), 3 * features, 1, style.init_attention, 'qkv')
+            x = (x + conv(attend(qkv, self.heads), features, 1, style.init_zero, 'proj')) * style.skip_scale
+        return x
+
+
+def positional_frequencies(channels, endpoint):
+    """10000^(-i/n) for i < n = channels/2, with `endpoint` 10000^(-i/(n - 1)), float32 [n]."""
+    count = channels // 2
+    return 10000.0 ** (-jnp.arange(count, dtype=jnp.float32) / (count - endpoint))
+
+
+class FourierFrequencies(nn.Module):
+    """2 pi times frequencies drawn once from N(0, 16^2), [channels/2].
+
+    They lie among the parameters because a checkpoint must hold them, yet are constants: their gradient is zero.
+    """
+
+    channels: int
+
+    @nn.compact
+    def __call__(self):
+        freqs = self.param('freqs', nn.initializers.normal(16.0), (self.channels // 2,))
+        return 2 * math.pi * jax.lax.stop_gradient(freqs)
