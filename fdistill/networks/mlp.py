@@ -57,6 +57,8 @@ class _ResidualMLP(nn.Module):
         for i in range(self.blocks):
             h = _Block(self.width, self.dtype, self.dropout, name=f'block{i}')(h, embedding, deterministic)
             features.append(h.astype(jnp.float32))
+        # Normalised, or the output would grow with an input outside the data and no longer pull a stray student back.
+        h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(h)
         out = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name='output')(nn.silu(h))
         return out.reshape(shape).astype(jnp.float32 if self.dtype else out.dtype), tuple(features)
 

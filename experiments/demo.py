@@ -1,0 +1,141 @@
+"""Teacher -> one-step students by several divergences -> evaluation, on real handwritten digits, in one command.
+
+    make demo            # or: python experiments/demo.py [--workdir runs/demo] [--seeds 3] [--short]
+
+Killed and started again it goes on where it was: a finished model is not trained again, an unfinished one resumes.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+STUDENTS = {
+    'reverse_kl': 'digits_f_distill.py:reverse_kl',
+    'js': 'digits_f_distill.py:js',
+    'sim': 'digits_sim.py',
+}
+COLUMNS = ('nfe', 'fd_held_out', 'fd_train', 'pixel_fd', 'accuracy', 'diversity', 'nn_ratio', 'seconds')
+SHORT = {'teacher': 150, 'student': 60}  # steps of the short form, which checks that everything runs and no quality
+SHOWN = 20  # samples side by side in the picture
+
+
+def parse(words):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--workdir', default='runs/demo', help='where everything goes; default: %(default)s')
+    parser.add_argument('--seeds', type=int, default=1, help='students of each kind, for a mean; default: %(default)s')
+    parser.add_argument('--short', action='store_true', help='a few steps only, to see that everything runs')
+    options = parser.parse_args(words)
+    if options.seeds < 1:
+        parser.error(f'--seeds={options.seeds}: need at least 1')
+    return options
+
+
+def main(words=None):
+    options = parse(words)
+    began = time.perf_counter()
+    # After parsing, so that --help is instant.
+    import numpy as np
+
+    from fdistill import build, config
+    from fdistill.evaluation import evaluate
+    from fdistill.training import writer
+
+    workdir = pathlib.Path(options.workdir)
+    teacher_dir = workdir / 'teacher'
+
+    def train(file, folder, title, **overrides):
+        settings = config.load(str(REPOSITORY / 'configs' / file))
+        with settings.unlocked():
+            for key, value in overrides.items():
+                settings.update_from_flattened_dict({key.replace('__', '.'): value})
+        print(f'\n== {title}', flush=True)
+        started = time.perf_counter()
+        build.train(settings, folder)
+        return time.perf_counter() - started
+
+    def steps(kind):
+        return {'training__steps': SHORT[kind]} if options.short else {}
+
+    train('digits_teacher.py', teacher_dir, 'teacher', **steps('teacher'))
+    students = {}
+    for name, file in STUDENTS.items():
+        for seed in range(options.seeds):
+            folder = workdir / (name if seed == 0 else f'{name}-seed{seed}')
+            train(
+                file, folder, f'student by {name}' + (f', seed {seed}' if options.seeds > 1 else ''),
+                teacher__workdir=str(teacher_dir), seed=seed, **steps('student'),
+            )
+            students.setdefault(name, []).append(folder)
+
+    print('\n== evaluation', flush=True)
+    settings = config.read(teacher_dir)
+    sources = [build.load_data(settings, split) for split in ('train', 'held_out')]
+    against = evaluate.reference(*sources)
+    real = evaluate.reference_rows(*sources, against=against)['train']
+
+    def row(folder):
+        return build.evaluate(None, folder, against=against)
+
+    teacher = row(teacher_dir)
+    protocol = teacher.pop('protocol')
+    rows = {name: _mean([row(folder) for folder in folders]) for name, folders in students.items()}
+    report = {
+        'teacher': {key: teacher[key] for key in COLUMNS},
+        'students': {name: {key: values[key] for key in values if key != 'protocol'} for name, values in rows.items()},
+        'real': {key: real[key] for key in COLUMNS},
+        'protocol': protocol,
+        'seeds': options.seeds,
+        'short': options.short,
+        'seconds': time.perf_counter() - began,
+    }
+    writer.write_json(workdir / 'report.json', report)
+
+    names = ['teacher', *students]
+    runs = [build.from_workdir(teacher_dir), *(build.from_workdir(folders[0]) for folders in students.values())]
+    noise = np.random.default_rng(0).standard_normal((SHOWN, *runs[0].shape)).astype(np.float32)
+    label = np.arange(SHOWN, dtype=np.int32) % runs[0].num_classes
+    samples = np.concatenate([np.asarray(run.sample(noise, label)) for run in runs])
+    writer.write_png(workdir / 'samples.png', writer.image_grid(samples, columns=SHOWN, tile=48))
+
+    print(_table(report))
+    print(f'\n{workdir / "samples.png"}: from the same noise, row by row: {", ".join(names)}')
+    print(f'{workdir / "report.json"}: these numbers with their protocol')
+    print(f'{report["seconds"]:.0f} s in all')
+    return 0
+
+
+def _mean(rows):
+    """The mean of rows over seeds, and the standard deviation of each number where there are several."""
+    if len(rows) == 1:
+        return rows[0]
+    import statistics
+
+    keys = [key for key in rows[0] if key != 'protocol']
+    mean = {key: statistics.fmean(row[key] for row in rows) for key in keys}
+    return mean | {f'{key}_std': statistics.stdev(row[key] for row in rows) for key in COLUMNS if key != 'nfe'}
+
+
+def _table(report):
+    lines = [['', *COLUMNS]]
+    named = {'real images': report['real'], 'teacher': report['teacher'], **report['students']}
+    for name, values in named.items():
+        lines.append([name, f'{values["nfe"]:.0f}', *(f'{values[key]:.3f}' for key in COLUMNS[1:])])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+    note = f'\nfd: {report["protocol"]["fd_held_out"]}; lower is better, "real images" are training images drawn again'
+    return '\n' + text + '\n' + note
+
+
+if __name__ == '__main__':
+    from fdistill.errors import UserError
+
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f'demo: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('demo: interrupted; the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
