@@ -13,6 +13,9 @@ from fdistill.networks.heads import conv_head
 from fdistill.networks.layers import attend, downsample, group_count, upsample
 from fdistill.networks.unet import adm, ddpmpp, ncsnpp
 
+# Each function runs a few times only: compiled quickly rather than well.
+compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
 CLASSES = 3
 # One level and one block: compilation is most of the time here; test_unet_parity.py has the deeper networks.
 UNET = dict(
@@ -57,7 +60,7 @@ def params_of(name):
 
 @functools.cache
 def apply_of(name):
-    return jax.jit(build(name).apply)
+    return compiled(build(name).apply)
 
 
 def accepting(argument):
@@ -91,7 +94,7 @@ def test_unet_features_go_from_the_highest_resolution_to_the_bottleneck(name):
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_output_starts_at_zero(name):
-    last = jax.jit(lambda key: build(name).init(key, *batch())[LAST_LAYER[name]])(key_of(0))
+    last = compiled(lambda key: build(name).init(key, *batch())[LAST_LAYER[name]])(key_of(0))
     out, _ = apply_of(name)(dict(params_of(name), **{LAST_LAYER[name]: last}), *batch())
     # Song's last layer starts at 1e-5 of its ordinary scale, the others at zero.
     assert np.abs(out).max() <= (1e-4 if name in ('ddpmpp', 'ncsnpp') else 0)
@@ -107,7 +110,7 @@ def test_output_starts_at_zero(name):
 )
 def test_kernels_start_uniform_within_edms_bounds(name, layer, bound):
     network = build(name, model_channels=128, num_classes=0)
-    draw = jax.jit(lambda key: network.init(key, *batch())['enc_8x8_block0'][layer])(key_of(0))
+    draw = compiled(lambda key: network.init(key, *batch())['enc_8x8_block0'][layer])(key_of(0))
     np.testing.assert_allclose(np.abs(draw['kernel']).max(), bound, rtol=1e-2)
     np.testing.assert_allclose(np.std(draw['kernel']), bound / 3**0.5, rtol=1e-2)
     # Biases are 0 in Song's networks, and within the kernel's bound in Dhariwal's.
@@ -137,7 +140,7 @@ def test_no_label_and_no_augmentation_are_zeros(name):
     unlabelled, _ = apply(params, x, c_noise, jnp.full_like(label, -1))
     np.testing.assert_array_equal(apply(blind, x, c_noise, label)[0], unlabelled)
 
-    augmented = jax.jit(lambda augment: build(name).apply(params, x, c_noise, label, augment=augment)[0])
+    augmented = compiled(lambda augment: build(name).apply(params, x, c_noise, label, augment=augment)[0])
     out, _ = apply(params, x, c_noise, label)
     assert_close(augmented(jnp.zeros((4, 2))), out, 1e-6)
     assert np.abs(augmented(jnp.ones((4, 2))) - out).max() > 1e-3
@@ -157,7 +160,7 @@ def test_dropout_acts_only_with_a_key(name):
 @pytest.mark.parametrize('name', accepting('bfloat16'))
 def test_bfloat16_stays_close(name):
     exact = apply_of(name)(params_of(name), *batch())
-    rounded = jax.jit(build(name, bfloat16=True).apply)(params_of(name), *batch())
+    rounded = compiled(build(name, bfloat16=True).apply)(params_of(name), *batch())
     for value, expected in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
         assert_close(value, expected, 0.05)
     assert np.abs(rounded[0] - exact[0]).max() > 0
@@ -173,8 +176,8 @@ def test_remat_leaves_gradients_alone(name):
         apply = build(name, remat=remat).apply
         return jax.grad(lambda mapping: jnp.sum(apply({**params, **mapping}, *batch(), key=key_of(3))[0] ** 2))
 
-    assert 'checkpoint' in str(jax.make_jaxpr(gradient(True))(mapping))
-    plain, remat = jax.jit(lambda mapping: (gradient(False)(mapping), gradient(True)(mapping)))(mapping)
+    assert ['remat' in str(jax.make_jaxpr(gradient(remat))(mapping)) for remat in (False, True)] == [False, True]
+    plain, remat = compiled(lambda mapping: (gradient(False)(mapping), gradient(True)(mapping)))(mapping)
     for layer in plain:
         jax.tree.map(lambda value, expected: assert_close(value, expected, 1e-4), remat[layer], plain[layer])
         # The frequencies are constants, and there are no augmentation labels here.
@@ -219,7 +222,7 @@ def test_groups_must_be_equal(channels):
 
 def test_box_filter_averages_and_repeats():
     x = np.random.RandomState(0).standard_normal((2, 6, 4, 3)).astype(np.float32)
-    down, up = jax.jit(lambda x: (downsample(x, (1, 1)), upsample(x, (1, 1))))(x)
+    down, up = compiled(lambda x: (downsample(x, (1, 1)), upsample(x, (1, 1))))(x)
     np.testing.assert_allclose(down, x.reshape(2, 3, 2, 2, 2, 3).mean((2, 4)), atol=1e-6)
     np.testing.assert_allclose(up, x.repeat(2, 1).repeat(2, 2), rtol=1e-6)
 
@@ -229,7 +232,7 @@ def test_upsample_is_four_times_the_adjoint_of_downsample(taps):
     random = np.random.RandomState(0)
     fine, coarse = random.standard_normal((2, 8, 12, 3)), random.standard_normal((2, 4, 6, 3))
     coarse[0] = 1
-    up, down = jax.jit(lambda coarse, fine: (upsample(coarse, taps), downsample(fine, taps)))(coarse, fine)
+    up, down = compiled(lambda coarse, fine: (upsample(coarse, taps), downsample(fine, taps)))(coarse, fine)
     np.testing.assert_allclose(np.sum(up * fine), 4 * np.sum(coarse * down), rtol=1e-4)
     # Away from the border a constant image stays what it is.
     np.testing.assert_allclose(up[0, 2:-2, 2:-2], 1, rtol=1e-5)
@@ -269,8 +272,8 @@ def test_conv_head_of_imagenet_has_the_published_layers():
 def test_conv_head_reads_the_features_it_was_told_to():
     features = [np.random.RandomState(r).standard_normal((2, r, r, 8)).astype(np.float32) for r in (8, 4, 2)]
     head = conv_head(indices=(0, -1))
-    params = jax.jit(head.init)(key_of(0), features, None, None)
-    apply = jax.jit(lambda features: head.apply(params, features, None, None))
+    params = compiled(head.init)(key_of(0), features, None, None)
+    apply = compiled(lambda features: head.apply(params, features, None, None))
     changes = [np.abs(apply([f + (i == k) * f**2 for i, f in enumerate(features)]) - apply(features)) for k in range(3)]
     assert [(change.max(0) > 0).tolist() for change in changes] == [[True, False], [False, False], [False, True]]
 
