@@ -1,5 +1,6 @@
 """Optimizers from a config section."""
 
+import jax
 import optax
 
 
@@ -47,8 +48,16 @@ def adam(
     rate = schedules[schedule]()
     if warmup:
         rate = optax.schedules.join_schedules([optax.schedules.linear_schedule(0, learning_rate, warmup), rate], [warmup])
-    base = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay) if weight_decay else optax.adam(rate, b1, b2, eps)
+    if weight_decay:
+        base = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=_decayed)
+    else:
+        base = optax.adam(rate, b1, b2, eps)
     return optax.chain(optax.clip_by_global_norm(clip), base) if clip else base
+
+
+def _decayed(params):
+    """All but the Fourier frequencies of NCSN++, constants that have no gradient and that decay would wear away."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], 'key', None) != 'freqs', params)
 
 
 def role_updates(cycle, steps):
