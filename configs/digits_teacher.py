@@ -3,7 +3,7 @@
     fdistill train --config=configs/digits_teacher.py --workdir=runs/digits-teacher
     fdistill evaluate --workdir=runs/digits-teacher
 
-About 40 CPU-seconds. Expect, with 35 network evaluations, fd_held_out about 0.11 (2000 training images: 0.10), accuracy 0.99.
+About 40 CPU-seconds. Expect, with 35 network evaluations, fd_held_out about 0.11 (2000 training images drawn again: 0.11), accuracy 0.99.
 """
 
 from ml_collections import ConfigDict
@@ -15,11 +15,11 @@ def get_config():
             seed=0,
             data=dict(name='digits'),
             # Dropout holds off memorisation: without it the nearest training image comes too close before the samples are good.
-            network=dict(name='mlp', width=256, blocks=3, embedding=64, dropout=0.1),
+            network=dict(name='mlp', width=256, blocks=3, embedding=64, dropout=0.15),
             denoiser=dict(sigma_data=0.75),
             method=dict(
                 name='pretrain',
-                law=dict(name='lognormal', mean=-0.8, std=1.2),
+                law=dict(name='lognormal', mean=-0.6, std=1.4),
                 sampler='heun',
                 # At sigma 10 the noise does not yet hide the mean of 64 pixels.
                 grid=dict(name='karras', steps=18, sigma_min=0.02, sigma_max=40.0),

@@ -20,8 +20,8 @@ def get_config(mixture='ring'):
             teacher=dict(oracle=mixture),
             method=dict(
                 name='sim',
-                c=0.03,
-                scale='eps',
+                c=0.1,
+                scale='unit',
                 sigma_init=1.4,
                 from_teacher=False,
                 student_law=dict(name='loguniform', sigma_min=0.03, sigma_max=3.0),
