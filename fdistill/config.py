@@ -160,6 +160,8 @@ def call(function, section, where, **given):
 
 def _check_type(value, parameter, where):
     annotation = parameter.annotation
+    if annotation is parameter.empty and isinstance(parameter.default, (bool, int, float, str, tuple)):
+        annotation = type(parameter.default)  # A default says as much as an annotation would.
     if value is None and parameter.default is None or _fits(value, annotation):
         return
     wanted = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else annotation

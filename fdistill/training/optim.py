@@ -7,7 +7,7 @@ import optax
 def adam(
     *,
     steps,
-    learning_rate,
+    learning_rate: float,
     b1=0.9,
     b2=0.999,
     eps=1e-8,
