@@ -169,7 +169,7 @@ def _float64(function, r):
 
 def _checked(f, name):
     try:
-        at_one, h = float(_float64(f, 1.0)), _float64(weight(f), PROBE)
+        at_one, values, h = float(_float64(f, 1.0)), _float64(f, PROBE), _float64(weight(f), PROBE)
     except TypeError as error:
         raise ValueError(f'divergence {name}: f must be a function of one jax array ({error})') from error
     # Written-out constants such as log(2) may be float32 inside a user's f, hence not 1e-12.
@@ -177,9 +177,10 @@ def _checked(f, name):
         raise ValueError(f'divergence {name}: f(1) = {at_one:g} but must be 0; subtract the constant')
     if not np.all(np.isfinite(h)):
         raise ValueError(f"divergence {name}: f'' is not finite at r = {PROBE[~np.isfinite(h)][0]:g}; f must be smooth on r > 0")
-    scale = np.max(np.abs(h))
-    if np.any(h < -1e-6 * scale):
-        raise ValueError(f"divergence {name}: f is not convex, f'' < 0 at r = {PROBE[h < -1e-6 * scale][0]:g}; try its negative")
-    if scale < 1e-12:
+    # Only rounding, which is of the size of f, may make h negative: compared with the largest h, (r-1)^3 would pass as convex.
+    negative = h < -1e-9 * (1 + np.abs(values))
+    if np.any(negative):
+        raise ValueError(f"divergence {name}: f is not convex, f'' < 0 at r = {PROBE[negative][0]:g}; try its negative")
+    if np.max(np.abs(h)) < 1e-12:
         raise ValueError(f"divergence {name}: f'' = 0 everywhere, the divergence has no gradient; use a strictly convex f")
     return f
