@@ -83,7 +83,9 @@ def main(words=None):
     rows = {name: _mean([row(folder) for folder in folders]) for name, folders in students.items()}
     report = {
         'teacher': {key: teacher[key] for key in COLUMNS},
-        'students': {name: {key: values[key] for key in values if key != 'protocol'} for name, values in rows.items()},
+        'students': {
+            name: {key: values[key] for key in values if key.removesuffix('_std') in COLUMNS} for name, values in rows.items()
+        },
         'real': {key: real[key] for key in COLUMNS},
         'protocol': protocol,
         'seeds': options.seeds,

@@ -237,6 +237,7 @@ class Progress:
         self._began = self._mark = time.monotonic()
         self._mark_step = start
         self._metrics = {}
+        self._compiled = False
         loud = not quiet and jax.process_index() == 0
         self._bar = None
         self._lines = loud and not sys.stderr.isatty()
@@ -255,6 +256,10 @@ class Progress:
             self._bar.set_postfix(self._metrics, refresh=False)
             self._bar.update(step - self._bar.n)
         now = time.monotonic()
+        if not self._compiled and step < self._total:
+            # The first step compiles; counting it, the first line would promise hours.
+            self._compiled, self._mark, self._mark_step = True, now, step
+            return None
         if now - self._mark < self._every and step < self._total:
             return None
         speed = (step - self._mark_step) / max(now - self._mark, 1e-9)
