@@ -177,7 +177,7 @@ def _checked(f, name):
         raise ValueError(f'divergence {name}: f(1) = {at_one:g} but must be 0; subtract the constant')
     if not np.all(np.isfinite(h)):
         raise ValueError(f"divergence {name}: f'' is not finite at r = {PROBE[~np.isfinite(h)][0]:g}; f must be smooth on r > 0")
-    # Only rounding, which is of the size of f, may make h negative: compared with the largest h, (r-1)^3 would pass as convex.
+    # Only rounding, which is of the size of f, may make h negative; against the largest h, (r-1)^3 would look convex.
     negative = h < -1e-9 * (1 + np.abs(values))
     if np.any(negative):
         raise ValueError(f"divergence {name}: f is not convex, f'' < 0 at r = {PROBE[negative][0]:g}; try its negative")
