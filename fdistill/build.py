@@ -115,7 +115,7 @@ def resolve(config, source):
     }
     teacher = plain.get('teacher', {})
     if 'workdir' in teacher:
-        known = configs.to_json(configs.read(teacher['workdir']))
+        known = configs.to_json(configs.read(teacher['workdir'], 'config.teacher.workdir'))
         if known['image'] != plain['image']:
             raise UserError(f'config.teacher.workdir={teacher["workdir"]}: was trained on {known["image"]}, not {plain["image"]}')
         for name in ('network', 'denoiser'):

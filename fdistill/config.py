@@ -51,7 +51,7 @@ def _place(error, filename):
     return f'line {lines[-1]}: ' if lines else ''  # A SyntaxError says its own line.
 
 
-def read(workdir):
+def read(workdir, where='--workdir'):
     """The config a run was started with.
 
     Raises:
@@ -59,7 +59,7 @@ def read(workdir):
     """
     path = pathlib.Path(workdir) / FILENAME
     if not path.is_file():
-        raise UserError(f'--workdir={workdir}: has no {FILENAME}; give the folder of a run made by `fdistill train`')
+        raise UserError(f'{where}={workdir}: has no {FILENAME}; give the folder of a run made by `fdistill train`')
     try:
         return from_json(json.loads(path.read_text()))
     except json.JSONDecodeError as error:

@@ -21,6 +21,8 @@ def make_mesh(data=-1, fsdp=1):
     if fsdp < 1 or (data != -1 and data < 1):
         raise ValueError(f'mesh data={data}, fsdp={fsdp}: need fsdp >= 1 and data >= 1 (or -1 for the rest)')
     if data == -1:
+        if devices % fsdp:
+            raise ValueError(f'mesh fsdp={fsdp}: does not divide the {devices} devices; use a divisor, e.g. 1')
         data = devices // fsdp
     if data * fsdp != devices:
         raise ValueError(f'mesh data={data} x fsdp={fsdp} = {data * fsdp}, but there are {devices} devices; set data=-1')
