@@ -29,10 +29,11 @@ def _positive(**values):
             raise ValueError(f'{name}={value}: must be > 0')
 
 
-def _ordered(low, high):
-    _positive(sigma_min=low)
+def _ordered(**values):
+    (low_name, low), (high_name, high) = values.items()
+    _positive(**{low_name: low})
     if not high > low:
-        raise ValueError(f'sigma_min={low}, sigma_max={high}: need sigma_min < sigma_max')
+        raise ValueError(f'{low_name}={low}, {high_name}={high}: need {low_name} < {high_name}')
 
 
 def lognormal(mean=-1.2, std=1.2):
@@ -46,7 +47,7 @@ def lognormal(mean=-1.2, std=1.2):
 
 def loguniform(sigma_min=0.002, sigma_max=80.0):
     """ln sigma uniform on [ln sigma_min, ln sigma_max]."""
-    _ordered(sigma_min, sigma_max)
+    _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     low, width = np.log(sigma_min), np.log(sigma_max / sigma_min)
     return NoiseLaw(
         lambda key, n: jnp.exp(low + width * jax.random.uniform(key, (n,))),
@@ -60,7 +61,7 @@ def karras_uniform(low=0.0, high=1.0, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     The continuous form of "an index uniform over the 1000 Karras levels": DMD2's student has low, high = .02, .98,
     FastGen .002, .998, and SiD's student low, high = .2, 1 in the reverse index, which is 0, .8 here (sigma <= 24.4).
     """
-    _ordered(sigma_min, sigma_max)
+    _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     if not 0 <= low < high <= 1:
         raise ValueError(f'low={low}, high={high}: need 0 <= low < high <= 1')
     a, b = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -107,17 +108,15 @@ def karras_grid(steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     Returns:
       sigmas[steps + 1], float64 numpy, falling, ending in 0.
     """
-    _ordered(sigma_min, sigma_max)
+    _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     _positive(rho=rho)
-    return _with_zero(
-        np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), _counted(steps)) ** rho if steps > 1 else [sigma_max]
-    )
+    return _with_zero(np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), _counted(steps)) ** rho)
 
 
 def loguniform_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
     """Levels evenly spaced in ln sigma from sigma_max to sigma_min, then 0."""
-    _ordered(sigma_min, sigma_max)
-    return _with_zero(np.geomspace(sigma_max, sigma_min, _counted(steps)) if steps > 1 else [sigma_max])
+    _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
+    return _with_zero(np.geomspace(sigma_max, sigma_min, _counted(steps)))
 
 
 def _counted(steps):
@@ -146,7 +145,7 @@ def vp_linear(beta_min=0.1, beta_max=20.0):
 
     alpha^2 = exp(-(beta_max - beta_min) t^2/2 - beta_min t), sigma^2 = 1 - alpha^2.
     """
-    _ordered(beta_min, beta_max)
+    _ordered(beta_min=beta_min, beta_max=beta_max)
     slope = beta_max - beta_min
 
     def log_alpha(t):
