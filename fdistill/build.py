@@ -76,7 +76,8 @@ class Run(NamedTuple):
 
 
 def _plain(section):
-    return section.to_dict() if isinstance(section, ConfigDict) else dict(section)
+    """A section as keyword arguments: what JSON made a list is a tuple again."""
+    return configs.with_tuples(section.to_dict() if isinstance(section, ConfigDict) else dict(section))
 
 
 def _named(table, section, where, **given):

@@ -206,10 +206,11 @@ def to_json(config, where='config'):
 
 def from_json(values):
     """The locked config `to_json` was given; its lists were tuples."""
-    return ConfigDict(_with_tuples(values)).lock()
+    return ConfigDict(with_tuples(values)).lock()
 
 
-def _with_tuples(values):
+def with_tuples(values):
+    """Dicts and lists with every list, at any depth, made a tuple."""
     if isinstance(values, dict):
-        return {key: _with_tuples(value) for key, value in values.items()}
-    return tuple(map(_with_tuples, values)) if isinstance(values, list) else values
+        return {key: with_tuples(value) for key, value in values.items()}
+    return tuple(map(with_tuples, values)) if isinstance(values, list) else values
