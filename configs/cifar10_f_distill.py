@@ -1,6 +1,6 @@
 """One-step student of the CIFAR-10 teacher by f-distill (arXiv 2502.15681), with the settings of its code, FastGen.
 
-    fdistill train --config=configs/cifar10_f_distill.py:kl --workdir=runs/cifar10-kl [--config.data.data_dir=DIR]
+    fdistill train --config=configs/cifar10_f_distill.py --workdir=runs/cifar10-kl [--config.data.data_dir=DIR]
     fdistill evaluate --workdir=runs/cifar10-kl
 
 Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 205 M images (the paper: 123 M and an R1 weight
@@ -11,7 +11,7 @@ use other features.
 from ml_collections import ConfigDict, config_dict
 
 
-def get_config(divergence='kl'):
+def get_config(divergence='forward_kl'):
     return ConfigDict(
         dict(
             seed=0,

@@ -1,0 +1,126 @@
+"""Every file in configs/ as it stands, at its full size: it loads, is consistent, and its steps trace."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdistill import build, config, networks
+from fdistill.data.sources import Source
+from fdistill.training import checkpoint, loop, sharding
+from fdistill.training.state import init_state
+from fdistill.training.step import ema_decay, make_step
+
+FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
+FILES = sorted(path.name for path in FOLDER.glob('*.py'))
+# Tracing three networks of 296 M parameters takes long; imagenet64_teacher.py traces one of them.
+LARGE = ('imagenet64_dmd2.py', 'imagenet64_f_distill.py')
+
+# What the data sets that are not at hand would give: shape of an image, classes.
+SHAPES = {'mnist': ((28, 28, 1), 10), 'cifar10': ((32, 32, 3), 10), 'imagenet_resized/64x64': ((64, 64, 3), 1000)}
+
+# Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its augmentation labels.
+SIZES = {'cifar10': 55735299 - 9 * 128, 'imagenet64': 295899267}
+MAKERS = dict(networks.NETWORKS)
+
+
+@functools.cache
+def network(name, arguments):
+    built = MAKERS[name](**dict(arguments))
+    # jit traces a network once for all its uses; tracing is all the time there is here.
+    return networks.Network(built.init, jax.jit(built.apply))
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    def wrap(name, make):
+        return functools.wraps(make)(lambda **arguments: network(name, tuple(sorted(arguments.items()))))
+
+    monkeypatch.setattr(networks, 'NETWORKS', {name: wrap(name, make) for name, make in MAKERS.items()})
+
+
+def resolved(file, folder):
+    """The resolved config of a file; its teacher is that of the config named like the teacher's folder."""
+    settings = config.load(str(FOLDER / file))
+    if settings.data['name'] == 'tfds':
+        shape, classes = SHAPES[settings.data.dataset]
+        # No memory: every image is the same byte.
+        images = np.broadcast_to(np.uint8(0), (50000, *shape))
+        source = Source(images, np.zeros(50000, np.int32), classes, 255, settings.data.dataset)
+    else:
+        source = build.load_data(settings, 'train')
+    workdir = settings.get('teacher', {}).get('workdir')
+    if workdir:
+        known = folder / workdir
+        known.mkdir(parents=True, exist_ok=True)
+        teacher = resolved(pathlib.Path(workdir).name.replace('-', '_') + '.py', folder)
+        (known / config.FILENAME).write_text(json.dumps(teacher))
+        settings.teacher.workdir = str(known)
+    return build.resolve(settings, source)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('file', [pytest.param(f, marks=pytest.mark.slow) if f in LARGE else f for f in FILES])
+def test_config_traces_at_full_size(file, tmp_path):
+    plain = resolved(file, tmp_path)
+    built = build.experiment(plain)
+    method, training = built.method, plain['training']
+    optimizers = build.optimizers(plain, method)
+
+    # Weights do not depend on the batch; a small one traces as well as a large one.
+    batch = {
+        'image': jax.ShapeDtypeStruct((8, *built.shape), jnp.float32),
+        'label': jax.ShapeDtypeStruct((8,), jnp.int32),
+    }
+    frozen = {}
+    if built.teacher_workdir:
+        frozen['teacher'] = jax.eval_shape(built.teacher.init, jax.random.key(0), batch['image'], batch['label'])
+    state = jax.eval_shape(lambda b, f: init_state(method, optimizers, 0, b, f), batch, frozen)
+    assert jax.tree.structure(state.ema) == jax.tree.structure(state.params['student'])
+
+    step = make_step(method, optimizers, ema_decay(training['ema_half_life'], training['batch_size']), seed=0)
+    roles = sorted(set().union(*(method.cycle(i) for i in range(20))))
+    assert roles == sorted(method.losses)
+    # What each set of roles in the cycle does is in this one, and each network is traced once only.
+    after = jax.eval_shape(lambda s, f, b: step(s, f, b, roles), state, frozen, batch)
+    assert checkpoint.abstract(after) == checkpoint.abstract(state)
+
+    size = count(state.params['student'])
+    published = SIZES.get(file.split('_')[0])
+    assert size == published if published else 1e3 < size < 1e7
+    if 'teacher' in frozen:
+        critic = dict(state.params['critic'])
+        head = count(critic.pop('discriminator', ()))
+        assert count(frozen) == count(critic) == size
+        # Counted once: 0.2 of the student with three heads on CIFAR-10.
+        assert head < 0.3 * size and bool(head) == has_head(plain)
+
+
+def has_head(plain):
+    """Reverse KL without a GAN has no use for its discriminator."""
+    method = plain['method']
+    return 'discriminator' in plain and (method.get('gan_weight', 1) > 0 or method['divergence'] != 'reverse_kl')
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_config_is_complete(file, tmp_path):
+    """What only `train` would look at: the settings of the loop, the batch on a node of eight devices, the docstring."""
+    settings = config.load(str(FOLDER / file))
+    training = settings.training.to_dict()
+    known = set(loop.train.__kwdefaults__) | {'steps', 'batch_size', 'ema_half_life'}
+    assert set(training) <= known
+    sharding.check_batch_size(training['batch_size'], sharding.make_mesh(**settings.mesh.to_dict()))
+    text = (FOLDER / file).read_text()
+    assert f'fdistill train --config=configs/{file}' in text and f'{settings.evaluation.samples}'
+    assert len(text.splitlines()) <= 75, 'a config fits on one screen'
+    # A value None could not be set on the command line.
+    if 'data_dir' in settings.data:
+        config.override(settings, ['--config.data.data_dir=/somewhere'])
+        assert settings.data.data_dir == '/somewhere'
