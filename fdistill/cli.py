@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 
-from fdistill.errors import UserError, suggest
+from fdistill.errors import NotFinite, UserError, suggest
 
 # jax, ml_collections and fdistill.build are imported only by a command that runs, so that --help is instant.
 
@@ -144,14 +144,15 @@ def main(words=None):
     Args:
         words: without the program's name; default: those of this process.
     Returns:
-        The exit code: 0, 2 for a user's error, 130 after Ctrl-C.
+        The exit code: 0, 1 if training stopped because the numbers were not finite, 2 for a user's error, 130 after
+        Ctrl-C.
     """
     words = sys.argv[1:] if words is None else words
     try:
         _run(words)
-    except UserError as error:
+    except (UserError, NotFinite) as error:
         print('fdistill: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         again = shlex.join(['fdistill', *words])
         print(f'fdistill: interrupted; to go on, give the same command again: {again}', file=sys.stderr)

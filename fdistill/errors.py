@@ -1,10 +1,14 @@
-"""What the user got wrong, said in one line."""
+"""What the user got wrong, and what went wrong with the numbers, said in one line."""
 
 import difflib
 
 
 class UserError(ValueError):
     """An input only the user can mend: the command line prints it as one line. Other errors keep their traceback."""
+
+
+class NotFinite(RuntimeError):
+    """Training stopped because a role's updates were not finite many times in a row; one line, exit code 1."""
 
 
 def suggest(name, known, prefix=''):

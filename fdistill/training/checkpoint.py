@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from fdistill.errors import UserError
+
 FOLDER = 'checkpoints'
 ARRAYS = ('state', 'ema')
 
@@ -96,7 +98,7 @@ class Checkpoints:
           ({name: tree}, position), or None where there is no checkpoint.
 
         Raises:
-          ValueError: if there are checkpoints and none can be restored.
+          UserError: if there are checkpoints and none can be restored.
         """
         reasons = []
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -107,7 +109,10 @@ class Checkpoints:
                 reasons.append(f'step {step}: {reason}')
                 logging.warning('checkpoint %s is passed over: %s', step, reason)
         if reasons:
-            raise ValueError(f'no checkpoint in {self._manager.directory} can be restored ({"; ".join(reasons)[:500]})')
+            raise UserError(
+                f'no checkpoint in {self._manager.directory} can be restored ({"; ".join(reasons)[:500]}); '
+                'bring one back from a copy, or give another folder to start anew'
+            )
         return None
 
     def _verified(self, step, target):

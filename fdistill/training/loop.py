@@ -10,16 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
+from fdistill.errors import NotFinite
 from fdistill.training import checkpoint, sharding, writer
 from fdistill.training.state import empty_metrics, init_state
 from fdistill.training.step import ema_decay, make_step
 
 PREVIEW = 64  # samples in a preview picture
 CONFIG = 'config.json'
-
-
-class NotFinite(RuntimeError):
-    """Training stopped because a role's updates were not finite many times in a row."""
 
 
 class Stop:
