@@ -110,15 +110,15 @@ def has_head(plain):
 
 
 @pytest.mark.parametrize('file', FILES)
-def test_config_is_complete(file, tmp_path):
-    """What only `train` would look at: the settings of the loop, the batch on a node of eight devices, the docstring."""
+def test_config_is_complete(file):
+    """What only `train` would look at: the settings of the loop, the batch on eight devices; and the docstring."""
     settings = config.load(str(FOLDER / file))
     training = settings.training.to_dict()
     known = set(loop.train.__kwdefaults__) | {'steps', 'batch_size', 'ema_half_life'}
     assert set(training) <= known
     sharding.check_batch_size(training['batch_size'], sharding.make_mesh(**settings.mesh.to_dict()))
     text = (FOLDER / file).read_text()
-    assert f'fdistill train --config=configs/{file}' in text and f'{settings.evaluation.samples}'
+    assert f'fdistill train --config=configs/{file}' in text
     assert len(text.splitlines()) <= 75, 'a config fits on one screen'
     # A value None could not be set on the command line.
     if 'data_dir' in settings.data:
