@@ -77,6 +77,9 @@ class Checkpoints:
 
     def save(self, step, state, config):
         """Saves in the background; the arrays may be donated right after."""
+        # Steps not before this one were passed over as damaged; orbax would silently save nothing beside them.
+        for damaged in [other for other in self._manager.all_steps() if other >= step]:
+            self._manager.delete(damaged)
         arrays = {'state': state._replace(ema=()), 'ema': state.ema}
         position = {'next_step': step, 'digests': {name: digests(tree) for name, tree in arrays.items()}}
         self._manager.save(
