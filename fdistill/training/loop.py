@@ -91,9 +91,9 @@ def train(
       NotFinite: after max_skipped non-finite updates in a row; names the role and the loss. Nothing of them was kept.
       ValueError: on settings out of range or a checkpoint that cannot be restored.
     """
-    if steps < 1 or log_every < 1 or checkpoint_every < 0 or sample_every < 0 or max_skipped < 1:
+    if min(steps, log_every, keep, max_skipped) < 1 or checkpoint_every < 0 or sample_every < 0:
         raise ValueError(
-            f'steps={steps}, log_every={log_every}, max_skipped={max_skipped} must be >= 1, '
+            f'steps={steps}, log_every={log_every}, keep={keep}, max_skipped={max_skipped} must be >= 1, '
             f'checkpoint_every={checkpoint_every}, sample_every={sample_every} >= 0'
         )
     sharding.check_batch_size(batch_size, mesh)
@@ -200,8 +200,9 @@ def _check_finite(state, max_skipped, step, metrics):
         if count >= max_skipped:
             bad = [name for name, value in metrics.items() if name.startswith(f'{role}/') and not math.isfinite(value)]
             raise NotFinite(
-                f'step {step}: {", ".join(bad) or "the gradient"} of role {role!r} not finite {count} times in a row; the weights '
-                f'and the last checkpoint are clean. Lower config.optimizer.{role}.learning_rate or set its clip, then run again'
+                f'step {step}: {", ".join(bad) or "the update"} of role {role!r} not finite {count} times in a row; '
+                f'the weights and the last checkpoint are clean. Lower config.optimizer.{role}.learning_rate '
+                'or set its clip, then run again'
             )
 
 

@@ -1,0 +1,653 @@
+"""The trainer: what a step, a checkpoint and a stop do when all goes well, and above all when it does not.
+
+What holds for every method (any mesh, any stop, one step pinned) is in test_methods.py; here are the parts they share.
+"""
+
+import functools
+import json
+import logging
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from ml_collections import ConfigDict
+
+from fdistill import build, cli, config
+from fdistill.errors import NotFinite, UserError
+from fdistill.methods import Method
+from fdistill.methods.method import make_cycle
+from fdistill.training import checkpoint, loop, optim, sharding
+from fdistill.training.state import init_state
+from fdistill.training.step import ema_decay, make_step
+
+BATCH = 8
+
+
+def mesh_of(data, fsdp):
+    devices = jax.devices()[: data * fsdp]
+    return jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def assert_equal(one, other):
+    """Two pytrees are equal bit for bit."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+
+
+# --- a method of two roles that fails on demand
+
+FINE, LOSS, GRADIENT, UPDATE, CRITIC = range(5)
+
+
+def toy(cycle='alternate', every=1):
+    """Both roles follow the mean of the images. The label of the first image says what is to go wrong, and for whom."""
+
+    def fit(w, batch, code, aux):
+        loss = jnp.mean((w - jnp.mean(batch['image'])) ** 2)
+        gone = w - jax.lax.stop_gradient(w)
+        loss *= jnp.where(code == LOSS, jnp.nan, 1.0)
+        # The root of 0: its value is fine, its slope is infinite.
+        loss += jnp.sqrt(jnp.sum(gone**2) + jnp.where(code == GRADIENT, 0.0, 1.0))
+        # Finite, with a gradient of which the norm overflows.
+        loss += jnp.sum(gone) * jnp.where(code == UPDATE, 3e38, 0.0)
+        return loss, ({'fit': loss}, {'updates': aux['updates'] + 1})
+
+    def student(params, frozen, batch, key, aux):
+        code = batch['label'][0]
+        return fit(params['student']['w'], batch, jnp.where(code == CRITIC, FINE, code), aux)
+
+    def critic(params, frozen, batch, key, aux):
+        return fit(params['critic']['w'], batch, jnp.where(batch['label'][0] == CRITIC, LOSS, FINE), aux)
+
+    def init(key, batch, frozen):
+        return {role: {'w': jnp.ones(4)} for role in ('student', 'critic')}, {'updates': jnp.zeros(())}
+
+    def generate(params, noise, label):
+        return noise * params['w'][0]
+
+    return Method(init, {'student': student, 'critic': critic}, make_cycle(cycle, every), generate, 1)
+
+
+OPTIMIZERS = {role: optim.adam(steps=100, learning_rate=0.1) for role in ('student', 'critic')}
+
+
+def toy_batch(code=FINE, step=0):
+    image = np.random.default_rng(step).standard_normal((BATCH, 2)).astype(np.float32)
+    return {'image': image, 'label': np.full(BATCH, code, np.int32)}
+
+
+def toy_batches(codes=()):
+    """Batches of which those of some steps are bad: codes is {step counted from 1: code}."""
+
+    def batches(start):
+        step = start
+        while True:
+            yield toy_batch(dict(codes).get(step + 1, FINE), step)
+            step += 1
+
+    return batches
+
+
+def train_toy(workdir, batches=None, **options):
+    given = dict(steps=12, batch_size=BATCH, ema_half_life=30.0, log_every=5, checkpoint_every=4, sample_every=0)
+    given |= dict(workdir=workdir, mesh=mesh_of(1, 1), config={'seed': 0}, seed=0, num_classes=0, quiet=True)
+    return loop.train(toy(), OPTIMIZERS, {}, batches or toy_batches(), **given | options)
+
+
+@pytest.fixture(scope='module')
+def toy_step():
+    method = toy()
+    step = make_step(method, OPTIMIZERS, ema_decay(30.0, BATCH), seed=0, max_skipped=3)
+    return init_state(method, OPTIMIZERS, 0, toy_batch(), {}), jax.jit(step, static_argnames='roles')
+
+
+# --- updates that are not finite
+
+
+@pytest.mark.parametrize('code', [LOSS, GRADIENT, UPDATE])
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(toy_step, code):
+    state, step = toy_step
+    roles = ('critic', 'student')
+    state = step(state, {}, toy_batch(), roles)
+    after = step(state, {}, toy_batch(code), roles)
+    student = [(s.params['student'], s.opt_state['student'], s.ema) for s in (state, after)]
+    assert_equal(*student)
+    # The critic was trained in that step, and it alone had its say in aux.
+    assert not np.array_equal(state.params['critic']['w'], after.params['critic']['w'])
+    assert after.aux['updates'] == state.aux['updates'] + 1
+    assert after.step == state.step + 1
+    assert (after.skipped['student'], after.skipped_in_a_row['student'], after.skipped['critic']) == (1, 1, 0)
+    again = step(after, {}, toy_batch(), roles)
+    assert (again.skipped['student'], again.skipped_in_a_row['student']) == (1, 0)
+    assert not np.array_equal(again.params['student']['w'], after.params['student']['w'])
+
+
+def test_a_critic_that_is_not_finite_leaves_the_student_to_train(toy_step):
+    state, step = toy_step
+    after = step(state, {}, toy_batch(CRITIC), ('critic', 'student'))
+    assert_equal(state.params['critic'], after.params['critic'])
+    assert_equal(state.opt_state['critic'], after.opt_state['critic'])
+    assert not np.array_equal(state.params['student']['w'], after.params['student']['w'])
+    assert not np.array_equal(state.ema['w'], after.ema['w'])
+
+
+def test_too_many_in_a_row_freeze_the_role(toy_step):
+    """Nothing after the last allowed failure counts, whenever the loop looks."""
+    state, step = toy_step
+    for _ in range(3):
+        state = step(state, {}, toy_batch(LOSS), ('student',))
+    after = step(state, {}, toy_batch(), ('student',))
+    assert_equal(*((s.params, s.opt_state, s.ema, s.aux) for s in (state, after)))
+    assert after.skipped_in_a_row['student'] == 4
+
+
+@pytest.mark.parametrize(
+    'code, culprit',
+    [
+        (LOSS, "student/fit, student/grad_norm of role 'student'"),
+        (GRADIENT, "student/grad_norm of role 'student'"),
+        (CRITIC, "critic/fit, critic/grad_norm of role 'critic'"),
+    ],
+)
+@pytest.mark.parametrize('log_every, step', [(100, 8), (6, 12)])
+def test_training_stops_and_the_checkpoint_is_clean(tmp_path, code, culprit, log_every, step):
+    """Seen at the next log or checkpoint; started again on what was saved, the run goes on."""
+    bad = toy_batches({i: code for i in range(6 if step == 8 else 9, 100)})
+    options = dict(log_every=log_every, checkpoint_every=4 if step == 8 else 100, max_skipped=3)
+    if step == 12:
+        options['steps'] = 13
+    with pytest.raises(NotFinite, match=f'step {step}: {culprit} not finite [34] times in a row') as error:
+        train_toy(tmp_path, bad, **options)
+    assert '\n' not in str(error.value) and 'config.optimizer' in str(error.value)
+    steps = [int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()]
+    assert steps == ([4] if step == 8 else [])
+    state = train_toy(tmp_path, **options)
+    for tree in (state.params, state.opt_state, state.ema, state.aux):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+    assert state.skipped['student'] == state.skipped['critic'] == 0
+
+
+def test_a_few_bad_updates_are_survived_and_logged(tmp_path):
+    state = train_toy(tmp_path, toy_batches({3: LOSS, 4: GRADIENT, 7: CRITIC}), max_skipped=3)
+    assert (state.skipped['student'], state.skipped['critic']) == (2, 1)
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [(line['student/skipped'], line['critic/skipped']) for line in lines] == [(2, 0), (2, 1), (2, 1)]
+
+
+# --- checkpoints
+
+
+def newest(workdir):
+    return max((pathlib.Path(workdir) / checkpoint.FOLDER).iterdir())
+
+
+def large_state(seed):
+    key = jax.random.key(seed)
+    state = init_state(toy(), OPTIMIZERS, seed, toy_batch(), {})
+    return state._replace(aux={'large': jax.random.normal(key, (64, 64))}, ema={'w': jax.random.normal(key, (40, 40))})
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """A run folder with checkpoints at steps 4 and 8."""
+    workdir = tmp_path_factory.mktemp('saved')
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        for step in (4, 8):
+            checkpoints.save(step, large_state(step), {'seed': 0})
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return pathlib.Path(shutil.copytree(saved, tmp_path / 'run'))
+
+
+def restore(workdir):
+    """(step, state) of what is restored."""
+    target = checkpoint.abstract(large_state(0))
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        arrays, position = checkpoints.restore({'state': target._replace(ema=()), 'ema': target.ema})
+    return position['next_step'], arrays['state']._replace(ema=arrays['ema'])
+
+
+def arrays_of(folder):
+    """The files that hold an item's arrays, largest first."""
+    files = [path for item in checkpoint.ARRAYS for path in (folder / item).rglob('d/*')]
+    return sorted(files, key=lambda path: -path.stat().st_size)
+
+
+def flip(folder):
+    path = arrays_of(folder)[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def flip_in_ema(folder):
+    path = max((folder / 'ema').rglob('d/*'), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 64
+    path.write_bytes(content)
+
+
+def truncate(folder):
+    path = arrays_of(folder)[0]
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def no_position(folder):
+    shutil.rmtree(folder / 'position')
+
+
+DAMAGES = [flip, flip_in_ema, truncate, empty, no_position]
+
+
+def test_a_checkpoint_is_restored_bit_for_bit(workdir):
+    step, state = restore(workdir)
+    assert step == 8
+    assert_equal(state, large_state(8))
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(workdir, damage, caplog):
+    damage(newest(workdir))
+    with caplog.at_level(logging.WARNING):
+        step, state = restore(workdir)
+    assert step == 4
+    assert_equal(state, large_state(4))
+    assert any('checkpoint 8 is passed over' in record.getMessage() for record in caplog.records)
+
+
+def test_any_flipped_byte_is_noticed_or_harmless(workdir):
+    """Wherever a bit turns in a file of arrays, what is restored is one of the two states that were saved."""
+    intact = {step: large_state(step) for step in (4, 8)}
+    random = np.random.default_rng(0)
+    for path in arrays_of(newest(workdir))[:6]:
+        content = path.read_bytes()
+        changed = bytearray(content)
+        changed[random.integers(len(content))] ^= 1 << int(random.integers(8))
+        path.write_bytes(changed)
+        step, state = restore(workdir)
+        assert_equal(state, intact[step])
+        path.write_bytes(content)
+
+
+def test_no_usable_checkpoint_is_an_error_that_says_where_and_why(workdir):
+    for folder in (workdir / checkpoint.FOLDER).iterdir():
+        flip(folder)
+    with pytest.raises(UserError, match='no checkpoint in .*checkpoints can be restored .*step 8: .*step 4: .*damaged'):
+        restore(workdir)
+
+
+def test_no_checkpoint_at_all_is_none(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore({}) is None
+
+
+def test_a_damaged_checkpoint_is_written_again(workdir):
+    """orbax saves nothing, and says nothing, at a step that exists."""
+    flip(newest(workdir))
+    assert restore(workdir)[0] == 4
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        checkpoints.save(8, large_state(8), {'seed': 0})
+    step, state = restore(workdir)
+    assert step == 8
+    assert_equal(state, large_state(8))
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(tmp_path):
+    unbroken = train_toy(tmp_path / 'unbroken')
+    train_toy(tmp_path / 'broken', stop_at=8)
+    flip_scalars = newest(tmp_path / 'broken')
+    assert int(flip_scalars.name) == 8
+    truncate(flip_scalars)
+    resumed = train_toy(tmp_path / 'broken')
+    assert_equal(jax.device_get(unbroken), jax.device_get(resumed))
+    logs = [(tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('unbroken', 'broken')]
+    assert logs[0] == logs[1]
+
+
+def test_keep_keeps_the_newest(tmp_path):
+    train_toy(tmp_path, checkpoint_every=3, keep=2)
+    assert sorted(int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()) == [9, 12]
+
+
+def test_digest_sees_any_word(x64):
+    dtypes = {'a': jnp.float32, 'b': jnp.bfloat16, 'c': bool, 'd': jnp.float64, 'e': jnp.int8}
+    tree = {name: jnp.arange(3).astype(dtype) for name, dtype in dtypes.items()}
+    digests = checkpoint.digests(tree)
+    assert list(digests) == [f"['{name}']" for name in dtypes]
+    for name, leaf in tree.items():
+        for i in range(leaf.size):
+            changed = tree | {name: leaf.at[i].set(~leaf[i] if leaf.dtype == bool else leaf[i] + 1)}
+            found = checkpoint.digests(changed)
+            assert [key for key in digests if found[key] != digests[key]] == [f"['{name}']"]
+
+
+# --- stops
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(tmp_path):
+    unbroken = train_toy(tmp_path / 'unbroken')
+
+    def batches(start):
+        for done, batch in enumerate(toy_batches()(start), start + 1):
+            if done == 7:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    handler = signal.getsignal(signal.SIGTERM)
+    train_toy(tmp_path / 'broken', batches)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert int(newest(tmp_path / 'broken').name) == 7
+    resumed = train_toy(tmp_path / 'broken')
+    assert_equal(jax.device_get(unbroken), jax.device_get(resumed))
+
+
+# Runs for minutes unless it is stopped.
+LONG = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict(dict(
+        seed=0,
+        data=dict(name='mixture', mixture='ring', labelled=False, n=1000),
+        network=dict(name='mlp', width=16, blocks=1, embedding=8),
+        method=dict(name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)),
+        optimizer=dict(student=dict(learning_rate=1e-3)),
+        training=dict(steps=10**6, batch_size=64, ema_half_life=1e3, log_every=50, checkpoint_every=500, sample_every=0,
+                      max_skipped=5, keep=2),
+        mesh=dict(data=-1, fsdp=1),
+        evaluation=dict(samples=100),
+    ))
+"""
+
+
+def run_until(words, condition, how, log):
+    """Starts the command line, ends it with a signal once a condition holds; its exit code."""
+    with open(log, 'a') as file:
+        process = subprocess.Popen([sys.executable, '-m', 'fdistill', *words], stdout=file, stderr=file)
+        deadline = time.monotonic() + 120
+        while not condition() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(how)
+        return process.wait(60)
+
+
+@pytest.mark.slow
+def test_killed_processes_resume(tmp_path):
+    """SIGTERM: saved, exit code 0. SIGKILL while saving and training: goes on from the last whole checkpoint."""
+    file, run, log = tmp_path / 'long.py', tmp_path / 'run', tmp_path / 'log'
+    file.write_text(LONG)
+    words = ['train', f'--config={file}', f'--workdir={run}']
+
+    def logged():
+        path = run / 'metrics.jsonl'
+        return [json.loads(line)['step'] for line in path.read_text().splitlines()] if path.exists() else []
+
+    assert run_until(words, lambda: len(logged()) > 3, signal.SIGTERM, log) == 0
+    stopped = int(newest(run).name)
+    assert stopped >= logged()[-1]
+    for kill in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+        goal = logged()[-1] + 700
+        code = run_until(words, lambda goal=goal: logged()[-1] > goal, kill, log)
+        assert code == (0 if kill == signal.SIGTERM else -kill)
+    starts = [int(line.split()[7]) for line in log.read_text().splitlines() if line.startswith('going on from')]
+    assert len(starts) == 3 and starts[0] == stopped and starts == sorted(starts)
+    assert logged() == list(range(50, logged()[-1] + 1, 50)), 'each step is logged once'
+
+
+# --- a student of a trained teacher, on any mesh
+
+
+TEACHER = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict(dict(
+        seed=0,
+        data=dict(name='digits'),
+        network=dict(name='mlp', width=16, blocks=1, embedding=8, dropout=0.1),
+        denoiser=dict(sigma_data=0.75),
+        method=dict(name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)),
+        optimizer=dict(student=dict(learning_rate=1e-3)),
+        training=dict(steps=3, batch_size=16, ema_half_life=100.0, sample_every=0),
+    ))
+"""
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('teacher')
+    (folder / 'config.py').write_text(TEACHER)
+    build.train(config.load(str(folder / 'config.py')), folder / 'run', quiet=True)
+    return str(folder / 'run')
+
+
+def student_config(teacher):
+    """f-distill with everything on: ratio bins, GAN, features of the teacher, dropout in the fake score."""
+    law = dict(name='karras_uniform', sigma_max=10.0)
+    method = dict(name='f_distill', divergence='js', sigma_init=2.5, student_law=law, critic_law=law, gan_weight=0.1)
+    return ConfigDict(
+        dict(
+            seed=1,
+            data=dict(name='digits'),
+            teacher=dict(workdir=teacher),
+            method=method | dict(bins_decay=0.5, r1_weight=0.1, student_every=3),
+            discriminator=dict(name='mlp', width=16, layers=2),
+            # With the default eps Adam makes a step of rounding noise out of a gradient of nothing but rounding noise.
+            optimizer={role: dict(learning_rate=1e-3, eps=1e-4) for role in ('student', 'critic')},
+            training=dict(
+                steps=10, batch_size=16, ema_half_life=100.0, log_every=4, checkpoint_every=0, sample_every=0
+            ),
+        )
+    ).lock()
+
+
+def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
+    """One device, 2 x 4, and stopped on 2 x 4 to go on with one device: equal to 1e-4."""
+    split = functools.partial(sharding.state_sharding, min_size=64)
+    monkeypatch.setattr(sharding, 'state_sharding', split)
+
+    def train(name, data, fsdp, **options):
+        monkeypatch.setattr(sharding, 'make_mesh', lambda: mesh_of(data, fsdp))
+        state = build.train(student_config(teacher), tmp_path / name, quiet=True, **options)
+        sharded = [leaf for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
+        assert bool(sharded) == (fsdp > 1)
+        return jax.device_get(state)
+
+    alone = train('alone', 1, 1)
+    others = [train('split', 2, 4)]
+    train('moved', 2, 4, stop_at=5)
+    others.append(train('moved', 1, 1))
+    for other in others:
+        for a, b in zip(*(jax.tree.leaves((s.params, s.ema, s.aux)) for s in (alone, other)), strict=True):
+            assert np.max(np.abs(a - b)) <= 1e-4 * max(np.max(np.abs(a)), 0.1)
+
+
+def test_a_student_of_a_network_resumes(teacher, tmp_path):
+    """After a critic-only step, after a student step, between logs and at one: all bit-equal."""
+    settings = student_config(teacher)
+    unbroken = build.train(settings, tmp_path / 'unbroken', quiet=True)
+    for stop in (3, 4, 5):
+        build.train(settings, tmp_path / 'broken', quiet=True, stop_at=stop)
+    resumed = build.train(settings, tmp_path / 'broken', quiet=True)
+    assert_equal(jax.device_get(unbroken), jax.device_get(resumed))
+    logs = [(tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('unbroken', 'broken')]
+    assert logs[0] == logs[1]
+
+
+# --- settings
+
+
+def test_ema_half_life():
+    """A weight that jumps from 0 to 1 is averaged to 1/2 after half_life images, once the ramp-up is over."""
+    half_life, batch = 1000.0, 10
+    decay = ema_decay(half_life, batch, ramp_up=0.05)
+    steps = jnp.arange(10_000, 10_000 + 100)
+    assert float(jnp.prod(jax.vmap(decay)(steps))) == pytest.approx(0.5, rel=1e-4)
+    # Before that the half-life is ramp_up times the images seen.
+    assert float(decay(jnp.int32(99))) == pytest.approx(0.5 ** (10 / (0.05 * 1000)), rel=1e-6)
+    # EDM and SiD: 0.99965 at batch 256 and half a million images.
+    assert float(ema_decay(0.5e6, 256)(jnp.int32(10**6))) == pytest.approx(0.99965, abs=5e-6)
+    for bad in ({'half_life': 0.0}, {'half_life': float('nan')}, {'half_life': 1.0, 'ramp_up': 0.0}):
+        with pytest.raises(ValueError, match='must be > 0'):
+            ema_decay(batch_size=1, **bad)
+
+
+@pytest.mark.parametrize('cycle, every', [('alternate', 1), ('alternate', 3), ('dmd2', 5), ('fastgen', 5)])
+def test_role_updates_count_the_cycle(cycle, every):
+    expected = {
+        'alternate': {'critic': 1000, 'student': 1000 // every},
+        'dmd2': {'critic': 1000, 'student': 1000 // every},
+        'fastgen': {'critic': 1000 - 1000 // every, 'student': 1000 // every},
+    }[cycle]
+    assert optim.role_updates(make_cycle(cycle, every), 1000) == expected
+
+
+def rates(updates=100, **options):
+    """The learning rates of the first updates: with b1 = b2 = 0 Adam's step is the rate itself."""
+    optimizer = optim.adam(b1=0.0, b2=0.0, eps=1e-30, **options)
+
+    def step(state, _):
+        change, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        return state, -change
+
+    return np.asarray(jax.lax.scan(step, optimizer.init(jnp.zeros(())), None, updates)[1])
+
+
+def test_schedules():
+    np.testing.assert_allclose(rates(steps=100, learning_rate=0.5), 0.5, rtol=1e-6)
+    found = rates(steps=100, learning_rate=0.5, warmup=20, schedule='cosine', final=0.1)
+    np.testing.assert_allclose(found[:20], 0.5 * np.arange(20) / 20, rtol=1e-5)
+    share = np.arange(80) / 80
+    np.testing.assert_allclose(found[20:], 0.5 * (0.1 + 0.9 * (1 + np.cos(np.pi * share)) / 2), rtol=1e-4)
+    # Beyond its end the cosine stays at its last value.
+    assert rates(120, steps=100, learning_rate=0.5, schedule='cosine', final=0.1)[-1] == pytest.approx(0.05)
+
+
+def test_clip_and_decay():
+    gradient = {'w': jnp.full(4, 10.0)}
+    optimizer = optim.adam(steps=1, learning_rate=1.0, b1=0.0, b2=0.0, eps=1.0, clip=2.0)
+    change, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_allclose(change['w'], -1.0 / (1.0 + 1.0), rtol=1e-6)  # A norm of 20 becomes 2: four ones.
+    params = {'map_noise': {'freqs': jnp.ones(2)}, 'w': jnp.ones(2)}
+    optimizer = optim.adam(steps=1, learning_rate=0.1, weight_decay=0.5)
+    change, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(change['w'], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(change['map_noise']['freqs'], 0.0)
+
+
+def test_state_sharding_splits_big_arrays_by_the_largest_divisible_axis():
+    mesh = mesh_of(2, 4)
+    tree = {
+        'small': jax.ShapeDtypeStruct((8,), jnp.float32),
+        'kernel': jax.ShapeDtypeStruct((3, 3, 256, 512), jnp.float32),
+        'odd': jax.ShapeDtypeStruct((511, 512), jnp.float32),
+        'prime': jax.ShapeDtypeStruct((509, 521), jnp.float32),
+    }
+    specs = {name: s.spec for name, s in sharding.state_sharding(tree, mesh).items()}
+    assert specs == {
+        'small': PartitionSpec(),
+        'kernel': PartitionSpec(None, None, None, 'fsdp'),
+        'odd': PartitionSpec(None, 'fsdp'),
+        'prime': PartitionSpec(),
+    }
+    assert all(s.spec == PartitionSpec() for s in sharding.state_sharding(tree, mesh_of(8, 1)).values())
+
+
+def test_batch_has_to_divide():
+    mesh = mesh_of(2, 4)
+    sharding.check_batch_size(16, mesh)
+    for size, remedy in ((12, 'use e.g. 16'), (0, 'use e.g. 8'), (3, 'use e.g. 8')):
+        with pytest.raises(ValueError, match=f'batch_size={size} is not divisible by the 8 devices; {remedy}'):
+            sharding.check_batch_size(size, mesh)
+    for bad in ({'fsdp': 3}, {'fsdp': 0}, {'data': 3}, {'data': -2}):
+        with pytest.raises(ValueError, match='mesh'):
+            sharding.make_mesh(**bad)
+
+
+# --- through the command line
+
+
+@pytest.fixture
+def command(tmp_path, capsys):
+    """command(*overrides) -> (exit code, the lines on stderr, the workdir)."""
+    short, workdir = tmp_path / 'config.py', tmp_path / 'run'
+    short.write_text(LONG.replace('10**6', '20'))
+
+    def run(*overrides, file=short):
+        code = cli.main(['train', f'--config={file}', f'--workdir={workdir}', *overrides])
+        return code, capsys.readouterr().err.splitlines(), workdir
+
+    return run
+
+
+def test_diverging_training_is_one_line(command):
+    code, lines, _ = command('--config.optimizer.student.learning_rate=1e15')
+    assert code == 1
+    (line,) = [line for line in lines if line.startswith('fdistill: ')]
+    assert line == lines[-1] and "student/grad_norm of role 'student' not finite" in line
+
+
+@pytest.mark.parametrize(
+    'override, message',
+    [
+        ('--config.training.batch_size=12', 'batch_size=12 is not divisible by the 8 devices'),
+        ('--config.training.steps=0', 'steps=0'),
+        ('--config.training.ema_half_life=0', 'ema_half_life=0'),
+        ('--config.training.keep=0', 'keep=0'),
+        ('--config.training.max_skipped=0', 'max_skipped=0'),
+        ('--config.optimizer.student.learning_rate=-1', 'learning_rate=-1'),
+        ('--config.mesh.fsdp=3', 'fsdp=3'),
+        ('--config.data.mixture=rnig', "unknown mixture 'rnig'; did you mean ring?"),
+        ('--config.data.name=digit', "unknown 'digit'; did you mean digits?"),
+        ('--config.network.name=mpl', "unknown 'mpl'; did you mean mlp?"),
+        ('--config.network.width=0', 'width=0'),
+        ('--config.method.name=pretain', "unknown 'pretain'; did you mean pretrain?"),
+        ('--config.method.law.name=lognormall', 'did you mean lognormal?'),
+        ('--config.method.grid.steps=0', 'steps=0'),
+        ('--config.seed=-1', 'seed=-1'),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_folder(command, override, message):
+    code, lines, workdir = command(override)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith('fdistill: ')
+    assert message in lines[0]
+    assert not workdir.exists()
+
+
+STUDENT = pathlib.Path(__file__).parents[1] / 'configs' / 'digits_f_distill.py'
+
+
+def test_a_mistake_about_the_teacher_or_divergence_is_one_line(command, tmp_path):
+    code, lines, workdir = command(f'--config.teacher.workdir={tmp_path / "none"}', file=STUDENT)
+    assert code == 2 and len(lines) == 1 and str(tmp_path / 'none') in lines[0]
+    assert not workdir.exists()
+    code, lines, workdir = command(file=STUDENT.with_name('ring.py:jss'))
+    assert code == 2 and len(lines) == 1 and 'jss' in lines[0] and 'js' in lines[0]
+    assert not workdir.exists()
+
+
+def test_another_config_in_the_same_folder_is_refused(command):
+    code, _, workdir = command()
+    assert code == 0
+    before = (workdir / 'config.json').read_bytes()
+    code, lines, _ = command('--config.training.batch_size=32')
+    assert code == 2 and len(lines) == 1 and 'config.training.batch_size=64, now 32' in lines[0]
+    assert (workdir / 'config.json').read_bytes() == before
+    # What changes nothing about the result may differ.
+    code, _, _ = command('--config.training.log_every=7')
+    assert code == 0
