@@ -1,0 +1,134 @@
+"""Everything a user does, through the command line: a teacher, a student by every method, its numbers, its samples."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdistill import build, cli
+from fdistill.methods import DISTILLATIONS
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+LAWS = "student_law=dict(name='lognormal', mean=0.0, std=1.0), critic_law=dict(name='lognormal', mean=0.0, std=1.0)"
+GAN = "discriminator=dict(name='mlp', width=16, layers=1),"
+STUDENT = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict(dict(
+        seed=0,
+        data=dict(name='digits'),
+        teacher=dict(workdir='{teacher}'),
+        method=dict(name='{method}', {laws}),
+        {discriminator}
+        optimizer=dict(student=dict(learning_rate=1e-4), critic=dict(learning_rate=1e-4)),
+        training=dict(steps=10, batch_size=16, ema_half_life=1e3, log_every=5, checkpoint_every=0, sample_every=10),
+        evaluation=dict(samples=64, batch_size=64),
+    ))
+"""
+
+
+def run(capsys, *words):
+    """Runs a command that must succeed; what it printed."""
+    capsys.readouterr()
+    assert cli.main([str(word) for word in words]) == 0
+    return capsys.readouterr()
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """The digits teacher of configs/, smaller and after 20 steps."""
+    workdir = tmp_path_factory.mktemp('end') / 'teacher'
+    small = {'network.width': 32, 'network.blocks': 1, 'network.embedding': 16, 'method.grid.steps': 4}
+    small |= {'training.steps': 20, 'training.log_every': 10, 'optimizer.student.warmup': 5, 'evaluation.samples': 64}
+    overrides = [f'--config.{name}={value}' for name, value in small.items()]
+    assert cli.main(['train', f'--config={CONFIGS / "digits_teacher.py"}', f'--workdir={workdir}', *overrides]) == 0
+    return workdir
+
+
+def check_run(capsys, workdir, steps, nfe):
+    """Evaluates and samples a run through the command line and through from_workdir."""
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert lines[-1]['step'] == steps and all(np.isfinite(list(line.values())).all() for line in lines)
+
+    row = json.loads(run(capsys, 'evaluate', f'--workdir={workdir}', '--quiet').out)
+    assert (row['step'], row['nfe']) == (steps, nfe)
+    numbers = {key: value for key, value in row.items() if key != 'protocol'}
+    assert all(np.isfinite(value) for value in numbers.values())
+    assert set(row['protocol']) == set(numbers) - {'step', 'nfe', 'seconds'}
+    assert json.loads((workdir / 'eval' / f'step-{steps:09d}.json').read_text()) == row
+
+    printed = run(capsys, 'sample', f'--workdir={workdir}', '--n=9', '--seed=3', '--label=7').out
+    path = pathlib.Path(printed.splitlines()[-1])
+    assert path == workdir / 'samples' / 'sample-3.png'
+    with Image.open(path) as picture:
+        # Three rows of three digits of 8 x 8 pixels, each eight times as large and framed.
+        assert picture.size == (3 * 66, 3 * 66) and picture.mode == 'RGB'
+    array = workdir / 'few.npy'
+    run(capsys, 'sample', f'--workdir={workdir}', '--n=9', '--seed=3', '--label=7', f'--out={array}')
+
+    loaded = build.from_workdir(workdir)
+    samples = loaded.generate(jax.random.key(3), 9, 7)
+    np.testing.assert_array_equal(samples, np.load(array))
+    assert samples.shape == (9, 8, 8, 1) and (loaded.step, loaded.nfe, loaded.num_classes) == (steps, nfe, 10)
+    assert not np.array_equal(samples, loaded.generate(jax.random.key(4), 9, 7))
+    x0 = loaded.denoise(samples + 0.01, 0.01)
+    np.testing.assert_allclose(x0, samples, atol=0.05)
+    return loaded
+
+
+def test_teacher(teacher, capsys):
+    loaded = check_run(capsys, teacher, 20, 7)
+    # Heun with twice the steps, and Euler, are other samples by other costs; the run in the folder stays as it is.
+    assert build.from_workdir(teacher, steps=8).nfe == 15
+    assert build.from_workdir(teacher, sampler='euler').nfe == 4
+    label = np.zeros(2, np.int32)
+    noise = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.sample(noise, label), build.from_workdir(teacher).sample(noise, label))
+
+
+@pytest.mark.parametrize('method', DISTILLATIONS)
+def test_student(teacher, tmp_path, capsys, method):
+    file, workdir = tmp_path / f'{method}.py', tmp_path / 'run'
+    discriminator = GAN if method in ('dmd2', 'f_distill') else ''
+    file.write_text(STUDENT.format(teacher=teacher, method=method, laws=LAWS, discriminator=discriminator))
+    run(capsys, 'train', f'--config={file}', f'--workdir={workdir}')
+    assert (workdir / 'samples' / '000000010.png').exists()
+    assert any((workdir / 'tensorboard').iterdir())
+    # A student needs neither its teacher nor the config file any more.
+    file.unlink()
+    check_run(capsys, workdir, 10, 1)
+    assert 'takes neither --sampler nor --steps' in refused(capsys, 'sample', f'--workdir={workdir}', '--steps=5')
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    assert cli.main([str(word) for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_what_can_be_wrong_with_a_run_is_one_line(teacher, tmp_path, capsys):
+    for command in ('evaluate', 'sample'):
+        assert 'has no config.json' in refused(capsys, command, f'--workdir={tmp_path}')
+    copy = shutil.copytree(teacher, tmp_path / 'copy')
+    for words, message in (
+        (['--label=10'], '--label=10'),
+        (['--n=0'], '--n=0'),
+        (['--out=x.jpg'], '--out=x.jpg'),
+        (['--sampler=huen'], 'huen'),
+    ):
+        assert message in refused(capsys, 'sample', f'--workdir={copy}', *words)
+    assert 'samples=1' in refused(capsys, 'evaluate', f'--workdir={copy}', '--samples=1', '--quiet')
+    for path in (copy / 'checkpoints').rglob('d/*'):
+        path.write_bytes(b'')
+    for command in ('evaluate', 'sample'):
+        assert re.search('no checkpoint in .* can be restored', refused(capsys, command, f'--workdir={copy}'))
+    shutil.rmtree(copy / 'checkpoints')
+    assert 'has no checkpoint yet' in refused(capsys, 'sample', f'--workdir={copy}')
+    (copy / 'config.json').write_text('{')
+    assert 'config.json is damaged' in refused(capsys, 'sample', f'--workdir={copy}')
