@@ -168,7 +168,14 @@ def experiment(plain):
         if workdir is None and method.get('from_teacher', True):
             raise UserError('config.method.from_teacher: an oracle has no network to start from; set it to False')
         built = _named(
-            {name: make}, method, 'config.method', student=denoiser, teacher=teacher, fake_score=fake, sigma_data=sigma_data, **given
+            {name: make},
+            method,
+            'config.method',
+            student=denoiser,
+            teacher=teacher,
+            fake_score=fake,
+            sigma_data=sigma_data,
+            **given,
         )
     return Experiment(built, denoiser, teacher, workdir, tuple(image['shape']), image['num_classes'])
 
@@ -220,7 +227,8 @@ def _check_resumable(plain, workdir):
 def _flat(values, prefix=''):
     if not isinstance(values, dict):
         return {prefix: values}
-    return {key: leaf for name, value in values.items() for key, leaf in _flat(value, f'{prefix}.{name}' if prefix else name).items()}
+    parts = (_flat(value, f'{prefix}.{name}' if prefix else name) for name, value in values.items())
+    return {key: leaf for part in parts for key, leaf in part.items()}
 
 
 def optimizers(plain, method):
@@ -388,7 +396,7 @@ def sample(workdir, *, n=64, seed=0, label=None, out=None, sampler=None, steps=N
         raise UserError(f'--n={n}, --seed={seed}: n must be >= 1 and seed >= 0')
     run = from_workdir(workdir, sampler=sampler, steps=steps)
     if label is not None and not -1 <= label < max(run.num_classes, 1):
-        raise UserError(f'--label={label}: the run has {run.num_classes} classes; give 0 to {run.num_classes - 1}, or -1 for none')
+        raise UserError(f'--label={label}: give 0 to {run.num_classes - 1}, or -1 for none')
     samples = np.asarray(run.generate(jax.random.key(seed), n, label), np.float32)
     if path.suffix == '.npy':
         path.parent.mkdir(parents=True, exist_ok=True)
