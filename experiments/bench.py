@@ -1,142 +1,264 @@
 """Speed of a config: student step, critic step and sampling, with compile time, memory and share of a matmul peak.
 
-    make bench           # or: python experiments/bench.py --config=configs/digits_f_distill.py:js [--batch 128] [--json FILE]
+    make bench           # or: python experiments/bench.py --config=configs/x.py[:arg] [--batch 128] [--json FILE]
 
-Weights are random and batches synthetic: neither data nor a trained teacher is needed.
+Weights are random and batches synthetic: neither data nor a trained teacher is needed. One device is used.
 """
 
 import argparse
+import os
 import pathlib
 import resource
 import statistics
 import sys
 import time
 
+from fdistill.errors import UserError
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-# Shape and classes of the data that configs name, so that none of it has to be there.
+# Dataset -> shape, classes and the config of its teacher, so that neither data nor teacher has to be there.
 DATA = {
-    'digits': ((8, 8, 1), 10),
-    'mixture': ((2,), 0),
-    'mnist': ((28, 28, 1), 10),
-    'cifar10': ((32, 32, 3), 10),
-    'imagenet64': ((64, 64, 3), 1000),
+    'digits': ((8, 8, 1), 10, 'digits_teacher.py'),
+    'mixture': ((2,), 0, None),
+    'mnist': ((28, 28, 1), 10, 'mnist_teacher.py'),
+    'cifar10': ((32, 32, 3), 10, 'cifar10_teacher.py'),
+    'imagenet_resized/64x64': ((64, 64, 3), 1000, 'imagenet64_teacher.py'),
 }
-TEACHERS = {'digits': 'digits_teacher.py', 'mnist': 'mnist_teacher.py', 'cifar10': 'cifar10_teacher.py'}
-TEACHERS |= {'imagenet64': 'imagenet64_teacher.py'}
+LONG_ENOUGH = 0.1  # seconds: a shorter program is run several times for one measurement
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f'{message}; see --help')
 
 
 def parse(words):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = _Parser(
+        description=__doc__.split('\n')[0], allow_abbrev=False, epilog='Any value of the config can be set: --config.a.b=c.'
+    )
     parser.add_argument('--config', default='configs/digits_f_distill.py:js', help='default: %(default)s')
     parser.add_argument('--batch', type=int, help="default: the config's")
-    parser.add_argument('--repeats', type=int, default=5, help='timed runs of each program; default: %(default)s')
+    parser.add_argument('--repeats', type=int, default=5, help='measurements of each program; default: %(default)s')
+    parser.add_argument('--shape', help='of one sample, as 32,32,3; default: that of the dataset in the config')
+    parser.add_argument('--classes', type=int, help='0 for none; default: likewise')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers there')
-    options = parser.parse_args(words)
-    if options.repeats < 1 or (options.batch is not None and options.batch < 1):
-        parser.error(f'--repeats={options.repeats}, --batch={options.batch}: need at least 1')
-    return options
+    options, overrides = parser.parse_known_args(words)
+    for word in overrides:
+        if not word.startswith('--config.') or '=' not in word:
+            parser.error(f'unknown argument {word}')
+    for name, least in (('batch', 1), ('repeats', 1), ('classes', 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f'--{name}={value}: need at least {least}')
+    if options.shape is not None:
+        try:
+            options.shape = tuple(int(size) for size in options.shape.split(','))
+        except ValueError:
+            options.shape = (0,)
+        if min(options.shape) < 1 or len(options.shape) not in (1, 3):
+            parser.error('--shape: give height,width,channels as 32,32,3, or one number for points')
+    return options, overrides
 
 
-def matmul_peak(repeats=5):
-    """Largest rate of float32 matrix products on one device, in FLOP/s, over three sizes."""
+def resolve(options, overrides):
+    """The config as a run would keep it, without reading data; and its batch size."""
+    from fdistill import config as configs
+
+    config = configs.load(options.config)
+    configs.override(config, overrides)
+    plain = configs.to_json(config)
+    data = plain.get('data', {})
+    name = data.get('dataset', data.get('name'))
+    if name not in DATA and (options.shape is None or options.classes is None):
+        raise UserError(f'--config={options.config}: no shape known for data {name!r}; give --shape and --classes')
+    shape, classes, teacher_file = DATA.get(name, (None, None, None))
+    shape = options.shape or shape
+    classes = classes if options.classes is None else options.classes
+    plain['image'] = {'shape': list(shape), 'num_classes': classes}
+    teacher = plain.get('teacher', {})
+    if 'workdir' in teacher:
+        # What training takes from the teacher's folder.
+        known = plain
+        if teacher_file is not None:
+            known = configs.to_json(configs.load(str(REPOSITORY / 'configs' / teacher_file)))
+        elif 'network' not in plain:
+            raise UserError(f'--config={options.config}: has no network and no teacher is known for data {name!r}')
+        for section in ('network', 'denoiser'):
+            teacher[section] = known.get(section, {})
+            plain.setdefault(section, teacher[section])
+    return plain, options.batch or plain.get('training', {}).get('batch_size') or 1
+
+
+def programs(plain, size):
+    """(nfe, state, {step's name: (lower(state), its other arguments)}, (generate, its inputs), evaluate(params)).
+
+    `evaluate` is one evaluation of the network, from which the FLOPs of a sampler with many follow.
+    """
     import jax
     import jax.numpy as jnp
 
-    best = 0.0
-    for size in (512, 1024, 2048):
+    from fdistill import build
+    from fdistill.training import state as states
+    from fdistill.training import step
+
+    built = build.experiment(plain)
+    method = built.method
+    # Schedules make no difference to speed.
+    optimizers = build.optimizers(plain | {'training': {'steps': 100}}, method)
+    key = jax.random.key(0)
+    image = jax.random.normal(key, (size, *built.shape))
+    label = jnp.arange(size, dtype=jnp.int32) % max(built.num_classes, 1)
+    batch, frozen = {'image': image, 'label': label}, {}
+    if built.teacher_workdir is not None:
+        frozen['teacher'] = jax.jit(built.teacher.init)(key, image, label)
+    state = jax.jit(lambda frozen: states.init_state(method, optimizers, 0, batch, frozen))(frozen)
+    update = jax.jit(
+        step.make_step(method, optimizers, step.ema_decay(1e5, size), seed=0),
+        static_argnames='roles',
+        donate_argnames='state',
+    )
+    steps = {
+        f'{role} step': (lambda state, role=role: update.lower(state, frozen, batch, roles=(role,)), (frozen, batch))
+        for role in sorted(method.losses, reverse=True)
+    }
+    sigma = jnp.ones(size)
+    evaluate = jax.jit(lambda params: built.denoiser.apply(params, image, sigma, label)[0])
+    generate = jax.jit(method.generate)
+    return method.nfe, state, steps, (generate, (image, label)), evaluate
+
+
+def peak_matmul(repeats=5):
+    """The largest rate of float32 matrix products on one device, in FLOP/s, over sizes from 512 on."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(lambda a: a @ a)
+    best, size = 0.0, 512
+    while size <= 16384:
         a = jnp.ones((size, size), jnp.float32)
-        product = jax.jit(lambda a: a @ a)
         product(a).block_until_ready()
-        for _ in range(repeats):
-            began = time.perf_counter()
-            product(a).block_until_ready()
-            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+        fastest = min(_timed(lambda a=a: product(a).block_until_ready()) for _ in range(repeats))
+        best = max(best, 2 * size**3 / fastest)
+        if fastest > 0.05:
+            break
+        size *= 2
     return best
 
 
-def main(words=None):
-    options = parse(words)
+def _timed(function):
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def _flops(compiled):
+    cost = compiled.cost_analysis() or {}
+    return float((cost[0] if isinstance(cost, list) else cost).get('flops', float('nan')))
+
+
+def _bytes(compiled):
+    """Memory of a program's arguments, results and temporaries."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return float('nan')
+    sizes = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return sizes - memory.alias_size_in_bytes
+
+
+def measure(lower, run, carry, size, repeats):
+    """One row, and the carry after all runs. `run(compiled, carry) -> carry`; a step donates its state, so it is passed on."""
     import jax
-    import jax.numpy as jnp
 
-    from fdistill import build, config
-    from fdistill.errors import UserError
-    from fdistill.training import state, step, writer
+    began = time.perf_counter()
+    compiled = lower(carry).compile()
+    compile_seconds = time.perf_counter() - began
 
-    settings = config.to_json(config.load(options.config))
-    section = settings['data']
-    data = section['name'] if section['name'] in DATA else section.get('dataset')
-    data = 'imagenet64' if data not in DATA and 'imagenet' in str(options.config) else data
-    if data not in DATA:
-        raise UserError(f'--config={options.config}: data {data!r} has no known shape; known are {", ".join(DATA)}')
-    shape, classes = DATA[data]
-    settings['image'] = {'shape': list(shape), 'num_classes': classes}
-    if 'workdir' in settings.get('teacher', {}):
-        known = config.to_json(config.load(str(REPOSITORY / 'configs' / TEACHERS[data])))
-        for name in ('network', 'denoiser'):
-            settings['teacher'][name] = known[name]
-            settings.setdefault(name, known[name])
-    built = build.experiment(settings)
-    optimizers = build.optimizers(settings | {'training': {'steps': 100}}, built.method)
-    size = options.batch or settings['training']['batch_size']
+    def several(count):
+        nonlocal carry
+        for _ in range(count):
+            carry = run(compiled, carry)
+        jax.block_until_ready(carry)
 
-    key = jax.random.key(0)
-    batch = {'image': jax.random.normal(key, (size, *shape)), 'label': jnp.arange(size, dtype=jnp.int32) % max(classes, 1)}
-    frozen = {}
-    if built.teacher_workdir is not None:
-        frozen['teacher'] = jax.jit(built.teacher.init)(key, batch['image'], batch['label'])
-    run_state = jax.jit(lambda batch, frozen: state.init_state(built.method, optimizers, 0, batch, frozen))(batch, frozen)
-    update = step.make_step(built.method, optimizers, step.ema_decay(1e5, size), seed=0)
-    programs = {
-        f'{role} step': (jax.jit(lambda s, f, b, role=role: update(s, f, b, (role,))), (run_state, frozen, batch))
-        for role in built.method.losses
+    several(1)
+    calls = max(1, round(LONG_ENOUGH / _timed(lambda: several(1))))
+    seconds = [_timed(lambda: several(calls)) / calls for _ in range(repeats)]
+    median = statistics.median(seconds)
+    row = {
+        'images_per_second': size / median,
+        'milliseconds': 1e3 * median,
+        'spread': (max(seconds) - min(seconds)) / median,
+        'compile_seconds': compile_seconds,
+        'gflop': _flops(compiled) / 1e9,
+        'program_mib': _bytes(compiled) / 2**20,
     }
-    programs['sampling'] = (jax.jit(built.method.generate), (run_state.ema, batch['image'], batch['label']))
+    return row, carry
 
-    peak = matmul_peak()
-    rows = {}
-    for name, (function, arguments) in programs.items():
-        began = time.perf_counter()
-        compiled = function.lower(*arguments).compile()
-        compile_seconds = time.perf_counter() - began
-        jax.block_until_ready(compiled(*arguments))
-        seconds = []
-        for _ in range(options.repeats):
-            began = time.perf_counter()
-            jax.block_until_ready(compiled(*arguments))
-            seconds.append(time.perf_counter() - began)
-        cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-        cost = cost[0] if isinstance(cost, list) else cost
-        flops, median = float(cost.get('flops', float('nan'))), statistics.median(seconds)
-        rows[name] = {
-            'images_per_second': size / median,
-            'milliseconds': 1e3 * median,
-            'spread': (max(seconds) - min(seconds)) / median,
-            'compile_seconds': compile_seconds,
-            'gflop': flops / 1e9,
-            'share_of_peak': flops / median / peak,
-            'program_mib': (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20 if memory else float('nan'),
-        }
-    statistics_of_device = jax.devices()[0].memory_stats() or {}
+
+def peak_memory():
+    """(MiB, of what): the device's own count, or where it keeps none the process's resident peak."""
+    import jax
+
+    counted = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    if counted is not None:
+        return counted / 2**20, 'device'
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 'process'
+
+
+def main(words=None):
+    options, overrides = parse(words)
+    import jax
+
+    from fdistill.training import writer
+
+    plain, size = resolve(options, overrides)
+    # On a shared machine the peak moves, so it is taken before and after.
+    peak = peak_matmul()
+    try:
+        nfe, state, steps, (generate, inputs), evaluate = programs(plain, size)
+        rows = {}
+        for name, (lower, others) in steps.items():
+            rows[name], state = measure(
+                lower, lambda compiled, state, others=others: compiled(state, *others), state, size, options.repeats
+            )
+        params = state.ema
+        rows['sampling'], _ = measure(
+            lambda _: generate.lower(params, *inputs), lambda compiled, _: compiled(params, *inputs), None, size, options.repeats
+        )
+        if nfe > 1:
+            # XLA counts the body of the sampler's loop once.
+            rows['sampling']['gflop'] = nfe * _flops(evaluate.lower(params).compile()) / 1e9
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise UserError(f'batch of {size}: does not fit into memory; give a smaller --batch') from error
+    peak = max(peak, peak_matmul())
+    for row in rows.values():
+        row['share_of_peak'] = row['gflop'] * 1e12 / row['milliseconds'] / peak
+    memory, kind = peak_memory()
+    affinity = getattr(os, 'sched_getaffinity', None)
     report = {
         'config': options.config,
+        'overrides': overrides,
         'batch': size,
-        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'repeats': options.repeats,
+        'device': jax.devices()[0].device_kind,
+        'cores': len(affinity(0)) if affinity else os.cpu_count(),
         'jax': jax.__version__,
         'matmul_peak_gflops': peak / 1e9,
-        'peak_memory_mib': statistics_of_device.get(
-            'peak_bytes_in_use', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
-        / 2**20,
+        'peak_memory_mib': memory,
+        'peak_memory_of': kind,
+        'nfe': nfe,
         'programs': rows,
     }
-    print(f'{report["config"]}, batch {size}, {report["device"]}, jax {report["jax"]}')
-    print(f'matmul peak {peak / 1e9:.0f} GFLOP/s, peak memory {report["peak_memory_mib"]:.0f} MiB')
-    print(f'{"":14}{"images/s":>10}{"ms":>10}{"spread":>8}{"compile s":>11}{"GFLOP":>9}{"of peak":>9}{"MiB":>8}')
+    print(' '.join([options.config, *overrides]))
+    print(f'batch {size}, {report["device"]}, {report["cores"]} cores, jax {report["jax"]}, {options.repeats} repeats')
+    print(f'float32 matmul peak {peak / 1e9:.0f} GFLOP/s, peak memory of the {kind} {memory:.0f} MiB')
+    print(f'{"":14}{"images/s":>10}{"ms":>10}{"spread":>8}{"compile s":>11}{"GFLOP":>10}{"of peak":>9}{"MiB":>8}')
     for name, row in rows.items():
         print(
-            f'{name:14}{row["images_per_second"]:10.0f}{row["milliseconds"]:10.2f}{row["spread"]:8.0%}'
-            f'{row["compile_seconds"]:11.1f}{row["gflop"]:9.3f}{row["share_of_peak"]:9.0%}{row["program_mib"]:8.0f}'
+            f'{name:14}{row["images_per_second"]:10.4g}{row["milliseconds"]:10.2f}{row["spread"]:8.0%}'
+            f'{row["compile_seconds"]:11.1f}{row["gflop"]:10.3f}{row["share_of_peak"]:9.0%}{row["program_mib"]:8.0f}'
         )
     if options.json:
         writer.write_json(options.json, report)
@@ -144,10 +266,12 @@ def main(words=None):
 
 
 if __name__ == '__main__':
-    from fdistill.errors import UserError
-
+    # A program out of the cache would take no time to compile.
+    os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
     try:
         sys.exit(main())
     except UserError as error:
         print(f'bench: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

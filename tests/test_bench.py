@@ -1,0 +1,86 @@
+"""The benchmark measures what it says, on small networks, and names mistakes in one line."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from fdistill.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location('bench', ROOT / 'experiments' / 'bench.py')
+bench = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bench)
+CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, 'LONG_ENOUGH', 0.0)
+    monkeypatch.setattr(bench, 'peak_matmul', lambda: 1e9)
+
+    def run(*words):
+        assert bench.main([*words, '--repeats=1', f'--json={tmp_path / "report.json"}']) == 0
+        return json.loads((tmp_path / 'report.json').read_text())
+
+    return run
+
+
+def test_student(measure):
+    report = measure(
+        f'--config={ROOT}/configs/ring.py:js', '--batch=8', '--config.network.width=32', '--config.network.blocks=1'
+    )
+    assert list(report['programs']) == ['student step', 'critic step', 'sampling']
+    assert report['overrides'] == ['--config.network.width=32', '--config.network.blocks=1']
+    for row in report['programs'].values():
+        assert row['images_per_second'] == pytest.approx(8e3 / row['milliseconds'])
+        assert row['share_of_peak'] == pytest.approx(row['gflop'] / (row['milliseconds'] / 1e3))
+        assert row['compile_seconds'] > 0 and row['program_mib'] > 0
+
+
+def test_teacher_of_given_shape_counts_every_evaluation(measure):
+    words = [f'--config={ROOT}/configs/digits_teacher.py', '--shape=4,4,1', '--classes=3', '--batch=4']
+    reports = [measure(*words, f'--config.method.grid.steps={steps}') for steps in (2, 4)]
+    few, many = ({**report['programs']['sampling'], 'nfe': report['nfe']} for report in reports)
+    assert list(reports[0]['programs']) == ['student step', 'sampling']
+    assert (few['nfe'], many['nfe']) == (3, 7)
+    assert many['gflop'] / few['gflop'] == pytest.approx(7 / 3)
+
+
+def test_flops_of_a_dense_layer():
+    import jax
+    import jax.numpy as jnp
+
+    compiled = jax.jit(lambda a, b: a @ b).lower(jnp.ones((8, 16)), jnp.ones((16, 32))).compile()
+    assert bench._flops(compiled) == 2 * 8 * 16 * 32
+
+
+@pytest.mark.parametrize('file', CONFIGS)
+def test_every_config_needs_neither_data_nor_teacher(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain, size = bench.resolve(*bench.parse([f'--config={ROOT}/configs/{file}']))
+    assert size > 1 and 'network' in plain
+    if 'workdir' in plain.get('teacher', {}):
+        assert plain['teacher']['network']['name']
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['--batch=0'], '--batch=0: need at least 1'),
+        (['--batch=many'], 'invalid int value'),
+        (['--repeats=0'], '--repeats=0: need at least 1'),
+        (['--shape=3,x'], '--shape: give height,width,channels'),
+        (['--shape=3,0,1'], '--shape: give height,width,channels'),
+        (['--colour'], 'unknown argument --colour'),
+        (['--config.seed'], 'unknown argument --config.seed'),
+        (['--config=nowhere.py'], '--config=nowhere.py: no such file'),
+        ([f'--config={ROOT}/configs/digits_sid.py', '--config.data.name=zoo'], "no shape known for data 'zoo'"),
+        ([f'--config={ROOT}/configs/digits_sid.py', '--config.method.alhpa=1'], 'did you mean config.method.alpha'),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    with pytest.raises(UserError, match=message.replace('(', r'\(')) as error:
+        bench.main(words)
+    assert '\n' not in str(error.value)
