@@ -477,8 +477,10 @@ def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
             assert np.max(np.abs(a - b)) <= 1e-4 * max(np.max(np.abs(a)), 0.1)
 
 
-def test_a_student_of_a_network_resumes(teacher, tmp_path):
+def test_a_student_of_a_network_resumes(teacher, tmp_path, monkeypatch):
     """After a critic-only step, after a student step, between logs and at one: all bit-equal."""
+    # One device, to compile nothing that the test above has not compiled; test_methods.py resumes on eight.
+    monkeypatch.setattr(sharding, 'make_mesh', lambda: mesh_of(1, 1))
     settings = student_config(teacher)
     unbroken = build.train(settings, tmp_path / 'unbroken', quiet=True)
     for stop in (3, 4, 5):
