@@ -24,6 +24,9 @@ from fdistill.methods.distribution import dmd2, f_distill
 
 pytestmark = pytest.mark.usefixtures('x64')
 
+# Each function runs once: compiled quickly rather than well.
+compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
 SIGMA = 0.6
 THETA = np.array([-0.8, 0.7, np.log(0.45), np.log(0.40)])
 TOLERANCE = 1e-6
@@ -107,7 +110,7 @@ def expectation(loss, stop=(), sigma=SIGMA):
 
 
 def value_and_gradient(function):
-    return jax.jit(jax.value_and_grad(function))(jnp.asarray(THETA))
+    return compiled(jax.value_and_grad(function))(jnp.asarray(THETA))
 
 
 def gradient(function):
@@ -152,7 +155,7 @@ def _score_gap_gradient(sigma):
 
         return expectation(per_sample, sigma=sigma)(theta)
 
-    return jax.jit(jax.grad(loss))
+    return compiled(jax.grad(loss))
 
 
 def score_gap_gradient(h, sigma=SIGMA):
@@ -222,7 +225,7 @@ def test_de_bruijn(name, expected):
     """d D_f/d sigma^2 = -E_q[h |s_p - s_q|^2]/2, and minus half the square is what score_gap has as its value."""
     f = divergences.get(name)
     h = divergences.weight(f)
-    exact = jax.jit(jax.grad(lambda variance: divergence(f, jnp.sqrt(variance))(THETA)))(SIGMA**2)
+    exact = compiled(jax.grad(lambda variance: divergence(f, jnp.sqrt(variance))(THETA)))(SIGMA**2)
 
     def loss(x, d_teacher, d_fake, r):
         # At r = e^57, of no mass, rounding makes h negative.
@@ -438,7 +441,7 @@ def test_denoising_is_minimised_by_the_posterior_mean(weighting):
             total += jnp.sum(mass * losses.denoising(denoised, x, weight))
         return total
 
-    slope, curvature = jax.jit(lambda at: (jax.grad(loss)(at), jax.hessian(loss)(at)))(jnp.zeros(4))
+    slope, curvature = compiled(lambda at: (jax.grad(loss)(at), jax.hessian(loss)(at)))(jnp.zeros(4))
     assert np.max(np.abs(slope)) < 1e-9
     assert np.min(np.linalg.eigvalsh(curvature)) > 0
 
@@ -473,7 +476,7 @@ def test_optimal_logit_is_the_log_ratio():
         return jnp.sum(fake_mass * of_fake) + jnp.sum(real_mass * of_real)
 
     for heads in (1, 3):
-        derivatives = jax.jit(lambda at, heads=heads: (jax.grad(loss)(at, heads), jax.hessian(loss)(at, heads)))
+        derivatives = compiled(lambda at, heads=heads: (jax.grad(loss)(at, heads), jax.hessian(loss)(at, heads)))
         slope, curvature = derivatives(jnp.zeros(4))
         assert np.max(np.abs(slope)) < 1e-11
         assert np.min(np.linalg.eigvalsh(curvature)) > 0
@@ -590,7 +593,7 @@ def test_normalisation_of_a_sharded_batch_is_global():
         normalised, bins = losses.normalise_ratio(r, position, jnp.ones(10), 0.5)
         return normalised, bins, losses.normalise_weight(r)
 
-    sharded = jax.jit(both, in_shardings=spread, out_shardings=(spread, whole, spread))(r, position)
+    sharded = compiled(both, in_shardings=spread, out_shardings=(spread, whole, spread))(r, position)
     for actual, expected in zip(sharded, both(r, position), strict=True):
         close(actual, expected, 1e-14)
 
@@ -642,7 +645,7 @@ def test_sim_in_the_plane(name):
             total += 0.5 * jnp.sum(mass * per_sample)
         return total
 
-    close(jax.jit(jax.grad(loss))(start), jax.jit(jax.grad(exact))(start), 1e-6)
+    close(compiled(jax.grad(loss))(start), compiled(jax.grad(exact))(start), 1e-6)
 
 
 # The losses as functions of arrays, without distributions.
@@ -754,7 +757,7 @@ def test_f_distill_with_a_constant_weight_is_dmd2():
         def loss(student):
             return chosen.losses['student']({**params, 'student': student}, {}, batch, jax.random.key(0), {})[0]
 
-        return jax.jit(jax.grad(loss))(params['student'])
+        return compiled(jax.grad(loss))(params['student'])
 
     jax.tree.map(np.testing.assert_array_equal, *map(student_gradient, methods))
 
