@@ -538,9 +538,7 @@ def test_mean_weight(name, expected):
 
 def test_ratio_is_the_mean_logit_clipped_twice():
     logits = jnp.asarray([[1.0, 3.0], [0.0, 0.0], [-40.0, 0.0], [50.0, 50.0], [-2.0, -2.0]])
-    np.testing.assert_allclose(
-        losses.ratio_from_logits(logits), [np.exp(2.0), 1.0, 0.1, 20.0, np.exp(-2.0)], rtol=1e-12
-    )
+    np.testing.assert_allclose(losses.ratio_from_logits(logits), [np.exp(2.0), 1.0, 0.1, 20.0, np.exp(-2.0)], rtol=1e-12)
     by_logit = losses.ratio_from_logits(logits, logit_clip=1.0, low=0.0, high=np.inf)
     np.testing.assert_allclose(by_logit, np.exp([1.0, 0.0, -1.0, 1.0, -1.0]), rtol=1e-12)
     assert not np.any(jax.jacobian(losses.ratio_from_logits)(logits))
