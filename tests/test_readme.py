@@ -1,5 +1,6 @@
-"""Every command and every piece of Python in the README runs, in short form."""
+"""Every command and every piece of Python in the README runs, in short form, and what the documents name exists."""
 
+import ast
 import pathlib
 import re
 import shlex
@@ -8,50 +9,133 @@ import subprocess
 import pytest
 
 from fdistill import cli
+from fdistill import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
+METHODS = (ROOT / 'docs' / 'methods.md').read_text()
+ACCELERATOR = '# needs an accelerator'
+SHORT = {
+    'train': ['--config.training.steps=2'],
+    'evaluate': ['--samples=200', '--quiet'],
+    'sample': [],
+}
 
 
 def _blocks(language):
     return re.findall(rf'```{language}\n(.*?)```', README, re.DOTALL)
 
 
-COMMANDS = [line for block in _blocks('sh') for line in block.splitlines() if line]
+LINES = [line for block in _blocks('sh') for line in block.splitlines() if line]
+
+
+def _words(line):
+    """Words of a command without settings of the environment before it and without a comment."""
+    words = shlex.split(line, comments=True)
+    while re.fullmatch(r'[A-Z_]+=.*', words[0]):
+        words.pop(0)
+    return [word.replace('--config=', f'--config={ROOT}/') for word in words]
+
+
+def test_commands_are_of_a_kind_that_is_tested():
+    for line in LINES:
+        first = _words(line)[0]
+        assert first in ('make', 'fdistill') or line.endswith(ACCELERATOR), line
 
 
 def test_make_targets_exist():
-    targets = {word for command in COMMANDS if command.startswith('make ') for word in shlex.split(command)[1:]}
+    targets = {word for line in LINES if line.startswith('make ') for word in _words(line)[1:]}
     targets |= set(re.findall(r'`make ([a-z-]+)`', README))
     for target in targets:
         subprocess.run(['make', '-n', target], cwd=ROOT, check=True, capture_output=True)
-    assert 'demo' in targets
+    assert {'demo', 'test', 'bench'} <= targets
+
+
+def test_commands_for_accelerators_have_a_config():
+    lines = [line for line in LINES if line.endswith(ACCELERATOR)]
+    for line in lines:
+        words = _words(line)
+        words = words[words.index('fdistill') + 1 :]
+        parser, commands = cli._parsers()
+        rest, overrides = cli._split(words)
+        options = parser.parse_args(rest)
+        configs.override(configs.load(options.config), overrides)
+        assert options.command in commands and options.workdir
+    assert lines
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     """Runs the `fdistill` commands one after another, each training cut to a few steps; gives the folder of the runs."""
     folder = tmp_path_factory.mktemp('readme')
-    for command in COMMANDS:
-        words = shlex.split(command.replace('=runs/', f'={folder}/').replace('JAX_NUM_CPU_DEVICES=8 ', ''))
-        if words[0] != 'fdistill':
-            assert words[0] == 'make', command
-            continue
-        words = [word.replace('--config=', f'--config={ROOT}/') for word in words[1:]]
-        short = {'train': ['--config.training.steps=2'], 'evaluate': ['--samples=200', '--quiet'], 'sample': []}
-        assert cli.main(words + short[words[0]]) == 0, command
+    for line in LINES:
+        words = _words(line.replace('=runs/', f'={folder}/'))
+        if words[0] == 'fdistill' and not line.endswith(ACCELERATOR):
+            assert cli.main(words[1:] + SHORT[words[1]]) == 0, line
     return folder
 
 
 def test_commands_run(runs):
     assert (runs / 'ring-js' / 'samples' / 'sample-0.png').is_file()
     assert list((runs / 'ring-js' / 'eval').glob('*.json'))
-    assert (runs / 'digits-js' / 'checkpoints').is_dir()
-    assert (runs / 'ring-mesh' / 'metrics.jsonl').is_file()
+    for name in ('digits-js', 'ring-mesh', 'ring-alpha'):
+        assert (runs / name / 'checkpoints').is_dir()
+
+
+def test_what_a_run_folder_holds(runs):
+    sentence = re.search(r'A run folder holds (.*?)`tensorboard --', README, re.DOTALL)[1]
+    for name in re.findall(r'`([\w/.*]+\.\w+|\w+/)`', sentence):
+        assert list((runs / 'ring-js').glob(name)), name
 
 
 def test_python_runs(runs):
     for block in _blocks('python'):
         if block.startswith("'"):  # The row of a table.
-            block = 'import jax.numpy as jnp\nfrom fdistill.divergences import get\nget({' + block + "}['triangular'])"
+            name = ast.literal_eval(block.split(':')[0])
+            block = 'import jax.numpy as jnp\nfrom fdistill.divergences import get\nget({' + block + f'}}[{name!r}])'
         exec(block.replace("'runs/", f"'{runs}/"), {})
+
+
+def test_configs_are_those_that_exist():
+    files = {path.name for path in (ROOT / 'configs').glob('*.py')}
+    named = set(re.findall(r'\b([\w*]+\.py)\b', ' '.join(line for line in README.splitlines() if line.startswith('| `configs/'))))
+    covered = {path.name for pattern in named for path in (ROOT / 'configs').glob(pattern)}
+    assert covered == files
+    assert all(list((ROOT / 'configs').glob(pattern)) for pattern in named)
+
+
+@pytest.mark.parametrize('document', ['README.md', 'docs/methods.md', 'docs/results.md', 'docs/architecture.md'])
+def test_links_lead_somewhere(document):
+    path = ROOT / document
+    for target in re.findall(r'\]\(([^)#]+)\)', path.read_text()):
+        assert target.startswith('http') or (path.parent / target).exists(), target
+
+
+def _defined(path):
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize('file', sorted(set(re.findall(r'`([\w/]+\.py)[:`]', METHODS))))
+def test_equations_name_code_and_tests_that_exist(file):
+    path = ROOT / 'tests' / file if file.startswith('test_') else ROOT / 'fdistill' / file
+    path = ROOT / file if file.startswith('tests/') else path
+    names = set(re.findall(rf'`{re.escape(file)}:(\w+)`', METHODS))
+    assert names <= _defined(path)
+
+
+def test_every_registered_thing_has_its_equation():
+    """Methods and losses; a row less is a claim less, so nobody would miss it."""
+    for path in (ROOT / 'fdistill' / 'methods' / 'losses.py', ROOT / 'fdistill' / 'divergences.py'):
+        for name in _defined(path):
+            if not name.startswith('_') and name not in ('EPSILON', 'PROBE', 'FAMILIES'):
+                assert f'{path.name}:{name}`' in METHODS, name
+    from fdistill.methods import DISTILLATIONS
+
+    for name in [*DISTILLATIONS, 'pretrain']:
+        assert f':{name}`' in METHODS, name
