@@ -12,6 +12,7 @@ Sections of a config, each the keyword arguments of one function:
   training, mesh, evaluation   `loop.train`, `sharding.make_mesh`, `evaluate.evaluate`
 """
 
+import functools
 import inspect
 import json
 import pathlib
@@ -27,7 +28,7 @@ from fdistill import networks
 from fdistill.config import call, pick
 from fdistill.data import pipeline, sources
 from fdistill.diffusion import denoiser as denoisers
-from fdistill.diffusion import noise, oracle
+from fdistill.diffusion import noise, oracle, samplers
 from fdistill.errors import UserError, suggest
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.methods import DISTILLATIONS, pretrain
@@ -61,6 +62,8 @@ class Run(NamedTuple):
     generate(key, n, label=None) -> samples[n,...]: label an int, int[n], or None for random classes.
     sample(noise[B,...] ~ N(0, 1), label[B]) -> samples[B,...], jitted; the same noise gives the same samples.
     denoise(x[B,...], sigma[B], label=None) -> x0[B,...]: the network as a denoiser.
+    trajectory(noise[B,...], label[B]) -> (samples, D[N,B,...]): also what the network took x0 for at each level; None for a
+      one-step student.
     nfe: network evaluations of one sample. shape, num_classes: of the data.
     """
 
@@ -70,6 +73,7 @@ class Run(NamedTuple):
     generate: Callable
     sample: Callable
     denoise: Callable
+    trajectory: Callable | None
     nfe: int
     shape: tuple
     num_classes: int
@@ -81,11 +85,17 @@ def _plain(section):
 
 
 def _named(table, section, where, **given):
-    """table[section.name](**rest of the section)."""
-    section = _plain(section)
+    """table[section.name](**rest of the section); a name alone is a section without the rest."""
+    made, options = _chosen(table, section, where)
+    return call(made, options, where, **given)
+
+
+def _chosen(table, section, where):
+    """(table[section.name], rest of the section)."""
+    section = {'name': section} if isinstance(section, str) else _plain(section)
     if 'name' not in section:
         raise UserError(f'{where}.name: missing{suggest("", table)}')
-    return call(pick(table, section.pop('name'), f'{where}.name'), section, where, **given)
+    return pick(table, section.pop('name'), f'{where}.name'), section
 
 
 def _section(config, name):
@@ -153,6 +163,8 @@ def experiment(plain):
         if 'grid' not in method:
             raise UserError('config.method.grid: missing; it is the sampling grid, e.g. dict(name="karras", steps=18)')
         sigmas = _named(noise.GRIDS, method.pop('grid'), 'config.method.grid')
+        if 'sampler' in method:
+            method['sampler'] = _sampler(method['sampler'], 'config.method.sampler')
         built = _named({name: make}, method, 'config.method', denoiser=denoiser, sigma_data=sigma_data, sigmas=sigmas)
     else:
         teacher, workdir = _teacher(_section(plain, 'teacher'), image)
@@ -178,6 +190,15 @@ def experiment(plain):
             **given,
         )
     return Experiment(built, denoiser, teacher, workdir, tuple(image['shape']), image['num_classes'])
+
+
+def _sampler(section, where):
+    """A `samplers.Sampler` with its options, which are checked by tracing it on a toy."""
+
+    sampler, options = _chosen(samplers.SAMPLERS, section, where)
+    toy = {'denoise': lambda x, sigma: x, 'x': jnp.ones((1, 1)), 'sigmas': np.arange(5.0, -1.0, -1.0), 'key': jax.random.key(0)}
+    jax.eval_shape(lambda: call(sampler.solve, options, where, trajectory=False, **toy))
+    return sampler._replace(solve=functools.partial(sampler.solve, **options))
 
 
 def _teacher(section, image):
@@ -309,7 +330,8 @@ def from_workdir(path, *, sampler=None, steps=None):
 
     Args:
       path: run folder.
-      sampler, steps: other than the run's own, for a model trained by `pretrain`.
+      sampler, steps: other than the run's own, for a model trained by `pretrain`; a key of `samplers.SAMPLERS`, or a section
+        with its name and options, as {'name': 'ghvb', 'order': 3.8}.
 
     Returns:
       `Run`.
@@ -332,18 +354,24 @@ def from_workdir(path, *, sampler=None, steps=None):
         return jitted(params, noise, label)
 
     def generate(key, n, label=None):
-        key_noise, key_label = jax.random.split(key)
-        if label is None:
-            label = jax.random.randint(key_label, (n,), 0, max(built.num_classes, 1))
-        unit = jax.random.normal(key_noise, (n, *built.shape))
-        return sample(unit, jnp.broadcast_to(jnp.asarray(label, jnp.int32), (n,)))
+        return sample(*start(key, n, label, built.shape, built.num_classes))
 
     def denoise_with(x, sigma, label=None):
         label = jnp.full(x.shape[0], -1, jnp.int32) if label is None else label
         return denoise(params, x, jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), label)
 
     config = configs.from_json(plain)
-    return Run(config, step, params, generate, sample, denoise_with, built.method.nfe, built.shape, built.num_classes)
+    trajectory = built.method.trajectory and functools.partial(jax.jit(built.method.trajectory), params)
+    nfe, shape, num_classes = built.method.nfe, built.shape, built.num_classes
+    return Run(config, step, params, generate, sample, denoise_with, trajectory, nfe, shape, num_classes)
+
+
+def start(key, n, label, shape, num_classes):
+    """(unit noise [n, *shape], label int32 [n]): label an int, int[n], or None for random classes."""
+    key_noise, key_label = jax.random.split(key)
+    if label is None:
+        label = jax.random.randint(key_label, (n,), 0, max(num_classes, 1))
+    return jax.random.normal(key_noise, (n, *shape)), jnp.broadcast_to(jnp.asarray(label, jnp.int32), (n,))
 
 
 def evaluate(config, workdir, *, samples=None, seed=None, quiet=False, against=None):
@@ -373,15 +401,17 @@ def evaluate(config, workdir, *, samples=None, seed=None, quiet=False, against=N
     return json.loads(json.dumps(writer.plain(row)))
 
 
-def sample(workdir, *, n=64, seed=0, label=None, out=None, sampler=None, steps=None):
+def sample(workdir, *, n=None, seed=0, label=None, out=None, sampler=None, steps=None, trajectory=False):
     """Draws samples from a run into a PNG grid (or a scatter plot of points), or an .npy of floats.
 
     Args:
       workdir: run folder.
-      n, seed: number of samples, seed of noise and labels; n > 0, seed >= 0.
+      n, seed: number of samples, by default 64, or 8 with their trajectory; seed of noise and labels. n > 0, seed >= 0.
       label: class, or None for random ones.
       out: file, .png or .npy; default samples/sample-seed.png in the workdir.
       sampler, steps: see `from_workdir`.
+      trajectory: draw, or keep [n, N + 1, ...], what the network took x0 for at each of N levels, and the samples last
+        (DT-visualisation, arXiv 2503.10637). A row a sample; points are scattered, a picture a level.
 
     Returns:
       The path written.
@@ -392,16 +422,33 @@ def sample(workdir, *, n=64, seed=0, label=None, out=None, sampler=None, steps=N
     path = pathlib.Path(out or pathlib.Path(workdir) / 'samples' / f'sample-{seed}.png')
     if path.suffix not in ('.png', '.npy'):
         raise UserError(f'--out={path}: write to a .png or an .npy file')
+    n = n if n is not None else 8 if trajectory and len(configs.read(workdir).image.shape) == 3 else 64
     if n < 1 or seed < 0:
         raise UserError(f'--n={n}, --seed={seed}: n must be >= 1 and seed >= 0')
     run = from_workdir(workdir, sampler=sampler, steps=steps)
     if label is not None and not -1 <= label < max(run.num_classes, 1):
         raise UserError(f'--label={label}: give 0 to {run.num_classes - 1}, or -1 for none')
-    samples = np.asarray(run.generate(jax.random.key(seed), n, label), np.float32)
+    if trajectory and not run.trajectory:
+        raise UserError(f'--trajectory: {workdir} holds a one-step generator, which has none')
+    noise, labels = start(jax.random.key(seed), n, label, run.shape, run.num_classes)
+    if trajectory:
+        x0, estimates = run.trajectory(noise, labels)
+        samples = np.asarray(jnp.concatenate([estimates, x0[None]]).swapaxes(0, 1), np.float32)
+    else:
+        samples = np.asarray(run.sample(noise, labels), np.float32)
     if path.suffix == '.npy':
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, samples)
     else:
-        writer.write_png(path, writer.image_grid(samples) if samples.ndim == 4 else writer.scatter(samples))
+        writer.write_png(path, _picture(samples, trajectory))
     print(path)
     return path
+
+
+def _picture(samples, trajectory):
+    if len(samples.shape) - trajectory == 4:
+        return writer.image_grid(samples.reshape(-1, *samples.shape[-3:]), samples.shape[1] if trajectory else None)
+    if not trajectory:
+        return writer.scatter(samples)
+    limit = 1.1 * float(np.abs(samples).max())
+    return np.concatenate([writer.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)], 1)

@@ -1,8 +1,10 @@
 """The command `fdistill`: train, evaluate, sample. What the user got wrong is one line on stderr and exit code 2."""
 
 import argparse
+import ast
 import json
 import os
+import re
 import shlex
 import sys
 
@@ -12,6 +14,9 @@ from fdistill.errors import NotFinite, UserError, suggest
 
 OVERRIDES = """\
 Any value of the config can be set: --config.optimizer.student.learning_rate=1e-4, --config.shape='(32, 32, 3)'."""
+
+SAMPLER = """\
+Options of the sampler follow its name: --sampler=ghvb --order=3.8, --sampler=heun --s_churn=10."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,12 +46,13 @@ def _parsers():
     evaluate.add_argument('--seed', type=int, metavar='S', help='seed of the samples; default: as in the config')
     evaluate.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
-    sample = command('sample', 'Draws samples from a trained run.')
-    sample.add_argument('--n', type=int, default=64, help='number of samples; default: %(default)s')
+    sample = command('sample', 'Draws samples from a trained run.', SAMPLER)
+    sample.add_argument('--n', type=int, help='number of samples; default: 64, or 8 with --trajectory')
     sample.add_argument('--seed', type=int, default=0, metavar='S', help='default: %(default)s')
     sample.add_argument('--label', type=int, metavar='L', help='class; default: a random one a sample')
-    sample.add_argument('--steps', type=int, help='network evaluations on the noise grid, for a denoiser')
-    sample.add_argument('--sampler', metavar='NAME', help='for a denoiser, as heun')
+    sample.add_argument('--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb')
+    sample.add_argument('--steps', type=int, help='levels of the noise grid before 0, for a denoiser')
+    sample.add_argument('--trajectory', action='store_true', help='show x0 as the network saw it at each level')
     sample.add_argument('--out', metavar='FILE', help='file to write; default: in the workdir')
     return parser, commands.choices
 
@@ -94,13 +100,27 @@ def _evaluate(options, overrides):
     print(json.dumps(plain(result), indent=2))
 
 
-def _sample(options, overrides):
+def _sample(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: sample takes the config kept in the workdir')
     from fdistill import build
 
-    keywords = {name: getattr(options, name) for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps')}
+    keywords = {name: getattr(options, name) for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory')}
+    if rest:
+        keywords['sampler'] = {'name': options.sampler} | _sampler_options(rest)
     build.sample(options.workdir, **keywords)
+
+
+def _sampler_options(words):
+    """{'order': 3.8} of --order=3.8; a value that is no Python literal is a string."""
+    options = {}
+    for word in words:
+        name, _, value = word.removeprefix('--').partition('=')
+        try:
+            options[name.replace('-', '_')] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name.replace('-', '_')] = value
+    return options
 
 
 COMMANDS = {'train': _train, 'evaluate': _evaluate, 'sample': _sample}
@@ -127,7 +147,9 @@ def _run(words):
         raise UserError(f'unknown command {words[0]}{suggest(words[0], commands)}')
     rest, overrides = _split(words)
     options, unknown = parser.parse_known_args(rest)
-    if unknown:
+    # With a sampler, what the command does not know are options of the sampler, known where jax is imported.
+    passed_on = getattr(options, 'sampler', None) and all(re.fullmatch(r'--\w[\w-]*=.+', word) for word in unknown)
+    if unknown and not passed_on:
         flag = unknown[0].split('=')[0].lstrip('-')
         known = [name for name in vars(options) if name != 'command']
         raise UserError(f'{options.command}: unknown argument {unknown[0]}{suggest(flag, known, prefix="--")}')
@@ -135,7 +157,7 @@ def _run(words):
     for name in ('config', 'workdir') if options.command == 'train' else ('workdir',):
         if not getattr(options, name):
             raise UserError(f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`')
-    COMMANDS[options.command](options, overrides)
+    COMMANDS[options.command](options, overrides, *([unknown] if unknown else []))
 
 
 def main(words=None):

@@ -13,6 +13,8 @@ class Method(NamedTuple):
     cycle(step) -> the roles trained in that step, in order; later roles see the earlier ones' update.
     generate(student_params, noise[B,...] ~ N(0, 1), label[B]) -> x0[B,...]
     nfe: network evaluations of one generate.
+    trajectory(student_params, noise[B,...], label[B]) -> (x0[B,...], D[N,B,...]), also the estimates of x0 at each of N levels;
+      None where generate takes one step.
 
     The role `student` is the network that the method trains and deploys. `batch` is {'image', 'label'}, `frozen` the
     teacher's parameters ({} where there is none).
@@ -23,6 +25,7 @@ class Method(NamedTuple):
     cycle: Callable[[int], tuple]
     generate: Callable[..., Any]
     nfe: int
+    trajectory: Callable[..., Any] | None = None
 
 
 # name -> n -> cycle with one student update in n steps. The critic is trained n times per student update in the first two

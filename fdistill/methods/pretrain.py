@@ -1,5 +1,7 @@
 """Teacher pre-training by denoising score matching: EDM, and rectified flow as another law and weighting."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,7 @@ def pretrain(
     sigma_data=0.5,
     weighting='edm',
     label_dropout=0.0,
-    sampler='heun',
+    sampler=samplers.SAMPLERS['heun'],
     sigmas,
     guidance=1.0,
 ):
@@ -31,22 +33,19 @@ def pretrain(
       sigma_data: standard deviation of the data, for the weighting.
       weighting: key of `noise.WEIGHTINGS`.
       label_dropout: share of labels replaced by -1, for classifier-free guidance; in [0, 1).
-      sampler: key of `samplers.SAMPLERS`.
+      sampler: `samplers.Sampler`. What it draws, it draws from the noise it starts from.
       sigmas: sampling grid from `noise.GRIDS`, falling to 0.
       guidance: classifier-free guidance scale when sampling.
 
     Raises:
-      ValueError: on an unknown weighting or sampler, or label_dropout out of range.
+      ValueError: on an unknown weighting, or label_dropout out of range.
     """
     if weighting not in noise.WEIGHTINGS:
         raise ValueError(f'weighting={weighting!r}: known are {", ".join(noise.WEIGHTINGS)}')
-    if sampler not in samplers.SAMPLERS:
-        raise ValueError(f'sampler={sampler!r}: known are {", ".join(samplers.SAMPLERS)}')
     if not 0 <= label_dropout < 1:
         raise ValueError(f'label_dropout={label_dropout}: must lie in [0, 1)')
     if guidance != 1 and not label_dropout:
         raise ValueError(f'guidance={guidance} needs an unconditional branch: set label_dropout, e.g. 0.1')
-    solve, evaluations = samplers.SAMPLERS[sampler]
     guided = denoisers.guide(denoiser, guidance)
 
     def init(key, batch, frozen):
@@ -64,8 +63,10 @@ def pretrain(
         value = jnp.mean(losses.denoising(denoised, x, weight))
         return value, ({'denoising': value}, aux)
 
-    def generate(params, unit_noise, label):
-        return solve(denoisers.bind(guided, params, label), sigmas[0] * unit_noise, sigmas)
+    def generate(params, unit_noise, label, **options):
+        key = samplers.keys_of(unit_noise)
+        return sampler.solve(denoisers.bind(guided, params, label), sigmas[0] * unit_noise, sigmas, key, **options)
 
-    nfe = evaluations(len(sigmas) - 1) * (1 if guidance == 1 else 2)
-    return Method(init, {'student': loss}, lambda step: ('student',), generate, nfe)
+    nfe = sampler.evaluations(len(sigmas) - 1) * (1 if guidance == 1 else 2)
+    trajectory = functools.partial(generate, trajectory=True)
+    return Method(init, {'student': loss}, lambda step: ('student',), generate, nfe, trajectory)
