@@ -114,9 +114,76 @@ def karras_grid(steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0):
 
 
 def loguniform_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
-    """Levels evenly spaced in ln sigma from sigma_max to sigma_min, then 0."""
+    """Levels evenly spaced in ln sigma, that is in lambda = ln(alpha/sigma) = -ln sigma, from sigma_max to sigma_min, then 0.
+
+    The grid of DPM-Solver (arXiv 2206.00927), which steps evenly in lambda.
+    """
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     return _with_zero(np.geomspace(sigma_max, sigma_min, _counted(steps)))
+
+
+def linear_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
+    """Levels evenly spaced in sigma from sigma_max to sigma_min, then 0; the Karras grid of rho = 1."""
+    _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
+    return _with_zero(np.linspace(sigma_max, sigma_min, _counted(steps)))
+
+
+def timesteps_grid(steps=18, schedule='vp_linear', power=1.0, t_min: float | None = None, t_max: float | None = None, **options):
+    """sigma(t_i)/alpha(t_i) at t_i = (t_max^(1/power) + i/(steps-1) (t_min^(1/power) - t_max^(1/power)))^power, then 0.
+
+    A teacher trained under an alpha/sigma schedule is sampled at its own timesteps; in this coordinate the Euler step is
+    DDIM's. power = 1 is DDIM's linear, 2 its quadratic selection (arXiv 2010.02502).
+
+    Args:
+      steps: number of levels before the final 0, >= 1.
+      schedule: key of `SCHEDULES`.
+      power: > 0; the larger, the more of the times are small.
+      t_min, t_max: 0 <= t_min < t_max in the schedule's unit of time, with sigma/alpha positive and finite at both; default:
+        the schedule's `span`. Times between the entries of a table are interpolated, not rounded.
+      **options: arguments of the schedule.
+
+    Returns:
+      sigmas[steps + 1], float64 numpy, falling, ending in 0.
+
+    Raises:
+      ValueError: on an unknown schedule or values out of range.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f'schedule={schedule!r}: known are {", ".join(SCHEDULES)}')
+    _positive(power=power)
+    chosen = SCHEDULES[schedule](**options)
+    t_min, t_max = (chosen.span[i] if t is None else t for i, t in enumerate((t_min, t_max)))
+    if not 0 <= t_min < t_max:
+        raise ValueError(f't_min={t_min}, t_max={t_max}: need 0 <= t_min < t_max')
+    with jax.enable_x64(True), np.errstate(divide='ignore', invalid='ignore'):
+        ends = np.array([t_min, t_max])
+        ratio = np.asarray(chosen.sigma(ends) / chosen.alpha(ends))
+        # Beyond a table or a pole the way back leads elsewhere.
+        if not (ratio[0] > 0 and np.isfinite(ratio[1]) and np.allclose(chosen.time(ratio), ends, rtol=1e-6, atol=1e-9)):
+            raise ValueError(
+                f't_min={t_min}, t_max={t_max}: sigma/alpha of {schedule!r} must be positive and finite there; '
+                f'its usual times are {chosen.span[0]} to {chosen.span[1]}'
+            )
+        times = np.linspace(t_max ** (1 / power), t_min ** (1 / power), _counted(steps)) ** power
+        return _with_zero(chosen.sigma(times) / chosen.alpha(times))
+
+
+def levels_grid(sigmas: tuple[float, ...]):
+    """The levels given, then 0; for example a grid found by `search`.
+
+    Args:
+      sigmas: [N], N >= 1, strictly falling, positive and finite; the final 0 is left out.
+
+    Returns:
+      sigmas[N + 1], float64 numpy.
+
+    Raises:
+      ValueError: on levels that are not so.
+    """
+    levels = np.asarray(sigmas, np.float64)
+    if levels.ndim != 1 or not len(levels) or not (np.isfinite(levels[0]) and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
+        raise ValueError(f'sigmas={sigmas}: need at least one level, strictly falling, > 0 and finite; the last 0 is left out')
+    return _with_zero(levels)
 
 
 def _counted(steps):
@@ -129,15 +196,25 @@ def _with_zero(levels):
     return np.append(np.asarray(levels, np.float64), 0.0)
 
 
-GRIDS = {'karras': karras_grid, 'loguniform': loguniform_grid}
+GRIDS = {
+    'karras': karras_grid,
+    'loguniform': loguniform_grid,
+    'linear': linear_grid,
+    'timesteps': timesteps_grid,
+    'levels': levels_grid,
+}
 
 
 class Schedule(NamedTuple):
-    """x_t = alpha(t) x + sigma(t) eps, with time(s) the t at which sigma(t)/alpha(t) = s."""
+    """x_t = alpha(t) x + sigma(t) eps, with time(s) the t at which sigma(t)/alpha(t) = s.
+
+    span: (first, last) time usually sampled at, where sigma/alpha is neither 0 nor infinite.
+    """
 
     alpha: Callable
     sigma: Callable
     time: Callable
+    span: tuple = (1e-3, 0.999)
 
 
 def vp_linear(beta_min=0.1, beta_max=20.0):
@@ -156,6 +233,7 @@ def vp_linear(beta_min=0.1, beta_max=20.0):
         lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(t))),
         # 1 + s^2 = alpha^-2 solved for t; the rationalised root keeps its digits for small s.
         lambda s: 2 * jnp.log1p(s**2) / (jnp.sqrt(beta_min**2 + 2 * slope * jnp.log1p(s**2)) + beta_min),
+        (1e-3, 1.0),
     )
 
 
@@ -173,11 +251,15 @@ def flow():
     return Schedule(lambda t: 1 - t, lambda t: t, lambda s: s / (1 + s))
 
 
-def discrete(alphas_cumprod):
+# alpha^2 at t = 0 .. 999 for betas linear from 1e-4 to .02 (DDPM, arXiv 2006.11239, section 4).
+DDPM_TABLE = tuple(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)).tolist())
+
+
+def discrete(alphas_cumprod=DDPM_TABLE):
     """A DDPM table: at integer t, alpha^2 = alphas_cumprod[t]; linear in ln(sigma/alpha) between the entries.
 
     Args:
-      alphas_cumprod: [T], falling, in (0, 1).
+      alphas_cumprod: [T], falling, in (0, 1); default: DDPM's own of 1000 linear betas.
 
     Raises:
       ValueError: if the table does not fall strictly inside (0, 1).
@@ -195,6 +277,7 @@ def discrete(alphas_cumprod):
         lambda t: 1 / jnp.sqrt(1 + ratio(t) ** 2),
         lambda t: ratio(t) / jnp.sqrt(1 + ratio(t) ** 2),
         lambda s: jnp.interp(jnp.log(s), log_s, steps),
+        (0.0, len(table) - 1.0),
     )
 
 
