@@ -107,11 +107,11 @@ def _sample(options, overrides, rest=()):
 
     keywords = {name: getattr(options, name) for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory')}
     if rest:
-        keywords['sampler'] = {'name': options.sampler} | _sampler_options(rest)
+        keywords['sampler'] = {'name': options.sampler} | sampler_options(rest)
     build.sample(options.workdir, **keywords)
 
 
-def _sampler_options(words):
+def sampler_options(words):
     """{'order': 3.8} of --order=3.8; a value that is no Python literal is a string."""
     options = {}
     for word in words:

@@ -246,7 +246,7 @@ def test_noise_refuses(make, options):
         make(**options)
 
 
-@pytest.mark.parametrize('name', noise.GRIDS)
+@pytest.mark.parametrize('name', ['karras', 'loguniform', 'linear'])
 @pytest.mark.parametrize('steps', [1, 2, 18, 40])
 def test_grid_falls_to_zero(name, steps):
     grid = noise.GRIDS[name](steps, sigma_min=0.01, sigma_max=50.0)
@@ -487,97 +487,6 @@ def test_fixed_point_of_guided_distribution_matching(scale, x64):
     # Elsewhere it is the gradient of (m - scale)^2 / (2 (1 + sigma^2)).
     for m in (scale - 0.5, scale + 2.0):
         assert gradient(m) == pytest.approx((m - scale) / (1 + sigma**2), rel=1e-9)
-
-
-# Samplers.
-
-ORDERS = {'euler': 1, 'heun': 2}
-# Evaluations of N steps that end in 0, and of N steps that do not.
-EVALUATIONS = {'euler': (lambda n: n, lambda n: n), 'heun': (lambda n: 2 * n - 1, lambda n: 2 * n)}
-
-
-def sampler(name):
-    return samplers.SAMPLERS[name][0]
-
-
-@pytest.mark.parametrize('name', samplers.SAMPLERS)
-def test_order_of_convergence(name, x64):
-    """The slope of the error against the step, on grids that are refined evenly."""
-    p, x = gaussian(std=0.5), 3 * points()
-    solve, exact = jax.jit(sampler(name), static_argnums=0), p.flow(x, 4.0, 0.25)
-    steps = np.array([32, 64, 128, 256])
-    grids = [(np.linspace(2, 0.5, n + 1)) ** 2 for n in steps]
-    errors = [np.max(np.abs(solve(p.denoise, x, grid) - exact)) for grid in grids]
-    slopes = -np.diff(np.log(errors)) / np.diff(np.log(steps))
-    np.testing.assert_allclose(slopes, ORDERS[name], atol=0.15)
-
-
-@pytest.mark.parametrize('name', samplers.SAMPLERS)
-def test_constant_denoiser_is_returned(name):
-    """Straight paths: whatever the grid, the end is D."""
-    target = points(seed=1)
-    for grid in (noise.karras_grid(5), np.array([3.0, 0.0]), np.array([3.0, 1.0, 0.5, 0.0])):
-        x0 = sampler(name)(lambda x, sigma: target, grid[0] * points(), grid)
-        np.testing.assert_allclose(x0, target, atol=3e-4)
-
-
-@pytest.mark.parametrize('name', samplers.SAMPLERS)
-def test_first_euler_step_is_the_denoiser(name):
-    """One step to 0 from any level, of any sampler."""
-    p, x = in_the_plane(), 2 * points()
-    np.testing.assert_allclose(sampler(name)(p.denoise, x, [2.0, 0.0]), p.denoise(x, 2.0), atol=1e-6)
-
-
-@pytest.mark.parametrize('name', samplers.SAMPLERS)
-def test_number_of_evaluations(name):
-    p, calls = gaussian(), []
-
-    def denoise(x, sigma):
-        calls.append(sigma.shape)
-        return p.denoise(x, sigma)
-
-    for steps in (1, 2, 5):
-        grids = noise.karras_grid(steps), np.linspace(3, 1, steps + 1)
-        for grid, expected in zip(grids, EVALUATIONS[name], strict=True):
-            calls.clear()
-            with jax.disable_jit():
-                sampler(name)(denoise, grid[0] * points(3), grid)
-            assert calls == [(3,)] * expected(steps)
-        assert samplers.SAMPLERS[name][1](steps) == EVALUATIONS[name][0](steps)
-
-
-@pytest.mark.parametrize('name', samplers.SAMPLERS)
-def test_samples_have_the_moments_of_the_data(name):
-    p, n, grid = gaussian(), 20_000, noise.karras_grid(40, sigma_max=40.0)
-    start = grid[0] * jax.random.normal(jax.random.key(0), (n, 2))
-    x0 = np.asarray(jax.jit(lambda x: sampler(name)(p.denoise, x, grid))(start))
-    np.testing.assert_allclose(x0.mean(0), [0.3, -0.6], atol=0.03)
-    np.testing.assert_allclose(x0.std(0), [0.4, 0.4], rtol=0.1 if name == 'euler' else 0.03)
-
-
-@pytest.mark.parametrize('name', samplers.SAMPLERS)
-def test_sampler_on_images_under_jit_and_vmap(name):
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-    grid = jnp.asarray(noise.karras_grid(4), jnp.float32)
-
-    def solve(x, grid):
-        return sampler(name)(lambda x, sigma: x / (1 + sigma[:, None, None, None] ** 2), x, grid)
-
-    eager = solve(x, grid)
-    assert eager.shape == x.shape and eager.dtype == x.dtype
-    np.testing.assert_allclose(jax.jit(solve)(x, grid), eager, rtol=1e-4, atol=1e-5)
-    several = jax.vmap(lambda scale: solve(scale * x, grid))(jnp.asarray([1.0, 2.0]))
-    np.testing.assert_allclose(several[0], eager, rtol=1e-4, atol=1e-5)
-    assert np.all(np.isfinite(several))
-
-
-@pytest.mark.parametrize('name', samplers.SAMPLERS)
-@pytest.mark.parametrize(
-    'sigmas', [[1.0], 1.0, [[2.0, 1.0]], [1.0, 2.0], [2.0, 2.0, 0.0], [1.0, -0.1], [np.inf, 1.0, 0.0], [1.0, np.nan]]
-)
-def test_sampler_refuses(name, sigmas):
-    with pytest.raises(ValueError, match='sigmas'):
-        sampler(name)(lambda x, sigma: x, points(), np.asarray(sigmas))
 
 
 def test_bound_denoiser():
