@@ -126,7 +126,7 @@ def sampler_options(words):
 COMMANDS = {'train': _train, 'evaluate': _evaluate, 'sample': _sample}
 
 
-def _split(words):
+def split(words):
     """Words of a command line without, and only, its overrides; an override becomes one word, `--config.key=value`."""
     rest, overrides = [], []
     words = list(words)
@@ -145,7 +145,7 @@ def _run(words):
     parser, commands = _parsers()
     if words and not words[0].startswith('-') and words[0] not in commands:
         raise UserError(f'unknown command {words[0]}{suggest(words[0], commands)}')
-    rest, overrides = _split(words)
+    rest, overrides = split(words)
     options, unknown = parser.parse_known_args(rest)
     # With a sampler, what the command does not know are options of the sampler, known where jax is imported.
     passed_on = getattr(options, 'sampler', None) and all(re.fullmatch(r'--\w[\w-]*=.+', word) for word in unknown)

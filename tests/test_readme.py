@@ -57,7 +57,7 @@ def test_commands_for_accelerators_have_a_config():
         words = _words(line)
         words = words[words.index('fdistill') + 1 :]
         parser, commands = cli._parsers()
-        rest, overrides = cli._split(words)
+        rest, overrides = cli.split(words)
         options = parser.parse_args(rest)
         configs.override(configs.load(options.config), overrides)
         assert options.command in commands and options.workdir
