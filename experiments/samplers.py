@@ -181,7 +181,8 @@ def picture(lines, path, title):
     column = measure(lines)
     families = {name: [label for label in family if label in lines] for name, family in FAMILIES.items()}
     families = {name: labels for name, labels in families.items() if labels}
-    figure, axes = pyplot.subplots(1, len(families), figsize=(4 * len(families), 4.2), sharey=True, squeeze=False, layout='constrained')
+    size = {'figsize': (4 * len(families), 4.2), 'layout': 'constrained'}
+    figure, axes = pyplot.subplots(1, len(families), sharey=True, squeeze=False, **size)
     values = [row[column][0] for by_cost in lines.values() for row in by_cost.values()]
     for axis, (name, labels) in zip(axes[0], families.items()):
         for label in dict.fromkeys([*([REFERENCE] if REFERENCE in lines else []), *labels]):
@@ -192,6 +193,8 @@ def picture(lines, path, title):
         axis.set(title=name, xlabel='network evaluations', xscale='log', yscale='log')
         axis.set_xticks(costs, map(str, costs))
         axis.minorticks_off()
+        ticks = [10.0**n * k for n in range(-4, 5) for k in (1, 2, 5)]
+        axis.set_yticks(ticks, [f'{tick:g}' for tick in ticks])
         # What diverges leaves the picture rather than squeezing it.
         axis.set_ylim(0.8 * min(values), min(1.2 * max(values), 30 * min(values)))
         axis.grid(alpha=0.3)

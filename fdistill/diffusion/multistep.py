@@ -89,7 +89,8 @@ def dpmpp(sigmas, order, eta=0.0):
 
     keep = (sigma_{n+1}/sigma_n)^(1+eta), gain = 1 - keep, noise = sigma_{n+1} sqrt(1 - (sigma_{n+1}/sigma_n)^(2 eta)).
     Order 2 is the paper's 2M, 1 + 1/(2r) and -1/(2r) with r = h_{n-1}/h_n. Order 3 integrates the interpolating parabola
-    exactly: the published codes of 3M halve its quadratic term, which leaves them of order 2.
+    exactly: the published codes of 3M halve its quadratic term, which leaves them of order 2. On a grid that ends in 0 the last
+    steps have the orders ..., 2, 1.
     """
     xp = _numpy(sigmas)
     exact = _in_log_sigma(sigmas, -(1.0 + eta))
@@ -104,7 +105,7 @@ def dpmpp(sigmas, order, eta=0.0):
     ratio = sigmas[1:] / sigmas[:-1]
     noise = sigmas[1:] * xp.sqrt(1 - ratio ** (2 * eta)) if eta else None
     keep = ratio ** (1 + eta)
-    return Table('x0', keep, 1 - keep, _rows(sigmas, weights, order, lowered=1), noise)
+    return Table('x0', keep, 1 - keep, _rows(sigmas, weights, order, lowered=order - 1), noise)
 
 
 def unipc(sigmas, order, variant):
