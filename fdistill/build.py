@@ -31,10 +31,10 @@ from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, oracle, samplers
 from fdistill.errors import UserError, suggest
 from fdistill.evaluation import evaluate as evaluation
-from fdistill.methods import DISTILLATIONS, pretrain
+from fdistill.methods import DISTILLATIONS, exact, pretrain
 from fdistill.training import checkpoint, loop, optim, sharding, writer
 
-METHODS = {'pretrain': pretrain, **DISTILLATIONS}
+METHODS = {'pretrain': pretrain, 'exact': exact, **DISTILLATIONS}
 SECTIONS = (
     'seed data network denoiser fake_score teacher method discriminator optimizer training mesh evaluation image'.split()
 )
@@ -166,6 +166,10 @@ def experiment(plain):
         if 'sampler' in method:
             method['sampler'] = _sampler(method['sampler'], 'config.method.sampler')
         built = _named({name: make}, method, 'config.method', denoiser=denoiser, sigma_data=sigma_data, sigmas=sigmas)
+    elif name == 'exact':
+        mixture = _exact_teacher(plain, image)
+        teacher = mixture.denoiser()
+        built = _named({name: make}, method, 'config.method', student=denoiser, mixture=mixture)
     else:
         teacher, workdir = _teacher(_section(plain, 'teacher'), image)
         fake, given = denoiser, {}
@@ -199,6 +203,19 @@ def _sampler(section, where):
     toy = {'denoise': lambda x, sigma: x, 'x': jnp.ones((1, 1)), 'sigmas': np.arange(5.0, -1.0, -1.0), 'key': jax.random.key(0)}
     jax.eval_shape(lambda: call(sampler.solve, options, where, trajectory=False, **toy))
     return sampler._replace(solve=functools.partial(sampler.solve, **options))
+
+
+def _exact_teacher(plain, image):
+    """The mixture of the method `exact`, whose formulas hold for one kind of student only."""
+    if plain['network']['name'] != 'gaussian':
+        raise UserError(f'config.network.name={plain["network"]["name"]!r}: the method exact needs the network gaussian')
+    section = _section(plain, 'teacher')
+    if set(section) != {'oracle'}:
+        raise UserError('config.teacher: the method exact needs oracle, a named mixture, and nothing else')
+    mixture = oracle.mixture(*sources.mixture_parameters(section['oracle']))
+    if mixture.means.shape[1:] != tuple(image['shape']):
+        raise UserError(f'config.teacher.oracle={section["oracle"]}: lies in {mixture.means.shape[1]} dimensions, the data not')
+    return mixture
 
 
 def _teacher(section, image):

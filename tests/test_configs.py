@@ -94,7 +94,8 @@ def test_config_traces_at_full_size(file, tmp_path):
 
     size = count(state.params['student'])
     published = SIZES.get(file.split('_')[0])
-    assert size == published if published else 1e3 < size < 1e7
+    smallest = 2 if plain['network']['name'] == 'gaussian' else 1e3
+    assert size == published if published else smallest <= size < 1e7
     if 'teacher' in frozen:
         critic = dict(state.params['critic'])
         head = count(critic.pop('discriminator', ()))

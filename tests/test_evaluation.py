@@ -343,16 +343,17 @@ def test_evaluating_points(name):
     weights, means, stds = mixture_parameters(name)
     row = evaluate(lambda noise, label: means[label] + stds[label, None] * noise, train, held_out, nfe=3, samples=4000,
                    progress=False)
-    assert set(row) == {'nfe', 'modes', 'kl', 'high_quality', 'within', 'pixel_fd', 'seconds', 'protocol'}
+    assert set(row) == {'nfe', 'modes', 'kl', 'high_quality', 'within', 'spread', 'pixel_fd', 'seconds', 'protocol'}
+    assert row['spread'] == pytest.approx(1, abs=0.03)
     assert row['modes'] == len(weights) and row['high_quality'] > 0.98 and row['kl'] < 0.02 and row['pixel_fd'] < 0.01
     assert row['protocol']['kl'] == f'kl[pixels,4k,{name},float,as-train,seed0]'
 
 
-def test_points_of_no_mixture_have_a_distance_only():
+def test_points_of_no_mixture_have_a_distance_and_a_spread():
     rng = np.random.default_rng(0)
     points = Source(rng.normal(size=(500, 3)).astype(np.float32), np.zeros(500, np.int32), 1, 0, 'own')
     row = evaluate(lambda noise, label: noise, points, points, nfe=1, samples=500, progress=False)
-    assert set(row) == {'nfe', 'pixel_fd', 'seconds', 'protocol'} and row['pixel_fd'] < 0.1
+    assert set(row) == {'nfe', 'spread', 'pixel_fd', 'seconds', 'protocol'} and row['pixel_fd'] < 0.1
 
 
 def test_evaluate_errors(digits):

@@ -143,17 +143,27 @@ def _two_modes():
     return np.array([0.4, 0.6]), np.array([[-1.0, 0.0], [1.0, 0.0]]), np.full(2, 0.2)
 
 
-MIXTURES = {'ring': _ring, 'grid': _grid, 'two_modes': _two_modes}
+def _pair():
+    return np.array([0.4, 0.6]), np.array([[-1.0], [1.0]]), np.full(2, 0.25)
+
+
+def _triangle():
+    angles = np.pi / 2 + 2 * np.pi * np.arange(3) / 3
+    return np.array([0.2, 0.3, 0.5]), np.stack([np.cos(angles), np.sin(angles)], 1), np.full(3, 0.25)
+
+
+MIXTURES = {'ring': _ring, 'grid': _grid, 'two_modes': _two_modes, 'pair': _pair, 'triangle': _triangle}
 
 
 def mixture_parameters(name):
-    """Weights, means and standard deviations of a named mixture of round Gaussians in the plane.
+    """Weights, means and standard deviations of a named mixture of round Gaussians, in the plane where not said otherwise.
 
     'ring': 8 equal modes on the unit circle, std 0.1. 'grid': 5 x 5 equal modes 0.5 apart, std 0.08. 'two_modes':
-    weight 0.4 at (-1, 0) and 0.6 at (1, 0), std 0.2.
+    weight 0.4 at (-1, 0) and 0.6 at (1, 0), std 0.2. On the line, 'pair': weight 0.4 at -1 and 0.6 at 1, std 0.25. 'triangle':
+    weights 0.2, 0.3, 0.5 at the corners of a triangle on the unit circle, std 0.25.
 
     Returns:
-      (weights [K], means [K, 2], stds [K]), float64; weights sum to 1.
+      (weights [K], means [K, D], stds [K]), float64; weights sum to 1.
 
     Raises:
       UserError: unknown name.
@@ -162,7 +172,7 @@ def mixture_parameters(name):
 
 
 def mixture(split, mixture='ring', n=50000, seed=0, labelled=True):
-    """Points of a named mixture, drawn once: float32 [n, 2], levels 0.
+    """Points of a named mixture, drawn once: float32 [n, D], levels 0.
 
     Args:
       split: the two splits are independent draws.

@@ -124,7 +124,7 @@ def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size
       For images, of which the samples are first rounded to the grey levels of the data, the row
       {nfe, fd_held_out, fd_train, pixel_fd, accuracy, diversity, nn_ratio, seconds, protocol}, with Frechet distances
       in the classifier's features against either split and in pixels against the training split; see `metrics` for the
-      others. For points {nfe, modes, kl, high_quality, within, pixel_fd, seconds, protocol}, without the four of
+      others. For points {nfe, modes, kl, high_quality, within, spread, pixel_fd, seconds, protocol}, without the four of
       `mode_coverage` if the data is no named mixture. `protocol` maps each measured key to its full name.
 
     Raises:
@@ -211,6 +211,7 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
         if train.name in MIXTURES:
             for key, value in metrics.mode_coverage(images, *mixture_parameters(train.name)).items():
                 put(key, key, value, reference=train.name)
+        put('spread', 'spread', metrics.spread(images, train.images))
         put('pixel_fd', 'fd', distance(pixels, 'train'))
     else:
         classifier = against.features[0]

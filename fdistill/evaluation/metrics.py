@@ -81,6 +81,22 @@ def nn_ratio(samples, train, held_out_distance, levels=0):
     return float(nearest_neighbour(samples, train, levels).mean() / held_out_distance)
 
 
+def spread(samples, train):
+    """Standard deviation of points against that of the data, sqrt(tr Cov(samples)/tr Cov(train)).
+
+    Below 1 where modes are missed or too narrow; a student that can have one mode only is told by it which divergence it
+    was trained with.
+
+    Args:
+      samples: float [N, D].
+      train: float [M, D].
+
+    Returns:
+      float >= 0; 1 for exact samples.
+    """
+    return float(np.sqrt(np.var(samples, axis=0, dtype=np.float64).sum() / np.var(train, axis=0, dtype=np.float64).sum()))
+
+
 def mode_coverage(samples, weights, means, stds):
     """How well points cover a mixture of round Gaussians. Each point belongs to the mode nearest in units of its std.
 

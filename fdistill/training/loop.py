@@ -208,7 +208,7 @@ def _check_finite(state, max_skipped, step, metrics):
 
 def _describe(state, start, steps):
     for role, params in state.params.items():
-        count = parameter_overview.count_parameters(params)
+        count = int(parameter_overview.count_parameters(params))  # A float where there is a scalar.
         print(f'{role}: {count:,} parameters', flush=True)
     if start:
         print(f'going on from the checkpoint at step {start} of {steps}', flush=True)

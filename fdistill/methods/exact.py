@@ -1,0 +1,66 @@
+"""Distribution matching where nothing is learned but the student: its fake score and density ratio are closed forms."""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from fdistill import divergences
+from fdistill.diffusion.oracle import GaussianMixture
+from fdistill.methods import losses
+from fdistill.methods.critic import perturb
+from fdistill.methods.method import Method, one_step
+
+
+def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=1.0, ratio_low=1e-4, ratio_high=1e4):
+    """min E_sigma D_f(p_sigma || q_sigma) over round Gaussians q = N(m, s^2 I) (f-distill, arXiv 2502.15681, theorem 1).
+
+    The student is x = m + s z (`networks.gaussian`), so that its score at any sigma and r = p_sigma/q_sigma are known, and the
+    divergences can be compared without an error of critics: what differs is what the divergence prefers. Weight h(r)/sigma^2.
+
+    Args:
+      student: `Denoiser` used as a one-step generator; affine and round.
+      mixture: the teacher, `oracle.GaussianMixture`.
+      student_law: `NoiseLaw` of sigma.
+      divergence: see `divergences.get`.
+      sigma_init: level of the generator's input noise, > 0.
+      ratio_low, ratio_high: clip of r, which bounds the variance of divergences with unbounded h; 0 < low < 1 < high.
+
+    Raises:
+      ValueError: on values out of range.
+    """
+    if not 0 < ratio_low < 1 < ratio_high:
+        raise ValueError(f'ratio_low={ratio_low}, ratio_high={ratio_high}: need 0 < low < 1 < high')
+    h_of = divergences.weight(divergences.get(divergence))
+    generate = one_step(student, sigma_init)
+
+    def init(key, batch, frozen):
+        return {'student': student.init(key, batch['image'], batch['label'])}, {}
+
+    def law_of(params, like):
+        """The student's own distribution, from where it puts 0 and a unit vector."""
+        unit = jnp.eye(1, like.shape[1], dtype=like.dtype)
+        ends = generate(params, jnp.concatenate([0 * unit, unit]), jnp.zeros(2, jnp.int32))
+        mean, std = ends[0], jnp.abs(ends[1, 0] - ends[0, 0])
+        return GaussianMixture(jnp.ones(1, like.dtype), stop_gradient(mean)[None], stop_gradient(std)[None])
+
+    def loss(params, frozen, batch, key, aux):
+        key_z, key_t = jax.random.split(key)
+        image = batch['image']
+        x = generate(params['student'], jax.random.normal(key_z, image.shape, image.dtype), batch['label'])
+        x_t, sigma = perturb(key_t, x, student_law)
+        own = law_of(params['student'], image)
+        log_r = mixture.log_prob(x_t, sigma) - own.log_prob(x_t, sigma)
+        r = losses.ratio_from_logits(log_r[:, None], logit_clip=80.0, low=ratio_low, high=ratio_high)
+        h = stop_gradient(h_of(r))
+        gap = losses.score_gap(x, mixture.denoise(x_t, sigma), own.denoise(x_t, sigma), h / sigma**2)
+        metrics = {
+            'score_gap': jnp.mean(gap),
+            'ratio': jnp.mean(r),
+            'clipped': jnp.mean((r <= ratio_low) | (r >= ratio_high)),
+            'h': jnp.mean(h),
+            'h_max': jnp.max(h),
+            'std': own.stds[0],
+        }
+        return jnp.mean(gap), (metrics, aux)
+
+    return Method(init, {'student': loss}, lambda step: ('student',), generate, 1)

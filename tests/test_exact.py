@@ -1,0 +1,93 @@
+"""The method that knows everything but the student: it goes where theory says, through the library's own trainer."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdistill import build, config, divergences
+from fdistill.diffusion.oracle import GaussianMixture
+from fdistill.errors import UserError
+from fdistill.methods import losses
+
+FILE = str(pathlib.Path(__file__).parents[1] / 'configs' / 'pair_exact.py')
+STD = np.sqrt(0.25**2 + 1 - 0.2**2)  # of the data
+
+
+def settings(divergence='reverse_kl', **changes):
+    chosen = config.load(f'{FILE}:{divergence}')
+    with chosen.unlocked():
+        chosen.update_from_flattened_dict(changes)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ('divergence', 'spread'),
+    [('reverse_kl', 0.25), ('jeffreys', 0.878), ('squared_hellinger', 0.976), ('js', 0.997), ('forward_kl', STD)],
+)
+def test_standard_deviation_is_that_of_the_divergence(divergence, spread, tmp_path):
+    build.train(settings(divergence), tmp_path, quiet=True)
+    row = build.evaluate(None, tmp_path, quiet=True)
+    assert row['spread'] == pytest.approx(spread / STD, abs=0.03)
+
+
+@pytest.mark.parametrize('name', ['reverse_kl', 'js', 'jeffreys'])
+def test_gradient_is_that_of_the_divergence(name, x64):
+    """Against automatic differentiation of E_q f(p/q), by quadrature, in the student's mean and standard deviation."""
+    sigma, start, f = 0.3, jnp.asarray([-0.4, 0.6]), divergences.get(name)
+    p = build.oracle.mixture(*build.sources.mixture_parameters('pair'))
+    grid = jnp.linspace(-8, 8, 4001)[:, None]
+
+    def student(params):
+        return GaussianMixture(jnp.ones(1), params[:1, None], params[1:])
+
+    def divergence(params):
+        log_q = student(params).log_prob(grid, sigma)
+        return jnp.sum(jnp.exp(log_q) * f(jnp.exp(p.log_prob(grid, sigma) - log_q))) * (grid[1, 0] - grid[0, 0])
+
+    nodes, mass = np.polynomial.hermite_e.hermegauss(60)
+    z, e = (jnp.asarray(a.ravel()) for a in np.meshgrid(nodes, nodes))
+    q = student(start)
+
+    def loss(params):
+        x = (params[0] + params[1] * z)[:, None]
+        x_t = x + sigma * e[:, None]
+        r = jnp.exp(p.log_prob(x_t, sigma) - q.log_prob(x_t, sigma))
+        gap = losses.score_gap(x, p.denoise(x_t, sigma), q.denoise(x_t, sigma), divergences.weight(f)(r) / sigma**2)
+        return jnp.sum(np.outer(mass, mass).ravel() / (2 * np.pi) * gap)
+
+    np.testing.assert_allclose(jax.grad(loss)(start), jax.grad(divergence)(start), rtol=1e-4, atol=1e-6)
+
+
+def test_seeds_start_elsewhere_and_end_in_either_mode(tmp_path):
+    means = []
+    for seed in range(4):
+        folder = tmp_path / str(seed)
+        build.train(settings(seed=seed, **{'network.spread': 1.0, 'training.steps': 200}), folder, quiet=True)
+        means.append(float(jnp.mean(build.from_workdir(folder).generate(jax.random.key(0), 500))))
+    np.testing.assert_allclose(np.abs(means), 1, atol=0.05)
+    assert len(set(np.sign(means))) == 2
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'network': {'name': 'mlp'}}, 'needs the network gaussian'),
+        ({'teacher.oracle': 'ring'}, 'lies in 2 dimensions'),
+        ({'method.ratio_low': 2.0}, 'need 0 < low < 1 < high'),
+        ({'network.spread': -1.0}, 'spread=-1.0'),
+    ],
+)
+def test_refused(changes, message, tmp_path):
+    plain = settings().to_dict()
+    for key, value in changes.items():
+        *path, last = key.split('.')
+        section = plain
+        for name in path:
+            section = section[name]
+        section[last] = value
+    with pytest.raises(UserError, match=message):
+        build.train(build.ConfigDict(plain), tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run').exists()
