@@ -70,7 +70,7 @@ def main(words=None):
     from fdistill.evaluation import evaluate, frechet
     from fdistill.training import writer
 
-    section = {'name': options.sampler, **cli.sampler_options(rest)} if options.sampler else None
+    section = {'name': options.sampler, **cli.keyword_options(rest)} if options.sampler else None
     run = build.from_workdir(options.workdir, sampler=section)
     plain = configs.to_json(run.config)
     method = plain['method']

@@ -253,7 +253,7 @@ def _check_resumable(plain, workdir):
     """Refuses to go on with another experiment in the same folder."""
     if not (pathlib.Path(workdir) / configs.FILENAME).is_file():
         return
-    old, new = (_flat(configs.to_json(c)) for c in (configs.read(workdir), plain))
+    old, new = (flat(configs.to_json(c)) for c in (configs.read(workdir), plain))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not key.startswith(FREE):
             raise UserError(
@@ -262,10 +262,11 @@ def _check_resumable(plain, workdir):
             )
 
 
-def _flat(values, prefix=''):
+def flat(values, prefix=''):
+    """{dotted key: leaf} of nested dicts."""
     if not isinstance(values, dict):
         return {prefix: values}
-    parts = (_flat(value, f'{prefix}.{name}' if prefix else name) for name, value in values.items())
+    parts = (flat(value, f'{prefix}.{name}' if prefix else name) for name, value in values.items())
     return {key: leaf for part in parts for key, leaf in part.items()}
 
 

@@ -1,4 +1,4 @@
-"""The command `fdistill`: train, evaluate, sample. What the user got wrong is one line on stderr and exit code 2."""
+"""The command `fdistill`: train, evaluate, sample, sweep. What the user got wrong is one line on stderr and exit code 2."""
 
 import argparse
 import ast
@@ -17,6 +17,9 @@ Any value of the config can be set: --config.optimizer.student.learning_rate=1e-
 
 SAMPLER = """\
 Options of the sampler follow its name: --sampler=ghvb --order=3.8, --sampler=heun --s_churn=10."""
+SWEEP = """\
+Slurm and the local executor take submitit's parameters, as --slurm_partition=gpu --timeout_min=60 --gpus_per_node=1.
+""" + OVERRIDES
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,6 +57,16 @@ def _parsers():
     sample.add_argument('--steps', type=int, help='levels of the noise grid before 0, for a denoiser')
     sample.add_argument('--trajectory', action='store_true', help='show x0 as the network saw it at each level')
     sample.add_argument('--out', metavar='FILE', help='file to write; default: in the workdir')
+
+    sweep = command('sweep', 'Runs the trials of a sweep that have no result yet.', SWEEP)
+    sweep.add_argument('--config', metavar='FILE', help='Python file with get_config() and get_sweep(); required')
+    sweep.add_argument('--only', metavar='TRIAL', action='append', help='a trial by name; may be given several times')
+    sweep.add_argument('--retry', action='store_true', help='run failed trials again')
+    sweep.add_argument('--dry-run', action='store_true', help='list the trials and what they will cost; run nothing')
+    sweep.add_argument('--commands', action='store_true', help='print a command a trial, for any scheduler; run nothing')
+    sweep.add_argument('--executor', choices=('local', 'slurm'), help='trials in processes of their own, through submitit')
+    sweep.add_argument('--parallel', type=int, default=2, metavar='N', help='of them at once; default: %(default)s')
+    sweep.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
     return parser, commands.choices
 
 
@@ -107,11 +120,11 @@ def _sample(options, overrides, rest=()):
 
     keywords = {name: getattr(options, name) for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory')}
     if rest:
-        keywords['sampler'] = {'name': options.sampler} | sampler_options(rest)
+        keywords['sampler'] = {'name': options.sampler} | keyword_options(rest)
     build.sample(options.workdir, **keywords)
 
 
-def sampler_options(words):
+def keyword_options(words):
     """{'order': 3.8} of --order=3.8; a value that is no Python literal is a string."""
     options = {}
     for word in words:
@@ -123,7 +136,31 @@ def sampler_options(words):
     return options
 
 
-COMMANDS = {'train': _train, 'evaluate': _evaluate, 'sample': _sample}
+def _sweep(options, overrides, rest=()):
+    if options.parallel < 1:
+        raise UserError(f'--parallel={options.parallel}: need at least 1')
+    if options.distributed or _among_many(os.environ):
+        _join_others()
+    from fdistill import sweep
+
+    trials = sweep.select(sweep.load(options.config, overrides), options.only)
+    if options.dry_run:
+        print(sweep.listing(options.workdir, trials))
+    elif options.commands:
+        for trial in sweep.missing(options.workdir, trials, options.retry):
+            print(sweep.command(options.config, options.workdir, trial, overrides))
+    else:
+        given = {'overrides': overrides, 'only': options.only, 'retry': options.retry}
+        if options.executor:
+            given |= {'parallel': options.parallel} | keyword_options(rest)
+            results = sweep.submit(options.config, options.workdir, options.executor, **given)
+        else:
+            results = sweep.run(options.config, options.workdir, **given)
+        failed = [trial.name for trial, outcome in results if outcome['status'] == 'failed']
+        print(f'{len(results) - len(failed)} trials done, {len(failed)} failed{": " + ", ".join(failed) if failed else ""}')
+
+
+COMMANDS = {'train': _train, 'evaluate': _evaluate, 'sample': _sample, 'sweep': _sweep}
 
 
 def split(words):
@@ -147,14 +184,15 @@ def _run(words):
         raise UserError(f'unknown command {words[0]}{suggest(words[0], commands)}')
     rest, overrides = split(words)
     options, unknown = parser.parse_known_args(rest)
-    # With a sampler, what the command does not know are options of the sampler, known where jax is imported.
-    passed_on = getattr(options, 'sampler', None) and all(re.fullmatch(r'--\w[\w-]*=.+', word) for word in unknown)
+    # Options of a sampler or of submitit, which are known where those are imported.
+    passed_on = getattr(options, 'sampler', None) or getattr(options, 'executor', None)
+    passed_on = passed_on and all(re.fullmatch(r'--\w[\w-]*=.+', word) for word in unknown)
     if unknown and not passed_on:
         flag = unknown[0].split('=')[0].lstrip('-')
         known = [name for name in vars(options) if name != 'command']
         raise UserError(f'{options.command}: unknown argument {unknown[0]}{suggest(flag, known, prefix="--")}')
     # Not argparse's `required`, which would hide the better message about a misspelt name.
-    for name in ('config', 'workdir') if options.command == 'train' else ('workdir',):
+    for name in ('config', 'workdir') if options.command in ('train', 'sweep') else ('workdir',):
         if not getattr(options, name):
             raise UserError(f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`')
     COMMANDS[options.command](options, overrides, *([unknown] if unknown else []))

@@ -25,21 +25,38 @@ def load(path):
     Raises:
         UserError: the file is missing, does not run, or gives no ConfigDict.
     """
-    filename, *arguments = path.split(':', 1)
+    return _config(path, module(path))
+
+
+def module(path):
+    """The module that a config file is, run anew.
+
+    Raises:
+        UserError: the file is missing or does not run.
+    """
+    filename = path.split(':', 1)[0]
     if not pathlib.Path(filename).is_file():
         raise UserError(f'--config={path}: no such file')
     if not filename.endswith('.py'):
         raise UserError(f'--config={path}: not a Python file; a config is a .py file with a function get_config()')
     spec = importlib.util.spec_from_file_location('fdistill_config', filename)
-    module = importlib.util.module_from_spec(spec)
+    made = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        spec.loader.exec_module(made)
+    except Exception as error:  # The file is the user's: whatever it raises is theirs to mend.
+        raise UserError(f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}') from error
+    return made
+
+
+def _config(path, module):
+    filename, *arguments = path.split(':', 1)
+    try:
         if not callable(getattr(module, 'get_config', None)):
             raise UserError(f'--config={path}: has no get_config(); define this function, returning a ConfigDict')
         config = module.get_config(*arguments)
     except UserError:
         raise
-    except Exception as error:  # The file is the user's: whatever it raises is theirs to mend.
+    except Exception as error:
         raise UserError(f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}') from error
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config={path}: get_config() returned {type(config).__name__}; it must return a ConfigDict')
@@ -83,6 +100,25 @@ def override(config, arguments):
             values(['fdistill', argument])
         except (flags.Error, TypeError, ValueError) as error:
             raise UserError(f'{argument}: not of type {kind.__name__}; the config has {current!r}') from error
+
+
+def put(config, name, value, where):
+    """Sets `config.a.b` given as 'a.b' to a value of the type it has, in place; a name alone may become a section and back.
+
+    Raises:
+        UserError: a key that is not in the config, or a value of another type.
+    """
+    *path, last = name.split('.')
+    section, walked = config, 'config'
+    for key in [*path, last]:
+        if not isinstance(section, ConfigDict) or key not in section:
+            known = section if isinstance(section, ConfigDict) else ()
+            raise UserError(f'{where}: unknown key {walked}.{key}{suggest(key, known, prefix=f"{walked}.")}')
+        owner, section, walked = section, section[key], f'{walked}.{key}'
+    try:
+        owner[last] = value
+    except TypeError as error:
+        raise UserError(f'{where}: {walked}={value!r} is of type {type(value).__name__}; the config has {section!r}') from error
 
 
 def _leaf(config, name):

@@ -72,7 +72,7 @@ def test_evaluate(calls, path, tmp_path, capsys):
 
 def test_sample(calls):
     assert cli.main(['sample', '--workdir=w', '--n=5', '--label=3', '--out=x.png']) == 0
-    assert calls == [('w', {'n': 5, 'seed': 0, 'label': 3, 'out': 'x.png', 'sampler': None, 'steps': None})]
+    assert calls == [('w', {'n': 5, 'seed': 0, 'label': 3, 'out': 'x.png', 'sampler': None, 'steps': None, 'trajectory': False})]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_sample(calls):
     [
         ([], 'required: command'),
         (['trian'], 'unknown command trian; did you mean train?'),
-        (['go'], 'unknown command go; known: train, evaluate, sample'),
+        (['go'], 'unknown command go; known: train, evaluate, sample, sweep'),
         (['train', '--confg=x.py', '--workdir=w'], 'unknown argument --confg=x.py; did you mean --config?'),
         (['train', '--config=x.py'], 'train: --workdir is missing'),
         (['train', '--workdir=w'], 'train: --config is missing'),
@@ -162,7 +162,7 @@ def test_help_is_quick():
         'import sys\nfrom fdistill.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as done:\n'
         '    assert done.code == 0\nassert not {"jax", "numpy", "ml_collections"} & set(sys.modules)'
     )
-    for words in (['--help'], ['train', '--help'], ['evaluate', '--help'], ['sample', '--help']):
+    for words in (['--help'], ['train', '--help'], ['evaluate', '--help'], ['sample', '--help'], ['sweep', '--help']):
         run = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, check=True)
         assert 'usage: fdistill' in run.stdout and run.stderr == ''
 

@@ -22,8 +22,9 @@ FLOORS = {
     'evaluation': 4,
     'config': 5,
     'build': 6,
-    'cli': 7,
-    '__main__': 8,
+    'sweep': 7,
+    'cli': 8,
+    '__main__': 9,
 }
 
 DOORS = {

@@ -1,0 +1,334 @@
+"""Sweeps: one base config, many trials, each an ordinary run folder; what is missing runs, what is done stays.
+
+A sweep is a config file with two functions:
+
+    def get_config(): ...             # the base, as of any experiment
+    def get_sweep():                  # a grid, or a list of trials
+        return {'method.divergence': ('reverse_kl', 'js'), 'seed': (0, 1, 2)}
+
+Its folder holds `sweep.json` and, below `trials/`, a run folder a trial with `result.json`: status done or failed, the row of
+its evaluation or the error, seconds. Results are written whole or not at all; a trial killed in the middle has none, and
+resumes from its own checkpoint.
+"""
+
+import hashlib
+import itertools
+import json
+import pathlib
+import re
+import shlex
+import statistics
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fdistill import build
+from fdistill import config as configs
+from fdistill.errors import NotFinite, UserError
+from fdistill.evaluation import evaluate as evaluation
+from fdistill.training import writer
+
+RESULT = 'result.json'
+
+
+class Trial(NamedTuple):
+    """name: of its folder, made of what differs. overrides: {dotted key: value}. config: the base with them."""
+
+    name: str
+    overrides: dict
+    config: Any
+
+
+def load(path, overrides=()):
+    """The trials of a sweep file, in order.
+
+    Args:
+      path: a file as above; with `path:argument`, get_config(argument).
+      overrides: words `--config.a.b=value` for the base.
+
+    Returns:
+      tuple of `Trial`.
+
+    Raises:
+      UserError: no get_sweep, an unknown key, a value of another type, or two trials alike.
+    """
+    base = configs.load(path)
+    configs.override(base, overrides)
+    make = getattr(configs.module(path), 'get_sweep', None)
+    if not callable(make):
+        raise UserError(f'--config={path}: has no get_sweep(); define it, returning a dict of key: values, or a list of dicts')
+    sweep = make()
+    try:
+        if isinstance(sweep, dict):
+            sweep = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
+        sweep = [dict(chosen) for chosen in sweep]
+    except (TypeError, ValueError) as error:
+        raise UserError(f'--config={path}: get_sweep() must return a dict of key: values, or a list of dicts; {error}') from error
+    if not sweep:
+        raise UserError(f'--config={path}: get_sweep() returns no trial')
+    keys = dict.fromkeys(key for chosen in sweep for key in chosen)
+    varied = [key for key in keys if len({repr(chosen.get(key)) for chosen in sweep}) > 1]
+    trials = []
+    for chosen in sweep:
+        config = base.copy_and_resolve_references().unlock()
+        for key, value in chosen.items():
+            configs.put(config, key, value, f'--config={path}: get_sweep()')
+        trials.append(Trial(_name({key: chosen[key] for key in varied if key in chosen}), chosen, config.lock()))
+    names = [trial.name for trial in trials]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f'--config={path}: get_sweep() returns the trial {name} twice')
+    return tuple(trials)
+
+
+def _name(overrides):
+    """Of a folder: the last part of each key that differs, and its value."""
+    parts = (f'{key.rpartition(".")[2]}={value}' for key, value in overrides.items())
+    return re.sub(r'[^\w=.,()+-]', '_', ','.join(parts)) or 'base'
+
+
+def fingerprint(config):
+    """Of a config without what may change when it is resumed."""
+    flat = {key: value for key, value in build.flat(configs.to_json(config)).items() if not key.startswith(build.FREE)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def folder_of(workdir, trial):
+    return pathlib.Path(workdir) / 'trials' / trial.name
+
+
+def result(workdir, trial):
+    """What is known of a trial, or None.
+
+    Raises:
+      UserError: the folder holds the result of another config of that name.
+    """
+    file = folder_of(workdir, trial) / RESULT
+    if not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f'{file}: damaged ({error}); delete it, and the trial runs again') from error
+    if known['fingerprint'] != fingerprint(trial.config):
+        raise UserError(f'{file}: is of another config than the sweep now has; give another --workdir')
+    return known
+
+
+def run_trial(workdir, trial, references=None):
+    """Trains and evaluates a trial, or goes on with it; writes and returns its result. Whatever it raises is its result.
+
+    Args:
+      workdir: of the sweep.
+      trial: `Trial`.
+      references: dict in which references of evaluations are kept, for trials on the same data.
+    """
+    folder, began = folder_of(workdir, trial), time.perf_counter()
+    outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config)}
+    try:
+        build.train(trial.config, folder, quiet=True)
+        row = build.evaluate(None, folder, quiet=True, against=_reference(trial.config, references))
+        outcome |= {'status': 'done', 'row': row}
+    except (NotFinite, UserError) as error:
+        outcome |= {'status': 'failed', 'error': ' '.join(str(error).split())}
+    except Exception as error:  # One divergence's bug must not cost the others' night.
+        outcome |= {'status': 'failed', 'error': f'{type(error).__name__}: ' + ' '.join(str(error).split())[:500]}
+    outcome['seconds'] = time.perf_counter() - began
+    if jax.process_index() == 0:
+        writer.write_json(folder / RESULT, outcome)
+    # The next trial's programs are others, and a sweep may have hundreds.
+    jax.clear_caches()
+    return outcome
+
+
+def _reference(config, kept):
+    if kept is None:
+        return None
+    key = json.dumps(configs.to_json(config['data']), sort_keys=True)
+    if key not in kept:
+        kept.clear()
+        kept[key] = evaluation.reference(*(build.load_data(config, split) for split in ('train', 'held_out')), progress=False)
+    return kept[key]
+
+
+def run(path, workdir, *, overrides=(), only=None, retry=False, quiet=False):
+    """Runs the trials that have no result, one after another in this group of processes.
+
+    Args:
+      path, overrides: see `load`.
+      workdir: folder of the sweep.
+      only: names of trials; default: all.
+      retry: run failed trials again.
+      quiet: no progress on stderr.
+
+    Returns:
+      [(Trial, its result)] of all trials that have one.
+
+    Raises:
+      UserError: on whatever the user can mend before the first trial.
+    """
+    trials = load(path, overrides)
+    chosen = select(trials, only)
+    waiting = missing(workdir, chosen, retry)
+    note(path, workdir, trials)
+    progress = Progress(workdir, chosen, waiting, quiet)
+    references = {}
+    for trial in waiting:
+        progress.start(trial)
+        progress.done(run_trial(workdir, trial, references))
+    return finished(workdir, trials)
+
+
+def note(path, workdir, trials):
+    """Leaves `sweep.json` for the report."""
+    if jax.process_index() == 0:
+        listed = {trial.name: trial.overrides for trial in trials}
+        writer.write_json(pathlib.Path(workdir) / 'sweep.json', {'config': str(path), 'trials': listed})
+
+
+def finished(workdir, trials):
+    return [(trial, known) for trial in trials if (known := result(workdir, trial))]
+
+
+def select(trials, only):
+    names = {trial.name: trial for trial in trials}
+    for name in only or ():
+        if name not in names:
+            raise UserError(f'--only={name}: no such trial; `--dry-run` lists them')
+    return trials if not only else [names[name] for name in only]
+
+
+def missing(workdir, trials, retry=False):
+    """The trials to run: those without a result, and with `retry` those that failed. All hosts get process 0's answer."""
+    known = [result(workdir, trial) for trial in trials]
+    wanted = np.array([not found or (retry and found['status'] == 'failed') for found in known])
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        wanted = multihost_utils.broadcast_one_to_all(wanted)
+    return [trial for trial, run in zip(trials, wanted) if run]
+
+
+class Progress:
+    """Lines on stderr: which trial of how many, what came of it, and how long the others will take."""
+
+    def __init__(self, workdir, trials, waiting, quiet):
+        self._total, self._left, self._quiet = len(trials), len(waiting), quiet or jax.process_index() != 0
+        self._seconds = [known['seconds'] for _, known in finished(workdir, trials)]
+        if self._left < self._total:
+            self._say(f'{self._total - self._left} of {self._total} trials have a result')
+
+    def start(self, trial):
+        left = f'  {clock(statistics.median(self._seconds) * self._left)} left' if self._seconds else ''
+        self._say(f'[{self._total - self._left + 1}/{self._total}] {trial.name}{left}')
+
+    def done(self, outcome):
+        self._left -= 1
+        self._seconds.append(outcome['seconds'])
+        self._say(f'    {outcome["seconds"]:.0f} s  {summary(outcome)}')
+
+    def _say(self, text):
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+def summary(outcome):
+    """A result in a line."""
+    if outcome['status'] == 'failed':
+        return f'FAILED: {outcome["error"]}'
+    numbers = {key: value for key, value in outcome['row'].items() if key not in ('step', 'nfe', 'seconds', 'protocol')}
+    shown = (f'{key} {value:.4g}' if isinstance(value, (int, float)) else f'{key} {value}' for key, value in numbers.items())
+    return '  '.join(shown)
+
+
+def clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
+
+
+def listing(workdir, trials):
+    """What `--dry-run` prints: each trial with its steps, images and state, and what the missing ones will cost."""
+    rows, seconds, images = [], [], 0
+    for trial in trials:
+        known = result(workdir, trial)
+        training = trial.config.training
+        state = known['status'] if known else 'started' if folder_of(workdir, trial).exists() else 'missing'
+        rows.append((trial.name, f'{training.steps} steps', f'{training.steps * training.batch_size:,} images', state))
+        seconds += [known['seconds']] if known else []
+        images += 0 if known else training.steps * training.batch_size
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    missing = len(rows) - len(seconds)
+    cost = f', about {clock(statistics.median(seconds) * missing)} one after another' if seconds else ''
+    return '\n'.join([*lines, f'{len(rows)} trials, {missing} without a result: {images:,} images{cost}'])
+
+
+def command(path, workdir, trial, overrides=()):
+    """The command line that runs one trial, for any scheduler."""
+    return shlex.join(['fdistill', 'sweep', f'--config={path}', f'--workdir={workdir}', f'--only={trial.name}', *overrides])
+
+
+def _job(path, workdir, name, overrides):
+    """One trial in a process of its own; at module level, so that it can be pickled."""
+    (trial,) = select(load(path, overrides), [name])
+    return run_trial(workdir, trial)
+
+
+def executor(cluster, workdir, parallel, **parameters):
+    """A submitit executor whose files lie in the sweep's folder.
+
+    Args:
+      cluster: 'local', or 'slurm' for an array job.
+      parallel: trials at once.
+      parameters: of submitit's AutoExecutor: timeout_min, cpus_per_task, gpus_per_node, mem_gb, slurm_partition, ...
+
+    Raises:
+      UserError: submitit is not installed, or an unknown parameter.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--executor: needs submitit; install it with pip install -e '.[slurm]'") from error
+    made = submitit.AutoExecutor(folder=pathlib.Path(workdir).absolute() / 'jobs', cluster=cluster)
+    if cluster == 'slurm':
+        parameters = {'slurm_array_parallelism': parallel} | parameters
+    try:
+        made.update_parameters(name='fdistill-sweep', **parameters)
+    except (NameError, TypeError, AssertionError) as error:
+        raise UserError(f'--executor={cluster}: {error}') from error
+    return made
+
+
+def submit(path, workdir, cluster, *, overrides=(), only=None, retry=False, parallel=2, quiet=False, **parameters):
+    """Runs the missing trials in processes of their own, through submitit; arguments as of `run` and `executor`.
+
+    Slurm gets one array job, and this returns when it is queued. Local processes are waited for.
+    """
+    path, workdir = str(pathlib.Path(path.split(':')[0]).absolute()) + ''.join(path.partition(':')[1:]), pathlib.Path(workdir)
+    trials = load(path, overrides)
+    chosen = select(trials, only)
+    waiting = missing(workdir, chosen, retry)
+    note(path, workdir, trials)
+    made = executor(cluster, workdir, parallel, **parameters)
+    if cluster == 'slurm':
+        with made.batch():
+            jobs = [made.submit(_job, path, workdir, trial.name, tuple(overrides)) for trial in waiting]
+        print(f'queued {len(jobs)} trials as job {jobs[0].job_id.split("_")[0]}' if jobs else 'nothing to run')
+        return finished(workdir, trials)
+    progress, running, queue = Progress(workdir, chosen, waiting, quiet), {}, list(waiting)
+    while queue or running:
+        while queue and len(running) < parallel:
+            trial = queue.pop(0)
+            running[trial.name] = trial, made.submit(_job, path, workdir, trial.name, tuple(overrides)), time.perf_counter()
+            progress.start(trial)
+        for name, (trial, job, began) in list(running.items()):
+            if job.done():
+                del running[name]
+                # A killed process leaves no result; the next call runs it again.
+                lost = {'status': 'failed', 'error': f'its process ended without a result; see {job.paths.stderr}'}
+                progress.done(result(workdir, trial) or lost | {'seconds': time.perf_counter() - began})
+        time.sleep(0.2)
+    return finished(workdir, trials)
