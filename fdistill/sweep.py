@@ -292,12 +292,12 @@ def executor(cluster, workdir, parallel, **parameters):
         import submitit
     except ImportError as error:
         raise UserError("--executor: needs submitit; install it with pip install -e '.[slurm]'") from error
-    made = submitit.AutoExecutor(folder=pathlib.Path(workdir).absolute() / 'jobs', cluster=cluster)
     if cluster == 'slurm':
         parameters = {'slurm_array_parallelism': parallel} | parameters
     try:
+        made = submitit.AutoExecutor(folder=pathlib.Path(workdir).absolute() / 'jobs', cluster=cluster)
         made.update_parameters(name='fdistill-sweep', **parameters)
-    except (NameError, TypeError, AssertionError) as error:
+    except (NameError, TypeError, RuntimeError) as error:
         raise UserError(f'--executor={cluster}: {error}') from error
     return made
 
@@ -311,8 +311,8 @@ def submit(path, workdir, cluster, *, overrides=(), only=None, retry=False, para
     trials = load(path, overrides)
     chosen = select(trials, only)
     waiting = missing(workdir, chosen, retry)
-    note(path, workdir, trials)
     made = executor(cluster, workdir, parallel, **parameters)
+    note(path, workdir, trials)
     if cluster == 'slurm':
         with made.batch():
             jobs = [made.submit(_job, path, workdir, trial.name, tuple(overrides)) for trial in waiting]

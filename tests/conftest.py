@@ -12,6 +12,9 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).pa
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 
+# Before anything imports absl: submitit's set-up of logging closes absl's handler, and with it the stderr pytest captures.
+import submitit  # noqa: E402, F401, I001
+
 import jax  # noqa: E402
 
 # Not in the environment: a process started by a test has one device unless it says otherwise.

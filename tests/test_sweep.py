@@ -1,0 +1,214 @@
+"""Sweeps: which trials there are, that one's failure is its own, that what is done stays done, and that all ways to run agree."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fdistill import cli, sweep
+from fdistill.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILE = """
+from fdistill.config import load
+
+def get_config():
+    config = load('{base}').unlock()
+    config.training.steps, config.training.batch_size, config.training.log_every = {steps}, 64, 10
+    config.evaluation.samples, config.evaluation.batch_size = 500, 500
+    config.data.n = 2000
+    return config
+
+def get_sweep():
+    return {sweep}
+"""
+GRID = {'method.divergence': ('reverse_kl', 'js'), 'seed': (0, 1)}
+
+
+def write(folder, trials=GRID, steps=20):
+    path = folder / 'sweep.py'
+    base = ROOT / 'configs' / 'pair_exact.py'
+    path.write_text(
+        FILE.format(base=base, sweep=trials, steps=steps).replace(
+            'config.data.n = 2000', 'config.data = dict(config.data, n=2000)'
+        )
+    )
+    return str(path)
+
+
+def rows(results):
+    """What has to be equal, whoever ran it."""
+    timeless = {trial.name: dict(outcome) for trial, outcome in results}
+    for outcome in timeless.values():
+        outcome.pop('seconds')
+        outcome['row'] = {key: value for key, value in outcome['row'].items() if key != 'seconds'}
+    return timeless
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sweep')
+    path = write(folder)
+    return path, folder / 'w', sweep.run(path, folder / 'w', quiet=True)
+
+
+def test_trials_of_a_grid_and_of_a_list(tmp_path):
+    trials = sweep.load(write(tmp_path))
+    assert [trial.name for trial in trials] == [f'divergence={d},seed={s}' for d in ('reverse_kl', 'js') for s in (0, 1)]
+    assert trials[3].config.method.divergence == 'js' and trials[3].config.seed == 1
+    trials = sweep.load(
+        write(tmp_path, [{'seed': 1}, {'method.divergence': 'alpha(0.5)', 'optimizer.student.learning_rate': 0.1}])
+    )
+    assert [trial.name for trial in trials] == ['seed=1', 'divergence=alpha(0.5),learning_rate=0.1']
+    (trial,) = sweep.load(write(tmp_path, [{'seed': 5}]))
+    assert trial.name == 'base' and trial.config.seed == 5
+    assert sweep.load(write(tmp_path), ['--config.training.steps=7'])[0].config.training.steps == 7
+
+
+@pytest.mark.parametrize(
+    ('trials', 'message'),
+    [
+        ({'method.divergnce': ('js',)}, 'unknown key config.method.divergnce; did you mean config.method.divergence'),
+        ({'seed.x': (1,)}, 'unknown key config.seed.x'),
+        ({'training.steps': ('many',)}, "config.training.steps='many' is of type str; the config has 20"),
+        ([{'seed': 1}, {'seed': 1}], 'the trial base twice'),
+        ([], 'returns no trial'),
+        ({'seed': 3}, 'must return a dict of key: values'),
+        (3, 'must return a dict of key: values'),
+    ],
+)
+def test_bad_sweeps_are_one_line(trials, message, tmp_path, capsys):
+    assert cli.main(['sweep', f'--config={write(tmp_path, trials)}', f'--workdir={tmp_path / "w"}']) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / 'w').exists()
+
+
+def test_a_config_is_no_sweep(tmp_path, capsys):
+    assert cli.main(['sweep', f'--config={ROOT / "configs" / "ring.py"}', f'--workdir={tmp_path}']) == 2
+    assert 'has no get_sweep()' in capsys.readouterr().err
+
+
+def test_results(unbroken):
+    _, workdir, results = unbroken
+    assert len(results) == 4
+    for trial, outcome in results:
+        folder = workdir / 'trials' / trial.name
+        assert outcome == json.loads((folder / 'result.json').read_text())
+        assert outcome['status'] == 'done' and outcome['overrides'] == trial.overrides
+        assert outcome['row']['step'] == 20 and outcome['seconds'] > 0
+        assert (folder / 'metrics.jsonl').is_file() and (folder / 'config.json').is_file()
+    listed = json.loads((workdir / 'sweep.json').read_text())
+    assert list(listed['trials']) == [trial.name for trial, _ in results]
+
+
+def test_only_what_is_missing_runs(unbroken, tmp_path, capsys):
+    path, workdir, results = unbroken
+    before = {file: file.stat().st_mtime_ns for file in workdir.rglob('result.json')}
+    lost = workdir / 'trials' / 'divergence=js,seed=0' / 'result.json'
+    lost.unlink()
+    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}', '--dry-run']) == 0
+    assert '4 trials, 1 without a result' in capsys.readouterr().out
+    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}', '--commands']) == 0
+    command = capsys.readouterr().out.strip()
+    assert command.endswith('--only=divergence=js,seed=0') and command.startswith('fdistill sweep ')
+    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}']) == 0
+    captured = capsys.readouterr()
+    assert captured.out == '4 trials done, 0 failed\n'
+    assert captured.err.count('[') == 1 and '[4/4] divergence=js,seed=0' in captured.err
+    assert {file for file in before if file.stat().st_mtime_ns != before[file]} == {lost}
+    assert rows(sweep.finished(workdir, sweep.load(path))) == rows(results)
+
+
+def test_another_config_in_the_same_folder_is_refused(unbroken):
+    path, workdir, _ = unbroken
+    with pytest.raises(UserError, match='another config than the sweep now has'):
+        sweep.run(path, workdir, overrides=['--config.training.steps=30'], quiet=True)
+    (workdir / 'trials' / 'divergence=js,seed=1').exists()
+    with pytest.raises(UserError, match='--only=js: no such trial'):
+        sweep.run(path, workdir, only=['js'], quiet=True)
+
+
+def test_a_failing_trial_fails_alone(tmp_path, capsys):
+    trials = [
+        {'method.divergence': 'no_such'},
+        {'method.divergence': 'forward_kl', 'optimizer.student.learning_rate': 1e38},
+        {'method.divergence': 'js'},
+    ]
+    path, workdir = write(tmp_path, trials), tmp_path / 'w'
+    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}']) == 0
+    captured = capsys.readouterr()
+    assert '1 trials done, 2 failed' in captured.out and captured.err.count('FAILED') == 2
+    first, second, third = (outcome for _, outcome in sweep.finished(workdir, sweep.load(path)))
+    assert 'no_such' in first['error'] and 'not finite' in second['error'] and third['status'] == 'done'
+    # Not tried again, unless asked.
+    assert sweep.missing(workdir, sweep.load(path)) == []
+    assert len(sweep.missing(workdir, sweep.load(path), retry=True)) == 2
+
+
+def test_kill_leaves_what_is_done_and_nothing_half_done(tmp_path, unbroken):
+    """kill -9 in the second trial; then the same command: equal to the unbroken sweep, the first trial untouched."""
+    _, _, results = unbroken
+    path, workdir = write(tmp_path), tmp_path / 'w'
+    words = [sys.executable, '-m', 'fdistill', 'sweep', f'--config={path}', f'--workdir={workdir}']
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (workdir / 'trials' / 'divergence=reverse_kl,seed=1').exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = workdir / 'trials' / 'divergence=reverse_kl,seed=0' / 'result.json'
+    untouched = first.stat().st_mtime_ns
+    assert len(list(workdir.rglob('result.json'))) < 4
+    again = sweep.run(path, workdir, quiet=True)
+    assert first.stat().st_mtime_ns == untouched
+    assert rows(again) == rows(results)
+
+
+def test_in_processes_of_their_own(tmp_path, unbroken, monkeypatch, capsys):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    _, _, results = unbroken
+    path, workdir = write(tmp_path), tmp_path / 'w'
+    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}', '--executor=local', '--parallel=2']) == 0
+    ours, theirs = rows(sweep.finished(workdir, sweep.load(path))), rows(results)
+    for name in theirs:
+        # On one device instead of eight.
+        theirs[name]['row'].pop('protocol')
+        assert ours[name]['row'].pop('protocol')
+        assert ours[name].pop('row') == pytest.approx(theirs[name].pop('row'), rel=1e-2)
+    assert ours == theirs
+    assert capsys.readouterr().err.count(']') == 4
+
+
+def test_slurm_gets_one_array_job(tmp_path, monkeypatch, capsys):
+    """With commands in the place of Slurm's that keep the script they are given."""
+    path, workdir, programs = write(tmp_path), tmp_path / 'w', tmp_path / 'bin'
+    words = ['sweep', f'--config={path}', f'--workdir={workdir}', '--executor=slurm', '--parallel=3']
+    monkeypatch.setenv('PATH', '/usr/bin:/bin')
+    assert cli.main(words) == 2
+    assert 'srun' in capsys.readouterr().err
+    programs.mkdir()
+    for name, body in {'srun': '', 'sbatch': f'cp "$1" {tmp_path}/script; echo Submitted batch job 77'}.items():
+        (programs / name).write_text(f'#!/bin/sh\n{body}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{programs}:/usr/bin:/bin')
+    assert cli.main([*words, '--slurm_partition=gpu', '--timeout_min=60', '--gpus_per_node=1']) == 0
+    assert 'queued 4 trials as job 77' in capsys.readouterr().out
+    script = (tmp_path / 'script').read_text()
+    for line in ('--array=0-3%3', '--partition=gpu', '--time=60', '--gpus-per-node=1', '--job-name=fdistill-sweep'):
+        assert f'#SBATCH {line}\n' in script
+    assert 'srun' in script and not list(workdir.rglob('result.json'))
+
+
+def test_parameters_of_submitit_are_checked(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match='nonsense'):
+        sweep.executor('local', tmp_path, 2, nonsense=3)
+    monkeypatch.setitem(sys.modules, 'submitit', None)
+    with pytest.raises(UserError, match=r"needs submitit; install it with pip install -e '.\[slurm\]'"):
+        sweep.executor('local', tmp_path, 2)
