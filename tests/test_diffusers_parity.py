@@ -40,7 +40,7 @@ def diffusers():
 def ours(x64, monkeypatch):
     """ours(case, sigmas) -> x0, from the start and with the noise that the scheduler was given."""
     start, draws = diffusers_goldens.inputs()
-    monkeypatch.setattr(samplers, '_noise', lambda key, x: lambda n: jnp.asarray(draws)[n])
+    monkeypatch.setattr(samplers, 'draws', lambda key, x: lambda n: jnp.asarray(draws)[n])
     teacher = mixture(WEIGHTS, MEANS, STDS)
 
     def solve(case, sigmas):

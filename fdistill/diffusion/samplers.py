@@ -37,22 +37,30 @@ def _sampler(function):
 
     @functools.wraps(function)
     def sampler(denoise, x, sigmas, key=None, *, trajectory=False, **options):
-        x = jnp.asarray(x)
-        if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f'x of shape {x.shape} and dtype {x.dtype}: need floats with a leading batch dimension')
-        sigmas = _levels(sigmas, x.dtype)
+        (denoise,), x, sigmas = prepare((denoise,), x, sigmas)
+        x0, denoised = function(denoise, x, sigmas, key, **options)
+        return (x0, denoised) if trajectory else x0
 
-        def checked(x, sigma):
+    sampler.__signature__ = inspect.Signature([*parameters, parameter])
+    return sampler
+
+
+def prepare(denoisers, x, sigmas):
+    """(denoisers that take one sigma for all samples and check what they return, x, sigmas), all checked."""
+    x = jnp.asarray(x)
+    if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f'x of shape {x.shape} and dtype {x.dtype}: need floats with a leading batch dimension')
+
+    def checked(denoise):
+        def call(x, sigma):
             denoised = denoise(x, jnp.full(x.shape[:1], sigma, x.dtype))
             if denoised.shape != x.shape:
                 raise ValueError(f'denoise returned shape {denoised.shape} for x of shape {x.shape}: they must be equal')
             return denoised.astype(x.dtype)
 
-        x0, denoised = function(checked, x, sigmas, key, **options)
-        return (x0, denoised) if trajectory else x0
+        return call
 
-    sampler.__signature__ = inspect.Signature([*parameters, parameter])
-    return sampler
+    return tuple(checked(denoise) for denoise in denoisers), x, _levels(sigmas, x.dtype)
 
 
 def _levels(sigmas, dtype):
@@ -78,7 +86,7 @@ def _within(name, value, low, high, *, above=False):
         raise ValueError(f'{name}={value}: must lie in {"(" if above else "["}{low}, {high}]')
 
 
-def _noise(key, x):
+def draws(key, x):
     """noise(n) -> unit noise like x for step n, a sample's own whatever its batch."""
     if key is None:
         raise ValueError('key=None: this sampler draws noise; give a jax.random.key, or one a sample')
@@ -100,7 +108,7 @@ def keys_of(noise):
     return jax.random.wrap_key_data(words, impl='threefry2x32')
 
 
-def _scan(step, carry, levels, dtype):
+def scan(step, carry, levels, dtype):
     """lax.scan over per-step values, which are computed in float64 where the grid is known and used in x's dtype."""
     cast = jax.tree.map(lambda value: value if jnp.issubdtype(value.dtype, jnp.integer) else jnp.asarray(value, dtype), levels)
     return jax.lax.scan(step, carry, cast)
@@ -118,7 +126,7 @@ def _run(table, denoise, x, sigmas, key=None, *, before=1.0, after=1.0):
       after: beta of the sum: this is HB.
     """
     steps, order = table.weights.shape
-    noise = None if table.noise is None else _noise(key, x)
+    noise = None if table.noise is None else draws(key, x)
     # The first velocity is the first slope itself.
     first = np.arange(steps) == 0
     levels = {
@@ -146,7 +154,7 @@ def _run(table, denoise, x, sigmas, key=None, *, before=1.0, after=1.0):
         return (x, history, g), denoised
 
     zero = (jnp.zeros_like(x),) if table.scale is None else (jnp.zeros_like(x), jnp.zeros((), x.dtype))
-    (x, _, _), denoised = _scan(step, (x, (zero,) * order, zero), levels, x.dtype)
+    (x, _, _), denoised = scan(step, (x, (zero,) * order, zero), levels, x.dtype)
     return x, denoised
 
 
@@ -172,7 +180,7 @@ def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf
     _within('s_churn', s_churn, 0, math.inf)
     _within('s_min', s_min, 0, s_max)
     _within('s_noise', s_noise, 0, math.inf, above=True)
-    noise = _noise(key, x) if s_churn else None
+    noise = draws(key, x) if s_churn else None
     steps = len(sigmas) - 1
     gamma = min(s_churn / steps, math.sqrt(2) - 1)
 
@@ -194,7 +202,7 @@ def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf
 
         return jax.lax.cond(sigma_next > 0, corrected, lambda: x_euler), denoised
 
-    return _scan(step, x, (np.arange(steps), sigmas[:-1], sigmas[1:]), x.dtype)
+    return scan(step, x, (np.arange(steps), sigmas[:-1], sigmas[1:]), x.dtype)
 
 
 @_sampler
@@ -305,7 +313,7 @@ def unipc(denoise, x, sigmas, key=None, *, order=2, variant='bh2'):
         return (row.keep * x + combine(row, history), x, history), denoised
 
     carry = x, x, (jnp.zeros_like(x),) * order
-    (x, _, _), denoised = _scan(step, carry, levels, x.dtype)
+    (x, _, _), denoised = scan(step, carry, levels, x.dtype)
     return x, denoised
 
 
@@ -361,7 +369,7 @@ def consistency(denoise, x, sigmas, key=None, *, eta=1.0, sigma_min=0.0):
     """
     _within('eta', eta, 0, 1)
     _within('sigma_min', sigma_min, 0, math.inf)
-    noise = _noise(key, x) if eta else None
+    noise = draws(key, x) if eta else None
     now, then = sigmas[:-1], sigmas[1:]
     jump = (1 - eta) * then
 
@@ -373,7 +381,7 @@ def consistency(denoise, x, sigmas, key=None, *, eta=1.0, sigma_min=0.0):
             x = x + jnp.sqrt(jnp.maximum(sigma_next**2 - jnp.maximum(jump, sigma_min) ** 2, 0)) * noise(n)
         return x, denoised
 
-    return _scan(step, x, (np.arange(len(sigmas) - 1), now, jump, then), x.dtype)
+    return scan(step, x, (np.arange(len(sigmas) - 1), now, jump, then), x.dtype)
 
 
 def hybrid(teacher, student, x, sigmas, key=None, *, evaluations=1, student_sigmas=(0.0,), eta=1.0):

@@ -1,0 +1,135 @@
+"""SuperDiff against exact densities of Gaussian mixtures."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdistill.diffusion import noise
+from fdistill.diffusion.oracle import mixture
+from fdistill.diffusion.superposition import superpose
+
+KEY = jax.random.key(3)
+
+
+def start(p, n, sigma, dimension=2):
+    return p.sample(jax.random.key(1), n) + sigma * jax.random.normal(jax.random.key(2), (n, dimension))
+
+
+def left():
+    return mixture([0.5, 0.5], [[-2.0, 1.0], [-2.0, -1.0]], 0.3)
+
+
+def right():
+    return mixture([0.2, 0.8], [[2.0, 1.5], [1.5, -1.0]], 0.3)
+
+
+def test_density_estimator_converges_with_the_root_of_the_steps(x64):
+    """RMS error of log q_i along the path against the exact densities: halved where steps are four times as many."""
+    p, other = mixture([1.0], [[0.5, 0.0]], 0.5), mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.3]], 0.4)
+    x = start(p, 400, 80.0)
+
+    def error(steps):
+        grid = noise.karras_grid(steps + 1, sigma_min=0.2)[:-1]
+        end, log_q = jax.jit(lambda x: superpose((p.denoise, other.denoise), x, grid, KEY))(x)
+        exact = jnp.stack([q.log_prob(end, 0.2) - q.log_prob(x, 80.0) for q in (p, other)])
+        return np.sqrt(np.mean((log_q - exact) ** 2, axis=1))
+
+    few, many = error(400), error(1600)
+    np.testing.assert_allclose(few / many, 2, atol=0.3)
+    # The square with the wrong sign, as in one published script, gives an error of about 10 for any number of steps.
+    assert np.all(many < 0.3)
+
+
+def test_or_is_a_sample_of_one_of_them_with_the_shares_of_the_weights():
+    """Disjoint mixtures, 30 to 70: modes have the shares of the joint mixture."""
+    weights = np.array([0.3, 0.7])
+    x = 80 * jax.random.normal(jax.random.key(0), (20_000, 2))
+    grid = noise.karras_grid(400, sigma_min=0.02)
+    solve = functools.partial(superpose, (left().denoise, right().denoise), operator='or', bias=np.log(weights))
+    x0, log_q = jax.jit(lambda x: solve(x, grid, KEY))(x)
+    means = np.concatenate([left().means, right().means])
+    mode = np.argmin(np.linalg.norm(np.asarray(x0)[:, None] - means, axis=-1), axis=1)
+    truth = np.concatenate([0.3 * np.asarray(left().weights), 0.7 * np.asarray(right().weights)])
+    np.testing.assert_allclose(np.bincount(mode, minlength=4) / len(mode), truth, atol=0.03)
+    # The estimate tells which of the two a sample is of.
+    assert np.mean((np.asarray(log_q[1]) > np.asarray(log_q[0])) == (mode >= 2)) > 0.99
+
+
+def test_or_of_temperature_one_is_the_score_of_the_mixture(x64):
+    """One step with exact log q, given as the bias: D_mix of the joint mixture."""
+    joint = mixture([0.15, 0.15, 0.14, 0.56], np.concatenate([left().means, right().means]), 0.3)
+    x, sigma = 2 * jax.random.normal(jax.random.key(0), (9, 2)), 1.3
+    for b in range(9):
+        bias = jnp.log(jnp.asarray([0.3, 0.7])) + jnp.stack([q.log_prob(x[b : b + 1], sigma)[0] for q in (left(), right())])
+        x0, log_q = superpose((left().denoise, right().denoise), x[b : b + 1], [sigma, 0.0], KEY, bias=bias)
+        np.testing.assert_allclose(x0, joint.denoise(x[b : b + 1], sigma), rtol=1e-9)
+        np.testing.assert_array_equal(log_q, 0)
+
+
+@pytest.mark.parametrize('lift', [0.0, 0.02])
+@pytest.mark.parametrize('count', [2, 3])
+def test_and_lets_all_densities_grow_alike(count, lift, x64):
+    models = (left(), right(), mixture([1.0], [[0.0, 3.0]], 0.7))[:count]
+    x, grid = 40 * jax.random.normal(jax.random.key(0), (50, 2)), noise.karras_grid(21, sigma_min=0.05, sigma_max=40)
+    _, log_q = superpose(tuple(m.denoise for m in models), x, grid, KEY, operator='and', lift=lift)
+    np.testing.assert_allclose(log_q[:-1] - log_q[-1], 20 * lift, atol=1e-8)
+
+
+def test_and_is_likely_under_both():
+    """Two mixtures with one mode in common: that is where the samples are."""
+    shared = [0.0, 2.0]
+    one, two = mixture([0.5, 0.5], [shared, [-2.0, -1.0]], 0.3), mixture([0.5, 0.5], [shared, [2.0, -1.0]], 0.3)
+    x = 80 * jax.random.normal(jax.random.key(0), (1000, 2))
+    grid = noise.karras_grid(200, sigma_min=0.05)
+    x0, _ = jax.jit(lambda x: superpose((one.denoise, two.denoise), x, grid, KEY, operator='and'))(x)
+    near = np.linalg.norm(np.asarray(x0) - shared, axis=1) < 1
+    assert near.mean() > 0.7
+    alone, _ = superpose((one.denoise, one.denoise), x, grid, KEY)
+    assert np.mean(np.linalg.norm(np.asarray(alone) - shared, axis=1) < 1) < 0.6
+
+
+@pytest.mark.parametrize('operator', ['or', 'and'])
+def test_one_model_twice_is_that_model(operator):
+    p, n = mixture([1.0], [[0.5, -0.5]], 0.4), 20_000
+    x = start(p, n, 10.0)
+    grid = noise.karras_grid(150, sigma_min=0.02, sigma_max=10.0)
+    x0, log_q = jax.jit(lambda x: superpose((p.denoise, p.denoise), x, grid, KEY, operator=operator))(x)
+    np.testing.assert_allclose(x0.mean(0), [0.5, -0.5], atol=0.02)
+    np.testing.assert_allclose(x0.std(0), [0.4, 0.4], rtol=0.05)
+    np.testing.assert_allclose(log_q[0], log_q[1], rtol=1e-5)
+
+
+def test_a_sample_does_not_depend_on_its_batch_and_images_work():
+    def one(x, sigma):
+        return x / (1 + sigma[:, None, None, None] ** 2)
+
+    x, keys = jax.random.normal(jax.random.key(0), (4, 3, 3, 1)), jax.random.split(KEY, 4)
+    for operator in ('or', 'and'):
+        solve = functools.partial(superpose, (one, lambda x, sigma: 0.5 * one(x, sigma)), operator=operator)
+        together, log_q = solve(x, noise.karras_grid(4), keys)
+        alone, log_q_alone = jax.jit(solve)(x[1:2], jnp.asarray(noise.karras_grid(4), jnp.float32), keys[1:2])
+        assert together.shape == x.shape and log_q.shape == (2, 4)
+        np.testing.assert_allclose(alone, together[1:2], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(log_q_alone, log_q[:, 1:2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('count', 'options', 'message'),
+    [
+        (1, {}, '1 denoisers: a superposition needs at least two'),
+        (2, {'operator': 'xor'}, "operator='xor': must be 'or' or 'and'"),
+        (2, {'temperature': 0.0}, 'temperature=0.0: must be > 0'),
+        (2, {'temperature': math.nan}, 'temperature=nan'),
+        (2, {'bias': [0.0]}, r'bias of shape \(1,\): need one number for each of the 2'),
+        (2, {'sigmas': [1.0, 2.0]}, 'sigmas'),
+        (2, {'key': None}, 'key=None'),
+    ],
+)
+def test_refused(count, options, message):
+    arguments = {'sigmas': [2.0, 1.0, 0.0], 'key': KEY} | options
+    with pytest.raises(ValueError, match=message):
+        superpose((left().denoise,) * count, jnp.ones((2, 2)), **arguments)
