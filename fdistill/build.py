@@ -5,7 +5,7 @@ Sections of a config, each the keyword arguments of one function:
   network     a network of `networks.NETWORKS`; taken from the teacher where left out
   denoiser    `denoiser.precondition`; likewise
   fake_score  `denoiser.precondition` of the fake score, where it differs from the student's
-  teacher     `workdir` of a run, or `oracle`, a named mixture; `guidance`
+  teacher     `workdir` of a run, or `oracle`, a named mixture; `guidance` and `guidance_interval`
   method      `pretrain` or one of `methods.DISTILLATIONS`, its laws and grid being sections with a name
   discriminator  a head of `networks.HEADS`
   optimizer   `optim.adam` for each role
@@ -226,7 +226,10 @@ def _teacher(section, image):
         mixture = oracle.mixture(*sources.mixture_parameters(section['oracle']))
         return mixture.denoiser(conditional=image['num_classes'] > 0), None
     base = _denoiser(section['network'], section['denoiser'], image, 'config.teacher.')
-    return denoisers.guide(base, section.get('guidance', 1.0)), section['workdir']
+    try:
+        return denoisers.guide(base, section.get('guidance', 1.0), section.get('guidance_interval')), section['workdir']
+    except ValueError as error:
+        raise UserError(f'config.teacher: {error}') from error
 
 
 def _load_ema(built, workdir, mesh=None):

@@ -21,6 +21,7 @@ def pretrain(
     sampler=samplers.SAMPLERS['heun'],
     sigmas,
     guidance=1.0,
+    guidance_interval: tuple[float, float] | None = None,
 ):
     """min E weighting(sigma) |D(x + sigma eps, sigma) - x|^2 (EDM, arXiv 2206.00364, equation 2).
 
@@ -35,7 +36,7 @@ def pretrain(
       label_dropout: share of labels replaced by -1, for classifier-free guidance; in [0, 1).
       sampler: `samplers.Sampler`. What it draws, it draws from the noise it starts from.
       sigmas: sampling grid from `noise.GRIDS`, falling to 0.
-      guidance: classifier-free guidance scale when sampling.
+      guidance, guidance_interval: of classifier-free guidance when sampling, see `denoiser.guide`.
 
     Raises:
       ValueError: on an unknown weighting, or label_dropout out of range.
@@ -46,7 +47,7 @@ def pretrain(
         raise ValueError(f'label_dropout={label_dropout}: must lie in [0, 1)')
     if guidance != 1 and not label_dropout:
         raise ValueError(f'guidance={guidance} needs an unconditional branch: set label_dropout, e.g. 0.1')
-    guided = denoisers.guide(denoiser, guidance)
+    guided = denoisers.guide(denoiser, guidance, guidance_interval)
 
     def init(key, batch, frozen):
         return {'student': denoiser.init(key, batch['image'], batch['label'])}, {}
