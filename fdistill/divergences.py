@@ -11,6 +11,7 @@ to keep the second derivative free of cancellation in float32. "KL(a : b)" in th
 
 import difflib
 import re
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,106 @@ DIVERGENCES = {
 
 FAMILIES = {'alpha': alpha, 'skew_js': skew_js, 'smooth_tv': smooth_tv}
 
+
+class Weighting(NamedTuple):
+    """What a method multiplies the score difference with: h(r[B], sigma[B], step) -> [B].
+
+    constant: h is the same for all r, sigma and steps, so that no density ratio is needed. stepwise: h depends on step, the
+    number of the student's updates so far.
+    """
+
+    h: Callable
+    constant: bool
+    stepwise: bool
+
+
+def mix(first, second, share):
+    """The generator (1 - share) f/f''(1) + share g/g''(1): the two on the same scale near r = 1, and a divergence again.
+
+    Args:
+      first, second: divergences, as of `get`.
+      share: in [0, 1].
+    """
+    f, g = get(first), get(second)
+    if not 0 <= share <= 1:
+        raise ValueError(f'mix({first}, {second}, {share}): the share must lie in [0, 1]')
+    a, b = (1 - share) / _at_one(f), share / _at_one(g)
+    return lambda r: a * f(r) + b * g(r)
+
+
+def anneal(first, second, steps):
+    """h from that of the first divergence to that of the second, in `steps` updates of the student, linearly; each over its h(1).
+
+    Args:
+      first, second: divergences, as of `get`.
+      steps: of the student, >= 1; 'anneal(reverse_kl, forward_kl, 1000)' seeks first and covers later.
+    """
+    h, g = _normalised(first), _normalised(second)
+    if not steps >= 1:
+        raise ValueError(f'anneal({first}, {second}, {steps}): need at least one step')
+
+    def weigh(r, sigma, step):
+        share = jnp.clip(step / steps, 0, 1)
+        return (1 - share) * h(r) + share * g(r)
+
+    return Weighting(weigh, False, True)
+
+
+def by_sigma(low, high, sigma):
+    """h of one divergence at levels below sigma and of another from there on, each over its h(1).
+
+    Args:
+      low, high: divergences, as of `get`.
+      sigma: > 0; 'by_sigma(reverse_kl, forward_kl, 1.0)' covers the modes at high noise and sharpens them at low noise.
+    """
+    below, above, at = _normalised(low), _normalised(high), sigma
+    if not at > 0:
+        raise ValueError(f'by_sigma({low}, {high}, {sigma}): sigma must be > 0')
+    return Weighting(lambda r, sigma, step: jnp.where(sigma < at, below(r), above(r)), False, False)
+
+
+def _normalised(name):
+    f = get(name)
+    h, scale = weight(f), _at_one(f)
+    return lambda r: h(r) / scale
+
+
+def _at_one(f):
+    return float(_float64(weight(f), 1.0))
+
+
+# Of two divergences and a number: 'mix(js, reverse_kl, 0.5)' is a divergence, the others are weightings only.
+COMBINATIONS = {'mix': mix, 'anneal': anneal, 'by_sigma': by_sigma}
+
+
+def weighting(spec):
+    """The `Weighting` of a divergence, as of `get`, or of two of them by `anneal` and `by_sigma`.
+
+    Raises:
+      ValueError: as `get`, or a bad number.
+    """
+    combined = _combined(spec)
+    if isinstance(combined, Weighting):
+        return combined
+    f = get(spec)
+    h = weight(f)
+    return Weighting(lambda r, sigma, step: h(r), is_constant(f), False)
+
+
+def _combined(spec):
+    """What `COMBINATIONS` make of 'name(first, second, number)', or None."""
+    match = re.fullmatch(r'\s*(\w+)\((.*)\)\s*', spec) if isinstance(spec, str) else None
+    if not match or match[1] not in COMBINATIONS:
+        return None
+    # Commas outside of parentheses, for a member of a family is an argument like any other.
+    arguments = [part.strip() for part in re.split(r',(?![^()]*\))', match[2])]
+    try:
+        first, second, number = arguments
+        number = float(number)
+    except ValueError:
+        raise ValueError(f'divergence {spec!r}: give two divergences and a number, as {match[1]}(reverse_kl, js, 1)') from None
+    return COMBINATIONS[match[1]](first, second, number)
+
 # Where a generator is checked for f(1) = 0 and convexity.
 PROBE = np.geomspace(1e-3, 1e3, 121)
 
@@ -120,6 +221,11 @@ def get(name_or_callable):
     name = str(name_or_callable).strip()
     if name in DIVERGENCES:
         return DIVERGENCES[name]
+    combined = _combined(name)
+    if isinstance(combined, Weighting):
+        raise ValueError(f'divergence {name!r}: is a schedule of weights and has no generator; a method takes it, this does not')
+    if combined is not None:
+        return _checked(combined, name)
     match = re.fullmatch(r'(\w+)\(([^()]*)\)', name)
     if match and match[1] in FAMILIES:
         try:
@@ -127,7 +233,7 @@ def get(name_or_callable):
         except ValueError:
             raise ValueError(f'divergence {name!r}: {match[2]!r} is not a number, e.g. {match[1]}(0.5)') from None
         return _checked(FAMILIES[match[1]](parameter), name)
-    known = [*DIVERGENCES, *(f'{family}(0.5)' for family in FAMILIES)]
+    known = [*DIVERGENCES, *(f'{family}(0.5)' for family in FAMILIES), *(f'{name}(js, reverse_kl, 1)' for name in COMBINATIONS)]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f'did you mean {near[0]!r}? ' if near else ''
     raise ValueError(f'unknown divergence {name!r}; {hint}Known: {", ".join(known)}, or a function f(r)')

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdistill import divergences
 from fdistill.divergences import DIVERGENCES, FAMILIES, PROBE, get, is_constant, weight
 
 # h(r) = r^2 f''(r) by hand. Every registered divergence needs its row here.
@@ -222,3 +223,60 @@ def test_constant_weight_needs_no_ratio():
     assert is_constant(get('alpha(0)'))
     assert is_constant(lambda r: -3 * jnp.log(r) + r - 1)
     assert not is_constant(get('alpha(0.01)'))
+
+
+# Combinations.
+
+
+def test_mix_is_the_sum_on_one_scale(x64):
+    r = jnp.asarray([0.1, 1.0, 7.0])
+    h = divergences.weight(divergences.get('mix(squared_hellinger, pearson, 0.25)'))
+    np.testing.assert_allclose(h(r), 0.75 * jnp.sqrt(r) + 0.25 * r**2, rtol=1e-9)
+    assert float(h(jnp.asarray(1.0))) == pytest.approx(1)
+    assert divergences.weighting('mix(reverse_kl, reverse_kl, 0.5)').constant
+    assert not divergences.weighting('mix(reverse_kl, js, 0.5)').constant
+
+
+def test_anneal_goes_from_the_one_to_the_other(x64):
+    r, sigma = jnp.asarray([0.1, 1.0, 7.0]), jnp.ones(3)
+    h = divergences.weighting('anneal(js, alpha(2.0), 100)')
+    assert h.stepwise and not h.constant
+    for step, share in ((0, 0), (25, 0.25), (100, 1), (1000, 1)):
+        expected = (1 - share) * 2 * r / (r + 1) + share * r**2
+        np.testing.assert_allclose(h.h(r, sigma, jnp.asarray(step)), expected, rtol=1e-9)
+
+
+def test_by_sigma_is_one_below_and_the_other_above(x64):
+    r, sigma = jnp.full(4, 3.0), jnp.asarray([0.1, 0.99, 1.0, 5.0])
+    h = divergences.weighting('by_sigma(reverse_kl, forward_kl, 1.0)')
+    assert not h.stepwise and not h.constant
+    np.testing.assert_allclose(h.h(r, sigma, 0), [1, 1, 3, 3], rtol=1e-9)
+
+
+@pytest.mark.parametrize('name', divergences.DIVERGENCES)
+def test_weighting_of_a_divergence_is_its_weight(name):
+    r, h = jnp.geomspace(0.01, 100, 9), divergences.weighting(name)
+    np.testing.assert_array_equal(h.h(r, None, None), divergences.weight(divergences.get(name))(r))
+    assert h.constant == (name == 'reverse_kl') and not h.stepwise
+
+
+@pytest.mark.parametrize(
+    ('spec', 'message'),
+    [
+        ('mix(js, reverse_kl)', 'give two divergences and a number, as mix'),
+        ('mix(js, reverse_kl, half)', 'give two divergences and a number'),
+        ('mix(js, reverse_kl, 1.5)', r'share must lie in \[0, 1\]'),
+        ('anneal(js, reverse_kl, 0)', 'at least one step'),
+        ('by_sigma(js, reverse_kl, -1)', 'sigma must be > 0'),
+        ('anneal(jss, reverse_kl, 10)', "unknown divergence 'jss'"),
+        ('aneal(js, reverse_kl, 10)', 'Known: .*anneal'),
+    ],
+)
+def test_bad_combinations(spec, message):
+    with pytest.raises(ValueError, match=message):
+        divergences.weighting(spec)
+
+
+def test_a_schedule_is_no_divergence():
+    with pytest.raises(ValueError, match='is a schedule of weights and has no generator'):
+        divergences.get('anneal(js, reverse_kl, 10)')

@@ -91,3 +91,14 @@ def test_refused(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         build.train(build.ConfigDict(plain), tmp_path / 'run', quiet=True)
     assert not (tmp_path / 'run').exists()
+
+
+def test_annealed_weights_end_where_the_second_divergence_does(tmp_path):
+    """Forward KL after reverse KL covers again, and a resumed run counts its updates on."""
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    annealed = settings('anneal(reverse_kl, forward_kl, 200)')
+    build.train(annealed, whole, quiet=True)
+    assert build.evaluate(None, whole, quiet=True)['spread'] == pytest.approx(1, abs=0.1)
+    build.train(annealed, broken, quiet=True, stop_at=120)
+    build.train(annealed, broken, quiet=True)
+    assert (whole / 'metrics.jsonl').read_bytes() == (broken / 'metrics.jsonl').read_bytes()

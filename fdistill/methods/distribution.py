@@ -11,7 +11,7 @@ from jax.lax import stop_gradient
 from fdistill import divergences
 from fdistill.methods import losses
 from fdistill.methods.critic import copy, make_critic, perturb
-from fdistill.methods.method import Method, make_cycle, one_step
+from fdistill.methods.method import Method, counted, make_cycle, one_step, updates
 
 
 def distribution_matching(
@@ -52,7 +52,7 @@ def distribution_matching(
       student, teacher, fake_score: `Denoiser`; classifier-free guidance is part of the teacher (`denoiser.guide`), the fake
         score is never guided. The ratio then estimates p_data/q, not p_guided/q: the discriminator sees data.
       discriminator: `Head`, needed where h(r) is not constant or gan_weight > 0.
-      divergence: anything `divergences.get` takes.
+      divergence: anything `divergences.weighting` takes.
       sigma_init: the student is D(sigma_init z, sigma_init).
       student_law, critic_law: `NoiseLaw` of sigma for the student's loss and the critic's.
       weighting: key of `losses.WEIGHTS`, 'dmd' = 1/mean|x - D_T|.
@@ -68,9 +68,8 @@ def distribution_matching(
     Raises:
       ValueError: on values out of range, or a missing discriminator.
     """
-    f = divergences.get(divergence)
-    h_of = divergences.weight(f)
-    needs_ratio = not divergences.is_constant(f)
+    weights = divergences.weighting(divergence)
+    needs_ratio = not weights.constant
     if (needs_ratio or gan_weight) and discriminator is None:
         raise ValueError(f'divergence={divergence!r}, gan_weight={gan_weight}: needs a discriminator; add one to the config')
     if weighting not in losses.WEIGHTS:
@@ -107,7 +106,7 @@ def distribution_matching(
             else student.init(key_student, batch['image'], batch['label']),
             'critic': critic.init(key_critic, batch, frozen),
         }
-        return params, {'ratio_bins': jnp.ones(bins)} if needs_ratio and normalise else {}
+        return params, ({'ratio_bins': jnp.ones(bins)} if needs_ratio and normalise else {}) | updates(weights)
 
     def weigh(logits, sigma, aux):
         """h(r) per sample with the two normalisations, the new bins, and what is worth watching."""
@@ -115,10 +114,10 @@ def distribution_matching(
         metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean((r <= ratio_low) | (r >= ratio_high))}
         if normalise:
             r, ratio_bins = losses.normalise_ratio(r, student_law.cdf(sigma), aux['ratio_bins'], bins_decay)
-            aux = {'ratio_bins': ratio_bins}
-        h = stop_gradient(h_of(r))
+            aux = aux | {'ratio_bins': ratio_bins}
+        h = stop_gradient(weights.h(r, sigma, aux.get('updates', 0)))
         metrics |= {'h': jnp.mean(h), 'h_max': jnp.max(h)}
-        return losses.normalise_weight(h) if normalise else h, metrics, aux
+        return losses.normalise_weight(h) if normalise else h, metrics, counted(aux)
 
     def loss(params, frozen, batch, key, aux):
         key_z, key_t, key_gan = jax.random.split(key, 3)

@@ -8,7 +8,7 @@ from fdistill import divergences
 from fdistill.diffusion.oracle import GaussianMixture
 from fdistill.methods import losses
 from fdistill.methods.critic import perturb
-from fdistill.methods.method import Method, one_step
+from fdistill.methods.method import Method, counted, one_step, updates
 
 
 def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=1.0, ratio_low=1e-4, ratio_high=1e4):
@@ -21,7 +21,7 @@ def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=
       student: `Denoiser` used as a one-step generator; affine and round.
       mixture: the teacher, `oracle.GaussianMixture`.
       student_law: `NoiseLaw` of sigma.
-      divergence: see `divergences.get`.
+      divergence: see `divergences.weighting`.
       sigma_init: level of the generator's input noise, > 0.
       ratio_low, ratio_high: clip of r, which bounds the variance of divergences with unbounded h; 0 < low < 1 < high.
 
@@ -30,11 +30,11 @@ def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=
     """
     if not 0 < ratio_low < 1 < ratio_high:
         raise ValueError(f'ratio_low={ratio_low}, ratio_high={ratio_high}: need 0 < low < 1 < high')
-    h_of = divergences.weight(divergences.get(divergence))
+    weighting = divergences.weighting(divergence)
     generate = one_step(student, sigma_init)
 
     def init(key, batch, frozen):
-        return {'student': student.init(key, batch['image'], batch['label'])}, {}
+        return {'student': student.init(key, batch['image'], batch['label'])}, updates(weighting)
 
     def law_of(params, like):
         """The student's own distribution, from where it puts 0 and a unit vector."""
@@ -51,7 +51,7 @@ def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=
         own = law_of(params['student'], image)
         log_r = mixture.log_prob(x_t, sigma) - own.log_prob(x_t, sigma)
         r = losses.ratio_from_logits(log_r[:, None], logit_clip=80.0, low=ratio_low, high=ratio_high)
-        h = stop_gradient(h_of(r))
+        h = stop_gradient(weighting.h(r, sigma, aux.get('updates', 0)))
         gap = losses.score_gap(x, mixture.denoise(x_t, sigma), own.denoise(x_t, sigma), h / sigma**2)
         metrics = {
             'score_gap': jnp.mean(gap),
@@ -61,6 +61,6 @@ def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=
             'h_max': jnp.max(h),
             'std': own.stds[0],
         }
-        return jnp.mean(gap), (metrics, aux)
+        return jnp.mean(gap), (metrics, counted(aux))
 
     return Method(init, {'student': loss}, lambda step: ('student',), generate, 1)

@@ -77,3 +77,13 @@ def one_step(denoiser, sigma_init):
         return denoiser.apply(params, sigma_init * noise, sigma, label)[0]
 
     return generate
+
+
+def updates(weighting):
+    """The part of aux in which the student's updates are counted, where the weight of a divergence depends on them."""
+    return {'updates': jnp.zeros((), jnp.int32)} if weighting.stepwise else {}
+
+
+def counted(aux):
+    """aux after one more update of the student."""
+    return aux | {'updates': aux['updates'] + 1} if 'updates' in aux else aux
