@@ -32,7 +32,7 @@ from fdistill.diffusion import noise, oracle, samplers
 from fdistill.errors import UserError, suggest
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.methods import DISTILLATIONS, exact, pretrain
-from fdistill.training import checkpoint, loop, optim, sharding, writer
+from fdistill.training import checkpoint, lanes, loop, optim, sharding, writer
 
 METHODS = {'pretrain': pretrain, 'exact': exact, **DISTILLATIONS}
 SECTIONS = (
@@ -305,6 +305,68 @@ def train(config, workdir, *, quiet=False, stop_at=None):
       UserError: on whatever the user can mend.
     """
     mesh = call(sharding.make_mesh, _plain(config.get('mesh', {})), 'config.mesh')
+    ready = _ready(config, workdir, mesh)
+    return call(
+        loop.train,
+        ready.training,
+        'config.training',
+        method=ready.built.method,
+        optimizers=ready.optimizers,
+        frozen=ready.frozen,
+        batches=ready.batches,
+        mesh=mesh,
+        workdir=workdir,
+        config=ready.plain,
+        seed=ready.seed,
+        num_classes=ready.built.num_classes,
+        quiet=quiet,
+        stop_at=stop_at,
+    )
+
+
+def train_seeds(trials, *, quiet=False):
+    """Trains configs that differ in their seed alone as one vmapped program; see `lanes.train`.
+
+    Args:
+      trials: [(config, workdir)], of workdirs without a checkpoint.
+      quiet: no progress on stderr.
+
+    Returns:
+      [None, or the NotFinite that ended the run].
+
+    Raises:
+      UserError: on whatever the user can mend.
+    """
+    ready = [_ready(config, workdir) for config, workdir in trials]
+    first, rest = ready[0], ready[1:]
+    if any({**one.plain, 'seed': 0} != {**first.plain, 'seed': 0} for one in rest):
+        raise UserError('train_seeds: the configs differ in more than their seed')
+    return call(
+        lanes.train,
+        first.training,
+        'config.training',
+        method=first.built.method,
+        optimizers=first.optimizers,
+        frozen=first.frozen,
+        lanes=[lanes.Lane(one.seed, one.batches, workdir, one.plain) for one, (_, workdir) in zip(ready, trials)],
+        quiet=quiet,
+    )
+
+
+class _Ready(NamedTuple):
+    """A config whose every part has been made and checked."""
+
+    plain: dict
+    built: Experiment
+    optimizers: dict
+    training: dict
+    batches: Callable
+    frozen: dict
+    seed: int
+
+
+def _ready(config, workdir, mesh=None):
+    """Everything `loop.train` needs, checked before anything is written; the teacher on the mesh or on the first device."""
     source = load_data(config, 'train')
     plain = resolve(config, source)
     built = experiment(plain)
@@ -320,30 +382,15 @@ def train(config, workdir, *, quiet=False, stop_at=None):
         )
 
     # Checked here, before anything is written, and not where the trainer finds it.
-    call(sharding.check_batch_size, {'batch_size': batch_size}, 'config.training', mesh=mesh)
+    if mesh is not None:
+        call(sharding.check_batch_size, {'batch_size': batch_size}, 'config.training', mesh=mesh)
     call(batches, {'start': 0}, 'config.data')
     _check_resumable(plain, workdir)
     frozen = {}
     if built.teacher_workdir is not None:
         base = _denoiser(plain['teacher']['network'], plain['teacher']['denoiser'], plain['image'], 'config.teacher.')
         frozen['teacher'], _ = _load_ema(base, built.teacher_workdir, mesh)
-
-    return call(
-        loop.train,
-        training,
-        'config.training',
-        method=built.method,
-        optimizers=roles,
-        frozen=frozen,
-        batches=batches,
-        mesh=mesh,
-        workdir=workdir,
-        config=plain,
-        seed=seed,
-        num_classes=built.num_classes,
-        quiet=quiet,
-        stop_at=stop_at,
-    )
+    return _Ready(plain, built, roles, training, batches, frozen, seed)
 
 
 def from_workdir(path, *, sampler=None, steps=None):

@@ -64,6 +64,7 @@ def _parsers():
     sweep.add_argument('--retry', action='store_true', help='run failed trials again')
     sweep.add_argument('--dry-run', action='store_true', help='list the trials and what they will cost; run nothing')
     sweep.add_argument('--commands', action='store_true', help='print a command a trial, for any scheduler; run nothing')
+    sweep.add_argument('--vmap-seeds', action='store_true', help='trials that differ in seed alone as one program, on one device')
     sweep.add_argument('--executor', choices=('local', 'slurm'), help='trials in processes of their own, through submitit')
     sweep.add_argument('--parallel', type=int, default=2, metavar='N', help='of them at once; default: %(default)s')
     sweep.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
@@ -137,6 +138,8 @@ def keyword_options(words):
 
 
 def _sweep(options, overrides, rest=()):
+    if options.vmap_seeds and (options.executor or options.distributed):
+        raise UserError('--vmap-seeds: is for one process; leave out --executor and --distributed')
     if options.parallel < 1:
         raise UserError(f'--parallel={options.parallel}: need at least 1')
     if options.distributed or _among_many(os.environ):
@@ -155,7 +158,7 @@ def _sweep(options, overrides, rest=()):
             given |= {'parallel': options.parallel} | keyword_options(rest)
             results = sweep.submit(options.config, options.workdir, options.executor, **given)
         else:
-            results = sweep.run(options.config, options.workdir, **given)
+            results = sweep.run(options.config, options.workdir, vmap_seeds=options.vmap_seeds, **given)
         failed = [trial.name for trial, outcome in results if outcome['status'] == 'failed']
         print(f'{len(results) - len(failed)} trials done, {len(failed)} failed{": " + ", ".join(failed) if failed else ""}')
 

@@ -136,12 +136,47 @@ def run_trial(workdir, trial, references=None):
         outcome |= {'status': 'failed', 'error': ' '.join(str(error).split())}
     except Exception as error:  # One divergence's bug must not cost the others' night.
         outcome |= {'status': 'failed', 'error': f'{type(error).__name__}: ' + ' '.join(str(error).split())[:500]}
-    outcome['seconds'] = time.perf_counter() - began
+    return _written(folder, outcome, time.perf_counter() - began)
+
+
+def _written(folder, outcome, seconds):
+    outcome['seconds'] = seconds
     if jax.process_index() == 0:
         writer.write_json(folder / RESULT, outcome)
     # The next trial's programs are others, and a sweep may have hundreds.
     jax.clear_caches()
     return outcome
+
+
+def run_seeds(workdir, trials, references=None):
+    """As `run_trial` for trials that differ in their seed alone, trained as one vmapped program; their results.
+
+    What they cannot do together, for want of memory or because a part of the config is wrong, each does alone.
+    """
+    began = time.perf_counter()
+    try:
+        failed = build.train_seeds([(trial.config, folder_of(workdir, trial)) for trial in trials], quiet=True)
+    except Exception:
+        return [run_trial(workdir, trial, references) for trial in trials]
+    share, results = (time.perf_counter() - began) / len(trials), []
+    for trial, error in zip(trials, failed):
+        if error is None:
+            outcome = run_trial(workdir, trial, references)
+        else:
+            outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config)}
+            outcome |= {'status': 'failed', 'error': str(error)}
+        results.append(_written(folder_of(workdir, trial), outcome, share + outcome.get('seconds', 0.0)))
+    return results
+
+
+def by_seed(workdir, trials):
+    """Trials in groups that differ in their seed alone; one that has begun is a group of its own, and resumes."""
+    groups = {}
+    for trial in trials:
+        plain = configs.to_json(trial.config) | {'seed': None}
+        begun = trial.name if folder_of(workdir, trial).exists() else None
+        groups.setdefault((json.dumps(plain, sort_keys=True), begun), []).append(trial)
+    return list(groups.values())
 
 
 def _reference(config, kept):
@@ -154,7 +189,7 @@ def _reference(config, kept):
     return kept[key]
 
 
-def run(path, workdir, *, overrides=(), only=None, retry=False, quiet=False):
+def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False, quiet=False):
     """Runs the trials that have no result, one after another in this group of processes.
 
     Args:
@@ -162,6 +197,7 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, quiet=False):
       workdir: folder of the sweep.
       only: names of trials; default: all.
       retry: run failed trials again.
+      vmap_seeds: train trials that differ in their seed alone as one vmapped program, on one device.
       quiet: no progress on stderr.
 
     Returns:
@@ -176,9 +212,11 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, quiet=False):
     note(path, workdir, trials)
     progress = Progress(workdir, chosen, waiting, quiet)
     references = {}
-    for trial in waiting:
-        progress.start(trial)
-        progress.done(run_trial(workdir, trial, references))
+    for group in by_seed(workdir, waiting) if vmap_seeds else [[trial] for trial in waiting]:
+        progress.start(*group)
+        several = run_seeds(workdir, group, references) if len(group) > 1 else [run_trial(workdir, group[0], references)]
+        for outcome in several:
+            progress.done(outcome)
     return finished(workdir, trials)
 
 
@@ -221,9 +259,10 @@ class Progress:
         if self._left < self._total:
             self._say(f'{self._total - self._left} of {self._total} trials have a result')
 
-    def start(self, trial):
+    def start(self, trial, *others):
         left = f'  {clock(statistics.median(self._seconds) * self._left)} left' if self._seconds else ''
-        self._say(f'[{self._total - self._left + 1}/{self._total}] {trial.name}{left}')
+        more = f' and {len(others)} other seeds' if others else ''
+        self._say(f'[{self._total - self._left + 1}/{self._total}] {trial.name}{more}{left}')
 
     def done(self, outcome):
         self._left -= 1

@@ -1,5 +1,6 @@
 """Sweeps: which trials there are, that one's failure is its own, that what is done stays done, and that all ways to run agree."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -8,10 +9,14 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fdistill import cli, sweep
 from fdistill.errors import UserError
+from fdistill.methods import Method
+from fdistill.training import lanes, optim
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = """
@@ -212,3 +217,67 @@ def test_parameters_of_submitit_are_checked(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'submitit', None)
     with pytest.raises(UserError, match=r"needs submitit; install it with pip install -e '.\[slurm\]'"):
         sweep.executor('local', tmp_path, 2)
+
+
+@pytest.mark.parametrize('method', ['exact', 'f_distill'])
+def test_seeds_as_one_program(method, tmp_path, unbroken):
+    """The numbers of one after another, to rounding, in ordinary run folders; and one lane's failure is its own."""
+    if method == 'exact':
+        path, _, results = unbroken
+        theirs = rows(results)
+    else:
+        path = str(tmp_path / 'sweep.py')
+        base = ROOT / 'configs' / 'ring.py'
+        text = FILE.format(base=f'{base}:js', sweep={'seed': (3, 4)}, steps=20)
+        pathlib.Path(path).write_text(text.replace('config.data.n = 2000', 'config.data = dict(config.data, n=2000)'))
+        theirs = rows(sweep.run(path, tmp_path / 'one', quiet=True))
+    ours = rows(sweep.run(path, tmp_path / 'w', vmap_seeds=True, quiet=True))
+    for name in theirs:
+        assert ours[name]['row'].pop('protocol') == theirs[name]['row'].pop('protocol')
+        assert ours[name].pop('row') == pytest.approx(theirs[name].pop('row'), rel=1e-2, abs=1e-3)
+        folder = tmp_path / 'w' / 'trials' / name
+        lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+        assert [line['step'] for line in lines] == [10, 20]
+        if method == 'f_distill':
+            other = tmp_path / 'one' / 'trials' / name / 'metrics.jsonl'
+            for line, theirs_line in zip(lines, map(json.loads, other.read_text().splitlines())):
+                assert line == pytest.approx(theirs_line, rel=2e-3, abs=1e-5)
+    assert ours == theirs
+    # An ordinary run, which is not trained again.
+    assert sweep.missing(tmp_path / 'w', sweep.load(path)) == []
+
+
+def test_groups_of_seeds(tmp_path):
+    trials = sweep.load(write(tmp_path))
+    assert [[trial.config.seed for trial in group] for group in sweep.by_seed(tmp_path / 'w', trials)] == [[0, 1], [0, 1]]
+    sweep.folder_of(tmp_path / 'w', trials[0]).mkdir(parents=True)
+    assert sorted(len(group) for group in sweep.by_seed(tmp_path / 'w', trials)) == [1, 1, 2]
+
+
+def test_a_lane_that_is_not_finite_fails_alone(tmp_path):
+    def loss(params, frozen, batch, key, aux):
+        value = jnp.mean((params['student']['scale'] * batch['image'] - 1) ** 2)
+        return value, ({'error': value}, aux)
+
+    method = Method(
+        lambda key, batch, frozen: ({'student': {'scale': jnp.zeros(2)}}, {}),
+        {'student': loss},
+        lambda step: ('student',),
+        None,
+        1,
+    )
+
+    def lane(seed, scale):
+        folder = tmp_path / str(seed)
+        return lanes.Lane(
+            seed, lambda start: itertools.repeat({'image': np.full((4, 2), scale, np.float32)}), folder, {'seed': seed}
+        )
+
+    optimizers = {'student': optim.adam(steps=20, learning_rate=0.1)}
+    options = {'steps': 20, 'batch_size': 4, 'ema_half_life': 1e3, 'log_every': 10, 'quiet': True}
+    first, second, third = lanes.train(method, optimizers, {}, [lane(0, 1.0), lane(1, np.nan), lane(2, 2.0)], **options)
+    assert first is None and third is None and 'student' in str(second) and 'not finite' in str(second)
+    for seed in (0, 2):
+        assert (tmp_path / str(seed) / 'checkpoints').is_dir()
+        assert len((tmp_path / str(seed) / 'metrics.jsonl').read_text().splitlines()) == 2
+    assert not (tmp_path / '1' / 'checkpoints').exists()

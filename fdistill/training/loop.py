@@ -152,7 +152,7 @@ def train(
             logged = None
             if done % log_every == 0 or last:
                 logged = read_metrics(state)
-                _check_finite(state, max_skipped, done, logged)
+                check_finite(state, max_skipped, done, logged)
                 # A stop between two logs writes nothing: the averages are in the state, and the resumed run will log them.
                 if done % log_every == 0 or done == steps:
                     out.metrics(done, logged)
@@ -167,7 +167,7 @@ def train(
                     out.image(done, 'samples', picture)
             if last or (checkpoint_every and done % checkpoint_every == 0):
                 if logged is None:
-                    _check_finite(state, max_skipped, done, read_metrics(state))
+                    check_finite(state, max_skipped, done, read_metrics(state))
                 checkpoints.save(done, state, config)
                 out.flush()
             if last:
@@ -195,7 +195,8 @@ def _headline(logged):
     return {name: value for name, value in logged.items() if not name.endswith('/skipped') or value}
 
 
-def _check_finite(state, max_skipped, step, metrics):
+def check_finite(state, max_skipped, step, metrics):
+    """Raises NotFinite once a role's updates have not been finite max_skipped times in a row."""
     for role, count in jax.device_get(state.skipped_in_a_row).items():
         if count >= max_skipped:
             bad = [name for name, value in metrics.items() if name.startswith(f'{role}/') and not math.isfinite(value)]
