@@ -1,4 +1,4 @@
-"""The command `fdistill`: train, evaluate, sample, sweep. What the user got wrong is one line on stderr and exit code 2."""
+"""The command `fdistill`: train, evaluate, sample, sweep, report. What the user got wrong is one line on stderr, exit code 2."""
 
 import argparse
 import ast
@@ -68,6 +68,13 @@ def _parsers():
     sweep.add_argument('--executor', choices=('local', 'slurm'), help='trials in processes of their own, through submitit')
     sweep.add_argument('--parallel', type=int, default=2, metavar='N', help='of them at once; default: %(default)s')
     sweep.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
+
+    description = 'Makes one page of the results of runs and sweeps: scores, tests, plots, samples.'
+    report = commands.add_parser('report', allow_abbrev=False, help=description, description=description)
+    report.add_argument('paths', nargs='+', metavar='PATH', help='folder of a run or of a sweep')
+    report.add_argument('--out', metavar='DIR', help='folder to write to; default: report in the first PATH')
+    report.add_argument('--measure', metavar='KEY', help='to rank by, as pixel_fd; default: the first that was measured')
+    report.add_argument('--quiet', action='store_true', help='no progress on stderr')
     return parser, commands.choices
 
 
@@ -163,7 +170,16 @@ def _sweep(options, overrides, rest=()):
         print(f'{len(results) - len(failed)} trials done, {len(failed)} failed{": " + ", ".join(failed) if failed else ""}')
 
 
-COMMANDS = {'train': _train, 'evaluate': _evaluate, 'sample': _sample, 'sweep': _sweep}
+def _report(options, overrides):
+    if overrides:
+        raise UserError(f'{overrides[0]}: report takes the configs kept in the folders')
+    from fdistill import report
+
+    for path in report.write(options.paths, options.out, options.measure, options.quiet).values():
+        print(path)
+
+
+COMMANDS = {'train': _train, 'evaluate': _evaluate, 'sample': _sample, 'sweep': _sweep, 'report': _report}
 
 
 def split(words):
@@ -196,7 +212,7 @@ def _run(words):
         raise UserError(f'{options.command}: unknown argument {unknown[0]}{suggest(flag, known, prefix="--")}')
     # Not argparse's `required`, which would hide the better message about a misspelt name.
     for name in ('config', 'workdir') if options.command in ('train', 'sweep') else ('workdir',):
-        if not getattr(options, name):
+        if not getattr(options, name, True):
             raise UserError(f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`')
     COMMANDS[options.command](options, overrides, *([unknown] if unknown else []))
 

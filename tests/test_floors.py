@@ -23,6 +23,7 @@ FLOORS = {
     'config': 5,
     'build': 6,
     'sweep': 7,
+    'report': 7,
     'cli': 8,
     '__main__': 9,
 }
@@ -36,6 +37,7 @@ DOORS = {
     'sklearn': ('data/',),
     'tensorboardX': ('training/writer.py',),
     'ml_collections': ('build.py', 'config.py'),
+    'matplotlib': ('report/',),
     'torch': (),
     'tensorflow': (),
 }

@@ -1,0 +1,109 @@
+"""Reports: of any set of run and sweep folders, one page that needs nothing else, the same as Markdown, and all its numbers."""
+
+import pathlib
+
+import numpy as np
+import tqdm
+
+from fdistill.errors import UserError
+from fdistill.report import collect, page, pictures, plots, summary
+from fdistill.training import writer
+
+
+def write(paths, out=None, measure=None, quiet=False):
+    """Writes report.html, report.md with its PNG files, and report.json.
+
+    Args:
+      paths: folders of runs and sweeps.
+      out: folder to write to; default: `report` in the first of them.
+      measure: to rank groups by; default: the first of `summary.MEASURES` there is.
+      quiet: no progress on stderr.
+
+    Returns:
+      {file name: path} of the three.
+
+    Raises:
+      UserError: no run, no result, a damaged file or an unknown measure; nothing has been written then.
+    """
+    out = pathlib.Path(out or pathlib.Path(paths[0]) / 'report')
+    if out.exists() and not out.is_dir():
+        raise UserError(f'--out={out}: is a file; give a folder')
+    report = summary.summarise(collect.runs(paths), measure)
+    report['paths'] = list(map(str, paths))
+    figures = []
+    for comparison in report['comparisons']:
+        figures.append(_figures(comparison, report['notes'], quiet))
+    writer.write_json(out / 'report.json', report)
+    for names, drawn in zip(page.files(figures), figures):
+        for name, figure in zip(names, drawn):
+            (out / name).write_bytes(figure.png)
+    (out / 'report.md').write_text(page.markdown(report, figures), encoding='utf-8')
+    (out / 'report.html').write_text(page.html(report, figures), encoding='utf-8')
+    return {name: out / name for name in ('report.html', 'report.md', 'report.json')}
+
+
+def _figures(comparison, notes, quiet):
+    """[page.Figure] of a comparison, in the order of the page."""
+    groups = comparison['groups']
+    colour = {group['name']: index for index, group in enumerate(groups)}
+    jobs = []
+
+    def job(part, name, caption, function, *arguments):
+        jobs.append((part, name, caption, function, arguments))
+
+    for group in groups:
+        if group['folder']:
+            job('samples', f'samples {group["name"]}', group['name'], pictures.draw, group['folder'], len(groups))
+    for key, kind in comparison['measures'].items():
+        rows = [(group['name'], colour[group['name']], group['measures'][key]) for group in groups]
+        if any(row[2]['mean'] is not None for row in rows):
+            caption = f'{key} ({kind["unit"]}): mean and 95 % interval over the seeds, which are the ticks.'
+            job('measures', key, caption, plots.by_group, rows, key, kind['unit'])
+    chosen = comparison['measure']
+    unit = f'{chosen} ({comparison["measures"][chosen]["unit"]})'
+    if len({group['nfe'] for group in groups if group['nfe'] is not None}) > 1:
+        points = _points(groups, colour, lambda group: {'mean': group['nfe'], 'half': None}, _measured(chosen))
+        job('measures', f'{chosen} against evaluations', f'{chosen} against network evaluations a sample, 95 % intervals.',
+            plots.plane, points, 'network evaluations a sample', unit, True)
+    for x, y in (('kl', 'high_quality'), ('diversity', 'accuracy')):
+        if x in comparison['measures'] and y in comparison['measures']:
+            labels = [f'{key} ({comparison["measures"][key]["unit"]})' for key in (x, y)]
+            what = 'Coverage of the modes against quality' if x == 'kl' else 'Accuracy against diversity'
+            job('measures', f'{y} against {x}', f'{what}, 95 % intervals.', plots.plane,
+                _points(groups, colour, _measured(x), _measured(y)), *labels)
+    r = np.geomspace(1e-3, 1e3, 241)
+    names = dict.fromkeys(group['divergence'] for group in groups if isinstance(group['divergence'], str))
+    lines, left_out = summary.weights(names, r)
+    if left_out:
+        notes.append(f'without a curve h(r), being schedules or unknown: {", ".join(left_out)}.')
+    if lines:
+        first = {group['divergence']: colour[group['name']] for group in reversed(groups)}
+        job('divergences', 'h', 'The weight h(r) of each divergence; no unit, no interval: a formula.', plots.weights,
+            [(name, first[name], h) for name, h in lines.items()], r)
+    for key, (title, unit) in summary.STATISTICS.items():
+        rows = [(group['name'], colour[group['name']], group['logged'][key]) for group in groups if key in group['logged']]
+        if rows:
+            caption = f'{title} ({unit}): over the steps of a run, then mean and 95 % interval over the seeds.'
+            job('divergences', f'logged {key}', caption, plots.by_group, rows, title, unit)
+    for key, by in comparison['curves'].items():
+        job('curves', f'curve {key}', f'{key}: mean of the seeds with its 95 % interval.', plots.curves,
+            [(name, colour[name], found) for name, found in by.items()], key)
+    figures = []
+    for part, name, caption, function, arguments in tqdm.tqdm(jobs, 'figures', disable=True if quiet else None, leave=False):
+        try:
+            made = function(*arguments)
+        except UserError as error:
+            notes.append(f'{name}: no picture; {error}')
+            continue
+        png, shown = made if isinstance(made, tuple) else (made, '')
+        figures.append(page.Figure(part, name, f'{caption}{": " if shown else ""}{shown}', png))
+    return figures
+
+
+def _measured(key):
+    return lambda group: group['measures'][key]
+
+
+def _points(groups, colour, x, y):
+    points = [(group['name'], colour[group['name']], x(group), y(group)) for group in groups]
+    return [point for point in points if point[2]['mean'] is not None and point[3]['mean'] is not None]

@@ -1,0 +1,183 @@
+"""From folders to runs: what each was, what became of it, what it logged."""
+
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+from fdistill import build, sweep
+from fdistill import config as configs
+from fdistill.errors import UserError
+
+# Of the data: what changes neither the real data nor what samples are compared with.
+SAME_DATA = ('data.flip', 'data.data_dir', 'data.labelled')
+
+
+class Run(NamedTuple):
+    """A run or a trial of a sweep.
+
+    name: of its folder. settings: {dotted key: value} of its config, without the seed and what `build.FREE` names.
+    data: those of the settings that say which data it is measured against.
+    status: done, failed or missing (no result yet). row: of its evaluation, numbers as floats, or None.
+    error: of a failed trial. fingerprint: of its config, as of `sweep.fingerprint`. seconds: of the whole trial, or None.
+    """
+
+    name: str
+    folder: pathlib.Path
+    settings: dict
+    data: dict
+    seed: Any
+    status: str
+    row: dict | None
+    error: str
+    fingerprint: str
+    seconds: float | None
+
+
+def runs(paths):
+    """The runs below workdirs, each once.
+
+    Args:
+      paths: folders, of runs or of sweeps.
+
+    Returns:
+      tuple of `Run`, at least one of them done.
+
+    Raises:
+      UserError: a folder without a run, a damaged file, or no result in any of them.
+    """
+    found = {}
+    for path in map(pathlib.Path, paths):
+        for run in _below(path):
+            found.setdefault(run.folder.resolve(), run)
+    found = tuple(found.values())
+    if not any(run.status == 'done' for run in found):
+        failed = [run for run in found if run.status == 'failed']
+        why = f'; {len(failed)} failed, the first with: {failed[0].error}' if failed else '; run `fdistill evaluate` on one first'
+        raise UserError(f'report: no result yet in {", ".join(map(str, paths))}{why}')
+    return found
+
+
+def _below(path):
+    if (path / configs.FILENAME).is_file():
+        return [_run(path)]
+    trials = path / 'trials'
+    if not trials.is_dir():
+        raise UserError(f'report {path}: no run there; give the folder of a run or of a sweep')
+    listed = list(_json(path / 'sweep.json').get('trials', {})) if (path / 'sweep.json').is_file() else []
+    # Others are of an earlier version of the sweep, and no less a result.
+    names = [*listed, *sorted(entry.name for entry in trials.iterdir() if entry.is_dir() and entry.name not in listed)]
+    if not names:
+        raise UserError(f'report {path}: a sweep without trials')
+    return _completed([_run(trials / name) for name in names])
+
+
+def _completed(trials):
+    """Trials that failed before they left a config get the settings of a sibling, but for what the sweep set."""
+    known = {tuple(sorted(_overrides(run))): run for run in trials if (run.folder / configs.FILENAME).is_file()}
+    completed = []
+    for run in trials:
+        if not run.settings:
+            sibling = known.get(tuple(sorted(_overrides(run))))
+            settings = (sibling.settings if sibling else {}) | _kept(build.flat(_overrides(run)))
+            run = run._replace(settings=settings, data=_data(settings))
+        completed.append(run)
+    return completed
+
+
+def _overrides(run):
+    file = run.folder / sweep.RESULT
+    return _json(file).get('overrides', {}) if file.is_file() else {}
+
+
+def _run(folder):
+    config = configs.to_json(configs.read(folder, 'report')) if (folder / configs.FILENAME).is_file() else {}
+    settings = _kept(build.flat(config)) if config else {}
+    known = {'status': 'missing'}
+    if (folder / sweep.RESULT).is_file():
+        known = _json(folder / sweep.RESULT)
+    elif evaluated := sorted((folder / 'eval').glob('step-*.json')):
+        known = {'status': 'done', 'row': _json(evaluated[-1])}
+    row = known.get('row')
+    if row is not None:
+        row = {key: value if key == 'protocol' else _number(value) for key, value in row.items()}
+        if row.get('step') != config.get('training', {}).get('steps'):
+            settings['step'] = row.get('step')
+    return Run(
+        name=folder.name or folder.resolve().name,
+        folder=folder,
+        settings=settings,
+        data=_data(settings),
+        seed=config.get('seed', known.get('overrides', {}).get('seed', 0)),
+        status=known['status'],
+        row=row,
+        error=known.get('error', ''),
+        fingerprint=known.get('fingerprint') or (sweep.fingerprint(config) if config else ''),
+        seconds=known.get('seconds'),
+    )
+
+
+def _kept(flat):
+    return {key: value for key, value in flat.items() if key != 'seed' and not key.startswith(build.FREE)}
+
+
+def _data(settings):
+    return {key: value for key, value in settings.items() if key.startswith('data.') and key not in SAME_DATA}
+
+
+def _json(path):
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f'{path}: damaged: {error}') from error
+
+
+def _number(value):
+    """A float, also of the strings that JSON keeps for 'nan' and 'inf'."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def logged(run):
+    """What a run logged while it trained.
+
+    Returns:
+      (steps [n], {metric: [n] floats}, seconds [n] or None): seconds of training at each step, interpolated between the lines
+      of timing.jsonl; the clock of a resumed run begins anew there, and goes on here.
+    """
+    lines = _lines(run.folder / 'metrics.jsonl')
+    keys = dict.fromkeys(key for line in lines for key in line if key != 'step')
+    steps = [int(line['step']) for line in lines]
+    metrics = {key: [_number(line.get(key)) for line in lines] for key in keys}
+    known, offset, last = [(0, 0.0)], 0.0, 0.0
+    for line in _lines(run.folder / 'timing.jsonl'):
+        seconds = _number(line.get('seconds'))
+        if math.isfinite(seconds):
+            offset += last if seconds < last else 0.0
+            last = seconds
+            known.append((int(line['step']), offset + seconds))
+    seconds = None if len(known) < 2 else [_between(known, step) for step in steps]
+    return steps, metrics, seconds
+
+
+def _between(known, step):
+    """Linear between the points (step, seconds), and with the last slope beyond them."""
+    (x0, y0), (x1, y1) = known[-2:]
+    for (a, y), (b, z) in zip(known, known[1:]):
+        if step <= b:
+            (x0, y0), (x1, y1) = (a, y), (b, z)
+            break
+    return y0 + (y1 - y0) * (step - x0) / max(x1 - x0, 1)
+
+
+def _lines(path):
+    """The whole lines of a .jsonl file; the last may be torn while the run is going on."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found

@@ -1,0 +1,63 @@
+"""What the first seed of each group makes of one fixed noise."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from fdistill import build
+from fdistill.data import sources
+from fdistill.diffusion import oracle
+from fdistill.errors import UserError
+from fdistill.report import plots
+from fdistill.training import writer
+
+SEED = 0
+POINTS = 4000
+IMAGES = (25, 16, 9, 4, 1)
+BUDGET = 2_000_000  # bytes of all images as they are, before PNG makes them fewer
+
+
+def draw(folder, groups):
+    """A picture of samples, from the same noise and labels for all runs of a shape of data.
+
+    Args:
+      folder: of a run with a checkpoint.
+      groups: number of pictures that share BUDGET.
+
+    Returns:
+      (PNG, bytes; what it shows, in words).
+
+    Raises:
+      UserError: no checkpoint, or data that no picture shows.
+    """
+    run = build.from_workdir(folder)
+    image = len(run.shape) == 3
+    if not image and run.shape[0] > 2:
+        raise UserError(f'{folder}: points in {run.shape[0]} dimensions are not drawn')
+    n = POINTS
+    if image:
+        n = next((n for n in IMAGES if n * groups * np.prod(run.shape) <= BUDGET), 1)
+    noise, labels = build.start(jax.random.key(SEED), n, None, run.shape, run.num_classes)
+    samples = np.asarray(run.sample(noise, labels), np.float32)
+    if image:
+        return _png(writer.image_grid(samples, tile=1)), f'{n} samples'
+    train = build.load_data(run.config, 'train')
+    real = train.images[:POINTS]
+    if run.shape[0] == 2:
+        return _png(writer.scatter(samples, reference=real)), f'{n} samples over as many points of the data (grey)'
+    limit = 1.25 * float(np.abs(real).max())
+    x = np.linspace(-limit, limit, 400)
+    density = None
+    if train.name in sources.MIXTURES:
+        mixture = oracle.mixture(*sources.mixture_parameters(train.name))
+        density = np.exp(np.asarray(mixture.log_prob(jnp.asarray(x[:, None], jnp.float32))))
+    return plots.histogram(samples[:, 0], x, density, (-limit, limit)), f'{n} samples'
+
+
+def _png(array):
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, 'PNG', optimize=True)
+    return data.getvalue()

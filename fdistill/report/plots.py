@@ -1,0 +1,188 @@
+"""Figures of a report as PNG files in memory; the only user of matplotlib in the package."""
+
+import io
+import math
+import warnings
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+GREY = '#767676'  # Legible on white as well as on black: figures have no background.
+COLOURS = ('#4477aa', '#ee6677', '#228833', '#ccaa22', '#33a6cc', '#aa3377', '#e07b28', '#8a8a8a', '#7766cc', '#6fa03c')
+STYLES = ('-', '--', ':', '-.')
+MARKERS = ('o', 's', '^', 'D')
+MOST = 40  # groups in a figure: with more no line could be told from its neighbour.
+WIDTH = 4.6  # inches; a phone shows that much without making letters smaller than they are on paper
+
+
+def _figure(height, rows=1):
+    figure = Figure(figsize=(WIDTH, height), layout='constrained')
+    figure.patch.set_alpha(0)
+    axes = figure.subplots(rows, 1, sharey=True, squeeze=False)[:, 0]
+    for axis in axes:
+        axis.patch.set_alpha(0)
+        axis.tick_params(colors=GREY, which='both', labelsize=7.5)
+        axis.grid(color=GREY, alpha=0.22, linewidth=0.5)
+        for spine in axis.spines.values():
+            spine.set_edgecolor(GREY)
+        for text in (axis.xaxis.label, axis.yaxis.label, axis.title):
+            text.set(color=GREY, fontsize=8.5)
+    return figure, axes
+
+
+def _png(figure):
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        # A name may have letters the font lacks, and a legend may want more room than there is.
+        warnings.simplefilter('ignore')
+        figure.savefig(data, format='png', dpi=130, metadata={'Software': None})
+    return data.getvalue()
+
+
+def _literal(text, longest=42):
+    """A name as matplotlib shows it: $ would begin mathematics, and a leading _ hides a label from the legend."""
+    text = str(text)
+    text = text if len(text) <= longest else text[: longest - 1] + '…'
+    return (' ' if text.startswith('_') else '') + text.replace('\\', '/').replace('$', r'\$')
+
+
+def _look(index):
+    colour, turn = COLOURS[index % len(COLOURS)], index // len(COLOURS) % len(STYLES)
+    return colour, STYLES[turn], MARKERS[turn]
+
+
+def _legend(figure, axis, names):
+    columns = max(1, min(4, 66 // (max(map(len, map(_literal, names))) + 6)))
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc='outside lower center', ncols=columns, fontsize=7, labelcolor=GREY, frameon=False
+    )
+    return 0.17 * math.ceil(len(names) / columns)
+
+
+def _spread_out(values):
+    """Whether positive values span so much that a logarithm is needed."""
+    values = np.asarray([value for value in values if value is not None and math.isfinite(value)])
+    return bool(len(values) and values.min() > 0 and values.max() > 50 * values.min())
+
+
+def by_group(rows, title, unit):
+    """Mean and interval of each group over its seeds, which are the small points.
+
+    Args:
+      rows: [(name, index of the group's colour, {mean, half, values})].
+
+    Returns:
+      PNG, bytes.
+    """
+    rows = [row for row in rows if row[2]['mean'] is not None][:MOST]
+    figure, (axis,) = _figure(0.9 + 0.24 * len(rows))
+    for y, (_, index, found) in enumerate(rows):
+        colour, _, marker = _look(index)
+        seeds = list(found['values'].values())
+        axis.plot(seeds, [y + 0.22] * len(seeds), '|', color=colour, alpha=0.8, markersize=4)
+        axis.errorbar(found['mean'], y, xerr=found['half'], fmt=marker, color=colour, markersize=4.5, capsize=2.5, linewidth=1.3)
+    axis.set_yticks(range(len(rows)), [_literal(name, 26) for name, _, _ in rows])
+    axis.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f'{title} ({unit})')
+    if _spread_out([value for _, _, found in rows for value in found['values'].values()]):
+        axis.set_xscale('log')
+    return _png(figure)
+
+
+def curves(lines, key):
+    """A metric against steps and, where it is known, against wall time.
+
+    Args:
+      lines: [(name, index of the group's colour, {step, seconds, mean, half})].
+
+    Returns:
+      PNG, bytes.
+    """
+    lines = lines[:MOST]
+    timed = any(None not in found['seconds'] for _, _, found in lines)
+    height = 2.0 * (1 + timed)
+    figure, axes = _figure(height, 1 + timed)
+    log = _spread_out([value for _, _, found in lines for value in found['mean']])
+    lowest = min((value for _, _, found in lines for value in found['mean']), default=0)
+    for axis, coordinate in zip(axes, ('step', 'seconds')):
+        for name, index, found in lines:
+            colour, style, _ = _look(index)
+            if None in found[coordinate]:
+                continue
+            mean = np.array(found['mean'])
+            half = np.array([half or 0.0 for half in found['half']])
+            alone = {'marker': '.'} if len(mean) == 1 else {}
+            axis.plot(found[coordinate], mean, style, color=colour, linewidth=1.2, label=_literal(name, 26), **alone)
+            below = np.maximum(mean - half, lowest / 2) if log else mean - half
+            axis.fill_between(found[coordinate], below, mean + half, color=colour, alpha=0.13, linewidth=0)
+        axis.set(xlabel={'step': 'steps', 'seconds': 'seconds of training'}[coordinate], ylabel=_literal(key))
+        if log:
+            axis.set_yscale('log')
+    figure.set_figheight(height + _legend(figure, axes[0], [name for name, _, _ in lines]))
+    return _png(figure)
+
+
+def plane(points, x_label, y_label, log=False):
+    """Groups in the plane of two numbers, each with its interval.
+
+    Args:
+      points: [(name, index of the group's colour, x {mean, half}, y {mean, half})].
+      log: a logarithmic x, as of network evaluations.
+
+    Returns:
+      PNG, bytes.
+    """
+    points = points[:MOST]
+    figure, (axis,) = _figure(2.6)
+    for name, index, x, y in points:
+        colour, _, marker = _look(index)
+        axis.errorbar(
+            x['mean'], y['mean'], xerr=x['half'], yerr=y['half'], fmt=marker, color=colour, markersize=5, capsize=2.5,
+            linewidth=1, label=_literal(name, 26),
+        )
+    axis.set(xlabel=x_label, ylabel=y_label)
+    if log:
+        ticks = sorted({x['mean'] for _, _, x, _ in points})
+        axis.set_xscale('log')
+        axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+        axis.minorticks_off()
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+    if _spread_out([y['mean'] for _, _, _, y in points]):
+        axis.set_yscale('log')
+    figure.set_figheight(2.6 + _legend(figure, axis, [name for name, _, _, _ in points]))
+    return _png(figure)
+
+
+def weights(lines, r):
+    """h(r) of divergences, both axes logarithmic.
+
+    Args:
+      lines: [(divergence, index of its colour, h [n])].
+      r: [n], positive.
+
+    Returns:
+      PNG, bytes.
+    """
+    lines = lines[:MOST]
+    figure, (axis,) = _figure(2.9)
+    for name, index, h in lines:
+        colour, style, _ = _look(index)
+        axis.plot(r, np.where(h > 0, h, np.nan), style, color=colour, linewidth=1.2, label=_literal(name, 26))
+    axis.set(xscale='log', yscale='log', ylim=(1e-4, 1e4), xlabel='r = teacher / student', ylabel="weight h(r) = r² f''(r)")
+    figure.set_figheight(2.9 + _legend(figure, axis, [name for name, _, _ in lines]))
+    return _png(figure)
+
+
+def histogram(samples, x, density, limits):
+    """Points on the line [n] over the true density [m] at x [m], or over none; PNG, bytes."""
+    figure, (axis,) = _figure(1.9)
+    inside = samples[np.isfinite(samples)]
+    count, edges = np.histogram(inside, 60, limits)
+    share = count / max(len(samples), 1) / np.diff(edges)
+    axis.stairs(share, edges, fill=True, color=COLOURS[0], alpha=0.55, label='samples')
+    if density is not None:
+        axis.plot(x, density, color=COLOURS[1], linewidth=1.2, label='true density')
+    axis.set(xlim=limits, xlabel='x', ylabel='density')
+    axis.legend(fontsize=7, labelcolor=GREY, frameon=False)
+    return _png(figure)

@@ -1,0 +1,325 @@
+"""All numbers of a report as one plain dict, which becomes report.json and which the page shows."""
+
+import json
+import platform
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import scipy
+
+import fdistill
+from fdistill import divergences
+from fdistill.errors import UserError, suggest
+from fdistill.report import collect, statistics
+
+MAX_POINTS = 200  # of a curve
+
+
+class Measure(NamedTuple):
+    """title and unit for people. sign: 1 if more is better, -1 if less is, 0 if neither is; ideal: said where neither is."""
+
+    title: str
+    unit: str
+    sign: int
+    ideal: str = ''
+
+
+# In the order in which the first that was measured is what groups are ranked by.
+MEASURES = {
+    'fd_held_out': Measure('Fréchet distance to held-out data', 'squared classifier features', -1),
+    'fd_train': Measure('Fréchet distance to training data', 'squared classifier features', -1),
+    'pixel_fd': Measure('Fréchet distance of the samples themselves', 'squared units of the data', -1),
+    'kl': Measure('KL divergence of the shares of the modes', 'nats', -1),
+    'modes': Measure('modes covered', 'count', 1),
+    'high_quality': Measure('samples within 3 std of a mode', 'share', 1),
+    'within': Measure('width of a mode', 'of the true width', 0, '.974 is exact in the plane'),
+    'spread': Measure('standard deviation of the samples', "of the data's", 0, '1 is that of the data'),
+    'accuracy': Measure('samples seen in their class', 'share', 1),
+    'diversity': Measure('standard deviation within a class', 'grey range [-1, 1]', 0, 'that of the data is best'),
+    'nn_ratio': Measure('distance to the nearest training image', 'of that of held-out images', 0, '1: new, 0: copies'),
+}
+# Of what a student logs, that which tells divergences apart, over the steps of a run: (title, unit).
+STATISTICS = {
+    'ratio': ('mean density ratio', 'r = teacher / student'),
+    'h': ('mean weight', 'h(r)'),
+    'clipped': ('clipped ratios', 'share of samples'),
+    'grad_norm': ('mean gradient norm', 'L2'),
+    'grad_norm_variance': ('variance of the gradient norm over steps', 'L2 squared'),
+    # Free of the trend (von Neumann, 1941).
+    'grad_norm_noise': ('half the mean squared change of the gradient norm between lines of the log', 'L2 squared'),
+}
+# `within` and the others need no protocol: they are no measures of quality.
+NO_MEASURE = ('step', 'nfe', 'seconds', 'protocol')
+
+
+def measure(key):
+    return MEASURES.get(key, Measure(key, 'as evaluated', 0, 'unknown to this report'))
+
+
+def summarise(runs, wanted=None):
+    """The numbers of a report.
+
+    Args:
+      runs: of `collect.runs`.
+      wanted: measure to rank by; default: the first of `MEASURES` that a comparison has.
+
+    Returns:
+      dict of plain values: versions, runs, differing and common settings, notes, and comparisons, in each of which all numbers
+      are of one protocol on the same data.
+
+    Raises:
+      UserError: `wanted` was not measured.
+    """
+    notes = []
+    done = _without_twins([run for run in runs if run.status == 'done'], notes)
+    known = dict.fromkeys(key for run in done for key in run.row if key not in NO_MEASURE)
+    if wanted and wanted not in known:
+        raise UserError(f'--measure={wanted}: was not measured{suggest(wanted, known)}')
+    parts = {}
+    for run in done:
+        parts.setdefault(as_text({'data': run.data, 'protocol': run.row['protocol']}), []).append(run)
+    if len(parts) > 1:
+        notes.append(
+            f'{len(parts)} comparisons: the runs were measured under {len(parts)} protocols or on different data. Numbers of '
+            'different protocols are not comparable; each has a table, tests and plots of its own.'
+        )
+    differing = differing_settings(runs)
+    names = _names(runs, differing)
+    failed = [run for run in runs if run.status == 'failed']
+    missing = [run for run in runs if run.status == 'missing']
+    if missing:
+        notes.append(f'{len(missing)} without a result yet: {_listed(missing)}.')
+    comparisons, placed = [], set()
+    for members in parts.values():
+        settings = {as_text(run.settings) for run in members}
+        left = [run for run in failed if run.folder not in placed]
+        theirs = [run for run in left if as_text(run.settings) in settings or run.data == members[0].data]
+        placed |= {run.folder for run in theirs}
+        comparisons.append(_comparison(members, theirs, names, wanted))
+    if any(run.folder not in placed for run in failed):
+        notes.append(f'failed, on data of no comparison: {_listed([run for run in failed if run.folder not in placed])}.')
+    return {
+        'versions': versions(),
+        'runs': [_plain(run, names) for run in runs],
+        'differing': {key: {names[text]: value for text, value in by.items()} for key, by in differing.items()},
+        'common': {key: value for key, value in runs[0].settings.items() if _everywhere(key, value, runs)},
+        'comparisons': comparisons,
+        'notes': notes,
+    }
+
+
+def versions():
+    """Of what made the report; a run does not keep its own."""
+    return {
+        'fdistill': fdistill.__version__,
+        'python': platform.python_version(),
+        'jax': jax.__version__,
+        'numpy': np.__version__,
+        'scipy': scipy.__version__,
+        'machine': f'{platform.system()} {platform.machine()}',
+    }
+
+
+def _without_twins(runs, notes):
+    """One run of each settings, protocol and seed: two would count one draw twice."""
+    kept = {}
+    for run in runs:
+        first = kept.setdefault((as_text(run.settings), as_text(run.row['protocol']), run.seed), run)
+        if first is not run:
+            notes.append(f'{run.folder} is left out: of the same settings and seed as {first.folder}.')
+    return list(kept.values())
+
+
+def as_text(value):
+    """Equal for equal values, whatever the order of their keys."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _listed(runs, most=20):
+    more = f' and {len(runs) - most} more' if len(runs) > most else ''
+    return ', '.join(run.name for run in runs[:most]) + more
+
+
+def _everywhere(key, value, runs):
+    return all(key in run.settings and run.settings[key] == value for run in runs if run.settings)
+
+
+def differing_settings(runs):
+    """{dotted key: {settings as text: value}} of what is not the same in all runs."""
+    distinct = {as_text(run.settings): run.settings for run in runs if run.settings}
+    keys = dict.fromkeys(key for settings in distinct.values() for key in settings)
+    absent = '(absent)'
+    values = {key: {text: settings.get(key, absent) for text, settings in distinct.items()} for key in keys}
+    return {key: by for key, by in values.items() if len(set(map(as_text, by.values()))) > 1}
+
+
+def _names(runs, differing):
+    """{settings as text: a short name of the group}, no two alike."""
+    names = {}
+    for run in runs:
+        text = as_text(run.settings)
+        if text in names:
+            continue
+        values = {key: by[text] for key, by in differing.items() if by.get(text, '(absent)') != '(absent)'}
+        lasts = [key.rpartition('.')[2] for key in values]
+        shown = {key if lasts.count(last) > 1 else last: value for (key, value), last in zip(values.items(), lasts)}
+        name = str(*shown.values()) if len(shown) == 1 else ', '.join(f'{key}={value}' for key, value in shown.items())
+        # Runs that have little in common are known by their folders.
+        name = run.name if not 0 < len(name) <= 60 else name
+        while name in names.values():
+            name += "'"
+        names[text] = name
+    return names
+
+
+def _plain(run, names):
+    return {
+        'name': run.name,
+        'folder': str(run.folder),
+        'group': names[as_text(run.settings)],
+        'seed': run.seed,
+        'status': run.status,
+        'error': run.error,
+        'fingerprint': run.fingerprint,
+        'seconds': run.seconds,
+        'row': run.row,
+    }
+
+
+def _comparison(runs, failed, names, wanted):
+    """Everything about runs that may be compared."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.row if key not in NO_MEASURE))
+    keys.sort(key=lambda key: list(MEASURES).index(key) if key in MEASURES else len(MEASURES))
+    chosen = wanted if wanted in keys else keys[0]
+    members = {}
+    for run in [*runs, *failed]:
+        members.setdefault(names[as_text(run.settings)], []).append(run)
+    groups = [_group(name, of, keys) for name, of in members.items()]
+    rankings = {key: _ranking(groups, key) for key in keys}
+    order = {row['group']: index for index, row in enumerate(rankings[chosen]['rows'])}
+    groups.sort(key=lambda group: order.get(group['name'], len(order)))
+    return {
+        'data': runs[0].data,
+        'protocol': runs[0].row['protocol'],
+        'measure': chosen,
+        'measures': {key: measure(key)._asdict() for key in keys},
+        'groups': groups,
+        'rankings': rankings,
+        'curves': _curves(members, [group['name'] for group in groups]),
+    }
+
+
+def _group(name, runs, keys):
+    done, failed = ([run for run in runs if run.status == status] for status in ('done', 'failed'))
+    found = {
+        'name': name,
+        'settings': runs[0].settings,
+        'divergence': runs[0].settings.get('method.divergence'),
+        'nfe': done[0].row.get('nfe') if done else None,
+        'seeds': sorted((run.seed for run in done), key=str),
+        'failed': [{'name': run.name, 'seed': run.seed, 'error': run.error} for run in failed],
+        'folder': str(min(done, key=lambda run: str(run.seed)).folder) if done else None,
+        'measures': {},
+        'logged': {},
+    }
+    for key in keys:
+        values = {str(run.seed): run.row[key] for run in done if key in run.row and np.isfinite(run.row[key])}
+        lost = sum(key in run.row and not np.isfinite(run.row[key]) for run in done)
+        found['measures'][key] = statistics.interval(list(values.values()))._asdict() | {'values': values, 'not_finite': lost}
+    trained = [(run, collect.logged(run)[1]) for run in done]
+    for key in STATISTICS:
+        values = {str(run.seed): value for run, metrics in trained if (value := _statistic(key, metrics)) is not None}
+        if values:
+            found['logged'][key] = statistics.interval(list(values.values()))._asdict() | {'values': values}
+    return found
+
+
+def _statistic(key, metrics):
+    """One of STATISTICS of a run, or None."""
+    name, function, fewest = {
+        'grad_norm_variance': ('grad_norm', lambda values: values.var(ddof=1), 2),
+        'grad_norm_noise': ('grad_norm', lambda values: np.square(np.diff(values)).mean() / 2, 2),
+    }.get(key, (key, np.mean, 1))
+    values = np.asarray(metrics.get(f'student/{name}', ()), np.float64)
+    values = values[np.isfinite(values)]
+    return float(function(values)) if len(values) >= fewest else None
+
+
+def _ranking(groups, key):
+    """Tests and places of a measure, and what they say in words."""
+    kind = measure(key)
+    scores = {group['name']: values for group in groups if (values := group['measures'][key]['values'])}
+    pairs = statistics.compare(scores)
+    rows = [
+        {'group': name, 'best': best, 'worst': worst, 'not_separated': others}
+        for name, (best, worst, others) in statistics.places(scores, pairs, kind.sign or -1).items()
+    ]
+    tests = [
+        {'a': pair.a, 'b': pair.b, **pair.test._asdict(), 'holm': pair.holm, 'separated': pair.separated} for pair in pairs
+    ]
+    return {'rows': rows, 'tests': tests, 'words': _words(key, kind, rows, pairs)}
+
+
+def _words(key, kind, rows, pairs):
+    end = {1: 'more is better', -1: 'less is better', 0: f'neither end is better ({kind.ideal}), sorted from small to large'}
+    words = [f'{key} ({kind.unit}): {end[kind.sign]}.']
+    if len(rows) < 2:
+        return [*words, 'One group: nothing to compare.']
+    seeds = [pair.test.n for pair in pairs]
+    apart = sum(pair.separated for pair in pairs)
+    n = f'{min(seeds)} to {max(seeds)}' if min(seeds) < max(seeds) else f'{max(seeds)}'
+    words.append(f'{apart} of {len(pairs)} pairs are separated by paired t tests over {n} common seeds, Holm-corrected.')
+    if max(seeds) < 2:
+        words.append('n is too small: a test needs at least two common seeds, so nothing is separated.')
+    else:
+        size = statistics.critical(max(seeds), len(pairs))
+        few = ' n is small, so only large differences can be.' if max(seeds) < 5 else ''
+        words.append(f'The clearest pair is separated if its |t| exceeds {size:.1f}.{few}')
+    if equal := sum('equal' in pair.test.note for pair in pairs):
+        words.append(f'{equal} of the pairs differ by the same in all seeds, so that t is undefined; they are not separated.')
+    first = rows[0]
+    which = {1: 'highest', -1: 'lowest', 0: 'smallest'}[kind.sign]
+    if first['not_separated']:
+        words.append(f'not separated: {first["group"]}, of the {which} mean, and {", ".join(first["not_separated"])}.')
+    else:
+        words.append(f'{first["group"]}, of the {which} mean, is separated from every other group.')
+    return words
+
+
+def _curves(members, order):
+    """{metric: {group: {step, seconds, mean, half, n}}} over the seeds, at most MAX_POINTS a curve."""
+    curves = {}
+    for name in order:
+        runs = [run for run in members[name] if run.status == 'done']
+        found = [(steps, metrics, seconds) for steps, metrics, seconds in map(collect.logged, runs) if steps]
+        for key in dict.fromkeys(key for _, metrics, _ in found for key in metrics):
+            points = {}
+            for steps, metrics, seconds in found:
+                for index, (step, value) in enumerate(zip(steps, metrics.get(key, ()))):
+                    if np.isfinite(value):
+                        points.setdefault(step, []).append((value, seconds[index] if seconds else None))
+            chosen = sorted(points)[:: max(1, -(-len(points) // MAX_POINTS))]
+            if not any(value for step in chosen for value, _ in points[step]):
+                continue  # 0 throughout, as the count of skipped steps should be.
+            intervals = [statistics.interval([value for value, _ in points[step]]) for step in chosen]
+            clocks = [[clock for _, clock in points[step] if clock is not None] for step in chosen]
+            curves.setdefault(key, {})[name] = {
+                'step': chosen,
+                'seconds': [float(np.mean(clock)) if clock else None for clock in clocks],
+                'mean': [one.mean for one in intervals],
+                'half': [one.half for one in intervals],
+                'n': [one.n for one in intervals],
+            }
+    return curves
+
+
+def weights(names, r):
+    """({divergence: h(r) [n]}, names without a curve: a schedule, or no divergence)."""
+    curves, left_out = {}, []
+    for name in names:
+        try:
+            curves[name] = np.asarray(divergences.weight(divergences.get(name))(r), np.float64)
+        except ValueError:
+            left_out.append(name)
+    return curves, left_out
