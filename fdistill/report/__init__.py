@@ -86,14 +86,19 @@ def _figures(comparison, notes, quiet):
             caption = f'{title} ({unit}): over the steps of a run, then mean and 95 % interval over the seeds.'
             job('divergences', f'logged {key}', caption, plots.by_group, rows, title, unit)
     for key, by in comparison['curves'].items():
-        job('curves', f'curve {key}', f'{key}: mean of the seeds with its 95 % interval.', plots.curves,
-            [(name, colour[name], found) for name, found in by.items()], key)
+        unit = summary.STATISTICS.get(key.rpartition('/')[2], ('', 'as logged'))[1]
+        job('curves', f'curve {key}', f'{key} ({unit}): mean of the seeds with its 95 % interval.', plots.curves,
+            [(name, colour[name], found) for name, found in by.items()], f'{key} ({unit})')
     figures = []
     for part, name, caption, function, arguments in tqdm.tqdm(jobs, 'figures', disable=True if quiet else None, leave=False):
         try:
             made = function(*arguments)
-        except UserError as error:
-            notes.append(f'{name}: no picture; {error}')
+        except Exception as error:
+            # A run without its checkpoint, or of an older version, must not cost the page its numbers.
+            if part != 'samples':
+                raise
+            kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+            notes.append(f'{name}: no picture; {kind}{" ".join(str(error).split())}')
             continue
         png, shown = made if isinstance(made, tuple) else (made, '')
         figures.append(page.Figure(part, name, f'{caption}{": " if shown else ""}{shown}', png))

@@ -56,7 +56,12 @@ class Folded(NamedTuple):
 PARTS = {
     'samples': ('Samples of the same noise', 'The first seed of each group, all from the same noise and labels.'),
     'measures': ('Measures by group', 'Points are means, bars 95 % intervals of Student over the seeds, ticks the seeds.'),
-    'divergences': ('Divergences', 'What the weight h makes of the density ratio, and what that did to the gradient.'),
+    'divergences': (
+        'Divergences',
+        'The weight h of the density ratio, and what it did to the gradient. The variance of the gradient norm is over the lines '
+        'of the log, each a mean since the line before, and has the trend in it; its noise, half the mean squared change from '
+        'line to line, has not.',
+    ),
     'curves': ('Training', 'Means of the seeds against steps and, interpolated in timing.jsonl, against wall time.'),
 }
 
@@ -68,7 +73,8 @@ def files(figures):
         return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:50]
 
     return [
-        [f'{index}-{k:02d}-{slug(figure.name)}.png' for k, figure in enumerate(drawn, 1)] for index, drawn in enumerate(figures, 1)
+        [f'{index}-{k:02d}-{slug(figure.name)}.png' for k, figure in enumerate(drawn, 1)]
+        for index, drawn in enumerate(figures, 1)
     ]
 
 
@@ -86,8 +92,8 @@ def document(report, figures):
     several = len(report['comparisons']) > 1
     names = files(figures)
     for index, comparison in enumerate(report['comparisons']):
-        title = ', '.join(f'{key.removeprefix("data.")} {value}' for key, value in sorted(comparison['data'].items()))
-        blocks.append(Heading(2, f'{f"Comparison {index + 1}: " if several else ""}{title or "Scores"}'))
+        data = ', '.join(f'{key.removeprefix("data.")}={_value(value)}' for key, value in sorted(comparison['data'].items()))
+        blocks.append(Heading(2, f'{f"Comparison {index + 1}. " if several else ""}Data: {data or "unknown"}'))
         blocks += _comparison(comparison, report['differing'], list(zip(names[index], figures[index])))
     blocks += [Heading(2, 'Runs'), *_runs(report)]
     common = [[key, _value(value)] for key, value in sorted(report['common'].items())]
@@ -101,7 +107,7 @@ def _comparison(comparison, differing, figures):
     keys = [chosen, *(key for key in comparison['measures'] if key != chosen)]
     blocks = [Text(word, strong=word.startswith('not separated')) for word in comparison['rankings'][chosen]['words']]
     rows = {row['group']: row for row in comparison['rankings'][chosen]['rows']}
-    head = ['group', f'place by {chosen}', *keys, 'seeds', 'evaluations a sample']
+    head = ['group', f'place by {chosen}', *keys, 'seeds', 'nfe']
     scores = []
     for group in groups:
         seeds = f'{len(group["seeds"])}' + (f', {len(group["failed"])} FAILED' if group['failed'] else '')
@@ -110,7 +116,10 @@ def _comparison(comparison, differing, figures):
         scores.append([group['name'], place, *cells, (seeds, len(group['seeds'])), (number(group['nfe']), group['nfe'])])
     blocks += [
         Table(head, scores),
-        Text('Mean ± half the 95 % interval of Student over the seeds. A place is a range: it counts separated groups only.'),
+        Text(
+            'Mean ± half the 95 % interval of Student over the seeds; nfe: network evaluations a sample. A place is a range: it '
+            'counts separated groups only.'
+        ),
     ]
     if failed := [[one['name'], one['error']] for group in groups for one in group['failed']]:
         blocks += [
@@ -197,7 +206,7 @@ def interval(mean, half):
         return number(mean)
     if not half:
         return f'{number(mean)} ± 0'
-    if not 1e-4 <= half < 1e5:
+    if not 1e-6 <= half < 1e5:
         return f'{mean:.2e} ± {half:.1e}'
     decimals = max(0, 1 - math.floor(math.log10(half)))
     return f'{mean:.{decimals}f} ± {half:.{decimals}f}'

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 
@@ -61,7 +61,7 @@ def interval(values, level=LEVEL):
     if n < 2:
         return Interval(float(values[0]) if n else None, None, None, n)
     std = float(values.std(ddof=1))
-    return Interval(float(values.mean()), float(stats.t.ppf((1 + level) / 2, n - 1)) * std / math.sqrt(n), std, n)
+    return Interval(float(values.mean()), float(special.stdtrit(n - 1, (1 + level) / 2)) * std / math.sqrt(n), std, n)
 
 
 def paired(a, b, level=LEVEL):
@@ -89,7 +89,7 @@ def paired(a, b, level=LEVEL):
     if found.std <= 1e-12 * scale:
         return Paired(found.n, found.mean, found.half, None, None, 'all differences are equal: t is undefined')
     t = found.mean * math.sqrt(found.n) / found.std
-    return Paired(found.n, found.mean, found.half, t, float(2 * stats.t.sf(abs(t), found.n - 1)), '')
+    return Paired(found.n, found.mean, found.half, t, float(2 * special.stdtr(found.n - 1, -abs(t))), '')
 
 
 def holm(p):
@@ -135,7 +135,7 @@ def compare(scores, level=LEVEL):
 
 def critical(n, m, level=LEVEL):
     """|t| that the clearest of m comparisons over n common seeds must exceed to be separated; n >= 2."""
-    return float(stats.t.isf((1 - level) / m / 2, n - 1))
+    return -float(special.stdtrit(n - 1, (1 - level) / m / 2))
 
 
 def places(scores, comparisons, sign):

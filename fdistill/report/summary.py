@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from typing import NamedTuple
 
 import jax
@@ -47,7 +48,7 @@ STATISTICS = {
     'grad_norm': ('mean gradient norm', 'L2'),
     'grad_norm_variance': ('variance of the gradient norm over steps', 'L2 squared'),
     # Free of the trend (von Neumann, 1941).
-    'grad_norm_noise': ('half the mean squared change of the gradient norm between lines of the log', 'L2 squared'),
+    'grad_norm_noise': ('noise of the gradient norm without its trend', 'L2 squared'),
 }
 # `within` and the others need no protocol: they are no measures of quality.
 NO_MEASURE = ('step', 'nfe', 'seconds', 'protocol')
@@ -166,7 +167,10 @@ def _names(runs, differing):
         shown = {key if lasts.count(last) > 1 else last: value for (key, value), last in zip(values.items(), lasts)}
         name = str(*shown.values()) if len(shown) == 1 else ', '.join(f'{key}={value}' for key, value in shown.items())
         # Runs that have little in common are known by their folders.
-        name = run.name if not 0 < len(name) <= 60 else name
+        if not differing and len(runs) > 1:
+            name = 'all runs'
+        elif not 0 < len(name) <= 60:
+            name = re.sub(r'(^|,)seed=[^,]*', '', run.name) or run.name
         while name in names.values():
             name += "'"
         names[text] = name
