@@ -27,6 +27,7 @@ SMALL = {
     'adm': dict(UNET, channels_per_head=8),
     'mlp': dict(width=16, blocks=2, dropout=0.5),
 }
+assert SMALL.keys() == NETWORKS.keys() - {'gaussian'}  # Which has no layers, and a test of its own.
 UNETS = ('ddpmpp', 'ncsnpp', 'adm')
 LAST_LAYER = {'ddpmpp': 'dec_8x8_aux_conv', 'ncsnpp': 'dec_8x8_aux_conv', 'adm': 'out_conv', 'mlp': 'output'}
 
@@ -73,7 +74,7 @@ def assert_close(value, expected, relative):
 
 
 @pytest.mark.parametrize('bfloat16', [False, True])
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', SMALL)
 def test_shapes_and_types(name, bfloat16):
     network = build(name, bfloat16=bfloat16)
     params = jax.eval_shape(network.init, key_of(0), *batch())
@@ -92,7 +93,7 @@ def test_unet_features_go_from_the_highest_resolution_to_the_bottleneck(name):
     assert [feature.shape for feature in features] == [(4, 16, 16, 8), (4, 8, 8, 16), (4, 4, 4, 32)]
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', SMALL)
 def test_output_starts_at_zero(name):
     last = compiled(lambda key: build(name).init(key, *batch())[LAST_LAYER[name]])(key_of(0))
     out, _ = apply_of(name)(dict(params_of(name), **{LAST_LAYER[name]: last}), *batch())
@@ -117,7 +118,7 @@ def test_kernels_start_uniform_within_edms_bounds(name, layer, bound):
     np.testing.assert_allclose(np.abs(draw['bias']).max(), bound if name == 'adm' else 0, rtol=0.1)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', SMALL)
 def test_each_image_is_on_its_own(name):
     order = jnp.array([2, 0, 3, 1])
     out, _ = apply_of(name)(params_of(name), *batch())
@@ -125,7 +126,7 @@ def test_each_image_is_on_its_own(name):
     assert_close(permuted, out[order], 1e-5)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', SMALL)
 def test_label_matters(name):
     out, _ = apply_of(name)(params_of(name), *batch())
     assert np.abs(out[0] - out[1]).max() > 1e-3
@@ -287,3 +288,17 @@ def test_conv_head_names_what_it_cannot_read():
         conv_head(indices=(2,)).init(jax.random.key(0), (jnp.zeros((1, 4, 4, 8)),), None, None)
     with pytest.raises(ValueError, match='square'):
         conv_head().init(jax.random.key(0), (jnp.zeros((1, 8)),), None, None)
+
+
+def test_gaussian_is_one_scale_and_one_offset():
+    x, c_noise, label = jnp.ones((3, 2)), jnp.zeros(3), jnp.full(3, -1)
+    network = NETWORKS['gaussian'](scale=2.0, offset=-0.5)
+    params = network.init(jax.random.key(0), x, c_noise, label)
+    assert {name: leaf.shape for name, leaf in params.items()} == {'scale': (), 'offset': (2,)}
+    np.testing.assert_allclose(network.apply(params, x, c_noise, label)[0], 1.5)
+    starts = [NETWORKS['gaussian'](spread=1.0).init(jax.random.key(seed), x, c_noise, label)['offset'] for seed in (0, 1)]
+    assert np.abs(starts[0] - starts[1]).min() > 0.01
+    with pytest.raises(ValueError, match='num_classes=3'):
+        NETWORKS['gaussian'](num_classes=3)
+    with pytest.raises(ValueError, match='spread=-1'):
+        NETWORKS['gaussian'](spread=-1)

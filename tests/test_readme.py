@@ -19,6 +19,7 @@ SHORT = {
     'train': ['--config.training.steps=2'],
     'evaluate': ['--samples=200', '--quiet'],
     'sample': [],
+    'sweep': ['--config.training.steps=2', '--only=divergence=js,seed=0'],
 }
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdistill import cli, sweep
+from fdistill import cli, divergences, sweep
 from fdistill.errors import UserError
 from fdistill.methods import Method
 from fdistill.training import lanes, optim
@@ -281,3 +281,12 @@ def test_a_lane_that_is_not_finite_fails_alone(tmp_path):
         assert (tmp_path / str(seed) / 'checkpoints').is_dir()
         assert len((tmp_path / str(seed) / 'metrics.jsonl').read_text().splitlines()) == 2
     assert not (tmp_path / '1' / 'checkpoints').exists()
+
+
+def test_a_new_divergence_is_in_the_shipped_sweep_with_its_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(divergences.DIVERGENCES, 'symmetric_chi2', lambda r: (r - 1) ** 2 * (r + 1) / r)
+    path = str(ROOT / 'configs' / 'sweeps' / 'mixtures.py')
+    assert len(sweep.load(path)) == 5 * len(divergences.DIVERGENCES)
+    only, short = ['divergence=symmetric_chi2,seed=0'], ['--config.training.steps=10', '--config.evaluation.samples=500']
+    ((_, outcome),) = sweep.run(path, tmp_path, overrides=short, only=only, quiet=True)
+    assert outcome['status'] == 'done' and outcome['overrides']['method.divergence'] == 'symmetric_chi2'
