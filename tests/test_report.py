@@ -190,9 +190,9 @@ def test_the_words_never_separate_what_the_tests_do_not(tmp_path):
     (comparison,) = summary.summarise(collect.runs([tmp_path]))['comparisons']
     ranking = comparison['rankings']['pixel_fd']
     words = ' '.join(ranking['words'])
-    assert '0 of 3 pairs' in words and 'not separated: js, of the lowest mean, and reverse_kl, pearson.' in words
+    assert 'separated: 0 of 3' in words and 'not separated: js, of the lowest mean, and reverse_kl, pearson.' in words
     assert 'n is small' in words and all((row['best'], row['worst']) == (1, 3) for row in ranking['rows'])
-    assert '3 of the pairs differ by the same' in ' '.join(comparison['rankings']['kl']['words'])
+    assert 'in all seeds, so that t is undefined: 3;' in ' '.join(comparison['rankings']['kl']['words'])
 
 
 def test_protocols_and_data_are_never_mixed(tmp_path):
@@ -206,7 +206,7 @@ def test_protocols_and_data_are_never_mixed(tmp_path):
     found = summary.summarise(collect.runs(folders))
     members = [{group['divergence'] for group in one['groups']} for one in found['comparisons']]
     assert members == [{'js', 'reverse_kl'}, {'pearson'}, {'neyman'}]
-    assert any('not comparable' in note for note in found['notes'])
+    assert any('incomparable' in note for note in found['notes'])
     for one in found['comparisons']:
         names = {group['name'] for group in one['groups']}
         assert {name for test in one['rankings']['kl']['tests'] for name in (test['a'], test['b'])} <= names
@@ -456,6 +456,19 @@ def test_page_of_a_sweep(real):
     text = ' '.join(parsed.text)
     for wanted in ('not separated', 'Holm', 'kl[pixels,500,pair,float,as-train,seed0]', 'fingerprint', 'Versions'):
         assert wanted in text, wanted
+
+
+def test_a_page_has_a_limit(tmp_path, monkeypatch):
+    make(tmp_path / 'a')
+    monkeypatch.setattr(pictures, 'draw', lambda folder, groups: (big, ''))
+    monkeypatch.setattr(page, 'LIMIT', 200_000)
+    big = plots.by_group([('a', 0, {'mean': 1.0, 'half': None, 'values': {'0': 1.0}})], 'a', 'b') + bytes(90_000)
+    written = report.write([tmp_path / 'a'], quiet=True)
+    assert written['report.html'].stat().st_size < 200_000
+    text = written['report.html'].read_text()
+    check_page(text)
+    assert 0 < text.count('<img') < len(list((tmp_path / 'a' / 'report').glob('*.png')))
+    assert 'figures are not in the page' in text
 
 
 def test_markdown_has_its_pictures_beside_it(real):

@@ -38,7 +38,11 @@ def write(paths, out=None, measure=None, quiet=False):
         for name, figure in zip(names, drawn):
             (out / name).write_bytes(figure.png)
     (out / 'report.md').write_text(page.markdown(report, figures), encoding='utf-8')
-    (out / 'report.html').write_text(page.html(report, figures), encoding='utf-8')
+    kept = page.fitting(report, figures)
+    if lost := sum(map(len, figures)) - sum(map(len, kept)):
+        note = f'{lost} figures are not in the page, which must not exceed {page.LIMIT / 1e6:g} MB; they are beside report.md.'
+        report = report | {'notes': [*report['notes'], note]}
+    (out / 'report.html').write_text(page.html(report, kept), encoding='utf-8')
     return {name: out / name for name in ('report.html', 'report.md', 'report.json')}
 
 

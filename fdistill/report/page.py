@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from fdistill.report import summary
 
-PAIRS = 300  # tests a table shows, the clearest first; report.json has all
+PAIRS = 100  # tests a table shows, the clearest first; report.json has all
+LIMIT = 5_000_000  # bytes of a page
 
 
 class Figure(NamedTuple):
@@ -57,7 +58,7 @@ PARTS = {
     'samples': ('Samples of the same noise', 'The first seed of each group, all from the same noise and labels.'),
     'measures': ('Measures by group', 'Points are means, bars 95 % intervals of Student over the seeds, ticks the seeds.'),
     'divergences': (
-        'Divergences',
+        'Divergences and gradients',
         'The weight h of the density ratio, and what it did to the gradient. The variance of the gradient norm is over the lines '
         'of the log, each a mean since the line before, and has the trend in it; its noise, half the mean squared change from '
         'line to line, has not.',
@@ -242,7 +243,8 @@ table{border-collapse:collapse;width:100%;font-size:.86rem;font-variant-numeric:
 th,td{padding:4px 9px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 td.n{white-space:nowrap;text-align:right}td{max-width:46ch}
 thead th{position:sticky;top:0;background:var(--soft);z-index:1;vertical-align:bottom}
-tbody tr:last-child>*{border-bottom:0}tbody th{font-weight:600;background:var(--back);position:sticky;left:0;max-width:38vw}
+tbody tr:last-child>*{border-bottom:0}tbody th{font-weight:600;background:var(--back);position:sticky;left:0;max-width:38vw;
+overflow-wrap:anywhere;min-width:min(30vw,11em)}thead th:first-child{left:0;z-index:2}
 th button{all:unset;cursor:pointer;font-weight:600;display:inline-block}
 th[aria-sort=ascending] button::after{content:' \\25B2'}th[aria-sort=descending] button::after{content:' \\25BC'}
 .figures{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
@@ -286,6 +288,19 @@ def html(report, figures):
         f'<title>Report: {_escape(", ".join(report["paths"]))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n'
         f'{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n'
     )
+
+
+def fitting(report, figures):
+    """The figures that fit in a page of LIMIT bytes, those of the first PARTS first; arguments as of `document`."""
+    left = LIMIT - len(html(report, [[] for _ in figures]).encode())
+    kept = [[] for _ in figures]
+    for part in PARTS:
+        for index, drawn in enumerate(figures):
+            for figure in drawn:
+                if figure.part == part:
+                    left -= len(_html_figures(Figures(part, [('', figure)]))) + 200
+                    kept[index] += [figure] if left > 0 else []
+    return kept
 
 
 def _escape(text):

@@ -82,8 +82,8 @@ def summarise(runs, wanted=None):
         parts.setdefault(as_text({'data': run.data, 'protocol': run.row['protocol']}), []).append(run)
     if len(parts) > 1:
         notes.append(
-            f'{len(parts)} comparisons: the runs were measured under {len(parts)} protocols or on different data. Numbers of '
-            'different protocols are not comparable; each has a table, tests and plots of its own.'
+            f'{len(parts)} comparisons: the runs were measured under different protocols or on different data, which makes '
+            'their numbers incomparable. Each comparison has a table, tests and plots of its own.'
         )
     differing = differing_settings(runs)
     names = _names(runs, differing)
@@ -273,7 +273,7 @@ def _words(key, kind, rows, pairs):
     seeds = [pair.test.n for pair in pairs]
     apart = sum(pair.separated for pair in pairs)
     n = f'{min(seeds)} to {max(seeds)}' if min(seeds) < max(seeds) else f'{max(seeds)}'
-    words.append(f'{apart} of {len(pairs)} pairs are separated by paired t tests over {n} common seeds, Holm-corrected.')
+    words.append(f'Pairs separated: {apart} of {len(pairs)}, by paired t tests, Holm-corrected; common seeds: {n}.')
     if max(seeds) < 2:
         words.append('n is too small: a test needs at least two common seeds, so nothing is separated.')
     else:
@@ -281,7 +281,7 @@ def _words(key, kind, rows, pairs):
         few = ' n is small, so only large differences can be.' if max(seeds) < 5 else ''
         words.append(f'The clearest pair is separated if its |t| exceeds {size:.1f}.{few}')
     if equal := sum('equal' in pair.test.note for pair in pairs):
-        words.append(f'{equal} of the pairs differ by the same in all seeds, so that t is undefined; they are not separated.')
+        words.append(f'Pairs that differ by the same in all seeds, so that t is undefined: {equal}; they are not separated.')
     first = rows[0]
     which = {1: 'highest', -1: 'lowest', 0: 'smallest'}[kind.sign]
     if first['not_separated']:
