@@ -244,7 +244,7 @@ th,td{padding:4px 9px;text-align:left;vertical-align:top;border-bottom:1px solid
 td.n{white-space:nowrap;text-align:right}td{max-width:46ch}
 thead th{position:sticky;top:0;background:var(--soft);z-index:1;vertical-align:bottom}
 tbody tr:last-child>*{border-bottom:0}tbody th{font-weight:600;background:var(--back);position:sticky;left:0;max-width:38vw;
-overflow-wrap:anywhere;min-width:min(30vw,11em)}thead th:first-child{left:0;z-index:2}
+overflow-wrap:anywhere;min-width:min(30vw,13em)}thead th:first-child{left:0;z-index:2}
 th button{all:unset;cursor:pointer;font-weight:600;display:inline-block}
 th[aria-sort=ascending] button::after{content:' \\25B2'}th[aria-sort=descending] button::after{content:' \\25BC'}
 .figures{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
