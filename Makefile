@@ -24,8 +24,8 @@ demo: $(STAMP)  ## trains teachers and one-step students, and prints what came o
 demo-short: $(STAMP)  ## the same, as short as it makes sense
 	$(RUN) experiments/demo.py --short
 
-test: $(STAMP)  ## all tests but the slow ones
-	$(RUN) -m pytest
+test: $(STAMP)  ## all tests but the slow ones, a file at a time on each core
+	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(STAMP)  ## the slow tests
 	$(RUN) -m pytest -m slow
