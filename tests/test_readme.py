@@ -19,6 +19,7 @@ SHORT = {
     'train': ['--config.training.steps=2'],
     'evaluate': ['--samples=200', '--quiet'],
     'sample': [],
+    'report': ['--quiet'],
     'sweep': ['--config.training.steps=2', '--only=divergence=js,seed=0'],
 }
 
@@ -70,7 +71,7 @@ def runs(tmp_path_factory):
     """Runs the `fdistill` commands one after another, each training cut to a few steps; gives the folder of the runs."""
     folder = tmp_path_factory.mktemp('readme')
     for line in LINES:
-        words = _words(line.replace('=runs/', f'={folder}/'))
+        words = _words(re.sub(r'(?<=[= ])runs/', f'{folder}/', line))
         if words[0] == 'fdistill' and not line.endswith(ACCELERATOR):
             assert cli.main(words[1:] + SHORT[words[1]]) == 0, line
     return folder
