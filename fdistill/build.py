@@ -39,7 +39,7 @@ SECTIONS = (
     'seed data network denoiser fake_score teacher method discriminator optimizer training mesh evaluation image'.split()
 )
 # What may differ between a run and its resumption without making it another run.
-FREE = ('mesh', 'evaluation') + tuple(
+FREE = ('mesh', 'evaluation', 'data.data_dir') + tuple(
     f'training.{name}' for name in ('log_every', 'checkpoint_every', 'sample_every', 'keep', 'max_skipped')
 )
 

@@ -11,7 +11,8 @@ import pytest
 
 from fdistill import build, config, networks
 from fdistill.data.sources import Source
-from fdistill.training import checkpoint, loop, sharding
+from fdistill.errors import UserError
+from fdistill.training import checkpoint, loop, sharding, writer
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
@@ -125,3 +126,14 @@ def test_config_is_complete(file):
     if 'data_dir' in settings.data:
         config.override(settings, ['--config.data.data_dir=/somewhere'])
         assert settings.data.data_dir == '/somewhere'
+
+
+def test_what_may_differ_when_a_run_goes_on(tmp_path):
+    """Where the data lies and how often is logged, but nothing that the numbers depend on."""
+    plain = {'seed': 0, 'data': {'name': 'tfds', 'data_dir': 'here'}, 'training': {'log_every': 10, 'steps': 5}}
+    writer.write_json(tmp_path / 'config.json', plain)
+    moved = {'seed': 0, 'data': {'name': 'tfds', 'data_dir': 'there'}, 'training': {'log_every': 20, 'steps': 5}}
+    build._check_resumable(moved, tmp_path)
+    for other in ({'seed': 1}, {'training': {'log_every': 10, 'steps': 6}}):
+        with pytest.raises(UserError, match='holds a run with config'):
+            build._check_resumable(plain | other, tmp_path)
