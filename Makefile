@@ -25,7 +25,7 @@ demo-short: $(STAMP)  ## the same, as short as it makes sense
 	$(RUN) experiments/demo.py --short
 
 test: $(STAMP)  ## all tests but the slow ones, a file at a time on each core
-	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile
+	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the slow tests
 	$(RUN) -m pytest -m slow
