@@ -91,6 +91,32 @@ def test_teacher(teacher, capsys):
     np.testing.assert_array_equal(loaded.sample(noise, label), build.from_workdir(teacher).sample(noise, label))
 
 
+def test_samplers_of_a_teacher(teacher, capsys):
+    """By name with options, its trajectory as a picture and as an array; samples with noise are functions of their start."""
+    words = ['sample', f'--workdir={teacher}', '--n=3', '--seed=1']
+    run(capsys, *words, '--sampler=ghvb', '--order=3.8', '--steps=5', f'--out={teacher}/ghvb.npy')
+    section = {'name': 'ghvb', 'order': 3.8}
+    np.testing.assert_array_equal(
+        np.load(teacher / 'ghvb.npy'), build.from_workdir(teacher, sampler=section, steps=5).generate(jax.random.key(1), 3)
+    )
+    run(capsys, *words, '--trajectory', '--steps=5', f'--out={teacher}/path.png')
+    with Image.open(teacher / 'path.png') as picture:
+        # A row a sample; the network's estimates at five levels, then the sample.
+        assert picture.size == (6 * 66, 3 * 66)
+    run(capsys, *words, '--trajectory', '--sampler=ancestral', '--steps=5', f'--out={teacher}/path.npy')
+    path = np.load(teacher / 'path.npy')
+    assert path.shape == (3, 6, 8, 8, 1)
+    random = build.from_workdir(teacher, sampler='ancestral', steps=5)
+    np.testing.assert_allclose(random.generate(jax.random.key(1), 3), path[:, -1], atol=1e-5)
+    for words, message in (
+        (['--sampler=ghvb', '--order=6'], 'order=6: must lie in (0, 5]'),
+        (['--sampler=ghvb', '--oder=3'], 'did you mean order?'),
+        (['--sampler=heun', '--s_churn=lots'], "'lots' is of type str; expected float"),
+        (['--order=3'], 'unknown argument --order=3'),
+    ):
+        assert message in refused(capsys, 'sample', f'--workdir={teacher}', *words)
+
+
 @pytest.mark.parametrize('method', DISTILLATIONS)
 def test_student(teacher, tmp_path, capsys, method):
     file, workdir = tmp_path / f'{method}.py', tmp_path / 'run'
@@ -102,6 +128,7 @@ def test_student(teacher, tmp_path, capsys, method):
     # A student needs neither its teacher nor the config file any more.
     file.unlink()
     check_run(capsys, workdir, 10, 1)
+    assert '--trajectory: ' in refused(capsys, 'sample', f'--workdir={workdir}', '--trajectory')
     assert 'takes neither --sampler nor --steps' in refused(capsys, 'sample', f'--workdir={workdir}', '--steps=5')
 
 

@@ -290,3 +290,11 @@ def test_a_new_divergence_is_in_the_shipped_sweep_with_its_row(tmp_path, monkeyp
     only, short = ['divergence=symmetric_chi2,seed=0'], ['--config.training.steps=10', '--config.evaluation.samples=500']
     ((_, outcome),) = sweep.run(path, tmp_path, overrides=short, only=only, quiet=True)
     assert outcome['status'] == 'done' and outcome['overrides']['method.divergence'] == 'symmetric_chi2'
+
+
+@pytest.mark.parametrize('name', sorted(path.name for path in (ROOT / 'configs' / 'sweeps').glob('*.py')))
+def test_shipped_sweeps_load(name):
+    trials = sweep.load(str(ROOT / 'configs' / 'sweeps' / name))
+    assert len({trial.name for trial in trials}) == len(trials) >= 25
+    for trial in trials:
+        divergences.weighting(trial.config.method.divergence)
