@@ -177,10 +177,30 @@ def test_training_stops_and_the_checkpoint_is_clean(tmp_path, code, culprit, log
 
 
 def test_a_few_bad_updates_are_survived_and_logged(tmp_path):
-    state = train_toy(tmp_path, toy_batches({3: LOSS, 4: GRADIENT, 7: CRITIC}), max_skipped=3)
+    """A log holds the averages over the updates that were applied, also after a stop between a bad update and its log."""
+    bad = toy_batches({3: LOSS, 4: GRADIENT, 7: CRITIC})
+
+    def train(name, **options):
+        return jax.device_get(train_toy(tmp_path / name, bad, max_skipped=3, **options))
+
+    def lines(name):
+        return [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+
+    state, logged = train('whole'), lines('whole')
     assert (state.skipped['student'], state.skipped['critic']) == (2, 1)
-    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    assert [(line['student/skipped'], line['critic/skipped']) for line in lines] == [(2, 0), (2, 1), (2, 1)]
+    assert [(line['student/skipped'], line['critic/skipped']) for line in logged] == [(2, 0), (2, 1), (2, 1)]
+    train('single', log_every=1)
+    single = lines('single')
+    assert [line['step'] for line in single if 'student/fit' not in line] == [3, 4]
+    assert [line['step'] for line in single if 'critic/grad_norm' not in line] == [7]
+    for start, stop, line in zip((0, 5, 10), (5, 10, 12), logged, strict=True):
+        for name in ('student/fit', 'student/grad_norm', 'critic/fit', 'critic/grad_norm'):
+            values = [one[name] for one in single[start:stop] if name in one]
+            assert line[name] == pytest.approx(np.mean(values), rel=1e-5)
+    for stop in (3, 8):
+        train('broken', stop_at=stop)
+    assert_equal(state, train('broken'))
+    assert (tmp_path / 'whole' / 'metrics.jsonl').read_bytes() == (tmp_path / 'broken' / 'metrics.jsonl').read_bytes()
 
 
 # --- checkpoints

@@ -177,7 +177,7 @@ def train(
 
 
 def read_metrics(state):
-    """{'role/name': mean since the last log} of the roles trained since, and the skips so far."""
+    """{'role/name': mean since the last log} of the roles with an update applied since, and the skips so far."""
     metrics, skipped = jax.device_get((state.metrics, state.skipped))
     values = {
         f'{role}/{name}': float(average.total / average.count)

@@ -12,7 +12,8 @@ class TrainState(NamedTuple):
 
     step: int32, steps done. params, opt_state: {role: pytree}. ema: average of params['student']. aux: the method's own
     statistics. skipped, skipped_in_a_row: {role: int32}, updates not applied because something was not finite. metrics:
-    {role: {name: clu Average}} since the last log, part of the state so that logs are equal after a resume.
+    {role: {name: clu Average}} of the updates applied since the last log, part of the state so that logs are equal after a
+    resume.
     """
 
     step: jax.Array

@@ -33,6 +33,7 @@ def make_step(method, optimizers, decay, *, seed, max_skipped=10):
     Randomness comes from (seed, step, role). An update whose loss, gradient or step is not finite is not applied: parameters,
     optimizer, EMA and aux of that role stay, and the skip is counted. After max_skipped of a role in a row none is applied
     any more, so that a loop that looks now and then finds the state as it was when it should have stopped.
+    The metrics average over the updates applied; only the skips that end a run go into them, so that its error names them.
 
     Args:
       method: `Method`.
@@ -71,6 +72,8 @@ def make_step(method, optimizers, decay, *, seed, max_skipped=10):
             name: state.metrics[role][name].merge(clu_metrics.Average.from_model_output(value))
             for name, value in {**metrics, 'grad_norm': grad_norm}.items()
         }
+        counts = apply | (in_a_row + 1 >= max_skipped)
+        averages = jax.tree.map(lambda a, b: jnp.where(counts, a, b), averages, state.metrics[role])
         return state._replace(
             params=state.params | {role: params},
             opt_state=state.opt_state | {role: choose(new_opt_state, opt_state)},
