@@ -1,5 +1,7 @@
 """SuperDiff (arXiv 2412.17762): several denoisers sampled as one, by the densities they assign to the sample on its way."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +18,17 @@ def superpose(denoisers, x, sigmas, key, *, operator='or', temperature=1.0, bias
       'or': kappa = softmax_i(temperature log q_i + bias_i), a sample of one of them; with temperature 1 and bias the log of
         weights, s_mix is the score of their mixture.
       'and': kappa such that all log q_i grow by the same, with the very noise of the step: a sample likely under all.
+    The estimate is Bayes' rule for the step taken: log N(x + dx; x + V s_i, V) less what is common to all models.
     The step to 0, where scores are singular, returns the mixed estimate of x0 and leaves the log q_i as they are.
 
     Args:
-      denoisers: M >= 2 functions denoise(x[B,...], sigma[B]) -> x0 over the same space.
+      denoisers: M >= 2 functions denoise(x[B,...], sigma[B]) -> x0 over the same space; for 'and' in D dimensions, M <= D + 1.
+        Where they agree to rounding, each operator takes the step of one of them.
       x: noise at sigmas[0], in a prior common to all.
       sigmas: as of any sampler, `samplers`.
       key: one jax.random.key, or one a sample.
       operator: 'or', 'and'.
-      temperature: > 0; the paper's 1e6 is a hard choice. Of 'or' only.
+      temperature: > 0, finite; the paper's 1e6 is a hard choice. Of 'or' only.
       bias: [M], of 'or' only; default zeros.
       lift: by how much the log-density of each model but the last grows more than that of the last in a step; [M - 1] or one
         number. Of 'and' only.
@@ -40,45 +44,58 @@ def superpose(denoisers, x, sigmas, key, *, operator='or', temperature=1.0, bias
         raise ValueError(f'{count} denoisers: a superposition needs at least two')
     if operator not in ('or', 'and'):
         raise ValueError(f"operator={operator!r}: must be 'or' or 'and'")
-    if not temperature > 0:
-        raise ValueError(f'temperature={temperature}: must be > 0')
-    bias = jnp.zeros(count) if bias is None else jnp.asarray(bias)
+    if not isinstance(temperature, jax.core.Tracer) and not 0 < temperature < math.inf:
+        raise ValueError(f'temperature={temperature}: must be > 0 and finite')
+    bias, lift = jnp.zeros(count) if bias is None else jnp.asarray(bias), jnp.asarray(lift)
     if bias.shape != (count,):
         raise ValueError(f'bias of shape {bias.shape}: need one number for each of the {count} denoisers')
-    lift = jnp.broadcast_to(jnp.asarray(lift), (count - 1,))
-
-    def dot(scores, other):
-        return jnp.sum(scores * other, tuple(range(2, x.ndim + 1)))
-
-    def either(log_q, scores, variance, noise):
-        return jax.nn.softmax(temperature * log_q + bias[:, None].astype(x.dtype), axis=0)
-
-    def both(log_q, scores, variance, noise):
-        last = scores[-1]
-        delta = scores[:-1] - last
-        # Of kappa_1..M-1: V <delta_i, delta_j> kappa_j = V (|s_i|^2 - |s_M|^2)/2 - <delta_i, V s_M + noise> + lift_i.
-        matrix = variance * jnp.einsum('ibd,jbd->bij', *(delta.reshape(count - 1, x.shape[0], -1),) * 2)
-        norms = 0.5 * variance * (dot(scores[:-1], scores[:-1]) - dot(last[None], last[None]))
-        right = norms - dot(delta, variance * last + noise) + lift[:, None]
-        # Where models agree there is nothing to choose: a pseudo-inverse takes the last.
-        kappa = jnp.einsum('bij,jb->ib', jnp.linalg.pinv(matrix, hermitian=True), right)
-        return jnp.concatenate([kappa, 1 - jnp.sum(kappa, 0, keepdims=True)])
-
-    choose = {'or': either, 'and': both}[operator]
-
+    if lift.shape not in ((), (count - 1,)):
+        raise ValueError(f'lift of shape {lift.shape}: need one number, or one for each of the {count} denoisers but the last')
     denoisers, x, sigmas = samplers.prepare(denoisers, x, sigmas)
+    dimension = math.prod(x.shape[1:])
+    if operator == 'and' and count > dimension + 1:
+        raise ValueError(f"{count} denoisers in {dimension} dimensions: operator='and' takes at most {dimension + 1}")
+    bias, lift = (jnp.broadcast_to(value.astype(x.dtype), (n,))[:, None] for value, n in ((bias, count), (lift, count - 1)))
+
+    def dot(a, b):
+        return jnp.sum(a * b, tuple(range(2, x.ndim + 1)))
+
+    def combine(factors, vectors):
+        # Not a matrix product, which an accelerator would round to a few digits.
+        return jnp.sum(factors.reshape(factors.shape + (1,) * (x.ndim - 1)) * vectors, 0)
+
+    def either(log_q, denoised, x, noise, sigma, variance, rise):
+        return combine(jax.nn.softmax(temperature * log_q + bias, axis=0), denoised)
+
+    def both(log_q, denoised, x, noise, sigma, variance, rise):
+        # D_mix = D_M + sum_j a_j u_j in unit vectors u_i of D_i - D_M, since kappa_i = a_i/|D_i - D_M| itself is unbounded:
+        # <u_i, u_j> a_j = |D_i - D_M|/2 - sigma^2/V <u_i, noise> + sigma^4/V lift_i/|D_i - D_M|.
+        last = denoised[-1:]
+        difference = denoised[:-1] - last
+        size = jnp.sqrt(dot(difference, difference))
+        # The direction of a rounding error means nothing, and to obey it would take away the noise along it.
+        apart = size > 16 * jnp.finfo(x.dtype).eps * (jnp.sqrt(dot(last, last)) + jnp.sqrt(dot(x[None], x[None])))
+        size = jnp.where(apart, size, 1)
+        unit = jnp.where(apart, 1 / size, 0).reshape(size.shape + (1,) * (x.ndim - 1)) * difference
+        wanted = jnp.where(apart, size / 2 + sigma**4 / variance * rise / size, 0) - sigma**2 / variance * dot(unit, noise)
+        flat = unit.reshape(count - 1, x.shape[0], dimension)
+        gram = jnp.einsum('ibd,jbd->bij', flat, flat, precision='highest')
+        a = jnp.einsum('bij,jb->ib', jnp.linalg.pinv(gram, hermitian=True), wanted, precision='highest')
+        return last[0] + combine(a, unit)
+
     draw, choose = samplers.draws(key, x), {'or': either, 'and': both}[operator]
 
     def step(carry, now):
         x, log_q = carry
         n, sigma, sigma_next = now
-        variance = sigma**2 - sigma_next**2
-        noise = jnp.where(sigma_next > 0, jnp.sqrt(variance), 0) * draw(n)
-        scores = jnp.stack([(denoise(x, sigma) - x) / sigma**2 for denoise in denoisers])
-        kappa = choose(log_q, scores, variance, noise)
-        dx = variance * jnp.einsum('mb,mb...->b...', kappa, scores) + noise
+        variance, ends = sigma**2 - sigma_next**2, sigma_next == 0
+        noise = jnp.where(ends, 0, jnp.sqrt(variance)) * draw(n)
+        denoised = jnp.stack([denoise(x, sigma) for denoise in denoisers])
+        mixed = choose(log_q, denoised, x, noise, sigma, variance, jnp.where(ends, 0, lift))
+        dx = variance / sigma**2 * (mixed - x) + noise
+        scores = (denoised - x) / sigma**2
         grown = log_q + dot(scores, dx) - 0.5 * variance * dot(scores, scores)
-        return (x + dx, jnp.where(sigma_next > 0, grown, log_q)), None
+        return (x + dx, jnp.where(ends, log_q, grown)), None
 
     levels = np.arange(len(sigmas) - 1), sigmas[:-1], sigmas[1:]
     return samplers.scan(step, (x, jnp.zeros((count, x.shape[0]), x.dtype)), levels, x.dtype)[0]
