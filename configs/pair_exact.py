@@ -15,8 +15,8 @@ def get_config(divergence='reverse_kl', mixture='pair'):
         dict(
             seed=0,
             data=dict(name='mixture', mixture=mixture, labelled=False),
-            # Of standard deviation .5 at the start, and with sigma_data = sigma_init = 1 so that offset/sqrt(2) is its mean.
-            network=dict(name='gaussian', spread=0.5),
+            # With sigma_data = sigma_init = 1 the student starts with standard deviation .5 and mean offset/sqrt(2).
+            network=dict(name='gaussian', spread=0.2),
             denoiser=dict(sigma_data=1.0),
             teacher=dict(oracle=mixture),
             method=dict(

@@ -13,6 +13,7 @@ Sections of a config, each the keyword arguments of one function:
 """
 
 import functools
+import hashlib
 import inspect
 import json
 import pathlib
@@ -36,12 +37,14 @@ from fdistill.training import checkpoint, lanes, loop, optim, sharding, writer
 
 METHODS = {'pretrain': pretrain, 'exact': exact, **DISTILLATIONS}
 SECTIONS = (
-    'seed data network denoiser fake_score teacher method discriminator optimizer training mesh evaluation image'.split()
+    'seed data network denoiser fake_score teacher method discriminator optimizer training mesh evaluation image origin'.split()
 )
 # What may differ between a run and its resumption without making it another run.
-FREE = ('mesh', 'evaluation', 'data.data_dir') + tuple(
+FREE = ('mesh', 'evaluation', 'origin', 'data.data_dir') + tuple(
     f'training.{name}' for name in ('log_every', 'checkpoint_every', 'sample_every', 'keep', 'max_skipped')
 )
+# Where things lie may differ too, as long as the same lies there: `origin` has the digests.
+PLACES = ('data.path', 'teacher.workdir')
 
 
 class Experiment(NamedTuple):
@@ -233,7 +236,7 @@ def _teacher(section, image):
 
 
 def _load_ema(built, workdir, mesh=None):
-    """(EMA weights of a run, step), placed on the mesh or on the first device."""
+    """(EMA weights of a run, position of their checkpoint), placed on the mesh or on the first device."""
     label = jnp.zeros(1, jnp.int32)
     shape = tuple(configs.read(workdir)['image']['shape'])
     shapes = jax.eval_shape(lambda: built.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), label))
@@ -245,7 +248,7 @@ def _load_ema(built, workdir, mesh=None):
     if restored is None:
         raise UserError(f'{workdir}: has no finished checkpoint; run `fdistill train` on it first')
     arrays, position = restored
-    return arrays['ema'], position['next_step']
+    return arrays['ema'], position
 
 
 def _first_device():
@@ -256,13 +259,31 @@ def _check_resumable(plain, workdir):
     """Refuses to go on with another experiment in the same folder."""
     if not (pathlib.Path(workdir) / configs.FILENAME).is_file():
         return
-    old, new = (flat(configs.to_json(c)) for c in (configs.read(workdir), plain))
+    before = configs.to_json(configs.read(workdir))
+    old, new = flat(before), flat(configs.to_json(plain))
+    # A run of 0.1 has no digests, so its places have to stay.
+    free = FREE + PLACES if 'origin' in before else FREE
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(FREE):
+        if old.get(key) != new.get(key) and not key.startswith(free):
             raise UserError(
                 f'--workdir={workdir}: holds a run with config.{key}={old.get(key)!r}, now {new.get(key)!r}; '
                 'go on with the same config or give another folder'
             )
+    for name, digest in before.get('origin', {}).items():
+        if digest != plain['origin'].get(name):
+            what = {'data': 'other data', 'teacher': 'other weights of its teacher'}[name]
+            raise UserError(f'--workdir={workdir}: its run began with {what}; go on with the same or give another folder')
+
+
+def _origin(source, teacher=None):
+    """{'data', 'teacher'}: digests of what a run is made from, wherever it lies.
+
+    Args:
+      source: `Source`. Its labels stand for it: pixels may be decoded a little differently by another library.
+      teacher: the digests in the teacher's checkpoint, if it has one.
+    """
+    parts = {'data': source.labels.tolist()} | ({'teacher': teacher} if teacher else {})
+    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()}
 
 
 def flat(values, prefix=''):
@@ -385,11 +406,14 @@ def _ready(config, workdir, mesh=None):
     if mesh is not None:
         call(sharding.check_batch_size, {'batch_size': batch_size}, 'config.training', mesh=mesh)
     call(batches, {'start': 0}, 'config.data')
-    _check_resumable(plain, workdir)
-    frozen = {}
+    call(evaluation.check, _plain(plain.get('evaluation', {})), 'config.evaluation')
+    frozen, weights = {}, None
     if built.teacher_workdir is not None:
         base = _denoiser(plain['teacher']['network'], plain['teacher']['denoiser'], plain['image'], 'config.teacher.')
-        frozen['teacher'], _ = _load_ema(base, built.teacher_workdir, mesh)
+        frozen['teacher'], position = _load_ema(base, built.teacher_workdir, mesh)
+        weights = position['digests']['ema']
+    plain['origin'] = _origin(source, weights)
+    _check_resumable(plain, workdir)
     return _Ready(plain, built, roles, training, batches, frozen, seed)
 
 
@@ -414,7 +438,7 @@ def from_workdir(path, *, sampler=None, steps=None):
         plain['method'] |= {'sampler': sampler} if sampler else {}
         plain['method']['grid'] |= {'steps': steps} if steps else {}
     built = experiment(plain)
-    params, step = _load_ema(built.denoiser, path)
+    params, position = _load_ema(built.denoiser, path)
     jitted = jax.jit(built.method.generate)
     denoise = jax.jit(lambda params, x, sigma, label: built.denoiser.apply(params, x, sigma, label)[0])
 
@@ -431,7 +455,7 @@ def from_workdir(path, *, sampler=None, steps=None):
     config = configs.from_json(plain)
     trajectory = built.method.trajectory and functools.partial(jax.jit(built.method.trajectory), params)
     nfe, shape, num_classes = built.method.nfe, built.shape, built.num_classes
-    return Run(config, step, params, generate, sample, denoise_with, trajectory, nfe, shape, num_classes)
+    return Run(config, position['next_step'], params, generate, sample, denoise_with, trajectory, nfe, shape, num_classes)
 
 
 def start(key, n, label, shape, num_classes):

@@ -135,6 +135,9 @@ def run_trial(workdir, trial, references=None):
     except (NotFinite, UserError) as error:
         outcome |= {'status': 'failed', 'error': ' '.join(str(error).split())}
     except Exception as error:  # One divergence's bug must not cost the others' night.
+        # Submitit's, of a job whose time is up: without a result it goes on later.
+        if type(error).__name__ == 'UncompletedJobError':
+            raise
         outcome |= {'status': 'failed', 'error': f'{type(error).__name__}: ' + ' '.join(str(error).split())[:500]}
     return _written(folder, outcome, time.perf_counter() - began)
 
@@ -322,7 +325,8 @@ def executor(cluster, workdir, parallel, **parameters):
     Args:
       cluster: 'local', or 'slurm' for an array job.
       parallel: trials at once.
-      parameters: of submitit's AutoExecutor: timeout_min, cpus_per_task, gpus_per_node, mem_gb, slurm_partition, ...
+      parameters: of submitit's AutoExecutor: timeout_min (default: a day), cpus_per_task, gpus_per_node,
+        mem_gb, slurm_partition, ...
 
     Raises:
       UserError: submitit is not installed, or an unknown parameter.
@@ -331,6 +335,8 @@ def executor(cluster, workdir, parallel, **parameters):
         import submitit
     except ImportError as error:
         raise UserError("--executor: needs submitit; install it with pip install -e '.[slurm]'") from error
+    # Submitit's own default is five minutes.
+    parameters = {'timeout_min': 24 * 60} | parameters
     if cluster == 'slurm':
         parameters = {'slurm_array_parallelism': parallel} | parameters
     try:

@@ -129,11 +129,27 @@ def test_config_is_complete(file):
 
 
 def test_what_may_differ_when_a_run_goes_on(tmp_path):
-    """Where the data lies and how often is logged, but nothing that the numbers depend on."""
-    plain = {'seed': 0, 'data': {'name': 'tfds', 'data_dir': 'here'}, 'training': {'log_every': 10, 'steps': 5}}
-    writer.write_json(tmp_path / 'config.json', plain)
-    moved = {'seed': 0, 'data': {'name': 'tfds', 'data_dir': 'there'}, 'training': {'log_every': 20, 'steps': 5}}
-    build._check_resumable(moved, tmp_path)
-    for other in ({'seed': 1}, {'training': {'log_every': 10, 'steps': 6}}):
-        with pytest.raises(UserError, match='holds a run with config'):
-            build._check_resumable(plain | other, tmp_path)
+    """Where data and teacher lie and how often is logged, but nothing that the numbers depend on."""
+
+    def plain(place, log_every, **others):
+        data = {'name': 'image_folder', 'path': place, 'data_dir': place}
+        sections = {'data': data, 'teacher': {'workdir': place}, 'training': {'log_every': log_every, 'steps': 5}}
+        return {'seed': 0, **sections, 'origin': {'data': 'ab', 'teacher': 'cd'}, **others}
+
+    writer.write_json(tmp_path / 'config.json', plain('here', 10))
+    build._check_resumable(plain('there', 20), tmp_path)
+    for other, message in (
+        ({'seed': 1}, 'holds a run with config.seed=0, now 1'),
+        ({'training': {'log_every': 10, 'steps': 6}}, 'holds a run with config.training.steps=5, now 6'),
+        ({'origin': {'data': 'ba', 'teacher': 'cd'}}, 'began with other data'),
+        ({'origin': {'data': 'ab', 'teacher': 'dc'}}, 'began with other weights of its teacher'),
+    ):
+        with pytest.raises(UserError, match=message):
+            build._check_resumable(plain('there', 20, **other), tmp_path)
+    # Nothing says what lay there when a run of 0.1 began.
+    known = plain('here', 10)
+    del known['origin']
+    writer.write_json(tmp_path / 'config.json', known)
+    build._check_resumable(plain('here', 10), tmp_path)
+    with pytest.raises(UserError, match="config.data.path='here', now 'there'"):
+        build._check_resumable(plain('there', 10), tmp_path)

@@ -292,6 +292,20 @@ def test_a_new_divergence_is_in_the_shipped_sweep_with_its_row(tmp_path, monkeyp
     assert outcome['status'] == 'done' and outcome['overrides']['method.divergence'] == 'symmetric_chi2'
 
 
+def test_a_job_whose_time_is_up_leaves_no_result(tmp_path, monkeypatch):
+    class UncompletedJobError(Exception):
+        pass
+
+    def end(*given, **options):
+        raise UncompletedJobError
+
+    (trial,) = sweep.load(write(tmp_path, [{'seed': 0}]))
+    monkeypatch.setattr(sweep.build, 'train', end)
+    with pytest.raises(UncompletedJobError):
+        sweep.run_trial(tmp_path / 'w', trial)
+    assert sweep.result(tmp_path / 'w', trial) is None
+
+
 @pytest.mark.parametrize('name', sorted(path.name for path in (ROOT / 'configs' / 'sweeps').glob('*.py')))
 def test_shipped_sweeps_load(name):
     trials = sweep.load(str(ROOT / 'configs' / 'sweeps' / name))

@@ -498,14 +498,19 @@ def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
 
 
 def test_a_student_of_a_network_resumes(teacher, tmp_path, monkeypatch):
-    """After a critic-only step, after a student step, between logs and at one: all bit-equal."""
+    """After a critic-only step, after a student step, between logs and at one, with the teacher moved: all bit-equal."""
     # One device, to compile nothing that the test above has not compiled; test_methods.py resumes on eight.
     monkeypatch.setattr(sharding, 'make_mesh', lambda: mesh_of(1, 1))
     settings = student_config(teacher)
     unbroken = build.train(settings, tmp_path / 'unbroken', quiet=True)
     for stop in (3, 4, 5):
         build.train(settings, tmp_path / 'broken', quiet=True, stop_at=stop)
-    resumed = build.train(settings, tmp_path / 'broken', quiet=True)
+    # A teacher of the same config and other weights is another; the same one may lie elsewhere.
+    build.train(config.load(str(pathlib.Path(teacher).with_name('config.py'))), tmp_path / 'other', quiet=True, stop_at=2)
+    with pytest.raises(UserError, match='began with other weights of its teacher'):
+        build.train(student_config(str(tmp_path / 'other')), tmp_path / 'broken', quiet=True)
+    moved = student_config(str(shutil.copytree(teacher, tmp_path / 'moved')))
+    resumed = build.train(moved, tmp_path / 'broken', quiet=True)
     assert_equal(jax.device_get(unbroken), jax.device_get(resumed))
     logs = [(tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('unbroken', 'broken')]
     assert logs[0] == logs[1]
@@ -642,12 +647,30 @@ def test_diverging_training_is_one_line(command):
         ('--config.method.law.name=lognormall', 'did you mean lognormal?'),
         ('--config.method.grid.steps=0', 'steps=0'),
         ('--config.seed=-1', 'seed=-1'),
+        ('--config.evaluation.samples=1', 'config.evaluation: samples=1'),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_folder(command, override, message):
     code, lines, workdir = command(override)
     assert code == 2 and len(lines) == 1 and lines[0].startswith('fdistill: ')
     assert message in lines[0]
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    'section, message',
+    [
+        ('sampels=100', 'config.evaluation.sampels: unknown; did you mean samples?'),
+        ("samples='many'", "config.evaluation.samples: 'many' is of type str; expected int"),
+        ('batch_size=0', 'batch_size=0: seed must be >= 0 and batch_size >= 1'),
+        ('seed=-1', 'seed=-1'),
+    ],
+)
+def test_a_mistake_about_the_evaluation_is_found_before_training(command, tmp_path, section, message):
+    file = tmp_path / 'mistaken.py'
+    file.write_text(LONG.replace('samples=100', section))
+    code, lines, workdir = command(file=file)
+    assert code == 2 and len(lines) == 1 and message in lines[0]
     assert not workdir.exists()
 
 

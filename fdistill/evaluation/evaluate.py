@@ -106,6 +106,18 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
     return np.concatenate(samples), len(seconds) * float(np.median(seconds))
 
 
+def check(samples=2000, seed=0, batch_size=500):
+    """Checks what a config sets of `evaluate`, before there is anything to evaluate.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+    if samples < 2:
+        raise ValueError(f'samples={samples}: a distance needs at least two')
+    if seed < 0 or batch_size < 1:
+        raise ValueError(f'seed={seed}, batch_size={batch_size}: seed must be >= 0 and batch_size >= 1')
+
+
 def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size=500, progress=True, against=None):
     """Samples a generator and measures it.
 
@@ -128,10 +140,9 @@ def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size
       `mode_coverage` if the data is no named mixture. `protocol` maps each measured key to its full name.
 
     Raises:
-      ValueError: fewer than two samples, or samples of a wrong shape or not finite.
+      ValueError: a setting out of range, see `check`, or samples of a wrong shape or not finite.
     """
-    if samples < 2:
-        raise ValueError(f'samples={samples}: a distance needs at least two')
+    check(samples, seed, batch_size)
     against = against or reference(train, held_out, progress=progress)
     labels, labelling = _labels(train, samples)
     generated, seconds = sample(generate, train.images.shape[1:], labels, seed=seed, batch_size=batch_size,
