@@ -23,21 +23,22 @@ def digests(tree):
 
     Any single changed word changes the sum, and integer sums are equal on every mesh.
     """
-
-    def checksum(x):
-        if x.dtype == jnp.bool_:
-            x = x.astype(jnp.uint8)
-        words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
-        words = words.reshape(-1).astype(jnp.uint32)
-        return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
-
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get(_checksums(checksum, [leaf for _, leaf in leaves]))
+    sums = jax.device_get(_checksums([leaf for _, leaf in leaves]))
     return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums)}
 
 
-def _checksums(checksum, leaves):
-    return jax.jit(lambda arrays: [checksum(a) for a in arrays])(leaves)
+def _checksum(x):
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
+    words = words.reshape(-1).astype(jnp.uint32)
+    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+@jax.jit
+def _checksums(leaves):
+    return [_checksum(leaf) for leaf in leaves]
 
 
 def abstract(tree, shardings=None):
