@@ -41,7 +41,7 @@ SECTIONS = (
 )
 # What may differ between a run and its resumption without making it another run.
 FREE = ('mesh', 'evaluation', 'origin', 'data.data_dir') + tuple(
-    f'training.{name}' for name in ('log_every', 'checkpoint_every', 'sample_every', 'keep', 'max_skipped')
+    f'training.{name}' for name in ('log_every', 'checkpoint_every', 'sample_every', 'keep', 'max_skipped', 'wandb')
 )
 # Where things lie may differ too, as long as the same lies there: `origin` has the digests.
 PLACES = ('data.path', 'teacher.workdir')

@@ -104,12 +104,13 @@ class Weighting(NamedTuple):
     """What a method multiplies the score difference with: h(r[B], sigma[B], step) -> [B].
 
     constant: h is the same for all r, sigma and steps, so that no density ratio is needed. stepwise: h depends on step, the
-    number of the student's updates so far.
+    number of the student's updates so far. shown: {what to call it: (sigma, step)} where h as a function of r is worth showing.
     """
 
     h: Callable
     constant: bool
     stepwise: bool
+    shown: dict
 
 
 def mix(first, second, share):
@@ -141,7 +142,8 @@ def anneal(first, second, steps):
         share = jnp.clip(step / steps, 0, 1)
         return (1 - share) * h(r) + share * g(r)
 
-    return Weighting(weigh, False, True)
+    shown = {'first update': (1.0, 0), 'half way': (1.0, steps / 2), f'from update {steps:g} on': (1.0, steps)}
+    return Weighting(weigh, False, True, shown)
 
 
 def by_sigma(low, high, sigma):
@@ -154,7 +156,8 @@ def by_sigma(low, high, sigma):
     below, above, at = _normalised(low), _normalised(high), sigma
     if not at > 0:
         raise ValueError(f'by_sigma({low}, {high}, {sigma}): sigma must be > 0')
-    return Weighting(lambda r, sigma, step: jnp.where(sigma < at, below(r), above(r)), False, False)
+    shown = {f'sigma below {at:g}': (at / 2, 0), f'sigma from {at:g} on': (at, 0)}
+    return Weighting(lambda r, sigma, step: jnp.where(sigma < at, below(r), above(r)), False, False, shown)
 
 
 def _normalised(name):
@@ -182,7 +185,7 @@ def weighting(spec):
         return combined
     f = get(spec)
     h = weight(f)
-    return Weighting(lambda r, sigma, step: h(r), is_constant(f), False)
+    return Weighting(lambda r, sigma, step: h(r), is_constant(f), False, {'': (1.0, 0)})
 
 
 def _combined(spec):
@@ -198,6 +201,10 @@ def _combined(spec):
     except ValueError:
         raise ValueError(f'divergence {spec!r}: give two divergences and a number, as {match[1]}(reverse_kl, js, 1)') from None
     return COMBINATIONS[match[1]](first, second, number)
+
+
+# Cells of histograms of log r and log h, in nats; what lies outside belongs to the first and the last.
+EDGES = np.linspace(-10, 10, 41)
 
 # Where a generator is checked for f(1) = 0 and convexity.
 PROBE = np.geomspace(1e-3, 1e3, 121)

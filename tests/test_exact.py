@@ -101,4 +101,5 @@ def test_annealed_weights_end_where_the_second_divergence_does(tmp_path):
     assert build.evaluate(None, whole, quiet=True)['spread'] == pytest.approx(1, abs=0.1)
     build.train(annealed, broken, quiet=True, stop_at=120)
     build.train(annealed, broken, quiet=True)
-    assert (whole / 'metrics.jsonl').read_bytes() == (broken / 'metrics.jsonl').read_bytes()
+    for name in ('metrics.jsonl', 'histograms.jsonl'):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()

@@ -36,6 +36,7 @@ DOORS = {
     'array_record': ('data/',),
     'sklearn': ('data/',),
     'tensorboardX': ('training/writer.py',),
+    'wandb': ('training/writer.py',),
     'ml_collections': ('build.py', 'config.py'),
     'matplotlib': ('report/',),
     'torch': (),

@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
-from fdistill import build
+from fdistill import build, divergences
 from fdistill import config as configs
-from fdistill.methods import DISTILLATIONS
+from fdistill.methods import DISTILLATIONS, losses
 from fdistill.training import sharding
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
@@ -147,8 +147,10 @@ def test_a_stop_changes_nothing(name, tmp_path):
     resumed = build.train(config, tmp_path / 'broken', quiet=True)
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(unbroken), jax.tree.leaves(resumed)):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=jax.tree_util.keystr(path))
-    logs = [(tmp_path / folder / 'metrics.jsonl').read_bytes() for folder in ('unbroken', 'broken')]
-    assert logs[0] == logs[1] and logs[0].count(b'\n') == 3
+    # A method without a density ratio has no histograms.
+    files = sorted(path.name for path in (tmp_path / 'unbroken').glob('*s.jsonl'))
+    logs = [[(tmp_path / folder / name).read_bytes() for name in files] for folder in ('unbroken', 'broken')]
+    assert logs[0] == logs[1] and files[-1] == 'metrics.jsonl' and logs[0][-1].count(b'\n') == 3
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -187,3 +189,17 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path):
     build.train(_config('sim', steps=3), tmp_path, quiet=True)
     with pytest.raises(ValueError, match='steps=3, now 4'):
         build.train(_config('sim', steps=4), tmp_path, quiet=True)
+
+
+def test_histogram_counts_every_sample_once():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0, 5, 995), [-np.inf, -10, 10, 99, 0]]).astype(np.float32)
+    position = rng.uniform(0, 1, 1000).astype(np.float32)
+    position[:2] = 0, 1
+    counts = np.asarray(losses.histogram(values, position))
+    edges = divergences.EDGES
+    for level in range(losses.LEVELS):
+        inside = np.minimum(np.floor(position * losses.LEVELS), losses.LEVELS - 1) == level
+        wanted, _ = np.histogram(np.clip(values[inside], edges[0], edges[-1] - 1e-4), edges)
+        np.testing.assert_array_equal(counts[level], wanted)
+    assert counts.sum() == 1000

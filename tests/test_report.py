@@ -451,7 +451,7 @@ def test_page_of_a_sweep(real):
     decoded = [base64.b64decode(source.removeprefix('data:image/png;base64,'), validate=True) for source in pictures_shown]
     assert all(Image.open(io.BytesIO(data)).format == 'PNG' for data in decoded)
     captions = [attributes['alt'] for tag, attributes in parsed.tags if tag == 'img']
-    for wanted in ('4000 samples', 'kl (nats)', 'weight h(r)', 'variance of the gradient norm', 'Coverage of the modes'):
+    for wanted in ('Distribution of log r', 'Distribution of log h', '4000 samples', 'kl (nats)', 'weight h(r)', 'variance of the gradient norm', 'Coverage of the modes'):
         assert any(wanted in caption for caption in captions), wanted
     text = ' '.join(parsed.text)
     for wanted in ('not separated', 'Holm', 'kl[pixels,500,pair,float,as-train,seed0]', 'fingerprint', 'Versions'):
@@ -517,10 +517,57 @@ def test_quality_against_evaluations_where_they_differ(tmp_path):
 
 def test_weights_leave_out_what_has_no_curve():
     r = np.array([0.5, 1.0, 2.0])
-    curves, left_out = summary.weights(['js', 'alpha(2)', 'anneal(js, reverse_kl, 10)', 'none such'], r)
-    assert left_out == ['anneal(js, reverse_kl, 10)', 'none such']
-    np.testing.assert_allclose(curves['js'], r / (r + 1), rtol=1e-5)
-    np.testing.assert_allclose(curves['alpha(2)'], r**2, rtol=1e-5)
+    schedules = ['anneal(js, reverse_kl, 10)', 'by_sigma(forward_kl, reverse_kl, 0.5)']
+    curves, left_out = summary.weights(['reverse_kl', 'alpha(2)', *schedules, 'none such'], r)
+    assert left_out == ['none such']
+    wanted = {'reverse_kl': r**0, 'alpha(2)': r**2}
+    js, anneal, by_sigma = 2 * r / (r + 1), *schedules
+    wanted |= {f'{anneal}, first update': js, f'{anneal}, half way': (1 + js) / 2, f'{anneal}, from update 10 on': r**0}
+    wanted |= {f'{by_sigma}, sigma below 0.5': r, f'{by_sigma}, sigma from 0.5 on': r**0}
+    assert curves.keys() == wanted.keys()
+    for label, (name, h) in curves.items():
+        assert label.startswith(name)
+        np.testing.assert_allclose(h, wanted[label], rtol=1e-5)
+
+
+def test_distributions_by_hand(tmp_path):
+    for seed in (0, 1):
+        folder = make(tmp_path / f'{seed}', seed=seed)
+        lines = [
+            {'step': step, 'edges': [-1, 0, 1], 'student/log_h': [[step, step], [3 * (seed + 1), 3 * (1 - seed)]]}
+            for step in (25, 50, 75, 100)
+        ]
+        (folder / 'histograms.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 12')
+    (comparison,) = summary.summarise(collect.runs([tmp_path / '0', tmp_path / '1']))['comparisons']
+    found = comparison['groups'][0]['distributions']['student/log_h']
+    # Of the second half: 75 and 100. Shares of the second level: (1/2, 1/2) and (1, 0).
+    assert found['edges'] == [-1, 0, 1] and found['n'] == 2 and found['mean'] == [[0.5, 0.5], [0.75, 0.25]]
+    assert found['half'][0] == [0.0, 0.0] and found['half'][1][0] == pytest.approx(stats.t.ppf(0.975, 1) * 0.25)
+    names = [figure.name for figure in report._figures(comparison, [], True)]
+    assert 'distribution student/log_h' in names and 'distribution student/log_ratio' not in names
+
+
+def test_a_report_takes_the_figures_of_the_one_before_with_it(tmp_path):
+    for seed in (0, 1):
+        make(tmp_path / 'a', seed=0) if not seed else make(tmp_path / 'b', 'pearson', within=0.9)
+        written = report.write([tmp_path / name for name in 'ab'[: seed + 1]], tmp_path / 'out', quiet=True)
+        if not seed:
+            (tmp_path / 'out' / 'mine.png').write_bytes(b'mine')
+            (tmp_path / 'out' / '1-99-mine.png').write_bytes(b'mine')
+    kept = {path.name for path in (tmp_path / 'out').glob('*.png')}
+    assert kept == {*json.loads(written['report.json'].read_text())['figures'], 'mine.png', '1-99-mine.png'}
+
+
+def test_a_limit_on_the_groups_of_a_figure_is_said(tmp_path):
+    for index in range(3):
+        make(tmp_path / f'{index}', f'alpha({index})')
+    (comparison,) = summary.summarise(collect.runs(list(tmp_path.iterdir())))['comparisons']
+    notes = []
+    report._figures(comparison, notes, True)
+    assert not any('first' in note for note in notes)
+    comparison['groups'] *= 20
+    report._figures(comparison, notes, True)
+    assert 'figures show the first 40 of 60 groups; the tables and report.json have all.' in notes
 
 
 def test_plots_take_many_groups_with_odd_names():

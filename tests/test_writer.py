@@ -2,12 +2,14 @@ import io
 import json
 import struct
 import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from fdistill.errors import UserError
 from fdistill.training import writer
 
 
@@ -158,3 +160,61 @@ def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     progress.close()
     err = capsys.readouterr().err
     assert '4/4' in err and 'loss=0.5' in err
+
+
+def test_histograms_are_counts_and_reach_tensorboard(tmp_path):
+    counts = np.array([[0, 3, 1, 0], [0, 0, 0, 5]])
+    with writer.Writer(tmp_path) as out:
+        out.histograms(20, {'student/log_h': counts}, np.linspace(-2, 2, 5))
+        out.histograms(30, {}, np.linspace(-2, 2, 5))
+    (line,) = lines(tmp_path / 'histograms.jsonl')
+    assert line == {'step': 20, 'edges': [-2.0, -1.0, 0.0, 1.0, 2.0], 'student/log_h': counts.tolist()}
+    found = {value.tag: value.histo for event in events(tmp_path) for value in event.summary.value}
+    assert set(found) == {'student/log_h', *(f'student/log_h/noise_level_{k}_of_2' for k in (1, 2))}
+    total = found['student/log_h']
+    assert (total.min, total.max, total.num, total.sum, total.sum_squares) == (-1, 2, 9, -1.5 + 0.5 + 7.5, 0.75 + 0.25 + 11.25)
+    assert list(total.bucket) == [0, 3, 1, 5] and list(total.bucket_limit) == [-1, 0, 1, 2]
+
+
+class FakeWandb(types.ModuleType):
+    """As much of wandb as is used, writing down what it was asked."""
+
+    def __init__(self):
+        super().__init__('wandb')
+        self.begun, self.logged, self.config = [], [], {}
+        self.Histogram = lambda np_histogram: ('histogram', np.shape(np_histogram[0]))
+        self.Image = lambda array: ('image', array.shape)
+
+    def init(self, **options):
+        self.begun.append(options)
+        log = lambda values, step: self.logged.append((step, values))
+        config = types.SimpleNamespace(update=lambda values, allow_val_change: self.config.update(values))
+        return types.SimpleNamespace(log=log, config=config, finish=lambda: self.logged.append('finished'))
+
+
+def test_weights_and_biases_gets_the_same_and_goes_on_under_its_id(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    for step in (10, 20):
+        with writer.Writer(tmp_path / 'run', 'mine') as out:
+            out.config({'seed': 3})
+            out.metrics(step, {'loss': 0.5})
+            out.timing(step, {'seconds': 2.0})
+            out.image(step, 'samples', np.zeros((4, 4, 3), np.uint8))
+            out.histograms(step, {'h': np.array([[1, 2]])}, [0, 1, 2])
+    first, second = fake.begun
+    assert first == second and first['project'] == 'mine' and first['name'] == 'run' and first['resume'] == 'allow'
+    assert fake.config == {'seed': 3} and fake.logged.count('finished') == 2
+    logged = {key: value for entry in fake.logged if entry != 'finished' for key, value in entry[1].items()}
+    assert logged == {
+        'loss': 0.5, 'timing/seconds': 2.0, 'samples': ('image', (4, 4, 3)),
+        'h': ('histogram', (2,)), 'h/noise_level_1_of_1': ('histogram', (2,)),
+    }
+
+
+def test_weights_and_biases_is_off_unless_asked_for_and_has_to_be_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with writer.Writer(tmp_path) as out:
+        out.metrics(1, {'loss': 0.5})
+    with pytest.raises(UserError, match=r"wandb='mine': .*not installed: pip install 'fdistill\[wandb\]'"):
+        writer.Writer(tmp_path, 'mine')

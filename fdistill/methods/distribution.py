@@ -116,7 +116,13 @@ def distribution_matching(
             r, ratio_bins = losses.normalise_ratio(r, student_law.cdf(sigma), aux['ratio_bins'], bins_decay)
             aux = aux | {'ratio_bins': ratio_bins}
         h = stop_gradient(weights.h(r, sigma, aux.get('updates', 0)))
-        metrics |= {'h': jnp.mean(h), 'h_max': jnp.max(h)}
+        position = student_law.cdf(sigma)
+        metrics |= {
+            'h': jnp.mean(h),
+            'h_max': jnp.max(h),
+            'log_ratio': losses.histogram(jnp.mean(logits, axis=-1), position),
+            'log_h': losses.histogram(jnp.log(h), position),
+        }
         return losses.normalise_weight(h) if normalise else h, metrics, counted(aux)
 
     def loss(params, frozen, batch, key, aux):

@@ -59,6 +59,8 @@ def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=
             'clipped': jnp.mean((r <= ratio_low) | (r >= ratio_high)),
             'h': jnp.mean(h),
             'h_max': jnp.max(h),
+            'log_ratio': losses.histogram(log_r, student_law.cdf(sigma)),
+            'log_h': losses.histogram(jnp.log(h), student_law.cdf(sigma)),
             'std': own.stds[0],
         }
         return jnp.mean(gap), (metrics, counted(aux))

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from fdistill import divergences
 from fdistill.methods.method import column
 
 EPSILON = 1e-6  # FastGen's guard of every normalisation
+LEVELS = 5  # of noise, told apart in a histogram
 
 
 def _elements(x):
@@ -155,3 +157,17 @@ def normalise_ratio(ratio, position, bins, decay):
 def normalise_weight(h):
     """Second stage of f-distill: h / mean(h) over the global batch, which takes the saturation out of a divergence."""
     return stop_gradient(h / (jnp.mean(h) + EPSILON))
+
+
+def histogram(values, position):
+    """How often values lie in the cells of `divergences.EDGES`, by noise level: counts float32 [LEVELS, cells], no gradient.
+
+    Args:
+      values: log r or log h, [B]; -inf counts as the lowest cell.
+      position: [B] in [0, 1], the noise law's cdf(sigma): the levels are equally frequent.
+    """
+    cells = len(divergences.EDGES) - 1
+    cell = jnp.clip(jnp.searchsorted(divergences.EDGES, values, side='right') - 1, 0, cells - 1)
+    level = jnp.clip((position * LEVELS).astype(jnp.int32), 0, LEVELS - 1)
+    counts = jnp.zeros((LEVELS, cells), jnp.float32)
+    return counts.at[level, cell].add(1.0)

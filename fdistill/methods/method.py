@@ -10,6 +10,7 @@ class Method(NamedTuple):
 
     init(key, batch, frozen) -> (params, aux): params is {role: pytree}, aux the method's own statistics (arrays).
     losses: role -> loss(params, frozen, batch, key, aux) -> (scalar, (metrics, aux)); differentiated in params[role] only.
+      A metric is a scalar, averaged from log to log, or a histogram [levels, cells] as of `losses.histogram`, summed.
     cycle(step) -> the roles trained in that step, in order; later roles see the earlier ones' update.
     generate(student_params, noise[B,...] ~ N(0, 1), label[B]) -> x0[B,...]
     nfe: network evaluations of one generate.

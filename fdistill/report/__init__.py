@@ -1,6 +1,8 @@
 """Reports: of any set of run and sweep folders, one page that needs nothing else, the same as Markdown, and all its numbers."""
 
+import json
 import pathlib
+import re
 
 import numpy as np
 import tqdm
@@ -33,6 +35,10 @@ def write(paths, out=None, measure=None, quiet=False):
     figures = []
     for comparison in report['comparisons']:
         figures.append(_figures(comparison, report['notes'], quiet))
+    # The figures of the report before this one; whatever else lies in the folder is none of ours.
+    for name in _earlier(out / 'report.json'):
+        (out / name).unlink(missing_ok=True)
+    report['figures'] = [name for names in page.files(figures) for name in names]
     writer.write_json(out / 'report.json', report)
     for names, drawn in zip(page.files(figures), figures):
         for name, figure in zip(names, drawn):
@@ -46,9 +52,20 @@ def write(paths, out=None, measure=None, quiet=False):
     return {name: out / name for name in ('report.html', 'report.md', 'report.json')}
 
 
+def _earlier(path):
+    """Names of the figures of the report that lies at a path, if there is one."""
+    try:
+        names = json.loads(path.read_text()).get('figures', ())
+    except (OSError, ValueError, AttributeError):
+        return ()
+    return [name for name in names if re.fullmatch(r'\d+-\d+-[a-z0-9-]*\.png', str(name))]
+
+
 def _figures(comparison, notes, quiet):
     """[page.Figure] of a comparison, in the order of the page."""
     groups = comparison['groups']
+    if len(groups) > plots.MOST:
+        notes.append(f'figures show the first {plots.MOST} of {len(groups)} groups; the tables and report.json have all.')
     colour = {group['name']: index for index, group in enumerate(groups)}
     jobs = []
 
@@ -79,11 +96,18 @@ def _figures(comparison, notes, quiet):
     names = dict.fromkeys(group['divergence'] for group in groups if isinstance(group['divergence'], str))
     lines, left_out = summary.weights(names, r)
     if left_out:
-        notes.append(f'without a curve h(r), being schedules or unknown: {", ".join(left_out)}.')
+        notes.append(f'without a curve h(r), being unknown: {", ".join(left_out)}.')
     if lines:
         first = {group['divergence']: colour[group['name']] for group in reversed(groups)}
         job('divergences', 'h', 'The weight h(r) of each divergence; no unit, no interval: a formula.', plots.weights,
-            [(name, first[name], h) for name, h in lines.items()], r)
+            [(label, first[name], h) for label, (name, h) in lines.items()], r)
+    for key, label in summary.DISTRIBUTIONS.items():
+        rows = [(group['name'], colour[group['name']], group['distributions'][key]) for group in groups
+                if key in group['distributions']]
+        if rows:
+            caption = (f'Distribution of {label} over the second half of the training, from the lowest fifth of the noise to the '
+                       'highest: mean share of the samples in a cell with its 95 % interval over the seeds.')
+            job('divergences', f'distribution {key}', caption, plots.distributions, rows, label)
     for key, (title, unit) in summary.STATISTICS.items():
         rows = [(group['name'], colour[group['name']], group['logged'][key]) for group in groups if key in group['logged']]
         if rows:

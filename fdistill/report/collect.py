@@ -5,6 +5,8 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fdistill import build, sweep
 from fdistill import config as configs
 from fdistill.errors import UserError
@@ -160,6 +162,21 @@ def logged(run):
             known.append((int(line['step']), offset + seconds))
     seconds = None if len(known) < 2 else [_between(known, step) for step in steps]
     return steps, metrics, seconds
+
+
+def histograms(run):
+    """Counts of log r and log h by noise level in the second half of the training.
+
+    Returns:
+      {metric: (edges [cells + 1], counts float [levels, cells])}; empty for a run that logged none.
+    """
+    lines = _lines(run.folder / 'histograms.jsonl')
+    late = [line for line in lines if 2 * line['step'] > lines[-1]['step']]
+    found = {}
+    for line in late:
+        for name in line.keys() - {'step', 'edges'}:
+            found[name] = found.get(name, 0.0) + np.asarray(line[name], np.float64)
+    return {name: (late[-1]['edges'], found[name]) for name in sorted(found)}
 
 
 def _between(known, step):

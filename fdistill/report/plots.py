@@ -166,11 +166,45 @@ def weights(lines, r):
     """
     lines = lines[:MOST]
     figure, (axis,) = _figure(2.9)
-    for name, index, h in lines:
+    for number, (name, index, h) in enumerate(lines):
         colour, style, _ = _look(index)
+        # The parts of a schedule share its colour.
+        parts = sum(other == index for _, other, _ in lines[:number])
+        style = STYLES[(STYLES.index(style) + parts) % len(STYLES)]
         axis.plot(r, np.where(h > 0, h, np.nan), style, color=colour, linewidth=1.2, label=_literal(name, 26))
     axis.set(xscale='log', yscale='log', ylim=(1e-4, 1e4), xlabel='r = teacher / student', ylabel="weight h(r) = r² f''(r)")
     figure.set_figheight(2.9 + _legend(figure, axis, [name for name, _, _ in lines]))
+    return _png(figure)
+
+
+def distributions(lines, x_label):
+    """Shares of the samples in the cells of a histogram, a row for each level of the noise.
+
+    Args:
+      lines: [(name, index of the group's colour, {edges, mean, half})], as of `summary.distributions`.
+
+    Returns:
+      PNG, bytes.
+    """
+    lines = lines[:MOST]
+    levels = len(lines[0][2]['mean'])
+    figure, axes = _figure(1.15 * levels, levels)
+    used = [np.flatnonzero(np.asarray(found['mean']).sum(axis=0)) for _, _, found in lines]
+    edges = np.asarray(lines[0][2]['edges'])
+    first, last = min(cells[0] for cells in used if len(cells)), max(cells[-1] for cells in used if len(cells))
+    for level, axis in enumerate(axes):
+        for name, index, found in lines:
+            colour, style, _ = _look(index)
+            middle = (np.asarray(found['edges'])[1:] + np.asarray(found['edges'])[:-1]) / 2
+            mean = np.array(found['mean'][level])
+            half = np.array([half or 0.0 for half in found['half'][level]])
+            axis.plot(middle, mean, style, color=colour, linewidth=1.1, label=_literal(name, 26), drawstyle='steps-mid')
+            below = np.maximum(mean - half, 0)
+            axis.fill_between(middle, below, mean + half, color=colour, alpha=0.13, linewidth=0, step='mid')
+        axis.set(xlim=(edges[first] - 0.5, edges[last + 1] + 0.5), ylabel='share')
+        axis.set_title(f'noise level {level + 1} of {levels}', color=GREY, fontsize=8, loc='left', pad=2)
+    axes[-1].set_xlabel(x_label)
+    figure.set_figheight(1.15 * levels + 0.3 + _legend(figure, axes[0], [name for name, _, _ in lines]))
     return _png(figure)
 
 

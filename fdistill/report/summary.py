@@ -50,6 +50,11 @@ STATISTICS = {
     # Free of the trend (von Neumann, 1941).
     'grad_norm_noise': ('noise of the gradient norm without its trend', 'L2 squared'),
 }
+# Of what a student logs by noise level: axis of its histogram.
+DISTRIBUTIONS = {
+    'student/log_ratio': 'log r, r = teacher / student (nats)',
+    'student/log_h': 'log h(r) (nats)',
+}
 # `within` and the others need no protocol: they are no measures of quality.
 NO_MEASURE = ('step', 'nfe', 'seconds', 'protocol')
 
@@ -226,6 +231,7 @@ def _group(name, runs, keys):
         'folder': str(min(done, key=lambda run: str(run.seed)).folder) if done else None,
         'measures': {},
         'logged': {},
+        'distributions': distributions(done),
     }
     for key in keys:
         values = {str(run.seed): run.row[key] for run in done if key in run.row and np.isfinite(run.row[key])}
@@ -319,11 +325,38 @@ def _curves(members, order):
 
 
 def weights(names, r):
-    """({divergence: h(r) [n]}, names without a curve: a schedule, or no divergence)."""
+    """({label: (divergence, h(r) [n])}, names that are no divergence); a schedule has a curve for each of its parts."""
     curves, left_out = {}, []
     for name in names:
         try:
-            curves[name] = np.asarray(divergences.weight(divergences.get(name))(r), np.float64)
+            weighting = divergences.weighting(name)
         except ValueError:
             left_out.append(name)
+            continue
+        for what, (sigma, step) in weighting.shown.items():
+            h = np.broadcast_to(np.asarray(weighting.h(r, np.full_like(r, sigma), step), np.float64), r.shape)
+            curves[f'{name}, {what}' if what else name] = (name, h)
     return curves, left_out
+
+
+def distributions(runs):
+    """How log r and log h were distributed in the second half of the training, by noise level.
+
+    Args:
+      runs: of one group, done.
+
+    Returns:
+      {name: {edges [cells + 1], mean, half: share of the samples in each cell [levels][cells], over the seeds, n}}; None in
+      `half` with one seed.
+    """
+    shares = {}
+    for run in runs:
+        for name, (edges, counts) in collect.histograms(run).items():
+            share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            shares.setdefault((name, tuple(edges), counts.shape), []).append(share)
+    found = {}
+    for (name, edges, _), of in shares.items():
+        cells = [[statistics.interval(values) for values in np.stack(of)[:, level].T] for level in range(len(of[0]))]
+        mean, half = ([[getattr(cell, key) for cell in row] for row in cells] for key in ('mean', 'half'))
+        found[name] = {'edges': list(edges), 'mean': mean, 'half': half, 'n': len(of)}
+    return found

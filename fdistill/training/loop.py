@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
+from fdistill import divergences
 from fdistill.errors import NotFinite
 from fdistill.training import checkpoint, sharding, writer
 from fdistill.training.state import empty_metrics, init_state
@@ -62,6 +63,7 @@ def train(
     keep: int = 2,
     max_skipped: int = 10,
     quiet: bool = False,
+    wandb: str | None = None,
     stop_at: int | None = None,
 ):
     """Trains a method to `steps` steps; run again with the same workdir, it goes on from the newest checkpoint.
@@ -82,6 +84,7 @@ def train(
       keep: checkpoints kept.
       max_skipped: non-finite updates of a role in a row that stop the run.
       quiet: no progress on stderr.
+      wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
       stop_at: stop after this step with a checkpoint, as a SIGTERM would.
 
     Returns:
@@ -122,7 +125,7 @@ def train(
 
     workdir = pathlib.Path(workdir)
     with (
-        writer.Writer(workdir) as out,
+        writer.Writer(workdir, wandb) as out,
         checkpoint.Checkpoints(workdir, keep) as checkpoints,
         Stop() as stop,
     ):
@@ -156,6 +159,7 @@ def train(
                 # A stop between two logs writes nothing: the averages are in the state, and the resumed run will log them.
                 if done % log_every == 0 or done == steps:
                     out.metrics(done, logged)
+                    out.histograms(done, read_histograms(state), divergences.EDGES)
                     state = state._replace(metrics=empty_metrics(state.metrics))
             timing = progress.update(done, _headline(logged))
             if timing:
@@ -178,14 +182,18 @@ def train(
 
 def read_metrics(state):
     """{'role/name': mean since the last log} of the roles with an update applied since, and the skips so far."""
-    metrics, skipped = jax.device_get((state.metrics, state.skipped))
-    values = {
-        f'{role}/{name}': float(average.total / average.count)
-        for role, averages in metrics.items()
-        for name, average in averages.items()
-        if average.count
-    }
-    return values | {f'{role}/skipped': int(count) for role, count in skipped.items()}
+    values = {name: float(average.total / average.count) for name, average in _averages(state) if not average.total.ndim}
+    return values | {f'{role}/skipped': int(count) for role, count in jax.device_get(state.skipped).items()}
+
+
+def read_histograms(state):
+    """{'role/name': counts [levels, cells] since the last log} of the roles with an update applied since."""
+    return {name: average.total.astype(int) for name, average in _averages(state) if average.total.ndim}
+
+
+def _averages(state):
+    for role, averages in jax.device_get(state.metrics).items():
+        yield from ((f'{role}/{name}', average) for name, average in averages.items() if average.count)
 
 
 def _headline(logged):

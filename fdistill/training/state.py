@@ -26,6 +26,11 @@ class TrainState(NamedTuple):
     metrics: Any
 
 
+def average(value, count=1):
+    """clu's Average of a metric, elementwise: of the cells of a histogram too, where its own constructor takes one mean."""
+    return clu_metrics.Average(total=jnp.asarray(value, jnp.float32), count=jnp.asarray(count, jnp.int32))
+
+
 def empty_metrics(metrics):
     """The same names with nothing averaged yet."""
     return jax.tree.map(jnp.zeros_like, metrics)
@@ -46,7 +51,8 @@ def init_state(method, optimizers, seed, batch, frozen):
 
     def names(role):
         _, (metrics, _) = jax.eval_shape(lambda: method.losses[role](params, frozen, batch, key, aux))
-        return {name: clu_metrics.Average.empty() for name in [*metrics, 'grad_norm']}
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        return {name: average(jnp.zeros(value.shape), 0) for name, value in {**metrics, 'grad_norm': scalar}.items()}
 
     return TrainState(
         step=jnp.zeros((), jnp.int32),

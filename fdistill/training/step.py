@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import optax
-from clu import metrics as clu_metrics
+
+from fdistill.training.state import average
 
 
 def ema_decay(half_life, batch_size, ramp_up=0.05):
@@ -69,7 +70,7 @@ def make_step(method, optimizers, decay, *, seed, max_skipped=10):
             d = decay(state.step)
             ema = choose(jax.tree.map(lambda average, p: d * average + (1 - d) * p, ema, params), ema)
         averages = {
-            name: state.metrics[role][name].merge(clu_metrics.Average.from_model_output(value))
+            name: state.metrics[role][name].merge(average(value))
             for name, value in {**metrics, 'grad_norm': grad_norm}.items()
         }
         counts = apply | (in_a_row + 1 >= max_skipped)

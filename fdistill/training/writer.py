@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import sys
 import time
 
@@ -17,21 +18,31 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fdistill.errors import UserError
+
 
 class Writer:
-    """Appends to `workdir/metrics.jsonl`, `workdir/timing.jsonl` and `workdir/tensorboard`; silent but on process 0.
+    """Appends to metrics.jsonl, histograms.jsonl, timing.jsonl and tensorboard/ in the workdir; silent but on process 0.
 
     Args:
         workdir: folder of the run, made when missing.
+        wandb: project of Weights & Biases to write to as well, or None. Entity and mode come from its own environment
+            variables; WANDB_MODE=offline keeps everything below the workdir. A resumed run goes on under the same id.
+
+    Raises:
+        UserError: wandb is not installed.
     """
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, wandb=None):
         self._workdir = pathlib.Path(workdir)
         self._active = jax.process_index() == 0
         self._step = 0
         self._board = None
+        self._wandb = None
         if self._active:
             self._workdir.mkdir(parents=True, exist_ok=True)
+            if wandb:
+                self._wandb = _wandb_run(wandb, self._workdir)
 
     def __enter__(self):
         return self
@@ -46,7 +57,7 @@ class Writer:
         """
         self._step = step
         if self._active:
-            for name in ('metrics.jsonl', 'timing.jsonl'):
+            for name in ('metrics.jsonl', 'histograms.jsonl', 'timing.jsonl'):
                 _truncate(self._workdir / name, step)
 
     def metrics(self, step, values):
@@ -61,15 +72,60 @@ class Writer:
         if not self._active:
             return
         values = {key: float(value) for key, value in values.items()}
-        with open(self._workdir / name, 'a') as file:
-            file.write(json.dumps(plain({'step': int(step), **values}), allow_nan=False) + '\n')
+        self._line(name, {'step': int(step), **values})
         for key, value in values.items():
             self._tensorboard().add_scalar(prefix + key, value, int(step))
+        if self._wandb:
+            self._wandb.log({prefix + key: value for key, value in values.items()}, step=int(step))
+
+    def _line(self, name, values):
+        with open(self._workdir / name, 'a') as file:
+            file.write(json.dumps(plain(values), allow_nan=False) + '\n')
+
+    def histograms(self, step, counts, edges):
+        """Writes how often something lay where, by noise level: to histograms.jsonl and TensorBoard; reproducible.
+
+        Args:
+            step: int.
+            counts: {name: int [levels, cells]}, the levels from low noise to high.
+            edges: [cells + 1], of the cells.
+        """
+        if not self._active or not counts:
+            return
+        self._line('histograms.jsonl', {'step': int(step), 'edges': edges, **counts})
+        for name, by_level in counts.items():
+            levels = {f'{name}/noise_level_{k}_of_{len(by_level)}': row for k, row in enumerate(by_level, 1)}
+            for tag, row in ({name: by_level.sum(axis=0)} | levels).items():
+                if row.sum():
+                    self._histogram(tag, row, np.asarray(edges, float), int(step))
+
+    def _histogram(self, tag, counts, edges, step):
+        middle = (edges[1:] + edges[:-1]) / 2
+        occupied = np.flatnonzero(counts)
+        self._tensorboard().add_histogram_raw(
+            tag,
+            min=edges[occupied[0]],
+            max=edges[occupied[-1] + 1],
+            num=int(counts.sum()),
+            sum=float(counts @ middle),
+            sum_squares=float(counts @ middle**2),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
+        if self._wandb:
+            import wandb
+
+            self._wandb.log({tag: wandb.Histogram(np_histogram=(counts, edges))}, step=step)
 
     def image(self, step, name, array):
         """Writes a picture, uint8 [H, W, 3], to TensorBoard."""
         if self._active:
             self._tensorboard().add_image(name, array, int(step), dataformats='HWC')
+            if self._wandb:
+                import wandb
+
+                self._wandb.log({name: wandb.Image(array)}, step=int(step))
 
     def config(self, values):
         """Writes a config, nested dicts of plain values, to TensorBoard: as text and as hyperparameters."""
@@ -77,6 +133,8 @@ class Writer:
             return
         from tensorboardX.summary import hparams
 
+        if self._wandb:
+            self._wandb.config.update(values, allow_val_change=True)
         board = self._tensorboard()
         board.add_text('config', f'```\n{json.dumps(values, indent=2)}\n```')
         # `board.add_hparams` would open a second event file, which TensorBoard shows as a second run.
@@ -103,6 +161,28 @@ class Writer:
         if self._board is not None:
             self._board.close()
             self._board = None
+        if self._wandb:
+            self._wandb.finish()
+            self._wandb = None
+
+
+def _wandb_run(project, workdir):
+    """A run of Weights & Biases, the one that this workdir began if it did."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"wandb={project!r}: Weights & Biases is not installed: pip install 'fdistill[wandb]'") from error
+    file = workdir / 'wandb' / 'id'
+    if not file.exists():
+        _replace(file, f'{secrets.token_hex(8)}\n'.encode())
+    return wandb.init(
+        project=project,
+        id=file.read_text().strip(),
+        name=workdir.resolve().name,
+        dir=workdir,
+        resume='allow',
+        reinit='create_new',
+    )
 
 
 def _flat(values, prefix=''):
