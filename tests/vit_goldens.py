@@ -1,6 +1,6 @@
 """Small vision transformers with weights drawn by name, and how outputs of two PyTorch implementations were recorded.
 
-`python tests/vit_goldens.py CHECKOUT` writes data/vit_goldens.npz; CHECKOUT: clone of github.com/facebookresearch/dinov2.
+`python tests/vit_goldens.py CHECKOUT` writes data/vit_goldens.npz; CHECKOUT is a clone of facebookresearch/dinov2.
 Recorded at its commit b8931f7 and with transformers 5.23.0 and torch 2.13.0+cpu in float32.
 """
 

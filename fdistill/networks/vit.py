@@ -94,7 +94,7 @@ def _attention(params, x, heads):
 
 
 def _cubic(size, grid, offset):
-    """Keys's cubic interpolation with a = -0.75 from `grid` points to `size`, the border repeated: float64 [size, grid].
+    """Keys's cubic interpolation with a = -0.75 from `grid` points to `size`, border repeated: float64 [size, grid].
 
     Output i lies at (i + 1/2) grid/(size + offset) - 1/2. With an offset the positions fall short of the last point:
     DINO added it against rounding in the output's size, and PyTorch takes the scale for the positions too.
