@@ -12,10 +12,13 @@ Sections of a config, each the keyword arguments of one function:
   training, mesh, evaluation   `loop.train`, `sharding.make_mesh`, `evaluate.evaluate`
 """
 
+import copy
+import fnmatch
 import functools
 import hashlib
 import inspect
 import json
+import operator
 import pathlib
 from typing import Any, Callable, NamedTuple
 
@@ -34,6 +37,7 @@ from fdistill.errors import UserError, suggest
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.methods import DISTILLATIONS, exact, pretrain
 from fdistill.training import checkpoint, lanes, loop, optim, sharding, writer
+from fdistill.training.step import ema_decay
 
 METHODS = {'pretrain': pretrain, 'exact': exact, **DISTILLATIONS}
 SECTIONS = (
@@ -43,6 +47,19 @@ SECTIONS = (
 FREE = ('mesh', 'evaluation', 'origin', 'data.data_dir') + tuple(
     f'training.{name}' for name in ('log_every', 'checkpoint_every', 'sample_every', 'keep', 'max_skipped', 'wandb')
 )
+# What the lanes of one program may differ in besides their seed, as patterns of dotted names: numbers that enter the arithmetic
+# of a step and nothing else. With each the value, if any, that leaves a part of the step out: it has a program of its own.
+CONTINUOUS = {
+    **{f'optimizer.*.{name}': None for name in ('learning_rate', 'b1', 'b2', 'eps', 'final')},
+    **{f'optimizer.*.{name}': 0 for name in ('weight_decay', 'clip')},
+    **{f'training.{name}': None for name in ('ema_half_life', 'ema_ramp_up')},
+    **{f'method.{name}': None for name in ('sigma_init', 'alpha', 'c', 'discriminator_weight', 'bins_decay')},
+    **{f'method.{name}': None for name in ('logit_clip', 'ratio_low', 'ratio_high')},
+    **{f'method.{name}': 0 for name in ('gan_weight', 'r1_weight', 'label_dropout')},
+    **{f'method.{law}.*': None for law in ('law', 'student_law', 'critic_law')},
+    **{f'{section}.sigma_data': None for section in ('denoiser', 'fake_score')},
+    'teacher.guidance': 1,
+}
 # Where things lie may differ too, as long as the same lies there: `origin` has the digests.
 PLACES = ('data.path', 'teacher.workdir')
 
@@ -90,7 +107,14 @@ def _plain(section):
 def _named(table, section, where, **given):
     """table[section.name](**rest of the section); a name alone is a section without the rest."""
     made, options = _chosen(table, section, where)
-    return call(made, options, where, **given)
+    return _call(made, options, where, **given)
+
+
+def _call(function, section, where, **given):
+    """`config.call`. A number of lanes has no type to check: each config had its own checked."""
+    own = {name: value for name, value in section.items() if isinstance(value, lanes.Number)}
+    rest = {name: value for name, value in section.items() if name not in own}
+    return call(function, rest, where, **given, **own)
 
 
 def _chosen(table, section, where):
@@ -148,7 +172,7 @@ def _denoiser(network, precondition, image, where):
             raise UserError(f'{where}network.name={network["name"]}: needs square images, the data has {image["shape"]}')
         fitting |= {'resolution': height, 'channels': channels}
     built = _named(networks.NETWORKS, network, f'{where}network', **fitting)
-    return call(denoisers.precondition, precondition, f'{where}denoiser', network=built)
+    return _call(denoisers.precondition, precondition, f'{where}denoiser', network=built)
 
 
 def experiment(plain):
@@ -305,7 +329,7 @@ def optimizers(plain, method):
     if missing:
         raise UserError(f'config.optimizer.{missing[0]}: missing; this method trains {", ".join(method.losses)}')
     return {
-        role: call(optim.adam, section[role], f'config.optimizer.{role}', steps=counts.get(role, 0))
+        role: _call(optim.adam, section[role], f'config.optimizer.{role}', steps=counts.get(role, 0))
         for role in method.losses
     }
 
@@ -345,8 +369,20 @@ def train(config, workdir, *, quiet=False, stop_at=None):
     )
 
 
-def train_seeds(trials, *, quiet=False):
-    """Trains configs that differ in their seed alone as one vmapped program; see `lanes.train`.
+def _continuous(name, value):
+    """Whether a setting may differ between lanes of one program."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return any(fnmatch.fnmatchcase(name, pattern) and value != off for pattern, off in CONTINUOUS.items())
+
+
+def common(plain):
+    """What configs have in common that can be trained by `train_lanes`, {dotted name: value}; the same, or they cannot."""
+    return {name: '*' if _continuous(name, value) else value for name, value in flat(plain).items() if name != 'seed'}
+
+
+def train_lanes(trials, *, quiet=False):
+    """Trains configs that differ in their seed and `CONTINUOUS` settings alone as one vmapped program; see `lanes.train`.
 
     Args:
       trials: [(config, workdir)], of workdirs without a checkpoint.
@@ -357,19 +393,37 @@ def train_seeds(trials, *, quiet=False):
 
     Raises:
       UserError: on whatever the user can mend.
+      MemoryError: when they are too many for the device.
     """
-    ready = [_ready(config, workdir) for config, workdir in trials]
-    first, rest = ready[0], ready[1:]
-    if any({**one.plain, 'seed': 0} != {**first.plain, 'seed': 0} for one in rest):
-        raise UserError('train_seeds: the configs differ in more than their seed')
+    (config, workdir), *others = trials
+    if any(common(configs.to_json(other)) != common(configs.to_json(config)) for other, _ in others):
+        raise UserError('train_lanes: the configs differ in more than their seed and continuous settings')
+    first = _ready(config, workdir)
+    ready = [first, *(_ready(other, folder, like=first) for other, folder in others)]
+    flats = [flat(one.plain) for one in ready]
+    names = [name for name, value in flats[0].items() if _continuous(name, value) and len({own[name] for own in flats}) > 1]
+    ema = {'ema_half_life': 'half_life', 'ema_ramp_up': 'ramp_up'}
+
+    def make(settings):
+        plain = copy.deepcopy(first.plain)
+        for name, value in settings.items():
+            *path, last = name.split('.')
+            functools.reduce(operator.getitem, path, plain)[last] = value
+        method, training = experiment(plain).method, plain['training']
+        options = {ema[name]: value for name, value in training.items() if name in ema}
+        decay = _call(ema_decay, options, 'config.training', batch_size=training['batch_size'])
+        return method, optimizers(plain, method), decay
+
     return call(
         lanes.train,
-        first.training,
+        {name: value for name, value in first.training.items() if name not in ema},
         'config.training',
-        method=first.built.method,
-        optimizers=first.optimizers,
+        make=make,
         frozen=first.frozen,
-        lanes=[lanes.Lane(one.seed, one.batches, workdir, one.plain) for one, (_, workdir) in zip(ready, trials)],
+        lanes=[
+            lanes.Lane(one.seed, one.batches, folder, one.plain, {name: own[name] for name in names})
+            for one, own, (_, folder) in zip(ready, flats, trials)
+        ],
         quiet=quiet,
     )
 
@@ -377,6 +431,7 @@ def train_seeds(trials, *, quiet=False):
 class _Ready(NamedTuple):
     """A config whose every part has been made and checked."""
 
+    source: sources.Source
     plain: dict
     built: Experiment
     optimizers: dict
@@ -386,9 +441,12 @@ class _Ready(NamedTuple):
     seed: int
 
 
-def _ready(config, workdir, mesh=None):
-    """Everything `loop.train` needs, checked before anything is written; the teacher on the mesh or on the first device."""
-    source = load_data(config, 'train')
+def _ready(config, workdir, mesh=None, like=None):
+    """Everything `loop.train` needs, checked before anything is written; the teacher on the mesh or on the first device.
+
+    With `like`, what is ready of another config of the same data and teacher, these are not loaded again.
+    """
+    source = like.source if like else load_data(config, 'train')
     plain = resolve(config, source)
     built = experiment(plain)
     roles = optimizers(plain, built.method)
@@ -407,14 +465,14 @@ def _ready(config, workdir, mesh=None):
         call(sharding.check_batch_size, {'batch_size': batch_size}, 'config.training', mesh=mesh)
     call(batches, {'start': 0}, 'config.data')
     call(evaluation.check, _plain(plain.get('evaluation', {})), 'config.evaluation')
-    frozen, weights = {}, None
-    if built.teacher_workdir is not None:
+    frozen, weights = like.frozen if like else {}, None
+    if built.teacher_workdir is not None and not like:
         base = _denoiser(plain['teacher']['network'], plain['teacher']['denoiser'], plain['image'], 'config.teacher.')
         frozen['teacher'], position = _load_ema(base, built.teacher_workdir, mesh)
         weights = position['digests']['ema']
-    plain['origin'] = _origin(source, weights)
+    plain['origin'] = like.plain['origin'] if like else _origin(source, weights)
     _check_resumable(plain, workdir)
-    return _Ready(plain, built, roles, training, batches, frozen, seed)
+    return _Ready(source, plain, built, roles, training, batches, frozen, seed)
 
 
 def from_workdir(path, *, sampler=None, steps=None):

@@ -29,7 +29,7 @@ from fdistill import build
 from fdistill import config as configs
 from fdistill.errors import NotFinite, UserError
 from fdistill.evaluation import evaluate as evaluation
-from fdistill.training import writer
+from fdistill.training import checkpoint, writer
 
 RESULT = 'result.json'
 
@@ -151,34 +151,47 @@ def _written(folder, outcome, seconds):
     return outcome
 
 
-def run_seeds(workdir, trials, references=None):
-    """As `run_trial` for trials that differ in their seed alone, trained as one vmapped program; their results.
+def run_lanes(workdir, trials, references=None, say=print):
+    """As `run_trial` for a group of trials as of `lanes`, trained as one vmapped program; their results.
 
-    What they cannot do together, for want of memory or because a part of the config is wrong, each does alone.
+    What they cannot do together, for want of memory or because a part of a config is wrong, they do in two halves.
     """
+    if len(trials) == 1:
+        return [run_trial(workdir, trials[0], references)]
     began = time.perf_counter()
     try:
-        failed = build.train_seeds([(trial.config, folder_of(workdir, trial)) for trial in trials], quiet=True)
-    except Exception:
-        return [run_trial(workdir, trial, references) for trial in trials]
-    share, results = (time.perf_counter() - began) / len(trials), []
-    for trial, error in zip(trials, failed):
-        if error is None:
-            outcome = run_trial(workdir, trial, references)
-        else:
-            outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config)}
-            outcome |= {'status': 'failed', 'error': str(error)}
-        results.append(_written(folder_of(workdir, trial), outcome, share + outcome.get('seconds', 0.0)))
-    return results
+        failed = build.train_lanes([(trial.config, folder_of(workdir, trial)) for trial in trials], quiet=True)
+    except Exception as error:
+        # Only its text: the error itself holds on to the arrays that did not fit.
+        reason = f'{type(error).__name__}: ' + ' '.join(str(error).split())[:200]
+    else:
+        share = (time.perf_counter() - began) / len(trials)
+        return [_after(workdir, trial, error, share, references) for trial, error in zip(trials, failed)]
+    say(f'    {len(trials)} trials as one program: {reason}; so in halves')
+    halves = trials[: len(trials) // 2], trials[len(trials) // 2 :]
+    groups = [group for half in halves for group in lanes(workdir, half)]
+    return [outcome for group in groups for outcome in run_lanes(workdir, group, references, say)]
 
 
-def by_seed(workdir, trials):
-    """Trials in groups that differ in their seed alone; one that has begun is a group of its own, and resumes."""
+def _after(workdir, trial, error, seconds, references):
+    """The result of a trial that was trained as a lane in so many seconds, or stopped by an error."""
+    if error is None:
+        outcome = run_trial(workdir, trial, references)
+    else:
+        outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config), 'status': 'failed', 'error': str(error)}
+    return _written(folder_of(workdir, trial), outcome, seconds + outcome.get('seconds', 0.0))
+
+
+def lanes(workdir, trials):
+    """Trials in groups that differ in their seed and `build.CONTINUOUS` settings alone.
+
+    One that has a checkpoint is a group of its own, and resumes.
+    """
     groups = {}
     for trial in trials:
-        plain = configs.to_json(trial.config) | {'seed': None}
-        begun = trial.name if folder_of(workdir, trial).exists() else None
-        groups.setdefault((json.dumps(plain, sort_keys=True), begun), []).append(trial)
+        common = build.common(configs.to_json(trial.config))
+        begun = trial.name if (folder_of(workdir, trial) / checkpoint.FOLDER).exists() else None
+        groups.setdefault((json.dumps(common, sort_keys=True), begun), []).append(trial)
     return list(groups.values())
 
 
@@ -200,7 +213,8 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False
       workdir: folder of the sweep.
       only: names of trials; default: all.
       retry: run failed trials again.
-      vmap_seeds: train trials that differ in their seed alone as one vmapped program, on one device.
+      vmap_seeds: train trials that differ in their seed and in continuous settings alone as one vmapped program, on one
+        device, in as many parts as its memory asks for.
       quiet: no progress on stderr.
 
     Returns:
@@ -215,10 +229,9 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False
     note(path, workdir, trials)
     progress = Progress(workdir, chosen, waiting, quiet)
     references = {}
-    for group in by_seed(workdir, waiting) if vmap_seeds else [[trial] for trial in waiting]:
+    for group in lanes(workdir, waiting) if vmap_seeds else [[trial] for trial in waiting]:
         progress.start(*group)
-        several = run_seeds(workdir, group, references) if len(group) > 1 else [run_trial(workdir, group[0], references)]
-        for outcome in several:
+        for outcome in run_lanes(workdir, group, references, progress.say):
             progress.done(outcome)
     return finished(workdir, trials)
 
@@ -260,19 +273,19 @@ class Progress:
         self._total, self._left, self._quiet = len(trials), len(waiting), quiet or jax.process_index() != 0
         self._seconds = [known['seconds'] for _, known in finished(workdir, trials)]
         if self._left < self._total:
-            self._say(f'{self._total - self._left} of {self._total} trials have a result')
+            self.say(f'{self._total - self._left} of {self._total} trials have a result')
 
     def start(self, trial, *others):
         left = f'  {clock(statistics.median(self._seconds) * self._left)} left' if self._seconds else ''
-        more = f' and {len(others)} other seeds' if others else ''
-        self._say(f'[{self._total - self._left + 1}/{self._total}] {trial.name}{more}{left}')
+        more = f' and {len(others)} others at once' if others else ''
+        self.say(f'[{self._total - self._left + 1}/{self._total}] {trial.name}{more}{left}')
 
     def done(self, outcome):
         self._left -= 1
         self._seconds.append(outcome['seconds'])
-        self._say(f'    {outcome["seconds"]:.0f} s  {summary(outcome)}')
+        self.say(f'    {outcome["seconds"]:.0f} s  {summary(outcome)}')
 
-    def _say(self, text):
+    def say(self, text):
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)
 

@@ -1,6 +1,6 @@
-"""Several runs that differ in their seed alone, trained as one program: a lane each, vmapped."""
+"""Several runs that differ in their seeds and in numbers of their settings, trained as one program: a lane each, vmapped."""
 
-import functools
+import math
 import pathlib
 from typing import Any, Callable, NamedTuple
 
@@ -11,32 +11,91 @@ import numpy as np
 from fdistill.errors import NotFinite
 from fdistill.training import checkpoint, loop, writer
 from fdistill.training.state import empty_metrics, init_state
-from fdistill.training.step import ema_decay, make_step
+from fdistill.training.step import make_step
 
 
 class Lane(NamedTuple):
-    """A run: its seed, batches(start_step), folder, and config to keep."""
+    """A run: its seed, batches(start_step), folder, config to keep, and settings, {name: number}, that the lanes differ in."""
 
     seed: int
     batches: Callable
     workdir: Any
     config: Any
+    settings: dict = {}
+
+
+@jax.tree_util.register_pytree_node_class
+class Number(np.lib.mixins.NDArrayOperatorsMixin):
+    """A number of its own for each lane, that stands where a program of one run has a Python float.
+
+    With Python's numbers it stays one float64 a lane, so that 1 - b2 has the digits it has in a run alone; with an array it is
+    the float32 of the lane being traced. A comparison has to have one answer for all lanes, for the program has one structure;
+    what else would need the number itself, as float(), int() or a hash, is refused by Python.
+
+    Args:
+      values: [lanes], numbers.
+      lane: int32, traced, the index of the lane.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, values, lane):
+        self._values, self._lane = np.asarray(values, np.float64), lane
+
+    def __jax_array__(self):
+        return jnp.asarray(self._values, self.dtype)[self._lane]
+
+    # A jitted function, as most of jax.numpy are, is handed the array.
+    def tree_flatten(self):
+        return (self.__jax_array__(),), None
+
+    @classmethod
+    def tree_unflatten(cls, _, arrays):
+        return arrays[0]
+
+    def __array_ufunc__(self, function, method, *given, **options):
+        if any(isinstance(value, jax.Array) for value in given):
+            return getattr(jnp, function.__name__)(*(jnp.asarray(value) if value is self else value for value in given))
+        # The axis of an array would be taken for that of the lanes.
+        if method != '__call__' or any(np.ndim(value) for value in given if not isinstance(value, Number)):
+            return NotImplemented
+        return Number(function(*(value._values if isinstance(value, Number) else value for value in given)), self._lane)
+
+    def __bool__(self):
+        if len(answers := set((self._values != 0).tolist())) > 1:
+            raise ValueError('a setting decides for some lanes otherwise than for others; they are no lanes of one program')
+        return answers.pop()
 
 
 def _lane(tree, index):
     return jax.tree.map(lambda value: value[index], tree)
 
 
+def free_memory():
+    """Bytes that the first device has left, or its host where it has no memory of its own; infinite where neither tells."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return stats['bytes_limit'] - stats['bytes_in_use']
+    file = pathlib.Path('/proc/meminfo')
+    lines = dict(line.split(':') for line in file.read_text().splitlines()) if file.is_file() else {}
+    return int(lines['MemAvailable'].split()[0]) * 1024 if 'MemAvailable' in lines else math.inf
+
+
+def _memory(program):
+    """Bytes that a compiled program takes with its arguments and results."""
+    sizes = program.memory_analysis()
+    return (
+        sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
+    )
+
+
 def train(
-    method,
-    optimizers,
+    make,
     frozen,
     lanes,
     *,
     steps: int,
     batch_size: int,
-    ema_half_life: float,
-    ema_ramp_up: float = 0.05,
     log_every: int = 100,
     checkpoint_every: int = 1000,
     sample_every: int = 1000,
@@ -46,12 +105,14 @@ def train(
 ):
     """Trains all lanes to `steps` steps on one device; each run folder ends as `loop.train` would have left it.
 
-    The numbers are those of one run after another, but for the order in which a vmapped product sums. A lane that
-    stops being finite fails alone. There are no previews, and checkpoints only at the end: a killed group begins anew.
+    The numbers are those of one run after another, but for rounding: a vmapped product sums in another order, and a constant
+    of a program may be folded into another where the number of a lane cannot. A lane that stops being finite fails alone.
+    There are no previews, and checkpoints only at the end: a killed group begins anew.
 
     Args:
-      method, optimizers, frozen: as of `loop.train`.
-      lanes: `Lane`s of folders without a checkpoint.
+      make: settings, {name: `Number`} -> (method, optimizers, decay) as of `make_step`; is traced.
+      frozen: as of `loop.train`.
+      lanes: `Lane`s of folders without a checkpoint, whose settings have the same names.
       others: as of `loop.train`.
 
     Returns:
@@ -59,30 +120,47 @@ def train(
 
     Raises:
       ValueError: on settings out of range.
+      MemoryError: when the device has no room for so many lanes; nothing has been written.
     """
     if min(steps, log_every, keep, max_skipped) < 1:
         raise ValueError(f'steps={steps}, log_every={log_every}, keep={keep}, max_skipped={max_skipped}: must be >= 1')
-    decay = ema_decay(ema_half_life, batch_size, ema_ramp_up)
-    seeds = jnp.asarray([lane.seed for lane in lanes], jnp.int32)
+    seeds, indices = jnp.asarray([lane.seed for lane in lanes], jnp.int32), jnp.arange(len(lanes))
+    settings = {name: [lane.settings[name] for lane in lanes] for name in lanes[0].settings}
+    cycle = make(lanes[0].settings)[0].cycle
+
+    def parts(index):
+        return make({name: Number(values, index) for name, values in settings.items()})
 
     def stacked(streams):
         values = [next(stream) for stream in streams]
         return {name: np.stack([value[name] for value in values]) for name in values[0]}
 
     @jax.jit
-    def init(frozen, batch, seeds):
+    def init(frozen, batch, seeds, indices):
         empty = jax.tree.map(lambda value: jnp.zeros(value.shape[1:], value.dtype), batch)
-        return jax.vmap(lambda seed: init_state(method, optimizers, seed, empty, frozen))(seeds)
 
-    @functools.partial(jax.jit, static_argnames='roles', donate_argnames='state')
-    def step(state, frozen, batch, seeds, roles):
-        def one(state, batch, seed):
-            return make_step(method, optimizers, decay, seed=seed, max_skipped=max_skipped)(state, frozen, batch, roles)
+        def one(seed, index):
+            method, optimizers, _ = parts(index)
+            return init_state(method, optimizers, seed, empty, frozen)
 
-        return jax.vmap(one)(state, batch, seeds)
+        return jax.vmap(one)(seeds, indices)
+
+    def program(roles):
+        def one(state, frozen, batch, seed, index):
+            return make_step(*parts(index), seed=seed, max_skipped=max_skipped)(state, frozen, batch, roles)
+
+        step = jax.jit(jax.vmap(one, in_axes=(0, None, 0, 0, 0)), donate_argnums=0)
+        return step.lower(shapes, frozen, batch, seeds, indices).compile()
 
     streams = [lane.batches(0) for lane in lanes]
-    state = init(frozen, stacked([lane.batches(0) for lane in lanes]), seeds)
+    batch = stacked([lane.batches(0) for lane in lanes])
+    shapes = jax.eval_shape(init, frozen, batch, seeds, indices)
+    programs = {roles: program(roles) for roles in dict.fromkeys(map(cycle, range(steps)))}
+    # The teacher is there already.
+    needed = max(map(_memory, programs.values())) - sum(value.nbytes for value in jax.tree.leaves(frozen))
+    if needed > (free := free_memory()):
+        raise MemoryError(f'{len(lanes)} lanes need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free')
+    state = init(frozen, batch, seeds, indices)
     outs = [writer.Writer(lane.workdir) for lane in lanes]
     failed = [None] * len(lanes)
     for lane, out in zip(lanes, outs):
@@ -91,7 +169,7 @@ def train(
         out.config(lane.config)
     progress = writer.Progress(steps, 0, batch_size * len(lanes), quiet=quiet)
     for done in range(1, steps + 1):
-        state = step(state, frozen, stacked(streams), seeds, roles=method.cycle(done - 1))
+        state = programs[cycle(done - 1)](state, frozen, stacked(streams), seeds, indices)
         logged = None
         if done % log_every == 0 or done == steps:
             small = jax.device_get((state.metrics, state.skipped, state.skipped_in_a_row))
