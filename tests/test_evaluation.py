@@ -10,7 +10,7 @@ from fdistill.data import cache
 from fdistill.data.sources import MIXTURES, Source, load, mixture_parameters, quantise, to_float
 from fdistill.evaluation import features, metrics
 from fdistill.evaluation.evaluate import evaluate, reference, reference_rows, sample
-from fdistill.evaluation.frechet import Moments, frechet_distance
+from fdistill.evaluation.frechet import Moments, _distance, _factor, frechet_distance, frechet_infinity
 from fdistill.evaluation.protocol import Protocol
 from fdistill.networks.classifier import classifier
 
@@ -57,6 +57,33 @@ def test_frechet_of_commuting_covariances():
     assert found == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.parametrize('scale', [1e-6, 0.5, 1, 3e4])
+def test_frechet_of_a_scaled_covariance(scale):
+    sigma = covariance(9, 40, 0)
+    expected = np.trace(sigma) * (scale - 1) ** 2
+    found = frechet_distance(np.zeros(9), sigma, np.zeros(9), scale**2 * sigma)
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-12 * np.trace(sigma))
+
+
+@pytest.mark.parametrize('lowest', [1e-2, 1e-8, 1e-12, 1e-20])
+def test_frechet_of_ill_conditioned_covariances(lowest):
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(24, 24)))
+    a = np.geomspace(1, lowest, 24)
+    for b in (a[::-1], np.roll(a, 5), np.ones(24)):
+        expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+        found = frechet_distance(np.zeros(24), (basis * a) @ basis.T, np.zeros(24), (basis * b) @ basis.T)
+        # What eigenvalues below 1e-15 of the largest are nobody can tell in float64; their roots are below 1e-7.
+        assert found == pytest.approx(expected, rel=1e-8 if lowest > 1e-10 else 1e-6)
+
+
+@pytest.mark.parametrize('d, n', [(1, 5), (16, 100), (40, 10), (40, 41), (40, 40), (300, 7), (300, 200)])
+def test_frechet_hides_nothing_when_it_takes_negative_values_for_zero(d, n):
+    sigma = covariance(d, n, 0)
+    for other in (sigma, sigma * (1 + 1e-15), sigma + 1e-16 * np.trace(sigma) * np.eye(d)):
+        unclipped = _distance(np.zeros(d), _factor(sigma), np.zeros(d), _factor(other))
+        assert abs(unclipped) <= 1e-12 * np.trace(sigma)
+
+
 @pytest.mark.parametrize('d, n1, n2', [(3, 10, 20), (32, 100, 200), (64, 500, 355)])
 def test_frechet_agrees_with_scipy(d, n1, n2):
     a, b = covariance(d, n1, 0), covariance(d, n2, 1)
@@ -74,10 +101,9 @@ def test_frechet_of_fewer_samples_than_dimensions(n1, n2):
     root1, root2 = (x - x.mean(axis=0)) / np.sqrt(n1 - 1), (y - y.mean(axis=0)) / np.sqrt(n2 - 1)
     expected = ((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum() + (root1**2).sum() + (root2**2).sum()
     expected -= 2 * np.linalg.svd(root1 @ root2.T, compute_uv=False).sum()
-    # Eigenvalues that should be 0 are about 1e-16 of the largest; their roots, 1e-8, are summed.
     found = frechet_distance(one.mean, one.covariance, other.mean, other.covariance)
-    assert found == pytest.approx(expected, rel=1e-6)
-    assert 0 <= frechet_distance(one.mean, one.covariance, one.mean, one.covariance) < 1e-4
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert 0 <= frechet_distance(one.mean, one.covariance, one.mean, one.covariance) < 1e-11
 
 
 def test_frechet_of_points_is_their_distance():
@@ -98,6 +124,62 @@ def test_frechet_errors(change, message):
     good = {'mu1': np.zeros(3), 'sigma1': np.eye(3), 'mu2': np.zeros(3), 'sigma2': np.eye(3)}
     with pytest.raises(ValueError, match=message):
         frechet_distance(**{**good, **change})
+
+
+@pytest.mark.parametrize('d', [8, 32])
+def test_frechet_infinity_of_equal_gaussians(d):
+    # To second order in S - I, whose squared norm is (d^2 + d) / N: E d^2 = d / N + (d^2 + d) / 4N, and 0 in the limit.
+    fits, finite = [], []
+    for seed in range(20):
+        x = np.random.default_rng([seed, d]).normal(size=(4000, d))
+        fits.append(frechet_infinity(x, np.zeros(d), np.eye(d), smallest=500, seed=seed))
+        finite.append(frechet_distance(x.mean(axis=0), np.cov(x, rowvar=False), np.zeros(d), np.eye(d)))
+    value, slope, error = np.array(fits).T
+    sem = value.std() / np.sqrt(20)
+    assert abs(value.mean()) < 4 * sem < 0.5 * np.mean(finite)
+    assert np.mean(finite) == pytest.approx((d + d * (d + 1) / 4) / 4000, rel=0.1)
+    assert slope.mean() == pytest.approx(d + d * (d + 1) / 4, abs=4 * slope.std() / np.sqrt(20))
+    assert (error > 0).all() and error.mean() < 3 * value.std()
+
+
+@pytest.mark.parametrize('d', [8, 32])
+def test_frechet_infinity_of_known_gaussians(d):
+    rng = np.random.default_rng(d)
+    shift, stds = np.full(d, 0.1), np.linspace(0.5, 1.5, d)
+    exact = (shift**2).sum() + ((stds - 1) ** 2).sum()
+    x = shift + stds * rng.normal(size=(20000, d))
+    value, slope, error = frechet_infinity(x, np.zeros(d), np.eye(d), smallest=1000)
+    # A random sample of 20000 leaves d^2 uncertain by 2 |shift|, 2 (std - 1) times the errors of mean and std.
+    noise = 2 * np.sqrt(((shift * stds) ** 2 + (stds - 1) ** 2 * stds**2 / 2).sum() / 20000)
+    assert abs(value - exact) < 4 * noise + 4 * error and noise < 0.03 * exact
+    # To second order, a root's error: with stds of 1 it would be d + d (d + 1) / 4.
+    assert 0.5 < slope / (d + d * (d + 1) / 4) < 1.5
+    assert frechet_infinity(x, np.zeros(d), np.eye(d), smallest=1000) == (value, slope, error)
+    assert frechet_infinity(x, np.zeros(d), np.eye(d), smallest=1000, seed=1) != (value, slope, error)
+
+
+def test_frechet_infinity_is_the_line_of_numpy(monkeypatch):
+    sizes = np.linspace(5, 50, 15).astype(int)
+    distances = iter(3 + 2 / sizes + np.random.default_rng(0).normal(size=15))
+    monkeypatch.setattr('fdistill.evaluation.frechet._distance', lambda *_: next(distances))
+    found = frechet_infinity(np.random.default_rng(1).normal(size=(50, 2)), np.zeros(2), np.eye(2), smallest=5)
+    line, cov = np.polyfit(1 / sizes, 3 + 2 / sizes + np.random.default_rng(0).normal(size=15), 1, cov=True)
+    assert found == pytest.approx((line[1], line[0], np.sqrt(cov[1, 1])), rel=1e-9)
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'points': 14}, 'points=14'),
+    ({'smallest': 3}, 'above 3, below 40'),
+    ({'smallest': 40}, 'above 3, below 40'),
+    ({'features': np.zeros(40)}, 'shape'),
+    ({'features': np.full((40, 3), np.nan)}, 'not finite'),
+    ({'mu': np.zeros(4)}, 'shapes'),
+    ({'sigma': np.full((3, 3), np.nan)}, 'sigma1 is not finite'),
+])
+def test_frechet_infinity_errors(change, message):
+    good = {'features': np.zeros((40, 3)), 'mu': np.zeros(3), 'sigma': np.eye(3), 'smallest': 20}
+    with pytest.raises(ValueError, match=message):
+        frechet_infinity(**{**good, **change})
 
 
 @pytest.mark.parametrize('sizes', [[1000], [1, 999], [0, 500, 0, 500], [333, 333, 334], [1] * 50 + [950]])
@@ -138,6 +220,55 @@ def test_accuracy_and_diversity_against_naive():
              for label in range(4) for i, j in itertools.product(range(3), repeat=2)]
     assert metrics.diversity(images, labels) == pytest.approx(np.mean(naive), rel=1e-12)
     assert metrics.diversity(images, np.zeros(60)) == pytest.approx(images.std(axis=0).mean(), rel=1e-12)
+
+
+def naive_inception_score(p, splits):
+    """By loops; p [N, classes] without zeros."""
+    scores = []
+    for i in range(splits):
+        part = p[i * len(p) // splits:(i + 1) * len(p) // splits]
+        marginal = [sum(row[c] for row in part) / len(part) for c in range(p.shape[1])]
+        scores.append(np.exp(sum(q * np.log(q / m) for row in part for q, m in zip(row, marginal, strict=True)) / len(part)))
+    return np.mean(scores), np.std(scores)
+
+
+@pytest.mark.parametrize('n, splits', [(40, 10), (43, 10), (10, 10), (17, 1), (1, 1)])
+@pytest.mark.parametrize('scale', [1, 30])
+def test_inception_score_against_loops(n, splits, scale):
+    logits = scale * np.random.default_rng(0).normal(size=(n, 6)).astype(np.float32)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    expected = pytest.approx(naive_inception_score(p, splits), rel=1e-12, abs=1e-12)
+    assert metrics.inception_score(logits, splits) == expected
+    assert metrics.inception_score(np.log(p), splits) == expected
+    assert metrics.inception_score(logits + 1000, splits) == pytest.approx(naive_inception_score(p, splits), rel=1e-3)
+    order = np.random.default_rng(5).permutation(n)
+    assert metrics.inception_score(logits, splits, seed=5) == metrics.inception_score(logits[order], splits)
+
+
+def test_inception_score_of_known_cases():
+    sure = np.repeat(1e4 * np.eye(5, dtype=np.float32), 20, axis=0)
+    # Sorted by class, ten splits see one class each; in one split, or shuffled, there are all five.
+    assert metrics.inception_score(sure) == (1, 0)
+    assert metrics.inception_score(sure, splits=1) == pytest.approx((5, 0), rel=1e-14)
+    assert metrics.inception_score(sure, splits=2, seed=0)[0] > 4.5
+    with np.errstate(divide='ignore'):
+        assert metrics.inception_score(np.log(np.eye(5)), splits=1) == pytest.approx((5, 0), rel=1e-14)
+    assert metrics.inception_score(np.zeros((30, 5))) == pytest.approx((1, 0), abs=1e-14)
+
+
+@pytest.mark.parametrize('logits, splits, message', [
+    (np.zeros((9, 5)), 10, 'splits=10'),
+    (np.zeros((9, 5)), 0, 'splits=0'),
+    (np.zeros(9), 1, 'shape'),
+    (np.zeros((0, 5)), 1, 'shape'),
+    (np.full((9, 5), np.nan), 1, 'not finite'),
+    (np.array([[0, np.inf]]), 1, 'not finite'),
+    (np.array([[-np.inf, -np.inf]]), 1, 'not finite'),
+])
+def test_inception_score_errors(logits, splits, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.inception_score(logits, splits)
 
 
 @pytest.mark.parametrize('block', [1, 7, 2000])

@@ -122,8 +122,8 @@ def frechet_infinity(features, mu, sigma, smallest=5000, points=15, seed=0, prog
     Raises:
       ValueError: a setting out of range, or features and moments that do not go together or are not finite.
 
-    Reference: Chong and Forsyth, Effectively unbiased FID and Inception Score, CVPR 2020, section 3 and their code,
-    score_infinity.py.
+    Reference: Chong and Forsyth, Effectively unbiased FID and Inception Score, CVPR 2020, and their
+    code, mchong6/FID_IS_infinity, score_infinity.py.
     """
     features = np.asarray(features)
     if points < 15:
