@@ -99,8 +99,9 @@ def separable(images, size, *, weights, clip=False):
 
 
 def unchanged(images, size):
-    """Images that have the size already, float32; ValueError for another size."""
-    if images.ndim != 4 or images.shape[1:3] != (size, size):
+    """Images that have the size already, float32; any size, if `size` is None. ValueError for another size."""
+    sides = images.shape[1:3]
+    if images.ndim != 4 or sides != (sides if size is None else (size, size)):
         raise ValueError(f"images of shape {images.shape}: the resize 'none' takes [B, {size}, {size}, C] only")
     return jnp.asarray(images, jnp.float32)
 
