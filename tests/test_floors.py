@@ -20,6 +20,7 @@ FLOORS = {
     'data': 4,
     'training': 4,
     'evaluation': 4,
+    'weights': 4,
     'config': 5,
     'build': 6,
     'sweep': 7,
@@ -39,6 +40,7 @@ DOORS = {
     'wandb': ('training/writer.py',),
     'ml_collections': ('build.py', 'config.py'),
     'matplotlib': ('report/',),
+    'safetensors': ('weights/store.py',),
     'torch': (),
     'tensorflow': (),
 }

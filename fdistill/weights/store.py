@@ -1,0 +1,115 @@
+"""Converted weights as safetensors files; the one door to that library.
+
+A file holds its arrays and, as text, what they are: the format's version, the kind of network, the source's name and SHA-256,
+the licence, and the SHA-256 of the arrays themselves.
+"""
+
+import hashlib
+import pathlib
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fdistill.data import cache
+from fdistill.errors import UserError
+
+FORMAT = 'fdistill weights 1'
+_DTYPES = ('bfloat16', 'bool', 'float16', 'float32', 'float64', 'int16', 'int32', 'int64', 'int8', 'uint8')
+
+
+def sha256(path):
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def digest(arrays):
+    """Hexadecimal SHA-256 of {name: array}: of names in order, dtypes, shapes and bytes, however a file lays them out."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(repr((name, array.dtype.name, arrays[name].shape)).encode())
+        total.update(array.reshape(-1).view(np.uint8))
+    return total.hexdigest()
+
+
+def check(arrays, shapes=None):
+    """Raises ValueError that tells the first few faults: names, shapes, dtypes, values that are not finite.
+
+    Args:
+      arrays: {name: array}.
+      shapes: {name: shape} that all arrays must have, as float32; None allows any names, shapes and dtypes.
+    """
+    faults = []
+    if shapes is not None:
+        faults += [f'{name!r} is missing' for name in shapes if name not in arrays]
+        faults += [f'{name!r} is unknown' for name in arrays if name not in shapes]
+    for name, array in arrays.items():
+        expected = array.shape if shapes is None else shapes.get(name)
+        if expected is None:
+            continue
+        if array.shape != tuple(expected):
+            faults.append(f'{name!r} has the shape {array.shape}, not {tuple(expected)}')
+        elif array.dtype.name not in (_DTYPES if shapes is None else ('float32',)):
+            faults.append(f'{name!r} is {array.dtype.name}' + ('' if shapes is None else ', not float32'))
+        elif not np.isfinite(array).all():
+            faults.append(f'{name!r} is not finite')
+    if faults:
+        raise ValueError('; '.join(faults[:3]) + (f'; and {len(faults) - 3} more' if len(faults) > 3 else ''))
+
+
+def save(path, arrays, metadata):
+    """Writes {name: array} so that the file is either absent or whole.
+
+    Args:
+      path: of the file; its folder exists.
+      arrays: {name: finite numpy array}.
+      metadata: {str: str}; 'format' and 'content_sha256' are added.
+
+    Raises:
+      ValueError: an array is not finite or of a dtype without a place in the format.
+    """
+    check(arrays)
+    # safetensors writes the memory of an array as it lies.
+    arrays = {name: np.array(array, order='C', copy=None) for name, array in arrays.items()}
+    metadata = {**metadata, 'format': FORMAT, 'content_sha256': digest(arrays)}
+    cache.write(pathlib.Path(path), lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata))
+
+
+def read(path):
+    """({name: array}, {str: str}) of any safetensors file.
+
+    Raises:
+      UserError: the file is no whole safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, 'np') as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (safetensors.SafetensorError, AttributeError, OSError, ValueError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{path}: is no whole safetensors file ({reason}); download or convert it again') from error
+
+
+def load(path, shapes=None):
+    """({name: array}, metadata) of a file that `save` wrote, checked against its own digest.
+
+    Args:
+      path: of the file.
+      shapes: as of `check`.
+
+    Raises:
+      UserError: the file is missing, damaged, not ours, or its arrays are not as they should be.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f'{path}: is no file; convert the weights first')
+    arrays, metadata = read(path)
+    if metadata.get('format') != FORMAT:
+        raise UserError(f'{path}: its format is {metadata.get("format")!r:.80}, not {FORMAT!r}; convert the weights again')
+    if metadata.get('content_sha256') != digest(arrays):
+        raise UserError(f'{path}: its arrays are not those that were written; convert the weights again')
+    try:
+        check(arrays, shapes)
+    except ValueError as error:
+        raise UserError(f'{path}: {error}; convert the weights again') from error
+    return arrays, metadata
