@@ -1,4 +1,7 @@
-"""The command `fdistill`: train, evaluate, sample, sweep, report. What the user got wrong is one line on stderr, exit code 2."""
+"""The command `fdistill`: train, evaluate, sample, sweep, report, check-data.
+
+What the user got wrong is one line on stderr, exit code 2.
+"""
 
 import argparse
 import ast
@@ -68,6 +71,14 @@ def _parsers():
     sweep.add_argument('--executor', choices=('local', 'slurm'), help='trials in processes of their own, through submitit')
     sweep.add_argument('--parallel', type=int, default=2, metavar='N', help='of them at once; default: %(default)s')
     sweep.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
+
+    description = 'Says what a data set holds, and what training on it would stop at.'
+    about = {'help': description, 'description': description, 'epilog': OVERRIDES}
+    check = commands.add_parser('check-data', allow_abbrev=False, **about)
+    check.add_argument('path', nargs='?', metavar='PATH', help='folder or zip of images')
+    check.add_argument('--config', metavar='FILE', help='Python file with get_config(), whose data is looked at instead')
+    check.add_argument('--out', metavar='DIR', default='check_data', help='folder to write to; default: %(default)s')
+    check.add_argument('--json', action='store_true', help='print check_data.json and not a table')
 
     description = 'Makes one page of the results of runs and sweeps: scores, tests, plots, samples.'
     report = commands.add_parser('report', allow_abbrev=False, help=description, description=description)
@@ -179,7 +190,45 @@ def _report(options, overrides):
         print(path)
 
 
-COMMANDS = {'train': _train, 'evaluate': _evaluate, 'sample': _sample, 'sweep': _sweep, 'report': _report}
+def _check_data(options, overrides):
+    if (options.path is None) == (options.config is None):
+        raise UserError('check-data: give either PATH, a folder or zip of images, or --config')
+    if options.path is not None and overrides:
+        raise UserError(f'{overrides[0]}: is for --config, not for PATH')
+    from fdistill import config as configs
+
+    config = {'data': {'name': 'image_folder', 'path': options.path}}
+    if options.config:
+        config = configs.load(options.config)
+        configs.override(config, overrides)
+    from fdistill import build
+    from fdistill.data import check
+    from fdistill.training.writer import plain
+
+    section = dict(config.get('data', {}))
+    folder = section if section.get('name') == 'image_folder' and section.get('path') else None
+    if folder and check.within(options.out, folder['path']):
+        raise UserError(f'--out={options.out}: lies within the data, {folder["path"]}; give another folder')
+    report, train = check.check(lambda split: build.load_data(config, split), folder)
+    paths = check.write(options.out, report, train)
+    if options.json:
+        print(json.dumps(plain(report), indent=2))
+    else:
+        print(check.text(report), '', *paths, sep='\n')
+    if report['errors']:
+        first, *others = report['errors']
+        more = f' (and {len(others)} more)' if others else ''
+        raise UserError(f'{report["name"]}: cannot be trained on: {first}{more}')
+
+
+COMMANDS = {
+    'train': _train,
+    'evaluate': _evaluate,
+    'sample': _sample,
+    'sweep': _sweep,
+    'report': _report,
+    'check-data': _check_data,
+}
 
 
 def split(words):

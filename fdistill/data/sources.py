@@ -1,9 +1,16 @@
-"""Data sets as arrays: scikit-learn's digits, points of named mixtures, any TFDS data set, a folder of images."""
+"""Data sets as arrays: scikit-learn's digits, points of named mixtures, any TFDS data set, a folder or zip of images."""
 
+import contextlib
 import hashlib
 import io
+import json
+import os
 import pathlib
-from typing import Any, NamedTuple
+import re
+import stat
+import warnings
+import zipfile
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tqdm
@@ -13,8 +20,16 @@ from fdistill.errors import UserError, suggest
 
 SPLITS = ('train', 'held_out')
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
+IMAGE_FORMATS = ('PNG', 'JPEG')
 IMAGE_MODES = {'L': 1, 'RGB': 3}
-CACHE_VERSION = 1
+OTHER_MODES = {
+    '1': 'one bit', 'P': 'a palette', 'PA': 'a palette', 'LA': 'an alpha channel', 'RGBA': 'an alpha channel',
+    'I;16': '16 bits', 'CMYK': "a printer's four colours",
+}
+LABELS = 'dataset.json'
+MAX_BYTES = 2**28  # No larger file is opened: no image of a training set needs it, a trap may.
+MAX_CLASSES = 2**16  # A slip in a label must not become a one-hot code that fills the memory.
+CACHE_VERSION = 2
 
 
 class Source(NamedTuple):
@@ -220,8 +235,7 @@ def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
         records = builder.as_data_source(split={'train': train, 'held_out': held_out}[split], decoders=encoded)
     except Exception as error:
         where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f'cannot read the data set {where} ({reason}): check the names, or prepare it there with '
+        raise UserError(f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it there with '
                         "file_format='array_record'") from error
     full_name, features = builder.info.full_name, builder.info.features
     if image_key is None:
@@ -230,7 +244,7 @@ def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
     def read(start, stop):
         examples = records.__getitems__(range(start, stop))
         labels = [example[label_key] if label_key else 0 for example in examples]
-        return [_pixels(io.BytesIO(example[image_key]), f'an image of {full_name!r}') for example in examples], labels
+        return [_named(decode, example[image_key], f'an image of {full_name!r}') for example in examples], labels
 
     files = sorted(pathlib.Path(builder.data_path).iterdir())
     identity = [full_name, train if split == 'train' else held_out]
@@ -246,62 +260,245 @@ def _only(info, kind):
     return keys[0] if len(keys) == 1 else None
 
 
-def _pixels(file, name):
-    """Decodes a PNG or JPEG (path or file object) -> uint8 [H, W, 1 or 3]."""
+def _reason(error):
+    """What an error of another library says, on one line."""
+    return (getattr(error, 'strerror', None) or str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _named(read, argument, name):
+    """`read(argument)`, the name of what is read put before a complaint about it."""
+    try:
+        return read(argument)
+    except UserError as error:
+        raise UserError(f'{name} {error}') from error
+
+
+def decode(data):
+    """The pixels of an encoded image; the one rule of what is an image of a data set.
+
+    Args:
+      data: bytes of a PNG or JPEG, 8 bits or less, grey or RGB, one picture.
+
+    Returns:
+      uint8 [H, W, 1 or 3].
+
+    Raises:
+      UserError: it is none; the message has to follow the name of the file.
+    """
     import PIL.Image
 
     try:
-        with PIL.Image.open(file) as image:
-            mode, array = image.mode, np.asarray(image)
-    except OSError as error:
-        raise UserError(f'{name} cannot be read as an image: remove or repair it') from error
-    if mode not in IMAGE_MODES:
-        raise UserError(f'{name} has pixels of kind {mode}: convert it to 8-bit grey or RGB')
+        with warnings.catch_warnings():
+            # Pillow itself refuses only twice MAX_IMAGE_PIXELS.
+            warnings.simplefilter('error', PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                image.load()
+                mode, array, frames = image.mode, np.asarray(image), getattr(image, 'n_frames', 1)
+                clear = 'transparency' in image.info
+                # Pillow cuts 16-bit RGB down to 8 bits without a word; the header (PNG, 11.2.2) tells.
+                deep = image.format == 'PNG' and data[24] > 8
+    except PIL.UnidentifiedImageError:
+        raise UserError('cannot be read as a PNG or JPEG image: repair, convert or remove it') from None
+    except Exception as error:  # Of damaged files Pillow raises all sorts.
+        raise UserError(f'cannot be read as an image ({_reason(error)}): repair or remove it') from error
+    if frames > 1:
+        raise UserError(f'holds {frames} pictures, as an animation does: keep one of them')
+    if mode not in IMAGE_MODES or clear or deep:
+        kind = '16 bits' if deep else 'a transparent colour' if mode in IMAGE_MODES else OTHER_MODES.get(mode, 'other colours')
+        raise UserError(f'has {kind} (pixels of kind {mode}): convert it to 8-bit grey or RGB')
     return array.reshape(array.shape[:2] + (IMAGE_MODES[mode],))
 
 
-def image_folder(split, path, held_out=0.1):
-    """A folder of PNG or JPEG images of one size, 8 bits, all grey or all RGB; levels 0..255.
+class Files(NamedTuple):
+    """The images of a folder or a zip, none of them decoded yet.
 
-    Sub-folders are the classes, in order of their names; a folder without sub-folders is a single class. An image is
-    held out if the hash of its path within the folder says so, so adding images moves none of the others to the other
-    split. The images are decoded once and kept below $FDISTILL_CACHE.
+    name: of the folder or zip. names: of the images, paths within it, sorted. labels: [class] of each.
+    classes: names of the classes, empty if there is but one. identity: [printable] of each image, another if it changes.
+    image(name) -> uint8 [H, W, C], or a UserError to follow the name. problems: [(name, what is wrong)] of other members.
+    """
+
+    name: str
+    names: list
+    labels: list
+    classes: list
+    identity: list
+    image: Callable
+    problems: list
+
+
+@contextlib.contextmanager
+def opened(path):
+    """The `Files` of a folder or, read in place, of a zip: `with opened(path) as files`.
+
+    Sub-folders are the classes, in order of their names; a folder without sub-folders is a single class. A file
+    dataset.json at the top has the classes instead, {'labels': [[name, class], ...]} or null for a single class, as EDM's
+    dataset_tool.py writes it (github.com/NVlabs/edm). Names that begin with a dot are passed over.
+
+    Raises:
+      UserError: there is no such folder or zip.
+    """
+    root = pathlib.Path(path)
+    if root.is_dir():
+        yield _sorted_out(root, *_folder(root))
+    elif root.is_file():
+        try:
+            archive = zipfile.ZipFile(root)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f'{str(path)!r} is no zip that can be opened ({_reason(error)}): give a folder or a zip of '
+                            'PNG or JPEG files') from error
+        with archive:
+            yield _sorted_out(root, *_archive(archive))
+    else:
+        raise UserError(f'image folder {str(path)!r} does not exist: give a folder or a zip of PNG or JPEG files')
+
+
+def _folder(root):
+    """({name: (bytes, stamp)} of the files, names of the folders, read(name) -> bytes, problems)."""
+    members, folders, problems = {}, [], []
+
+    def note(error):
+        name = os.path.relpath(error.filename, root)
+        problems.append((name, f'cannot be read ({_reason(error)}): mend its permissions or remove it'))
+
+    for place, inner, files in os.walk(root, onerror=note):
+        inner[:] = sorted(name for name in inner if not name.startswith('.'))
+        above = pathlib.Path(place).relative_to(root)
+        folders += [(above / name).as_posix() for name in inner]
+        for name in files:
+            if name.startswith('.'):
+                continue
+            try:
+                status = os.stat(os.path.join(place, name))
+            except OSError as error:
+                note(error)
+            else:
+                members[(above / name).as_posix()] = status.st_size, status.st_mtime_ns
+    return members, folders, lambda name: (root / name).read_bytes(), problems
+
+
+def _archive(archive):
+    """The same of an open zipfile.ZipFile; whatever has no business in a zip of images is a problem."""
+    members, folders, problems = {}, set(), []
+    for info in archive.infolist():
+        name, parts = info.filename, info.filename.rstrip('/').split('/')
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if '..' in parts or '\\' in name or name.startswith('/') or re.match('[A-Za-z]:', name):
+            problems.append((name, 'leads out of the zip: make the zip with relative paths'))
+        elif any(part.startswith('.') for part in parts) or parts[0] == '__MACOSX':
+            continue
+        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            problems.append((name, 'is a link or a device: make the zip with the files themselves'))
+        elif info.flag_bits & 1:
+            problems.append((name, 'is encrypted: make the zip without a password'))
+        elif name in members:
+            problems.append((name, 'is in the zip twice: make the zip anew'))
+        else:
+            folders |= {'/'.join(parts[:depth]) for depth in range(1, len(parts) + info.is_dir())}
+            if not info.is_dir():
+                members[name] = info.file_size, info.CRC
+    return members, sorted(folders), archive.read, problems
+
+
+def _sorted_out(root, members, folders, read, problems):
+    """`Files` of what lies in a folder or zip."""
+    names = []
+    for name, (size, _) in sorted(members.items()):
+        if name != name.encode(errors='replace').decode():
+            problems.append((name.encode(errors='backslashreplace').decode(), 'has a name that is not UTF-8: rename it'))
+        elif size > MAX_BYTES:
+            problems.append((name, f'has {size} bytes, more than the {MAX_BYTES} of an image: remove it'))
+        elif name.lower().endswith(IMAGE_SUFFIXES):
+            names.append(name)
+        elif name != LABELS:
+            problems.append((name, 'is not a PNG or JPEG file: remove or convert it'))
+    if LABELS in members and members[LABELS][0] <= MAX_BYTES:
+        labels, classes, wrong = _edm_labels(read, names)
+    else:
+        classes = [name for name in folders if '/' not in name]
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers.get(name.split('/')[0], 0) for name in names]
+        wrong = [(name, 'lies beside the class folders: move it into one of them') for name in names if '/' not in name]
+        wrong = wrong if classes else []
+
+    def image(name):
+        try:
+            data = read(name)
+        except Exception as error:  # zipfile and the decompressors raise all sorts.
+            raise UserError(f'cannot be read ({_reason(error)}): mend its permissions, repair or remove it') from error
+        return decode(data)
+
+    identity = [(name, label, *members[name]) for name, label in zip(names, labels)]
+    name = root.resolve().name.removesuffix('.zip')
+    return Files(name, names, labels, classes, identity, image, problems + wrong)
+
+
+def _edm_labels(read, names):
+    """(classes of the images, names of the classes, problems) from dataset.json."""
+    none = [0] * len(names), []
+    try:
+        labels = json.loads(read(LABELS))['labels']
+        pairs = [] if labels is None else [(name, label) for name, label in labels]
+    except Exception as error:
+        what = "holds no {'labels': [[name, class], ...]}"
+        return *none, [(LABELS, f'{what} ({type(error).__name__}: {_reason(error)}): write it so')]
+    if labels is None:
+        return *none, []
+    known, problems = {}, []
+    for name, label in pairs:
+        if not isinstance(name, str) or type(label) is not int or not 0 <= label < MAX_CLASSES:
+            problems.append((LABELS, f'gives {name!r} the class {label!r}: it must be an integer in 0..{MAX_CLASSES - 1}'))
+        elif name in known:
+            problems.append((LABELS, f'gives {name!r} a class twice: keep one'))
+        else:
+            known[name] = label
+    if not problems:
+        absent = sorted(set(known) - set(names))
+        problems += [(name, f'has no class in {LABELS}: add one') for name in names if name not in known]
+        problems += [(LABELS, f'gives {name!r} a class, which is not there: take it out') for name in absent]
+    if problems:
+        return *none, problems
+    count = max(known.values(), default=0) + 1
+    return [known[name] for name in names], [str(number) for number in range(count)] if count > 1 else [], problems
+
+
+def image_folder(split, path, held_out=0.1):
+    """A folder or zip of PNG or JPEG images of one size, 8 bits, all grey or all RGB; levels 0..255. Classes: `opened`.
+
+    An image is held out if the hash of its path within the folder says so, so adding images moves none of the others to
+    the other split. The images are decoded once and kept below $FDISTILL_CACHE.
 
     Args:
       split: which of the two splits.
-      path: the folder.
+      path: the folder, or the zip, which is read in place.
       held_out: fraction held out, in (0, 1).
 
     Raises:
       UserError: missing folder, no images, a file that is no image, or images of several sizes or kinds.
     """
-    root = pathlib.Path(path)
-    if not root.is_dir():
-        raise UserError(f'image folder {str(path)!r} does not exist: give a folder of PNG or JPEG files')
     if not 0 < held_out < 1:
         raise UserError(f'held_out={held_out}: must be a fraction between 0 and 1')
-    visible = [entry for entry in root.iterdir() if not entry.name.startswith('.')]
-    classes = sorted(entry.name for entry in visible if entry.is_dir())
-    if classes and len(classes) < len(visible):
-        loose = next(entry.name for entry in visible if not entry.is_dir())
-        raise UserError(f'{loose!r} lies beside the class folders of {str(path)!r}: move it into one of them')
-    names = sorted(file.relative_to(root).as_posix() for file in root.rglob('*') if file.is_file())
-    names = [name for name in names if not any(part.startswith('.') for part in name.split('/'))]
-    for name in names:
-        if not name.lower().endswith(IMAGE_SUFFIXES):
-            raise UserError(f'{name!r} in {str(path)!r} is not a PNG or JPEG file: remove or convert it')
-    names = [name for name in names if (_unit_hash(name) < held_out) == (split == 'held_out')]
-    if not names:
-        raise UserError(f'image folder {str(path)!r} has no images for {split!r}: put more PNG or JPEG files there')
+    with opened(path) as files:
+        if files.problems:
+            (name, what), *others = files.problems
+            more = f'; `fdistill check-data` lists {len(others)} more' if others else ''
+            raise UserError(f'{name!r} in {str(path)!r} {what}{more}')
+        chosen = [i for i, name in enumerate(files.names) if split_of(name, held_out) == split]
+        if not chosen:
+            raise UserError(f'image folder {str(path)!r} has no images for {split!r}: put more PNG or JPEG files there')
 
-    def read(start, stop):
-        labels = [classes.index(name.split('/')[0]) if classes else 0 for name in names[start:stop]]
-        return [_pixels(root / name, f'{name!r} in {str(path)!r}') for name in names[start:stop]], labels
+        def read(start, stop):
+            part = chosen[start:stop]
+            images = [_named(files.image, files.names[i], f'{files.names[i]!r} in {str(path)!r}') for i in part]
+            return images, [files.labels[i] for i in part]
 
-    stats = {name: (root / name).stat() for name in names}
-    identity = [str(root.resolve())] + [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
-    images, labels = _decoded(root.resolve().name, identity, len(names), read, lambda i: repr(names[i]))
-    return Source(images, labels, max(len(classes), 1), 255, root.resolve().name)
+        identity = [str(pathlib.Path(path).resolve())] + [files.identity[i] for i in chosen]
+        images, labels = _decoded(files.name, identity, len(chosen), read, lambda i: repr(files.names[chosen[i]]))
+        return Source(images, labels, max(len(files.classes), 1), 255, files.name)
+
+
+def split_of(name, held_out):
+    """The split that an image of a folder belongs to, by its path within the folder."""
+    return 'held_out' if _unit_hash(name) < held_out else 'train'
 
 
 def _unit_hash(text):
