@@ -238,6 +238,7 @@ def test_seeds_as_one_program(method, tmp_path, unbroken):
         folder = tmp_path / 'w' / 'trials' / name
         lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
         assert [line['step'] for line in lines] == [10, 20]
+        assert [json.loads(line)['step'] for line in (folder / 'histograms.jsonl').read_text().splitlines()] == [10, 20]
         if method == 'f_distill':
             other = tmp_path / 'one' / 'trials' / name / 'metrics.jsonl'
             for line, theirs_line in zip(lines, map(json.loads, other.read_text().splitlines())):
@@ -309,6 +310,6 @@ def test_a_job_whose_time_is_up_leaves_no_result(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', sorted(path.name for path in (ROOT / 'configs' / 'sweeps').glob('*.py')))
 def test_shipped_sweeps_load(name):
     trials = sweep.load(str(ROOT / 'configs' / 'sweeps' / name))
-    assert len({trial.name for trial in trials}) == len(trials) >= 25
+    assert len({trial.name for trial in trials}) == len(trials) >= 15
     for trial in trials:
         divergences.weighting(trial.config.method.divergence)

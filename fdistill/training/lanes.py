@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdistill import divergences
 from fdistill.errors import NotFinite
 from fdistill.training import checkpoint, loop, writer
 from fdistill.training.state import empty_metrics, init_state
@@ -102,6 +103,7 @@ def train(
     keep: int = 2,
     max_skipped: int = 10,
     quiet: bool = False,
+    wandb: str | None = None,
 ):
     """Trains all lanes to `steps` steps on one device; each run folder ends as `loop.train` would have left it.
 
@@ -161,7 +163,7 @@ def train(
     if needed > (free := free_memory()):
         raise MemoryError(f'{len(lanes)} lanes need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free')
     state = init(frozen, batch, seeds, indices)
-    outs = [writer.Writer(lane.workdir) for lane in lanes]
+    outs = [writer.Writer(lane.workdir, wandb) for lane in lanes]
     failed = [None] * len(lanes)
     for lane, out in zip(lanes, outs):
         writer.write_json(pathlib.Path(lane.workdir) / loop.CONFIG, lane.config)
@@ -182,6 +184,7 @@ def train(
                 try:
                     loop.check_finite(own, max_skipped, done, logged)
                     out.metrics(done, logged)
+                    out.histograms(done, loop.read_histograms(own), divergences.EDGES)
                 except NotFinite as error:
                     failed[index] = error
             state = state._replace(metrics=empty_metrics(state.metrics))
