@@ -49,6 +49,8 @@ def convert(kind, source, out):
         raise UserError(f'unknown weights {kind!r}{suggest(kind, CONVERTERS)}')
     converter = CONVERTERS[kind]
     source, out = pathlib.Path(source), pathlib.Path(out)
+    if not out.parent.is_dir():
+        raise UserError(f'{out}: its folder does not exist; make it or choose another')
     arrays = reader.flatten(reader.read(source))
     renamed = converter.rename(arrays)
     try:

@@ -184,7 +184,7 @@ def _typed(data, dtype):
 
 def _show(text):
     """Text out of a file, fit for one line."""
-    return f'{text!r:.80}'
+    return repr(str(text)[:80])
 
 
 def _is(node, kind):
@@ -266,10 +266,10 @@ def _nested(machine, data):
     if type(data) is not bytes:
         raise _Refused('has a nested file that is no byte string')
     if machine.nesting >= limits.nesting:
-        raise _Refused(f'has files within files deeper than {limits.nesting}', _EXPORT)
+        raise _Refused(f'has files within files, deeper than {limits.nesting}', _EXPORT)
     machine.budget.spend(len(data))
     stream = _Stream(io.BytesIO(data), len(data))
-    if _Machine(machine.budget).run(stream) != _MAGIC:
+    if data[:1] != b'\x80' or _Machine(machine.budget).run(stream) != _MAGIC:
         raise _Refused("has a nested file that is not of torch's legacy format")
     return _legacy(stream, machine.budget, machine.nesting + 1)
 

@@ -24,12 +24,17 @@ def sha256(path):
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def _plain(array):
+    """The array in rows and in the machine's byte order."""
+    return np.array(array, array.dtype.newbyteorder('='), order='C', copy=None)
+
+
 def digest(arrays):
-    """Hexadecimal SHA-256 of {name: array}: of names in order, dtypes, shapes and bytes, however a file lays them out."""
+    """Hexadecimal SHA-256 of {name: array}: of names in order, dtypes, shapes and bytes, however they lie in memory."""
     total = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        total.update(repr((name, array.dtype.name, arrays[name].shape)).encode())
+        array = _plain(arrays[name])
+        total.update(repr((name, array.dtype.name, array.shape)).encode())
         total.update(array.reshape(-1).view(np.uint8))
     return total.hexdigest()
 
@@ -43,18 +48,18 @@ def check(arrays, shapes=None):
     """
     faults = []
     if shapes is not None:
-        faults += [f'{name!r} is missing' for name in shapes if name not in arrays]
-        faults += [f'{name!r} is unknown' for name in arrays if name not in shapes]
+        faults += [f'{name!r:.80} is missing' for name in shapes if name not in arrays]
+        faults += [f'{name!r:.80} is unknown' for name in arrays if name not in shapes]
     for name, array in arrays.items():
         expected = array.shape if shapes is None else shapes.get(name)
         if expected is None:
             continue
         if array.shape != tuple(expected):
-            faults.append(f'{name!r} has the shape {array.shape}, not {tuple(expected)}')
+            faults.append(f'{name!r:.80} has the shape {array.shape}, not {tuple(expected)}')
         elif array.dtype.name not in (_DTYPES if shapes is None else ('float32',)):
-            faults.append(f'{name!r} is {array.dtype.name}' + ('' if shapes is None else ', not float32'))
+            faults.append(f'{name!r:.80} is {array.dtype.name}' + ('' if shapes is None else ', not float32'))
         elif not np.isfinite(array).all():
-            faults.append(f'{name!r} is not finite')
+            faults.append(f'{name!r:.80} is not finite')
     if faults:
         raise ValueError('; '.join(faults[:3]) + (f'; and {len(faults) - 3} more' if len(faults) > 3 else ''))
 
@@ -72,7 +77,7 @@ def save(path, arrays, metadata):
     """
     check(arrays)
     # safetensors writes the memory of an array as it lies.
-    arrays = {name: np.array(array, order='C', copy=None) for name, array in arrays.items()}
+    arrays = {name: _plain(array) for name, array in arrays.items()}
     metadata = {**metadata, 'format': FORMAT, 'content_sha256': digest(arrays)}
     cache.write(pathlib.Path(path), lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata))
 
@@ -105,11 +110,13 @@ def load(path, shapes=None):
         raise UserError(f'{path}: is no file; convert the weights first')
     arrays, metadata = read(path)
     if metadata.get('format') != FORMAT:
-        raise UserError(f'{path}: its format is {metadata.get("format")!r:.80}, not {FORMAT!r}; convert the weights again')
+        raise UserError(
+            f'{path}: its format is {metadata.get("format")!r:.80}, not {FORMAT!r}; delete it and convert the weights again'
+        )
     if metadata.get('content_sha256') != digest(arrays):
-        raise UserError(f'{path}: its arrays are not those that were written; convert the weights again')
+        raise UserError(f'{path}: its arrays are not those that were written; delete it and convert the weights again')
     try:
         check(arrays, shapes)
     except ValueError as error:
-        raise UserError(f'{path}: {error}; convert the weights again') from error
+        raise UserError(f'{path}: {error}; delete it and convert the weights again') from error
     return arrays, metadata
