@@ -78,8 +78,9 @@ def test_families_differ(one, other, size):
 
 def test_tf1_starts_at_the_first_pixel_and_torch_half_a_pixel_before():
     ramp = np.tile(np.arange(4, dtype=np.float32), (1, 4, 1))[..., None]
-    assert np.asarray(RESIZERS['tf1'](ramp, 8))[0, 0, :, 0] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3])
-    assert np.asarray(RESIZERS['torch'](ramp, 8))[0, 0, :, 0] == pytest.approx([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    row = {name: np.asarray(RESIZERS[name](ramp, 8))[0, 0, :, 0] for name in ('tf1', 'torch')}
+    assert row['tf1'] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3])
+    assert row['torch'] == pytest.approx([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
 
 
 def test_only_torch_bicubic_overshoots():

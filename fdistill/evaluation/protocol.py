@@ -1,4 +1,4 @@
-"""The name of a number: what was measured, with which features, on how many samples, against what; and published rules."""
+"""The name of a number: what was measured, with which features, on how many samples, against what; published rules."""
 
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ class Protocol(NamedTuple):
 
     def name(self, metric):
         """Full name of a metric, e.g. 'fd[digits-clf,2k,held-out,q16,balanced,seed0]'."""
-        rounding = f'q{self.levels}' if self.levels else 'float'
-        return f'{metric}[{self.features},{_short(self.samples)},{self.reference},{rounding},{self.labels},seed{self.seed}]'
+        count, rounding = _short(self.samples), f'q{self.levels}' if self.levels else 'float'
+        return f'{metric}[{self.features},{count},{self.reference},{rounding},{self.labels},seed{self.seed}]'
 
 
 class Rules(NamedTuple):
@@ -71,8 +71,8 @@ def _truncated(images):
 
 
 QUANTISATIONS = {
-    # clip(floor(127.5 x + 128)): EDM, EDM2, SiD, ECT. Exact, as EDM's is, whose samples are float64. EDM2 computes it in
-    # float32, where what lies an ulp below an edge may go up: seven pixels in a million.
+    # clip(floor(127.5 x + 128)): EDM, EDM2, SiD, ECT. Exact, as EDM's is, whose samples are float64. EDM2 computes it
+    # in float32, where what lies an ulp below an edge may go up: seven pixels in a million.
     'half_up': lambda images: to_levels(images, 255),
     # floor(127.5 (x + 1)), half a level darker: ADM, DMD2, consistency models.
     'truncate': _truncated,
@@ -116,18 +116,17 @@ _RULES = (
     Rules('edm', 'inception', 'tf1', 299, 'half_up', 'tf1', 50000, 'random', _EDM_SEEDS, 'min'),
     # NVlabs/edm2: training/encoders.py, calculate_metrics.py, README. Its FID is EDM's; FD-DINOv2 is the second metric.
     Rules('edm2', 'inception', 'tf1', 299, 'half_up', 'tf1', 50000, 'random', _EDM_SEEDS, 'min'),
-    Rules(
-        'edm2-dinov2', 'dinov2', 'torch_bicubic_antialias', 224, 'half_up', 'imagenet', 50000, 'random', _EDM_SEEDS, 'min'
-    ),
+    Rules('edm2-dinov2', 'dinov2', 'torch_bicubic_antialias', 224, 'half_up', 'imagenet', 50000, 'random', _EDM_SEEDS,
+          'min'),
     # openai/guided-diffusion: scripts/image_sample.py (rounding, random classes, no seeds), evaluations/evaluator.py;
     # the paper's numbers are of 50 000 samples, once.
     Rules('adm', 'inception', 'tf1', 299, 'truncate', 'tf1', 50000, 'random', ((0, 49999),), 'mean'),
-    # GaParmar/clean-fid: resize.py, inception_torchscript.py, num_gen of fid.py. How samples are made it leaves open, as
-    # pytorch-fid does: rounding, labels and seeds are fdistill's.
+    # GaParmar/clean-fid: resize.py, inception_torchscript.py, num_gen of fid.py. How samples are made it leaves open,
+    # as pytorch-fid does: rounding, labels and seeds are fdistill's.
     Rules('clean-fid', 'inception', 'pil_bicubic', 299, 'half_up', 'tf1', 50000, 'balanced', ((0, 49999),), 'mean'),
     Rules('clean-fid-legacy-tf', 'inception', 'tf1', 299, 'half_up', 'tf1', 50000, 'balanced', ((0, 49999),), 'mean'),
-    # mseitzer/pytorch-fid: inception.py (resize and 2 x - 1). It takes any number of images; 50 000 is the paper's (Heusel
-    # et al., GANs trained by a two time-scale update rule, 2017).
+    # mseitzer/pytorch-fid: inception.py (resize and 2 x - 1). It takes any number of images; 50 000 is the paper's
+    # (Heusel et al., GANs trained by a two time-scale update rule, 2017).
     Rules('pytorch-fid', 'inception', 'torch', 299, 'half_up', 'signed', 50000, 'balanced', ((0, 49999),), 'mean'),
     # fdistill: `evaluate`, which rounds to the grey levels of the data and names its numbers by Protocol.
     Rules('own-features', 'own', 'none', None, 'half_up', 'none', None, 'balanced', (), 'mean'),
@@ -219,8 +218,8 @@ def require(rules, count):
       UserError: in one line.
     """
     if rules.samples not in (None, count):
-        raise UserError(f'{count} samples: the protocol {rules.name!r} is of {rules.samples}, and the distance depends on the '
-                        f'number; take {rules.samples}, or report the proxy of {_short(count)} under its own name')
+        raise UserError(f'{count} samples: the protocol {rules.name!r} is of {rules.samples}, and distances depend on '
+                        f'it; take {rules.samples}, or report the proxy of {_short(count)} under its own name')
 
 
 def headline(rules, metric, values, reference=None):
@@ -241,9 +240,9 @@ def headline(rules, metric, values, reference=None):
     if not rules.seeds:
         raise UserError(f'the protocol {rules.name!r} has no headline: report its numbers one by one')
     if set(values) != set(rules.seeds):
-        wanted, given = (', '.join(f'{first}-{last}' for first, last in sorted(seeds)) for seeds in (rules.seeds, values))
-        raise UserError(f'numbers of the seeds {given or "(none)"}: the protocol {rules.name!r} reports the {rules.headline} '
-                        f'over {wanted}')
+        wanted, given = (', '.join(f'{a}-{b}' for a, b in sorted(seeds)) for seeds in (rules.seeds, values))
+        raise UserError(f'numbers of the seeds {given or "(none)"}: the protocol {rules.name!r} reports the '
+                        f'{rules.headline} over {wanted}')
     value = HEADLINES[rules.headline](list(values.values()))
     if len(values) == 1:
         return number(rules, metric, rules.seeds[0][0], rules.samples, reference), value

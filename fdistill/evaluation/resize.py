@@ -111,7 +111,8 @@ _half_pixel = functools.partial(bilinear, half_pixel_positions)
 
 # name: function(images uint8 or float [B, H, W, C] in 0..255, size) -> float32 [B, size, size, C] in grey levels.
 RESIZERS = {
-    # TensorFlow 1's resize_bilinear, inside the Inception graph: EDM, EDM2, ADM, torch-fidelity, clean-fid's legacy_tensorflow.
+    # TensorFlow 1's resize_bilinear, inside the Inception graph: EDM, EDM2, ADM, torch-fidelity, meanflow, clean-fid's
+    # legacy_tensorflow.
     'tf1': functools.partial(separable, weights=_legacy),
     # F.interpolate(mode='bilinear', align_corners=False): pytorch-fid, clean-fid's legacy_pytorch.
     'torch': functools.partial(separable, weights=_half_pixel),
