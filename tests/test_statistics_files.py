@@ -498,12 +498,14 @@ def test_edm2_files_hold_two_detectors(foreign, small, tmp_path):
     assert convert(path, tmp_path / 'a.npz', 'edm2').detector == 'inception'
     assert len(read(tmp_path / 'a.npz').mean) == D
     assert convert(path, tmp_path / 'b.npz', 'edm2-dinov2').count == 50000
+    with pytest.raises(UserError, match='not of own'):
+        read(path, 'own')
     with pytest.raises(UserError, match='its count is 50000'):
         convert(path, tmp_path / 'c.npz', 'edm2', count=10)
 
 
 @pytest.mark.parametrize('tree, reason', [
-    ([], 'of no detector'),
+    ([], 'expected a dict with fid or fd_dinov2'),
     ({'fid': [1, 2]}, 'no arrays'),
     ({'fid': {'mu': MU}}, 'no arrays'),
     ({'fid': {'mu': np.array([None] * D), 'sigma': SIGMA}}, 'expected float32'),

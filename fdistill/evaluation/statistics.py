@@ -447,11 +447,13 @@ def _read_pickle(path, detector):
 
     content = read_foreign(path)
     held = [name for name, key in EDM2.items() if isinstance(content, dict) and key in content]
+    if not held:
+        raise UserError(f'is no statistics file of EDM2: expected a dict with {" or ".join(EDM2.values())}')
     if detector is None and len(held) > 1:
         raise UserError(f'has statistics of {" and ".join(held)}: say which detector')
-    chosen = held[0] if detector is None and held else detector
+    chosen = detector or held[0]
     if chosen not in held:
-        raise UserError(f'has statistics of {" and ".join(held) or "no detector"}, not of {chosen or "any"}')
+        raise UserError(f'has statistics of {" and ".join(held)}, not of {chosen}')
     entry = content[EDM2[chosen]]
     if not isinstance(entry, dict) or not all(isinstance(entry.get(name), np.ndarray) for name in ('mu', 'sigma')):
         raise UserError(f'its {EDM2[chosen]!r} has no arrays mu and sigma; {_AGAIN}')
