@@ -350,6 +350,7 @@ def test_written_files_come_back_and_other_programs_read_them(spatial, tmp_path)
     (dict(covariance=INDEFINITE), 'negative eigenvalues'),
     (dict(mean=MU.astype(np.float16)), 'expected float32'),
     (dict(reference=''), 'printable'),
+    (dict(detector=None), "is of 'own'"),
     (dict(source_sha256='1'), 'hexadecimal'),
     (dict(count=True), 'at least two'),
     (dict(spatial_mean=MU), 'only one of the spatial'),
@@ -358,6 +359,13 @@ def test_nothing_is_written_that_is_not_read(changes, reason, tmp_path):
     with pytest.raises(UserError, match=reason):
         write(tmp_path / 'a.npz', own(**changes))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_names_come_back(tmp_path):
+    names = dict(reference='\N{GRINNING FACE}' * 200, detector='\N{SNOWMAN}' * 200)
+    write(tmp_path / 'a.npz', own(**names))
+    found = read(tmp_path / 'a.npz')
+    assert (found.reference, found.detector) == tuple(names.values())
 
 
 def test_writing_needs_a_suffix_and_a_folder(tmp_path):

@@ -166,7 +166,8 @@ def write(path, statistics):
     arrays = {'mu': statistics.mean, 'sigma': statistics.covariance}
     if statistics.spatial_mean is not None:
         arrays |= dict(zip(SPATIAL, (statistics.spatial_mean, statistics.spatial_covariance)))
-    cache.write(path, lambda temporary: np.savez(temporary, about=np.array(json.dumps(about)), **arrays))
+    arrays['about'] = np.array(json.dumps(about, ensure_ascii=False))
+    cache.write(path, lambda temporary: np.savez(temporary, **arrays))
 
 
 def convert(source, out, protocol, count=None, reference=None, detector=None):
@@ -290,7 +291,7 @@ def check(statistics):
         raise UserError(f'source_sha256 {str(statistics.source_sha256)[:80]!r}: expected 64 hexadecimal digits')
     if statistics.protocol is not None:
         wanted = protocols.get(statistics.protocol).detector
-        if wanted != 'own' and statistics.detector != wanted:
+        if statistics.detector is None or wanted != 'own' and statistics.detector != wanted:
             raise UserError(f'detector {statistics.detector!r}: the protocol {statistics.protocol!r} is of {wanted!r}')
     _plausible(statistics.detector, mean, covariance)
     return statistics._replace(mean=mean, covariance=covariance, spatial_mean=spatial[0], spatial_covariance=spatial[1])
