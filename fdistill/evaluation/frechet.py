@@ -81,9 +81,9 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
 
     d^2 = |mu1 - mu2|^2 + tr(sigma1) + tr(sigma2) - 2 tr((sigma1 sigma2)^(1/2))
 
-    The last trace is the sum of the singular values of F1' F2, where F F' = sigma. Unlike the eigenvalues of the product
-    they need no square root, which would make 1e-8 of a rounding of 1e-16, so singular covariances (fewer samples than
-    dimensions) lose no digits and need no regularisation.
+    The last trace is the sum of the singular values of F1' F2, where F F' = sigma. Unlike the eigenvalues of the
+    product they need no square root, which would make 1e-8 of a rounding of 1e-16, so singular covariances (fewer
+    samples than dimensions) lose no digits and need no regularisation.
 
     Args:
       mu1, mu2: [d].
@@ -133,7 +133,7 @@ def frechet_infinity(features, mu, sigma, smallest=5000, points=15, seed=0, prog
     count, d = features.shape
     if not d < smallest < count:
         # Below d the covariance is singular and the distance no line in 1 / N.
-        raise ValueError(f'smallest={smallest} with {count} features of {d} dimensions: must be above {d}, below {count}')
+        raise ValueError(f'smallest={smallest} of {count} features in {d} dimensions: must be above {d}, below {count}')
     mu, sigma, _, _ = _checked(mu, sigma, np.zeros(d), np.zeros((d, d)))
     factor = _factor(sigma)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Metrics beside the Frechet distance: accuracy, inception score, diversity, memorisation, mode coverage in the plane."""
+"""Metrics beside the Frechet distance: accuracy, inception score, diversity, memorisation, modes in the plane."""
 
 import numpy as np
 from scipy import special
@@ -24,7 +24,7 @@ def inception_score(logits, splits=10, seed=None):
 
     exp(mean_i KL(p(y|x_i) || p(y))), p(y) = mean_i p(y|x_i), of each split; float64
 
-    Scores that can be compared come of the 1008 outputs of the FID network without their bias, and of 50000 samples.
+    Scores that can be compared are of the 1008 outputs of the FID network without their bias and of 50000 samples.
     The order matters: sorted by class, each split misses most classes. ADM takes splits in the order of the file,
     torch-fidelity shuffles. The std over the splits is no error bar of the score.
 
@@ -190,5 +190,5 @@ def feature_pair(samples, reference, fewest):
         if len(features) < least:
             raise ValueError(f'{len(features)} features of the {name}: at least {least} are needed')
         if not np.isfinite(features).all():
-            raise ValueError(f'features of the {name} are not finite: the samples or the network that made them diverged')
+            raise ValueError(f'features of the {name} are not finite: the samples or their network diverged')
     return samples, reference

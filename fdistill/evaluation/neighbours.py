@@ -1,7 +1,5 @@
 """Precision, recall, density and coverage by nearest neighbours, in float64 on the host."""
 
-import itertools
-
 import numpy as np
 import tqdm
 
@@ -19,12 +17,13 @@ def prdc(samples, reference, k=3, k_density=5, block=2000, progress=True):
     coverage  = share of the real y with some sample in B_k_density(y)
 
     The two papers' code differs on the edge of a ball: it belongs to the ball (<=) for precision and recall, and does
-    not (<) for density and coverage. That decides for copies of real data, which have 1, 1, 1, 1 so; a ball of radius 0,
-    of a point that occurs more than k times, holds its copies for the first two and nothing for the others.
+    not (<) for density and coverage. It matters for copies of real data; so a copy of the whole set has 1, 1, 1, 1. A
+    ball of radius 0, about a point that occurs more than k times, holds its copies for the first two and nothing for
+    the others.
 
-    Exact: |x|^2 + |y|^2 - 2 x.y only finds the neighbours and what is clearly inside or outside. Radii, and the distances
-    within its rounding of one, are computed from the difference, so that copies are at distance 0 and ties are ties
-    (up to the rounding of a sum of d squares), whatever the block.
+    |x|^2 + |y|^2 - 2 x.y only finds the neighbours and what is clearly inside or outside. Radii, and distances within
+    its rounding of a radius, are computed from the difference, so that copies are at distance 0 and ties are ties (up
+    to the rounding of a sum of d squares), whatever the block.
 
     Time for 50000 each and d = 2048: two full products of the sets, 4e13 operations.
 
@@ -40,7 +39,8 @@ def prdc(samples, reference, k=3, k_density=5, block=2000, progress=True):
       dict of floats precision, recall, coverage in [0, 1], and density >= 0, which may exceed 1.
 
     Raises:
-      ValueError: N <= k or M <= max(k, k_density), not finite features, shapes that do not match, a setting out of range.
+      ValueError: N <= k or M <= max(k, k_density), features that are not finite, shapes that do not match, or a setting
+        out of range.
 
     Reference: Kynkaanniemi et al., Improved precision and recall metric for assessing generative models, NeurIPS 2019,
     eq. 1-2; Naeem et al., Reliable fidelity and diversity metrics for generative models, ICML 2020, and
@@ -86,7 +86,7 @@ def prdc(samples, reference, k=3, k_density=5, block=2000, progress=True):
     return {
         'precision': float(precise.mean()),
         'recall': float(recalled.mean()),
-        'density': dense / (k_density * len(samples)),
+        'density': float(dense / (k_density * len(samples))),
         'coverage': float(covered.mean()),
     }
 
@@ -97,22 +97,24 @@ def _radii(features, k, centre, block, bar):
     nearest, best = np.zeros((count, k), np.int64), np.full((count, k), np.inf)
 
     def merge(i, j, distance):
-        """Takes up the distances of the block at i from that at j."""
-        rows = slice(i, i + len(distance))
-        values = np.concatenate([best[rows], distance], axis=1)
+        """Takes up what is nearer in the block of distances of the features from i on to those from j on."""
+        rows = np.flatnonzero(distance.min(axis=1) < best[i:i + len(distance)].max(axis=1))
+        values = np.concatenate([best[i + rows], distance[rows]], axis=1)
         found = np.argpartition(values, k - 1, axis=1)[:, :k]
-        best[rows] = np.take_along_axis(values, found, axis=1)
-        before = np.take_along_axis(nearest[rows], found.clip(max=k - 1), axis=1)
-        nearest[rows] = np.where(found < k, before, found - k + j)
+        before = np.take_along_axis(nearest[i + rows], found.clip(max=k - 1), axis=1)
+        nearest[i + rows] = np.where(found < k, before, found - k + j)
+        best[i + rows] = np.take_along_axis(values, found, axis=1)
 
-    for i, j in itertools.combinations_with_replacement(range(0, count, block), 2):
-        distance = _squares(_part(features, i, block, centre), _part(features, j, block, centre))
-        if i == j:
-            np.fill_diagonal(distance, np.inf)
-        else:
-            merge(j, i, distance.T)
-        merge(i, j, distance)
-        bar.update()
+    for i in range(0, count, block):
+        one = _part(features, i, block, centre)
+        for j in range(i, count, block):
+            distance = _squares(one, _part(features, j, block, centre))
+            if i == j:
+                np.fill_diagonal(distance, np.inf)
+            else:
+                merge(j, i, distance.T)
+            merge(i, j, distance)
+            bar.update()
     for i in range(0, count, block):
         rows = slice(i, i + block)
         for column in range(k):
