@@ -17,7 +17,8 @@ def cubic(a, b):
 
 
 def mean_of_kernel(kernel, x, y, distinct=False):
-    return np.mean([kernel(x[i], y[j]) for i, j in itertools.product(range(len(x)), range(len(y))) if not distinct or i != j])
+    pairs = itertools.product(range(len(x)), range(len(y)))
+    return np.mean([kernel(x[i], y[j]) for i, j in pairs if not distinct or i != j])
 
 
 def naive_kid(x, y):
@@ -42,7 +43,7 @@ def test_kid_averages_over_seeded_subsets():
 
 
 def test_kid_is_unbiased():
-    # Two independent halves of one distribution: the biased estimate would be 2 E[k(x, x) - k(x, y)] / 50 = .3 too high.
+    # Two sets of one distribution: the biased estimate would be 2 E[k(x, x) - k(x, y)] / 50 = .3 too high.
     rng = np.random.default_rng(0)
     values = [kid(rng.normal(size=(50, 8)), rng.normal(size=(50, 8)), subsets=1, subset_size=50)[0] for _ in range(200)]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(200) < 0.03
@@ -54,7 +55,8 @@ def test_kid_of_a_shift_is_that_of_polynomials():
 
 
 def naive_mmd(x, y, sigma):
-    x, y = (features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1)[:, None] for features in (x, y))
+    x, y = (features.astype(np.float64) for features in (x, y))
+    x, y = (features / np.linalg.norm(features, axis=1)[:, None] for features in (x, y))
 
     def kernel(a, b):
         return np.exp(-np.square(a - b).sum() / (2 * sigma**2))

@@ -31,7 +31,8 @@ def sets(n, m, d, seed=0):
 
 
 @pytest.mark.parametrize('block', BLOCKS)
-@pytest.mark.parametrize('n, m, d, k, k_density', [(40, 57, 6, 3, 5), (80, 40, 3, 5, 2), (30, 33, 1, 1, 1), (4, 6, 2, 3, 5)])
+@pytest.mark.parametrize('n, m, d, k, k_density',
+                         [(40, 57, 6, 3, 5), (80, 40, 3, 5, 2), (30, 33, 1, 1, 1), (4, 6, 2, 3, 5)])
 def test_against_full_matrices(block, n, m, d, k, k_density):
     samples, reference = sets(n, m, d)
     expected = naive(samples, reference, k, k_density)
@@ -91,6 +92,18 @@ def test_collapsed_samples(block):
     assert prdc(other, collapsed, block=block) == {'precision': 0, 'recall': 0, 'density': 0, 'coverage': 0}
 
 
+@pytest.mark.parametrize('block', BLOCKS)
+def test_copies_are_told_from_near_misses_far_out(block):
+    # Six copies of each far point, so that its ball has radius 0. About the mean, squares are 1e9 and their rounding is
+    # 1e-6, a thousand times the squared distance of the near misses.
+    rng = np.random.default_rng(0)
+    far = 1e4 * rng.normal(size=(12, 50))
+    reference = np.concatenate([np.repeat(far, 6, axis=0), rng.normal(size=(20, 50))])
+    samples = np.concatenate([far[:6], far[6:] + 1e-5 * rng.normal(size=(6, 50))])
+    found = prdc(samples, reference, block=block)
+    assert found == pytest.approx(naive(samples, reference), abs=1e-12) and found['precision'] == 0.5
+
+
 def test_which_is_precision():
     # Samples of one of two modes: all good, half of the data missed.
     rng = np.random.default_rng(0)
@@ -103,7 +116,7 @@ def test_which_is_precision():
 
 
 def test_expected_values_for_equal_distributions():
-    # Naeem et al., section 3.3: E[density] = 1 and E[coverage] = 1 - (M - 1) ... (M - k) / ((N + M - 1) ... (N + M - k)).
+    # Naeem et al.: E[density] = 1 and E[coverage] = 1 - (M - 1) ... (M - k) / ((N + M - 1) ... (N + M - k)).
     n, m, k = 300, 200, 5
     rows = [prdc(*(np.random.default_rng([seed, i]).normal(size=(size, 3)) for i, size in enumerate((n, m))))
             for seed in range(30)]
