@@ -76,7 +76,7 @@ def _parsers():
     about = {'help': description, 'description': description, 'epilog': OVERRIDES}
     check = commands.add_parser('check-data', allow_abbrev=False, **about)
     check.add_argument('path', nargs='?', metavar='PATH', help='folder or zip of images')
-    check.add_argument('--config', metavar='FILE', help='Python file with get_config(), whose data is looked at instead')
+    check.add_argument('--config', metavar='FILE', help='Python file with get_config(), whose data is looked at')
     check.add_argument('--out', metavar='DIR', default='check_data', help='folder to write to; default: %(default)s')
     check.add_argument('--json', action='store_true', help='print check_data.json and not a table')
 
@@ -210,11 +210,10 @@ def _check_data(options, overrides):
     if folder and check.within(options.out, folder['path']):
         raise UserError(f'--out={options.out}: lies within the data, {folder["path"]}; give another folder')
     report, train = check.check(lambda split: build.load_data(config, split), folder)
+    print(json.dumps(plain(report), indent=2) if options.json else check.text(report))
     paths = check.write(options.out, report, train)
-    if options.json:
-        print(json.dumps(plain(report), indent=2))
-    else:
-        print(check.text(report), '', *paths, sep='\n')
+    if not options.json:
+        print('', *paths, sep='\n')
     if report['errors']:
         first, *others = report['errors']
         more = f' (and {len(others)} more)' if others else ''

@@ -162,8 +162,8 @@ def test_help_is_quick():
         'import sys\nfrom fdistill.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as done:\n'
         '    assert done.code == 0\nassert not {"jax", "numpy", "ml_collections"} & set(sys.modules)'
     )
-    for words in (['--help'], ['train', '--help'], ['evaluate', '--help'], ['sample', '--help'], ['sweep', '--help']):
-        run = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, check=True)
+    for words in ([], ['train'], ['evaluate'], ['sample'], ['sweep'], ['check-data']):
+        run = subprocess.run([sys.executable, '-c', code, *words, '--help'], capture_output=True, text=True, check=True)
         assert 'usage: fdistill' in run.stdout and run.stderr == ''
 
 

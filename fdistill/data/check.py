@@ -13,7 +13,7 @@ from fdistill.training import writer
 CHUNK = 2**24  # bytes of images looked at together
 BLOCKS = 4  # a side: the blocks of an image by which near duplicates are looked for
 NEIGHBOURS = 4  # images nearest by their blocks, which an image is compared with pixel by pixel
-NEAR = 0.1  # near duplicates differ by less, in standard deviations of the data
+NEAR = 0.99  # near duplicates have pixels of a higher correlation
 IMBALANCE = 10  # times the samples of the smallest class that the largest may have without a warning
 SHOWN = 20  # errors and classes in the table
 EXAMPLES = 3  # in a warning
@@ -23,13 +23,13 @@ ROWS, COLUMNS, TILE = 10, 10, (48, 128)  # of the contact sheet; pixels of an im
 def check(load, folder=None):
     """Looks at both splits of a data set.
 
-    Exact duplicates have the same decoded pixels. Near duplicates are pairs of images whose root mean square difference
-    is below NEAR standard deviations of all values of the train split; see `_near` for which pairs are compared.
+    Exact duplicates have the same decoded pixels. Near duplicates are pairs of images whose pixels correlate by more
+    than NEAR, whatever their brightness and contrast; see `_near` for which pairs are compared.
 
     Args:
       load: load(split) -> Source, raising a UserError.
-      folder: keyword arguments of `sources.image_folder` where that is the source: then all files that cannot be used are
-        errors, not the first alone, and images are called by their files.
+      folder: keyword arguments of `sources.image_folder` where that is the source: then all files that cannot be used
+        are errors, not the first alone, and images are called by their files.
 
     Returns:
       ({'name', 'splits': {split: numbers}, 'duplicates', 'warnings': [line], 'errors': [line]}, the train split). With
@@ -66,7 +66,7 @@ def check(load, folder=None):
     report = {'name': train.name, 'splits': splits, 'duplicates': {}, 'warnings': [], 'errors': _errors(loaded, splits)}
     if report['errors']:
         return report, None
-    report['duplicates'] = _duplicates(loaded, names, digests, blocks, splits['train']['std_of_all'])
+    report['duplicates'] = _duplicates(loaded, names, digests, blocks)
     report['warnings'] = _warnings(report)
     return report, train
 
@@ -106,7 +106,9 @@ def _size(shape):
 
 def _digests(samples):
     # numpy takes trailing zero bytes off a string, which leaves different digests different.
-    return np.array([hashlib.blake2b(sample, digest_size=16).digest() for sample in np.ascontiguousarray(samples)], 'S16')
+    return np.array(
+        [hashlib.blake2b(sample, digest_size=16).digest() for sample in np.ascontiguousarray(samples)], 'S16'
+    )
 
 
 def _images(source, names, bar):
@@ -164,19 +166,29 @@ def _points(source, names, bar):
     return numbers, _digests(source.images), None
 
 
+def _standard(images):
+    """Images of mean 0 and standard deviation 1 each, float32; of one grey: zeros.
+
+    Of two such images x and y the mean of (x - y)^2 is 2 (1 - r), r being their correlation.
+    """
+    x = images.astype(np.float32)
+    x -= x.mean(axis=(-3, -2, -1), keepdims=True)
+    return x / np.maximum(x.std(axis=(-3, -2, -1), keepdims=True), 1e-6)
+
+
 def _blocks(images):
-    """Means of BLOCKS x BLOCKS blocks, so scaled that no two images are nearer to each other than their blocks.
+    """Means of BLOCKS x BLOCKS blocks of standard images, so scaled that they are no further apart than the images.
 
     sqrt(n_b / n) mean(x_b) of each block b of n_b of the n pixels: sum_b (n_b / n) (mean(x_b) - mean(y_b))^2 is at most
-    the mean square of x - y, by Jensen's inequality in each block.
+    the mean of (x - y)^2, by Jensen's inequality in each block.
 
     Args:
       images: uint8 [N, H, W, C].
 
     Returns:
-      float32 [N, D], D <= BLOCKS^2, in grey levels.
+      float32 [N, D], D <= BLOCKS^2.
     """
-    sums, counts = images.mean(axis=3, dtype=np.float32), []
+    sums, counts = _standard(images).mean(axis=3), []
     for axis in (1, 2):
         length = images.shape[axis]
         edges = np.arange(min(BLOCKS, length)) * length // min(BLOCKS, length)
@@ -191,19 +203,21 @@ def _errors(loaded, splits):
     shapes = {source.images.shape[1:] for source in loaded.values()}
     lines = []
     if len(shapes) > 1:
-        lines.append(f'the splits differ in the shape of a sample, {" and ".join(map(str, sorted(shapes)))}: make all the same')
+        lines.append(
+            f'the splits differ in the shape of a sample, {" and ".join(map(str, sorted(shapes)))}: make all the same'
+        )
     for split, numbers in splits.items():
         bad = numbers.get('not_finite')
         lines += [f'{split}: {len(bad)} points are not finite, as {bad[0]}: remove them'] if bad else []
     return lines
 
 
-def _duplicates(loaded, names, digests, blocks, std):
+def _duplicates(loaded, names, digests, blocks):
     """Which samples there are more than once.
 
     Returns:
-      {'exact': {where: [[name, ...]]}, 'near': {where: [[name, name]]}, 'labels_differ': [[name, ...]]}. where: a split, or
-      'between' for what is in both. An exact group is in 'between' with all its members and, if a split has several of
+      {'exact': {where: [[name, ...]]}, 'near': {where: [[name, name]]}, 'labels_differ': [[name, ...]]}. where: a split,
+      or 'between' for what is in both. An exact group is in 'between' with all its members and, if a split has several of
       them, there too; in 'near' its first stands for it. labels_differ: the exact groups of several labels.
     """
     splits = list(loaded)
@@ -231,42 +245,42 @@ def _duplicates(loaded, names, digests, blocks, std):
         def image(i):
             return loaded[splits[split[first[i]]]].images[first[i] - starts[split[first[i]]]]
 
-        bound = NEAR * std * loaded['train'].levels / 2
-        for pair in _near(np.concatenate([blocks[s] for s in splits])[first], image, bound):
+        for pair in _near(np.concatenate([blocks[s] for s in splits])[first], image):
             i, j = first[list(pair)]
             where = splits[split[i]] if split[i] == split[j] else 'between'
             found['near'][where].append([every[i], every[j]])
     return found
 
 
-def _near(blocks, image, bound):
-    """Pairs of images whose root mean square difference is below a bound.
+def _near(blocks, image):
+    """Pairs of images whose pixels correlate by more than NEAR.
 
-    Images so near have blocks as near, see `_blocks`, so each is compared with the NEIGHBOURS within the bound nearest by
-    their blocks, found in a k-d tree: about N log N in time, and one of a crowd of like images may lack some of its pairs.
+    Images so near have blocks as near, see `_blocks`, so each is compared with the NEIGHBOURS nearest by their blocks,
+    found in a k-d tree: about N log N in time. One of a crowd of like images may lack some of its pairs.
 
     Args:
       blocks: float32 [N, D].
       image: image(i) -> uint8 [H, W, C].
-      bound: in grey levels.
 
     Returns:
       [(i, j)], i < j, in order.
     """
     from scipy.spatial import cKDTree
 
-    tree, pairs = cKDTree(blocks), set()
+    tree, pairs, bound = cKDTree(blocks), set(), np.sqrt(2 * (1 - NEAR))
     nearest = np.arange(1, NEIGHBOURS + 2)  # Among them the image itself.
     with _bar('comparing images', len(blocks)) as bar:
         for start in range(0, len(blocks), 1000):
             part = blocks[start : start + 1000]
-            # The blocks are rounded to float32, the images compared exactly.
-            _, others = tree.query(part, nearest, distance_upper_bound=1.001 * bound + 1e-3)
-            candidates = {(min(i, j), max(i, j)) for i, row in enumerate(others.tolist(), start) for j in row if j < len(blocks)}
+            # A little more, for the rounding of the blocks.
+            _, others = tree.query(part, nearest, distance_upper_bound=1.001 * bound)
+            candidates = {
+                (min(i, j), max(i, j)) for i, row in enumerate(others.tolist(), start) for j in row if j < len(blocks)
+            }
             pairs |= {
                 (i, j)
                 for i, j in candidates
-                if i != j and np.sqrt(np.mean((image(i).astype(np.float32) - image(j)) ** 2)) < bound
+                if i != j and np.mean((_standard(image(i)) - _standard(image(j))) ** 2) < bound**2
             }
             bar.update(len(part))
     return sorted(pairs)
@@ -284,27 +298,43 @@ def _warnings(report):
             lines.append(f'{split}: {len(missing)} of {len(counts)} classes have no sample: {_some(missing)}')
         least, most = (choose((n for n in counts if counts[n]), key=counts.get) for choose in (min, max))
         if counts[most] > IMBALANCE * counts[least]:
-            lines.append(f'{split}: classes are imbalanced: {counts[most]} samples of {most}, {counts[least]} of {least}')
+            lines.append(
+                f'{split}: classes are imbalanced: {counts[most]} samples of {most}, {counts[least]} of {least}'
+            )
         if numbers.get('constant'):
-            lines.append(f'{split}: {len(numbers["constant"])} images have one colour alone: {_some(numbers["constant"])}')
+            lines.append(
+                f'{split}: {len(numbers["constant"])} images have one colour alone: {_some(numbers["constant"])}'
+            )
     train = splits['train']
     if 'levels' in train:
         if train['max'] <= train['levels'] // 2:
-            lines.append(f'train: the largest grey level is {train["max"]} of {train["levels"]}: were the images scaled to it?')
+            lines.append(
+                f'train: the largest grey level is {train["max"]} of {train["levels"]}: were the images scaled to it?'
+            )
         if train['channels_equal']:
             lines.append('train: the channels of every image are equal: convert the images to grey, which is cheaper')
         if train['height'] != train['width']:
-            lines.append(f'images of {train["width"]}x{train["height"]} are not square, as the convolutional networks need them')
-    for kind, word in (('exact', 'equal'), ('near', 'nearly equal')):
+            lines.append(
+                f'images of {train["width"]}x{train["height"]} are not square, as the convolutional networks need them'
+            )
+    for kind, what, sign in (
+        ('exact', 'groups of equal samples', ' = '),
+        ('near', 'pairs of nearly equal samples', ' ~ '),
+    ):
         for where, groups in report['duplicates'][kind].items():
+            place = 'between train and held_out' if where == 'between' else where
             if groups:
-                place = 'between train and held_out' if where == 'between' else where
-                what = f'{len(groups)} groups or pairs of {word} samples'
-                lines.append(f'{place}: {what}: {_some((" = ".join(group[:EXAMPLES]) for group in groups), "; ")}')
+                lines.append(f'{place}: {len(groups)} {what}: {_pairs(groups, sign)}')
     differ = report['duplicates']['labels_differ']
     if differ:
-        lines.append(f'{len(differ)} groups of equal samples have several labels: {_some(map(" = ".join, differ), "; ")}')
+        lines.append(f'{len(differ)} groups of equal samples with several labels: {_pairs(differ, " = ")}')
     return lines
+
+
+def _pairs(groups, sign):
+    return _some(
+        (sign.join(group[:EXAMPLES]) + (f'{sign}...' if len(group) > EXAMPLES else '') for group in groups), '; '
+    )
 
 
 def _some(names, between=', '):
@@ -348,14 +378,19 @@ def text(report):
         parts.append(_table([['', *splits]] + [[name, *map(word, splits.values())] for name, word in words.items()]))
         classes = list(splits['train']['classes'])
         if len(classes) > 1:
-            rows = [[_shown(name), *(numbers['classes'][name] for numbers in splits.values())] for name in classes[:SHOWN]]
+            rows = [
+                [_shown(name), *(numbers['classes'][name] for numbers in splits.values())] for name in classes[:SHOWN]
+            ]
             parts.append(_table([['class', *splits], *rows]) + _more(len(classes)))
     if duplicates:
-        rows = [[word, *map(len, duplicates[kind].values())] for kind, word in (('exact', 'equal'), ('near', 'nearly equal'))]
+        words = {'exact': 'groups of equal', 'near': 'pairs of nearly equal'}
+        rows = [[word, *map(len, duplicates[kind].values())] for kind, word in words.items()]
         parts.append(_table([['duplicates', *duplicates['exact']], *rows]))
     for kind in ('errors', 'warnings'):
         lines = report[kind]
-        parts.append([f'{kind}:' if lines else f'{kind}: none', *(f'  {line}' for line in lines[:SHOWN]), *_more(len(lines))])
+        parts.append(
+            [f'{kind}:' if lines else f'{kind}: none', *(f'  {line}' for line in lines[:SHOWN]), *_more(len(lines))]
+        )
     return '\n\n'.join('\n'.join(part) for part in parts)
 
 
@@ -371,7 +406,7 @@ def _table(rows):
 
 
 def sheet(source, classes):
-    """A picture of a few samples, always the same ones of the same data: of images a row a class, of points a scatter plot.
+    """A picture of a few samples, always the same ones of the same data: a row a class; of points a scatter plot.
 
     Args:
       source: Source.
@@ -427,11 +462,17 @@ def write(out, report, train):
     Args:
       out: folder, made when missing.
       report, train: of `check`.
+
+    Raises:
+      UserError: the folder cannot be written to.
     """
     paths = [pathlib.Path(out) / 'check_data.json']
-    writer.write_json(paths[0], report)
     picture = sheet(train, report['splits']['train']['classes']) if train else None
-    if picture is not None:
-        paths.append(pathlib.Path(out) / 'contact_sheet.png')
-        writer.write_png(paths[1], picture)
+    try:
+        writer.write_json(paths[0], report)
+        if picture is not None:
+            paths.append(pathlib.Path(out) / 'contact_sheet.png')
+            writer.write_png(paths[1], picture)
+    except OSError as error:
+        raise UserError(f'--out={out}: cannot be written to ({error.strerror}); give another folder') from error
     return paths

@@ -1,4 +1,4 @@
-"""Data sets as arrays: scikit-learn's digits, points of named mixtures, any TFDS data set, a folder or zip of images."""
+"""Data sets as arrays: scikit-learn's digits, points of named mixtures, a TFDS data set, a folder or zip of images."""
 
 import contextlib
 import hashlib
@@ -235,8 +235,8 @@ def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
         records = builder.as_data_source(split={'train': train, 'held_out': held_out}[split], decoders=encoded)
     except Exception as error:
         where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
-        raise UserError(f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it there with '
-                        "file_format='array_record'") from error
+        raise UserError(f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it there '
+                        "with file_format='array_record'") from error
     full_name, features = builder.info.full_name, builder.info.features
     if image_key is None:
         raise UserError(f'data set {full_name!r} has no single image feature: it has {", ".join(features)}')
@@ -304,8 +304,8 @@ def decode(data):
     if frames > 1:
         raise UserError(f'holds {frames} pictures, as an animation does: keep one of them')
     if mode not in IMAGE_MODES or clear or deep:
-        kind = '16 bits' if deep else 'a transparent colour' if mode in IMAGE_MODES else OTHER_MODES.get(mode, 'other colours')
-        raise UserError(f'has {kind} (pixels of kind {mode}): convert it to 8-bit grey or RGB')
+        kind = OTHER_MODES.get(mode, 'other colours') if mode not in IMAGE_MODES else 'a transparent colour'
+        raise UserError(f'has {"16 bits" if deep else kind} (pixels of kind {mode}): convert it to 8-bit grey or RGB')
     return array.reshape(array.shape[:2] + (IMAGE_MODES[mode],))
 
 
@@ -313,8 +313,8 @@ class Files(NamedTuple):
     """The images of a folder or a zip, none of them decoded yet.
 
     name: of the folder or zip. names: of the images, paths within it, sorted. labels: [class] of each.
-    classes: names of the classes, empty if there is but one. identity: [printable] of each image, another if it changes.
-    image(name) -> uint8 [H, W, C], or a UserError to follow the name. problems: [(name, what is wrong)] of other members.
+    classes: names of the classes, empty if there is but one. identity: [printable] of each, another if it changes.
+    image(name) -> uint8 [H, W, C], or a UserError to follow the name. problems: [(name, what is wrong)] of the rest.
     """
 
     name: str
@@ -331,8 +331,8 @@ def opened(path):
     """The `Files` of a folder or, read in place, of a zip: `with opened(path) as files`.
 
     Sub-folders are the classes, in order of their names; a folder without sub-folders is a single class. A file
-    dataset.json at the top has the classes instead, {'labels': [[name, class], ...]} or null for a single class, as EDM's
-    dataset_tool.py writes it (github.com/NVlabs/edm). Names that begin with a dot are passed over.
+    dataset.json at the top has the classes instead, {'labels': [[name, class], ...]} or null for a single class, as
+    EDM's dataset_tool.py writes it (github.com/NVlabs/edm). Names that begin with a dot are passed over.
 
     Raises:
       UserError: there is no such folder or zip.
@@ -404,7 +404,8 @@ def _sorted_out(root, members, folders, read, problems):
     names = []
     for name, (size, _) in sorted(members.items()):
         if name != name.encode(errors='replace').decode():
-            problems.append((name.encode(errors='backslashreplace').decode(), 'has a name that is not UTF-8: rename it'))
+            shown = name.encode(errors='backslashreplace').decode()
+            problems.append((shown, 'has a name that is not UTF-8: rename it'))
         elif size > MAX_BYTES:
             problems.append((name, f'has {size} bytes, more than the {MAX_BYTES} of an image: remove it'))
         elif name.lower().endswith(IMAGE_SUFFIXES):
@@ -446,7 +447,8 @@ def _edm_labels(read, names):
     known, problems = {}, []
     for name, label in pairs:
         if not isinstance(name, str) or type(label) is not int or not 0 <= label < MAX_CLASSES:
-            problems.append((LABELS, f'gives {name!r} the class {label!r}: it must be an integer in 0..{MAX_CLASSES - 1}'))
+            what = f'gives {name!r} the class {label!r}: it must be an integer in 0..{MAX_CLASSES - 1}'
+            problems.append((LABELS, what))
         elif name in known:
             problems.append((LABELS, f'gives {name!r} a class twice: keep one'))
         else:
