@@ -158,9 +158,9 @@ def _checked(mu1, sigma1, mu2, sigma2):
     """The four as float64, or ValueError; see `frechet_distance`."""
     mu1, sigma1, mu2, sigma2 = (np.asarray(a, np.float64) for a in (mu1, sigma1, mu2, sigma2))
     d = mu1.size
-    if not (mu1.shape == mu2.shape == (d,) and sigma1.shape == sigma2.shape == (d, d)):
+    if not (d and mu1.shape == mu2.shape == (d,) and sigma1.shape == sigma2.shape == (d, d)):
         raise ValueError(f'shapes {mu1.shape}, {sigma1.shape}, {mu2.shape}, {sigma2.shape}: '
-                         'expected [d], [d, d], [d], [d, d] with the same d')
+                         'expected [d], [d, d], [d], [d, d] with the same d >= 1')
     for name, value in (('mu1', mu1), ('sigma1', sigma1), ('mu2', mu2), ('sigma2', sigma2)):
         if not np.isfinite(value).all():
             raise ValueError(f'{name} is not finite: the features diverged')
