@@ -26,7 +26,7 @@ def prdc(samples, reference, k=3, k_density=5, block=2000, progress=True):
     to the rounding of a sum of d squares), whatever the block. Only neighbours nearer to a point than about 1e-6 of its
     distance from the mean of the data, and yet no copies, may be taken for one another.
 
-    Time for 50000 each and d = 2048: two full products of the sets, 4e13 operations.
+    Time for 50000 each and d = 2048: two full products of the sets, 2e13 operations.
 
     Args:
       samples, reference: [N, d], [M, d]: generated features and real ones. The order decides which is precision:
