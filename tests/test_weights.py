@@ -276,7 +276,9 @@ def test_limits_count_what_is_made_again_and_again(put):
     views = put(
         files.saved(files.items(*[files.view(files.storage('0', 1 << 20), (1 << 20,))] * 100), {'0': bytes(1 << 22)}), 'views'
     )
-    for path, total in ((texts, 5_000_000), (storages, 50_000_000), (views, 100_000_000)):
+    nested = files.legacy(files.text('a' * 100_000))
+    nested = put(files.program(files.items(files.raw(nested) + b'q\x01', *[loads] * 100)), 'nested')
+    for path, total in ((texts, 5_000_000), (storages, 50_000_000), (views, 100_000_000), (nested, 5_000_000)):
         assert 'unpacks to more' in unreadable(path, total=total)
 
 
@@ -287,6 +289,31 @@ def test_levels_of_shared_lists_add_up(put):
         value += b']' * 60 + b'h' + bytes([top]) + b'a' * 60 + b'q' + bytes([index])
         top = index
     assert 'deeper than 100' in unreadable(put(files.program(files.items(value))))
+
+
+def test_a_directory_is_weighed_before_it_is_read(put, monkeypatch):
+    monkeypatch.delattr(zipfile, 'ZipFile')
+    assert 'more than 0 members' in unreadable(put(files.GOOD), members=0)
+
+
+@pytest.mark.parametrize('name', [info.filename for info in zipfile.ZipFile(goldens.GOLDENS).infolist()])
+def test_damage_is_refused_or_harmless(put, name):
+    """A file of torch's with bytes changed, or cut off, or doubled, ends in data or in a UserError."""
+    with zipfile.ZipFile(goldens.GOLDENS) as archive:
+        whole = archive.read(name)
+    draw = np.random.RandomState(0)
+    refusals = 0
+    for _ in range(100):
+        data = bytearray(whole)
+        for at in draw.randint(len(data), size=draw.randint(1, 4)):
+            data[at] = draw.randint(256)
+        start, end = np.sort(draw.randint(len(data), size=2))
+        damages = (data, data[:start], data[:start] + data[end:], data[:end] + data[start:])
+        try:
+            reader.read(put(bytes(damages[draw.randint(4)])))
+        except UserError:
+            refusals += 1
+    assert refusals > 50
 
 
 def test_places_that_are_no_files(tmp_path):
@@ -521,6 +548,11 @@ def test_converters_have_names_and_a_licence(kind):
     # pytorch-fid's network has 23.9 million numbers with its 1008 classes, facebook's ViT-L/14 304 million.
     assert sum(sizes) == {'inception': 23_885_392, 'dinov2': 304_368_640}[kind]
     assert 'Apache-2.0' in converter.licence
+
+
+def test_convert_needs_a_folder(tmp_path):
+    out = tmp_path / 'missing' / 'out'
+    assert 'folder' in refused(lambda: weights.convert('inception', tmp_path / 'source', out), out)
 
 
 def test_unknown_kind(tmp_path):

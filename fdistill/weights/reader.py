@@ -801,7 +801,7 @@ def _zip(file, size, budget):
         members = _members(archive, size, budget.limits)
 
         def content(name):
-            """Uncompressed, as torch always writes it; so no member can be larger than the file. zipfile compares the CRC."""
+            """Uncompressed, as torch writes it; so no member is larger than the file. zipfile compares the CRC."""
             if name not in members:
                 raise _Refused(f'is a zip archive without {_show(name)}')
             info = members[name]
@@ -809,10 +809,7 @@ def _zip(file, size, budget):
                 raise _Refused(f'is a zip archive whose {_show(name)} is compressed or encrypted', _EXPORT)
             budget.spend(info.file_size)
             with archive.open(info) as member:
-                # One byte more than there is, so that zipfile sees the end, where it compares.
-                data = _Stream(member, info.file_size).array(info.file_size)
-                member.read(1)
-            return data
+                return _Stream(member, info.file_size).array(info.file_size)
 
         folders = [name[:-8] for name in members if name.count('/') == 1 and name.endswith('/data.pkl')]
         if len(folders) != 1:
