@@ -63,8 +63,11 @@ def check(load, folder=None):
         counts = np.bincount(source.labels, minlength=source.num_classes).tolist()
         splits[split]['classes'] = dict(zip(classes or map(str, range(len(counts))), counts))
         splits[split]['sha256'] = sources.fingerprint(source)
-    report = {'name': train.name, 'splits': splits, 'duplicates': {}, 'warnings': [], 'errors': _errors(loaded, splits)}
-    if report['errors']:
+    errors = _errors(loaded, splits)
+    if errors and folder:
+        errors = unusable(folder['path'])
+    report = {'name': train.name, 'splits': splits, 'duplicates': {}, 'warnings': [], 'errors': errors}
+    if errors:
         return report, None
     report['duplicates'] = _duplicates(loaded, names, digests, blocks)
     report['warnings'] = _warnings(report)

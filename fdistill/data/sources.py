@@ -343,7 +343,7 @@ def opened(path):
     elif root.is_file():
         try:
             archive = zipfile.ZipFile(root)
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # Of damaged zips zipfile raises all sorts.
             raise UserError(f'{str(path)!r} is no zip that can be opened ({_reason(error)}): give a folder or a zip of '
                             'PNG or JPEG files') from error
         with archive:
@@ -424,7 +424,7 @@ def _sorted_out(root, members, folders, read, problems):
     def image(name):
         try:
             data = read(name)
-        except Exception as error:  # zipfile and the decompressors raise all sorts.
+        except Exception as error:  # So do its decompressors.
             raise UserError(f'cannot be read ({_reason(error)}): mend its permissions, repair or remove it') from error
         return decode(data)
 
