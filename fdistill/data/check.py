@@ -219,9 +219,10 @@ def _duplicates(loaded, names, digests, blocks):
     """Which samples there are more than once.
 
     Returns:
-      {'exact': {where: [[name, ...]]}, 'near': {where: [[name, name]]}, 'labels_differ': [[name, ...]]}. where: a split,
-      or 'between' for what is in both. An exact group is in 'between' with all its members and, if a split has several of
-      them, there too; in 'near' its first stands for it. labels_differ: the exact groups of several labels.
+      {'exact': {where: [[name, ...]]}, 'near': {where: [[name, name]]}, 'labels_differ': [[name, ...]]}.
+      where: a split, or 'between' for what is in both. An exact group is in 'between' with all its members and, if a
+      split has several of them, there too; in 'near' its first stands for it. labels_differ: exact groups of several
+      labels.
     """
     splits = list(loaded)
     split = np.repeat(np.arange(len(splits)), [len(names[s]) for s in splits])
