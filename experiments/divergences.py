@@ -37,7 +37,8 @@ def main(words=None):
 
     words, overrides = split(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
-    parser.add_argument('names', nargs='*', metavar='NAME', help=f'of {", ".join(COMPARISONS)}; default: all that this machine can')
+    parser.add_argument('names', nargs='*', metavar='NAME',
+                        help=f'of {", ".join(COMPARISONS)}; default: all that this machine can')
     parser.add_argument('--workdir', default='runs/divergences', help='where everything goes; default: %(default)s')
     options = parser.parse_args(words)
     if unknown := set(options.names) - set(COMPARISONS):

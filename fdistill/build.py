@@ -9,7 +9,8 @@ Sections of a config, each the keyword arguments of one function:
   method      `pretrain` or one of `methods.DISTILLATIONS`, its laws and grid being sections with a name
   discriminator  a head of `networks.HEADS`
   optimizer   `optim.adam` for each role
-  training, mesh, evaluation   `loop.train`, `sharding.make_mesh`, `evaluate.evaluate`
+  training, mesh   `loop.train`, `sharding.make_mesh`
+  evaluation  `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
 """
 
 import copy
@@ -35,6 +36,8 @@ from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, oracle, samplers
 from fdistill.errors import UserError, suggest
 from fdistill.evaluation import evaluate as evaluation
+from fdistill.evaluation import protocol as protocols
+from fdistill.evaluation import scores, statistics
 from fdistill.methods import DISTILLATIONS, exact, pretrain
 from fdistill.training import checkpoint, lanes, loop, optim, sharding, writer
 from fdistill.training.step import ema_decay
@@ -84,7 +87,7 @@ class Run(NamedTuple):
     denoise(x[B,...], sigma[B], label=None) -> x0[B,...]: the network as a denoiser.
     trajectory(noise[B,...], label[B]) -> (samples, D[N,B,...]): also what the network took x0 for at each level; None for a
       one-step student.
-    nfe: network evaluations of one sample. shape, num_classes: of the data.
+    nfe: network evaluations of one sample. shape, num_classes: of the data. digest: hex SHA-256 of the EMA weights.
     """
 
     config: Any
@@ -97,6 +100,7 @@ class Run(NamedTuple):
     nfe: int
     shape: tuple
     num_classes: int
+    digest: str
 
 
 def _plain(section):
@@ -464,7 +468,8 @@ def _ready(config, workdir, mesh=None, like=None):
     if mesh is not None:
         call(sharding.check_batch_size, {'batch_size': batch_size}, 'config.training', mesh=mesh)
     call(batches, {'start': 0}, 'config.data')
-    call(evaluation.check, _plain(plain.get('evaluation', {})), 'config.evaluation')
+    options = _plain(plain.get('evaluation', {}))
+    call(scores.check if _published(options) else evaluation.check, options, 'config.evaluation')
     frozen, weights = like.frozen if like else {}, None
     if built.teacher_workdir is not None and not like:
         base = _denoiser(plain['teacher']['network'], plain['teacher']['denoiser'], plain['image'], 'config.teacher.')
@@ -475,13 +480,14 @@ def _ready(config, workdir, mesh=None, like=None):
     return _Ready(source, plain, built, roles, training, batches, frozen, seed)
 
 
-def from_workdir(path, *, sampler=None, steps=None):
+def from_workdir(path, *, sampler=None, steps=None, mesh=None):
     """A trained model.
 
     Args:
       path: run folder.
       sampler, steps: other than the run's own, for a model trained by `pretrain`; a key of `samplers.SAMPLERS`, or a section
         with its name and options, as {'name': 'ghvb', 'order': 3.8}.
+      mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays; default: the first device.
 
     Returns:
       `Run`.
@@ -496,8 +502,8 @@ def from_workdir(path, *, sampler=None, steps=None):
         plain['method'] |= {'sampler': sampler} if sampler else {}
         plain['method']['grid'] |= {'steps': steps} if steps else {}
     built = experiment(plain)
-    params, position = _load_ema(built.denoiser, path)
-    jitted = jax.jit(built.method.generate)
+    params, position = _load_ema(built.denoiser, path, mesh)
+    jitted = jax.jit(built.method.generate, out_shardings=mesh and sharding.batch_sharding(mesh))
     denoise = jax.jit(lambda params, x, sigma, label: built.denoiser.apply(params, x, sigma, label)[0])
 
     def sample(noise, label):
@@ -513,7 +519,8 @@ def from_workdir(path, *, sampler=None, steps=None):
     config = configs.from_json(plain)
     trajectory = built.method.trajectory and functools.partial(jax.jit(built.method.trajectory), params)
     nfe, shape, num_classes = built.method.nfe, built.shape, built.num_classes
-    return Run(config, position['next_step'], params, generate, sample, denoise_with, trajectory, nfe, shape, num_classes)
+    digest = position['digests']['ema']
+    return Run(config, position['next_step'], params, generate, sample, denoise_with, trajectory, nfe, shape, num_classes, digest)
 
 
 def start(key, n, label, shape, num_classes):
@@ -524,31 +531,75 @@ def start(key, n, label, shape, num_classes):
     return jax.random.normal(key_noise, (n, *shape)), jnp.broadcast_to(jnp.asarray(label, jnp.int32), (n,))
 
 
-def evaluate(config, workdir, *, samples=None, seed=None, quiet=False, against=None):
-    """Measures a run; writes `eval/step-N.json` and returns its row.
+def published(config):
+    """Whether a config is evaluated under a protocol other than that of own features."""
+    return _published(config.get('evaluation', {}))
+
+
+def _published(options):
+    return options.get('protocol', protocols.OWN) != protocols.OWN
+
+
+def evaluate(config, workdir, *, quiet=False, against=None, **given):
+    """Measures a run; writes `eval/step-N.json`, or `eval/step-N-PROTOCOL.json`, and returns its row.
 
     Args:
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
       workdir: run folder.
-      samples, seed: other than the config's.
       quiet: no progress on stderr.
       against: `evaluate.Reference`, to share it between runs.
+      given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in place of all of them.
 
     Raises:
       UserError: on whatever the user can mend.
     """
-    run = from_workdir(workdir)
-    config = config or run.config
-    options = _plain(config.get('evaluation', {}))
-    options |= {name: value for name, value in (('samples', samples), ('seed', seed)) if value is not None}
-    train_source, held_out = load_data(config, 'train'), load_data(config, 'held_out')
-    row = call(
-        evaluation.evaluate, options, 'config.evaluation', generate=run.sample, train=train_source, held_out=held_out,
-        nfe=run.nfe, progress=not quiet, against=against,
-    )
+    given = {name: value for name, value in given.items() if value is not None}
+    config = config or configs.read(workdir)
+    options = given if 'protocol' in given else _plain(config.get('evaluation', {})) | given
+    if _published(options):
+        call(scores.check, options, 'config.evaluation')
+        run = from_workdir(workdir, mesh=(mesh := sharding.make_mesh()))
+        row = call(
+            scores.evaluate, options, 'config.evaluation', generate=run.sample, shape=run.shape, num_classes=run.num_classes,
+            nfe=run.nfe, mesh=mesh, progress=not quiet,
+        )
+        rules, samples = row['details']['rules'], row['details']['samples']
+        suffix = f'-{rules["name"]}' + (f'-{protocols.short(samples)}' if samples != rules['samples'] else '')
+    else:
+        options.pop('protocol', None)
+        run, suffix = from_workdir(workdir), ''
+        train_source, held_out = load_data(config, 'train'), load_data(config, 'held_out')
+        row = call(
+            evaluation.evaluate, options, 'config.evaluation', generate=run.sample, train=train_source, held_out=held_out,
+            nfe=run.nfe, progress=not quiet, against=against,
+        )
     row = {'step': run.step, **row}
-    writer.write_json(pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}.json', row)
+    row['details'] = row.get('details', {}) | {'checkpoint': run.digest, 'versions': writer.versions()}
+    if jax.process_index() == 0:
+        writer.write_json(pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}{suffix}.json', row)
     return json.loads(json.dumps(writer.plain(row)))
+
+
+def make_statistics(config, out, *, split='train', quiet=False, **options):
+    """Measures the real images of a config's data under a protocol; writes a statistics file and returns what it holds.
+
+    Args:
+      config: whose `data` is taken.
+      out: `.npz` file to write.
+      split: 'train' or 'held_out'.
+      quiet: no progress on stderr.
+      options: protocol, detector, keep and batch_size, as of `scores.make_statistics`.
+
+    Raises:
+      UserError: on whatever the user can mend; nothing has been written then.
+    """
+    made = call(
+        scores.make_statistics, options, 'stats make', source=load_data(config, split), mesh=sharding.make_mesh(),
+        progress=not quiet,
+    )
+    if jax.process_index() == 0:
+        statistics.write(out, made)
+    return made
 
 
 def sample(workdir, *, n=None, seed=0, label=None, out=None, sampler=None, steps=None, trajectory=False):

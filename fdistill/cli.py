@@ -1,4 +1,4 @@
-"""The command `fdistill`: train, evaluate, sample, sweep, report, check-data.
+"""The command `fdistill`: train, evaluate, sample, sweep, report, check-data, convert, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
 """
@@ -50,6 +50,13 @@ def _parsers():
     evaluate.add_argument('--config', metavar='FILE', help='config to use instead of the one kept in the workdir')
     evaluate.add_argument('--samples', type=int, metavar='N', help='generated samples; default: as in the config')
     evaluate.add_argument('--seed', type=int, metavar='S', help='seed of the samples; default: as in the config')
+    evaluate.add_argument('--protocol', metavar='NAME', help='a published one, as edm or adm, in place of own features')
+    evaluate.add_argument('--detector', metavar='FILE', help='weights for a published protocol, of `fdistill convert`')
+    evaluate.add_argument('--statistics', metavar='FILE', help='real images under that protocol, of `fdistill stats`')
+    evaluate.add_argument('--metrics', metavar='LIST', help='as fid,kid,prdc; default: what the statistics allow')
+    evaluate.add_argument('--ranges', type=int, metavar='R', help='ranges of seeds; default: all of the protocol')
+    evaluate.add_argument('--batch-size', type=int, metavar='B', help='images at once on all devices')
+    evaluate.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
     evaluate.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
     sample = command('sample', 'Draws samples from a trained run.', SAMPLER)
@@ -67,7 +74,7 @@ def _parsers():
     sweep.add_argument('--retry', action='store_true', help='run failed trials again')
     sweep.add_argument('--dry-run', action='store_true', help='list the trials and what they will cost; run nothing')
     sweep.add_argument('--commands', action='store_true', help='print a command a trial, for any scheduler; run nothing')
-    sweep.add_argument('--vmap-seeds', action='store_true', help='trials that differ in seed and continuous settings as one program')
+    sweep.add_argument('--vmap-seeds', action='store_true', help='trials alike but for seed and numbers as one program')
     sweep.add_argument('--executor', choices=('local', 'slurm'), help='trials in processes of their own, through submitit')
     sweep.add_argument('--parallel', type=int, default=2, metavar='N', help='of them at once; default: %(default)s')
     sweep.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
@@ -86,7 +93,46 @@ def _parsers():
     report.add_argument('--out', metavar='DIR', help='folder to write to; default: report in the first PATH')
     report.add_argument('--measure', metavar='KEY', help='to rank by, as pixel_fd; default: the first that was measured')
     report.add_argument('--quiet', action='store_true', help='no progress on stderr')
+
+    description = 'Reads published weights, running nothing in the file, and writes them as safetensors.'
+    convert = commands.add_parser('convert', allow_abbrev=False, help=description, description=description)
+    convert.add_argument('kind', metavar='KIND', help='inception or dinov2')
+    convert.add_argument('source', metavar='SRC', help="the file as published: pytorch-fid's .pth, NVIDIA's .pkl or .pt")
+    convert.add_argument('out', metavar='OUT', help='safetensors file to write')
+    _add_stats(commands)
     return parser, commands.choices
+
+
+def _add_stats(commands):
+    description = 'Makes, converts, shows and compares statistics files of real images.'
+    stats = commands.add_parser('stats', allow_abbrev=False, help=description, description=description)
+    actions = stats.add_subparsers(dest='action', metavar='action', required=True)
+
+    def action(name, description, epilog=None):
+        return actions.add_parser(name, allow_abbrev=False, help=description, description=description, epilog=epilog)
+
+    make = action('make', 'Measures the data of a config under a published protocol.', OVERRIDES)
+    make.add_argument('--config', metavar='FILE', required=True, help='Python file with get_config(), whose data is taken')
+    make.add_argument('--protocol', metavar='NAME', required=True, help='as edm, adm, clean-fid or pytorch-fid')
+    make.add_argument('--detector', metavar='FILE', required=True, help='weights, of `fdistill convert`')
+    make.add_argument('--out', metavar='FILE', required=True, help='.npz file to write')
+    make.add_argument('--split', choices=('train', 'held_out'), default='train', help='default: %(default)s')
+    make.add_argument('--keep', type=int, metavar='N', help='images whose features are kept for KID and precision')
+    make.add_argument('--batch-size', type=int, metavar='B', help='images at once on all devices')
+    make.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
+    make.add_argument('--quiet', action='store_true', help='no progress on stderr')
+
+    convert = action('convert', 'Reads statistics of another program and writes them as ours, under their protocol.')
+    convert.add_argument('source', metavar='SRC', help='.npz of EDM, ADM, clean-fid or pytorch-fid, .pkl of EDM2')
+    convert.add_argument('out', metavar='OUT', help='.npz file to write')
+    convert.add_argument('--protocol', metavar='NAME', required=True, help='that its features were made by; no file tells')
+    convert.add_argument('--count', type=int, metavar='N', help='images it is of, where the file does not tell')
+    convert.add_argument('--reference', metavar='NAME', help='what the images are; default: the name of the file')
+
+    show = action('show', 'Says what a file holds.')
+    show.add_argument('files', nargs='+', metavar='FILE')
+    compare = action('compare', 'Prints the Frechet distance of two files of one protocol.')
+    compare.add_argument('files', nargs=2, metavar='FILE')
 
 
 def _train(options, overrides):
@@ -120,6 +166,9 @@ def _among_many(environ):
 def _evaluate(options, overrides):
     from fdistill import config as configs
 
+    if options.distributed or _among_many(os.environ):
+        _join_others()
+
     config = None
     if options.config or overrides:
         config = configs.load(options.config) if options.config else configs.read(options.workdir)
@@ -127,7 +176,9 @@ def _evaluate(options, overrides):
     from fdistill import build
     from fdistill.training.writer import plain
 
-    given = {name: getattr(options, name) for name in ('samples', 'seed') if getattr(options, name) is not None}
+    names = ('samples', 'seed', 'protocol', 'detector', 'statistics', 'ranges', 'batch_size')
+    given = {name: getattr(options, name) for name in names}
+    given['metrics'] = tuple(options.metrics.split(',')) if options.metrics else None
     result = build.evaluate(config, options.workdir, quiet=options.quiet, **given)
     print(json.dumps(plain(result), indent=2))
 
@@ -220,6 +271,56 @@ def _check_data(options, overrides):
         raise UserError(f'{report["name"]}: cannot be trained on: {first}{more}')
 
 
+def _convert(options, overrides):
+    if overrides:
+        raise UserError(f'{overrides[0]}: convert takes no config')
+    from fdistill import weights
+
+    for name, value in weights.convert(options.kind, options.source, options.out).items():
+        print(f'{name}: {value}')
+
+
+def _stats(options, overrides):
+    if overrides and options.action != 'make':
+        raise UserError(f'{overrides[0]}: stats {options.action} takes no config')
+    STATS[options.action](options, overrides)
+
+
+def _stats_make(options, overrides):
+    from fdistill import config as configs
+
+    config = configs.load(options.config)
+    configs.override(config, overrides)
+    if options.distributed or _among_many(os.environ):
+        _join_others()
+    from fdistill import build
+
+    names = ('protocol', 'detector', 'keep', 'batch_size')
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    build.make_statistics(config, options.out, split=options.split, quiet=options.quiet, **given)
+    _stats_show(argparse.Namespace(files=[options.out]), ())
+
+
+def _stats_convert(options, overrides):
+    from fdistill.evaluation import statistics
+
+    statistics.convert(options.source, options.out, options.protocol, options.count, options.reference)
+    _stats_show(argparse.Namespace(files=[options.out]), ())
+
+
+def _stats_show(options, overrides):
+    from fdistill.evaluation import statistics
+
+    print(*map(statistics.show, options.files), sep='\n\n')
+
+
+def _stats_compare(options, overrides):
+    from fdistill.evaluation import statistics
+
+    print(statistics.compare(*map(statistics.read, options.files)))
+
+
+STATS = {'make': _stats_make, 'convert': _stats_convert, 'show': _stats_show, 'compare': _stats_compare}
 COMMANDS = {
     'train': _train,
     'evaluate': _evaluate,
@@ -227,6 +328,8 @@ COMMANDS = {
     'sweep': _sweep,
     'report': _report,
     'check-data': _check_data,
+    'convert': _convert,
+    'stats': _stats,
 }
 
 

@@ -203,8 +203,8 @@ def _combined(spec):
     return COMBINATIONS[match[1]](first, second, number)
 
 
-# Cells of histograms of log r and log h, in nats; what lies outside belongs to the first and the last.
-EDGES = np.linspace(-10, 10, 41)
+# Cells of histograms of log r and log h, in nats; what lies outside belongs to the first and the last. 0 is the middle of one.
+EDGES = np.linspace(-10.25, 10.25, 42)
 
 # Where a generator is checked for f(1) = 0 and convexity.
 PROBE = np.geomspace(1e-3, 1e3, 121)

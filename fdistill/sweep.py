@@ -178,7 +178,8 @@ def _after(workdir, trial, error, seconds, references):
     if error is None:
         outcome = run_trial(workdir, trial, references)
     else:
-        outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config), 'status': 'failed', 'error': str(error)}
+        outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config)}
+        outcome |= {'status': 'failed', 'error': str(error)}
     return _written(folder_of(workdir, trial), outcome, seconds + outcome.get('seconds', 0.0))
 
 
@@ -196,7 +197,7 @@ def lanes(workdir, trials):
 
 
 def _reference(config, kept):
-    if kept is None:
+    if kept is None or build.published(config):
         return None
     key = json.dumps(configs.to_json(config['data']), sort_keys=True)
     if key not in kept:

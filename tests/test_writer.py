@@ -185,11 +185,13 @@ class FakeWandb(types.ModuleType):
         self.Histogram = lambda np_histogram: ('histogram', np.shape(np_histogram[0]))
         self.Image = lambda array: ('image', array.shape)
 
+    def log(self, values, step):
+        self.logged.append((step, values))
+
     def init(self, **options):
         self.begun.append(options)
-        log = lambda values, step: self.logged.append((step, values))
         config = types.SimpleNamespace(update=lambda values, allow_val_change: self.config.update(values))
-        return types.SimpleNamespace(log=log, config=config, finish=lambda: self.logged.append('finished'))
+        return types.SimpleNamespace(log=self.log, config=config, finish=lambda: self.logged.append('finished'))
 
 
 def test_weights_and_biases_gets_the_same_and_goes_on_under_its_id(tmp_path, monkeypatch):

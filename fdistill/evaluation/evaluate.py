@@ -94,12 +94,12 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
         index = np.arange(start, start + batch_size)
         label = np.asarray(labels, np.int32)[index.clip(max=total - 1)]
         # Through the host, so that devices and sharding are those `generate` was made for.
-        noise = np.asarray(_noise(seed, index, shape))
+        drawn = np.asarray(noise(seed, index, shape))
         began = time.perf_counter()
-        batch = np.asarray(generate(noise, label), np.float32)
+        batch = np.asarray(generate(drawn, label), np.float32)
         seconds.append(time.perf_counter() - began)
-        if batch.shape != noise.shape:
-            raise ValueError(f'generate gave shape {batch.shape} for noise of shape {noise.shape}: they must be equal')
+        if batch.shape != drawn.shape:
+            raise ValueError(f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: they must be equal')
         if not np.isfinite(batch).all():
             raise ValueError(f'samples {start}..{start + batch_size - 1} are not finite: the generator diverged')
         samples.append(batch[:total - start])
@@ -188,7 +188,7 @@ def _labels(train, samples):
 
 
 @functools.partial(jax.jit, static_argnames='shape')
-def _noise(seed, index, shape):
+def noise(seed, index, shape):
     """Standard normal noise [B, *shape] of the samples with the indices [B]."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

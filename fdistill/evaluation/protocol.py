@@ -33,7 +33,7 @@ class Protocol(NamedTuple):
 
     def name(self, metric):
         """Full name of a metric, e.g. 'fd[digits-clf,2k,held-out,q16,balanced,seed0]'."""
-        count, rounding = _short(self.samples), f'q{self.levels}' if self.levels else 'float'
+        count, rounding = short(self.samples), f'q{self.levels}' if self.levels else 'float'
         return f'{metric}[{self.features},{count},{self.reference},{rounding},{self.labels},seed{self.seed}]'
 
 
@@ -132,6 +132,7 @@ _RULES = (
     Rules('own-features', 'own', 'none', None, 'half_up', 'none', None, 'balanced', (), 'mean'),
 )
 PROTOCOLS = {rules.name: rules for rules in _RULES}
+OWN = 'own-features'
 
 
 def get(name):
@@ -206,8 +207,8 @@ def number(rules, metric, first, count, reference=None):
     """
     if first < 0 or count < 1:
         raise ValueError(f'{count} samples from {first}: there must be at least one, of an index >= 0')
-    metric = metric if rules.samples in (None, count) else metric + _short(count)
-    parts = (rules.name, _short(count), *([reference] if reference else []), f'seed{first}-{first + count - 1}')
+    metric = metric if rules.samples in (None, count) else metric + short(count)
+    parts = (rules.name, short(count), *([reference] if reference else []), f'seed{first}-{first + count - 1}')
     return f'{metric}[{",".join(parts)}]'
 
 
@@ -219,7 +220,7 @@ def require(rules, count):
     """
     if rules.samples not in (None, count):
         raise UserError(f'{count} samples: the protocol {rules.name!r} is of {rules.samples}, and distances depend on '
-                        f'it; take {rules.samples}, or report the proxy of {_short(count)} under its own name')
+                        f'it; take {rules.samples}, or report the proxy of {short(count)} under its own name')
 
 
 def headline(rules, metric, values, reference=None):
@@ -246,10 +247,10 @@ def headline(rules, metric, values, reference=None):
     value = HEADLINES[rules.headline](list(values.values()))
     if len(values) == 1:
         return number(rules, metric, rules.seeds[0][0], rules.samples, reference), value
-    parts = (rules.name, f'{len(values)}x{_short(rules.samples)}', *([reference] if reference else []), rules.headline)
+    parts = (rules.name, f'{len(values)}x{short(rules.samples)}', *([reference] if reference else []), rules.headline)
     return f'{metric}[{",".join(parts)}]', value
 
 
-def _short(count):
+def short(count):
     """2000 as '2k', 355 as '355'."""
     return f'{count // 1000}k' if count % 1000 == 0 else str(count)

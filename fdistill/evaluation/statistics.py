@@ -6,7 +6,7 @@
 | jax-fid, meanflow `.npz` | ref_mu, ref_sigma |
 | ADM `.npz` | mu, sigma, mu_s, sigma_s (spatial), and images, which are not read |
 | EDM2 `.pkl` | {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}} |
-| fdistill `.npz` | mu, sigma, mu_s, sigma_s where there are, and `about`: JSON of protocol, detector, count, origin |
+| fdistill `.npz` | mu, sigma; mu_s, sigma_s, features where there are; `about`: JSON of protocol, detector, count, origin |
 
 Nothing in a file is run or unpickled here, and no array is read before its name, type, shape and size have been
 checked. Our files keep the names mu and sigma, so that the programs of EDM, ADM and pytorch-fid read them too.
@@ -34,6 +34,8 @@ from fdistill.evaluation.frechet import Moments, frechet_distance
 FORMAT = 1
 # More features than any detector has; a covariance of them takes half a gigabyte.
 MAX_FEATURES = 8192
+# Images whose features a file may keep for KID, precision and recall; of Inception they take 0.8 GB.
+MAX_KEPT = 100_000
 MAX_MEMBERS = 64
 MAX_ABOUT = 4096
 # Covariances hardly compress (to 0.9 of their size); what shrinks a hundredfold is a bomb.
@@ -65,6 +67,8 @@ class Statistics(NamedTuple):
     source_sha256: hex digest of the file or data they come from, or None.
     spatial_mean, spatial_covariance: of ADM's spatial features, float64 [s] and [s, s], or None.
     written: {'fdistill': version, 'numpy': version} of whoever wrote the file; empty for other programs'.
+    weights_sha256: hex digest of the detector's weights, see `weights.store`; None where a file does not tell.
+    features: float32 [M, d] of some of the images, which KID, precision and recall need; or None.
     """
 
     mean: Any
@@ -77,9 +81,11 @@ class Statistics(NamedTuple):
     spatial_mean: Any = None
     spatial_covariance: Any = None
     written: dict = {}
+    weights_sha256: str | None = None
+    features: Any = None
 
 
-def make(features, protocol, reference, *, detector=None, spatial=None, source_sha256=None):
+def make(features, protocol, reference, *, detector=None, spatial=None, source_sha256=None, weights_sha256=None, kept=None):
     """Statistics of features.
 
     Args:
@@ -89,6 +95,8 @@ def make(features, protocol, reference, *, detector=None, spatial=None, source_s
       detector: name of the features; None: the protocol's detector.
       spatial: Moments of ADM's spatial features, or an iterable of float [B, s], or None.
       source_sha256: hex digest of the images, see data.sources.fingerprint.
+      weights_sha256: hex digest of the detector's weights.
+      kept: float [M, d], features of some of the images, or None.
 
     Returns:
       Statistics.
@@ -98,7 +106,8 @@ def make(features, protocol, reference, *, detector=None, spatial=None, source_s
     """
     detector = detector or protocols.get(protocol).detector
     moments = _moments(features)
-    made = Statistics(moments.mean, moments.covariance, moments.count, protocol, detector, reference, source_sha256)
+    made = Statistics(moments.mean, moments.covariance, moments.count, protocol, detector, reference, source_sha256,
+                      weights_sha256=weights_sha256, features=kept)
     if spatial is not None:
         spatial = _moments(spatial)
         if spatial.count != moments.count:
@@ -161,11 +170,14 @@ def write(path, statistics):
         'count': statistics.count,
         'reference': statistics.reference,
         'source_sha256': statistics.source_sha256,
+        'weights_sha256': statistics.weights_sha256,
         'written': {'fdistill': fdistill.__version__, 'numpy': np.__version__},
     }
     arrays = {'mu': statistics.mean, 'sigma': statistics.covariance}
     if statistics.spatial_mean is not None:
         arrays |= dict(zip(SPATIAL, (statistics.spatial_mean, statistics.spatial_covariance)))
+    if statistics.features is not None:
+        arrays['features'] = statistics.features
     arrays['about'] = np.array(json.dumps(about, ensure_ascii=False))
     cache.write(path, lambda temporary: np.savez(temporary, **arrays))
 
@@ -220,7 +232,9 @@ def show(path, detector=None):
         ('mean', f'{found.mean.mean():.6g} on average, from {found.mean.min():.6g} to {found.mean.max():.6g}'),
         ('std', f'{standard.mean():.6g} on average, from {standard.min():.6g} to {standard.max():.6g}'),
         ('trace', f'{np.trace(found.covariance):.6g}'),
+        ('kept', 'no features of single images' if found.features is None else f'features of {len(found.features)} images'),
         ('spatial', 'none' if found.spatial_mean is None else f'{len(found.spatial_mean)} features'),
+        ('weights', f'sha256 {found.weights_sha256}' if found.weights_sha256 else 'not told'),
         ('source', f'sha256 {found.source_sha256}' if found.source_sha256 else 'not told'),
         ('written by', ', '.join(f'{name} {version}' for name, version in found.written.items()) or 'another program'),
     ]
@@ -287,14 +301,26 @@ def check(statistics):
     for what, text in (('reference', statistics.reference), ('detector', statistics.detector or 'unknown')):
         if not isinstance(text, str) or not text.isprintable() or not 0 < len(text) <= 200:
             raise UserError(f'{what} {str(text)[:40]!r}: give a name of at most 200 printable characters')
-    if not re.fullmatch('[0-9a-f]{64}', statistics.source_sha256 or '0' * 64):
-        raise UserError(f'source_sha256 {str(statistics.source_sha256)[:80]!r}: expected 64 hexadecimal digits')
+    for what in ('source_sha256', 'weights_sha256'):
+        digest = getattr(statistics, what)
+        if digest is not None and not re.fullmatch('[0-9a-f]{64}', str(digest)):
+            raise UserError(f'{what} {str(digest)[:80]!r}: expected 64 hexadecimal digits')
+    kept = statistics.features
+    if kept is not None:
+        kept = np.asarray(kept)
+        if kept.dtype.kind != 'f' or kept.ndim != 2 or kept.shape[1] != len(mean) or not 2 <= len(kept) <= MAX_KEPT:
+            raise UserError(f'features {kept.dtype} {kept.shape}: expected float [M, {len(mean)}], M from 2 to {MAX_KEPT}')
+        kept = kept.astype(np.float32)
+        if not np.isfinite(kept).all():
+            raise UserError(f'the features are not finite; {_AGAIN}')
     if statistics.protocol is not None:
         wanted = protocols.get(statistics.protocol).detector
         if statistics.detector is None or wanted != 'own' and statistics.detector != wanted:
             raise UserError(f'detector {statistics.detector!r}: the protocol {statistics.protocol!r} is of {wanted!r}')
     _plausible(statistics.detector, mean, covariance)
-    return statistics._replace(mean=mean, covariance=covariance, spatial_mean=spatial[0], spatial_covariance=spatial[1])
+    return statistics._replace(
+        mean=mean, covariance=covariance, spatial_mean=spatial[0], spatial_covariance=spatial[1], features=kept
+    )
 
 
 def _gaussian(kind, mean, covariance):
@@ -359,7 +385,8 @@ def _read_npz(path, detector):
         if 'about' not in members:
             return Statistics(mean, covariance, None, None, None, path.stem, _sha256(path), *spatial)
         about = json.loads(_array(archive, members['about'], 0).item())
-    fields = {'format', 'protocol', 'detector', 'count', 'reference', 'source_sha256', 'written'}
+        kept = _array(archive, members['features'], 2, MAX_KEPT) if 'features' in members else None
+    fields = {'format', 'protocol', 'detector', 'count', 'reference', 'source_sha256', 'weights_sha256', 'written'}
     if not isinstance(about, dict) or set(about) != fields or about['format'] != FORMAT:
         raise UserError(f'its `about` is not of format {FORMAT}; is it of a newer fdistill?')
     written = about['written']
@@ -370,7 +397,7 @@ def _read_npz(path, detector):
     if not isinstance(about['detector'], str):
         raise UserError(f'its `about` names no detector; {_AGAIN}')
     statistics = Statistics(mean, covariance, about['count'], about['protocol'], about['detector'], about['reference'],
-                            about['source_sha256'], *spatial, written)
+                            about['source_sha256'], *spatial, written, about['weights_sha256'], kept)
     if detector not in (None, 'own', statistics.detector):
         raise UserError(f'has statistics of {statistics.detector!r}, not of {detector!r}')
     return statistics
@@ -411,10 +438,10 @@ def _members(archive):
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def _array(archive, info, axes):
-    """The array of a member with 0 (text), 1 (mean) or 2 (covariance) axes; nothing is expanded that is not one."""
+def _array(archive, info, axes, rows=MAX_FEATURES):
+    """The array of a member with 0 (text), 1 (mean) or 2 (covariance) axes, `rows` at most; nothing else is expanded."""
     name = _shown(info.orig_filename)
-    largest = HEADER_BYTES + (4 * MAX_ABOUT if axes == 0 else 8 * MAX_FEATURES**axes)
+    largest = HEADER_BYTES + (4 * MAX_ABOUT if axes == 0 else 8 * rows * MAX_FEATURES ** (axes - 1))
     if info.file_size > largest or info.file_size > FREE_BYTES + MAX_RATIO * info.compress_size:
         raise UserError(f'{name} expands from {info.compress_size} to {info.file_size} bytes, which no statistics do')
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -431,8 +458,8 @@ def _array(archive, info, axes):
         if dtype.kind != ('f' if axes else 'U') or axes and dtype.itemsize not in (4, 8):
             expected = 'text' if axes == 0 else 'float32 or float64'
             raise UserError(f'{name} is an array of {str(dtype)[:60]}: expected {expected}')
-        if len(shape) != axes or any(not 0 < side <= MAX_FEATURES for side in shape):
-            raise UserError(f'{name} has the shape {str(shape)[:60]}: expected {axes} sides of 1 to {MAX_FEATURES}')
+        if len(shape) != axes or any(not 0 < side <= most for side, most in zip(shape, (rows, MAX_FEATURES))):
+            raise UserError(f'{name} has the shape {str(shape)[:60]}: expected {axes} sides of 1 to {rows}')
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         if head.tell() + size != info.file_size:
             raise UserError(f'{name} has {info.file_size - head.tell()} bytes for an array of {size}; {_AGAIN}')

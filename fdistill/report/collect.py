@@ -99,10 +99,10 @@ def _run(folder):
     if (folder / sweep.RESULT).is_file():
         known = _json(folder / sweep.RESULT)
     elif evaluated := sorted((folder / 'eval').glob('step-*.json')):
-        known = {'status': 'done', 'row': _json(evaluated[-1])}
+        known = {'status': 'done', 'row': _merged(evaluated)}
     row = known.get('row')
     if row is not None:
-        row = {key: value if key == 'protocol' else _number(value) for key, value in row.items()}
+        row = {key: value if key in ('protocol', 'details') else _number(value) for key, value in row.items()}
         if row.get('step') != config.get('training', {}).get('steps'):
             settings['step'] = row.get('step')
     return Run(
@@ -117,6 +117,19 @@ def _run(folder):
         fingerprint=known.get('fingerprint') or (sweep.fingerprint(config) if config else ''),
         seconds=known.get('seconds'),
     )
+
+
+def _merged(paths):
+    """The rows of all protocols that the latest step was evaluated under, as one."""
+    rows = [_json(path) for path in paths]
+    last = max(row.get('step', 0) for row in rows)
+    merged = {}
+    for row in rows:
+        if row.get('step', 0) == last:
+            protocol = merged.get('protocol', {}) | row.get('protocol', {})
+            details = merged.get('details', {}) | row.get('details', {})
+            merged |= row | {'protocol': protocol, 'details': details}
+    return merged
 
 
 def _kept(flat):

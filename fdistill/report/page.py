@@ -6,6 +6,7 @@ Every name, setting and message comes from config files and folders, so that not
 import base64
 import hashlib
 import html as escaping
+import json
 import math
 import re
 from typing import NamedTuple
@@ -99,8 +100,13 @@ def document(report, figures):
     blocks += [Heading(2, 'Runs'), *_runs(report)]
     common = [[key, _value(value)] for key, value in sorted(report['common'].items())]
     blocks.append(Folded('Settings that all runs share', [Table(['setting', 'value'], common)]))
-    blocks += [Heading(2, 'Versions'), Text('Of what made this report; runs do not keep theirs.')]
-    return [*blocks, Table(['what', 'version'], [[key, value] for key, value in report['versions'].items()])]
+    blocks += [Heading(2, 'Versions'), Text('Of what made this report, and of what the runs were measured with.')]
+    theirs = dict.fromkeys(summary.as_text(versions) for run in report['runs'] if (versions := run['versions']))
+    rows = [[key, value, ', '.join(dict.fromkeys(json.loads(text).get(key, '–') for text in theirs)) or 'unknown']
+            for key, value in report['versions'].items()]
+    rows += [[key, '–', ', '.join(dict.fromkeys(json.loads(text).get(key, '–') for text in theirs))]
+             for key in dict.fromkeys(key for text in theirs for key in json.loads(text)) if key not in report['versions']]
+    return [*blocks, Table(['what', 'report', 'runs'], rows)]
 
 
 def _comparison(comparison, differing, figures):

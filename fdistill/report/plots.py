@@ -53,9 +53,10 @@ def _look(index):
 
 
 def _legend(figure, axis, names):
-    columns = max(1, min(4, 66 // (max(map(len, map(_literal, names))) + 6)))
+    handles, labels = axis.get_legend_handles_labels()
+    columns = max(1, min(4, 66 // (max(map(len, labels)) + 6)))
     figure.legend(
-        *axis.get_legend_handles_labels(), loc='outside lower center', ncols=columns, fontsize=7, labelcolor=GREY, frameon=False
+        handles, labels, loc='outside lower center', ncols=columns, fontsize=7, labelcolor=GREY, frameon=False
     )
     return 0.17 * math.ceil(len(names) / columns)
 
@@ -171,7 +172,7 @@ def weights(lines, r):
         # The parts of a schedule share its colour.
         parts = sum(other == index for _, other, _ in lines[:number])
         style = STYLES[(STYLES.index(style) + parts) % len(STYLES)]
-        axis.plot(r, np.where(h > 0, h, np.nan), style, color=colour, linewidth=1.2, label=_literal(name, 26))
+        axis.plot(r, np.where(h > 0, h, np.nan), style, color=colour, linewidth=1.2, label=_literal(name, 60))
     axis.set(xscale='log', yscale='log', ylim=(1e-4, 1e4), xlabel='r = teacher / student', ylabel="weight h(r) = r² f''(r)")
     figure.set_figheight(2.9 + _legend(figure, axis, [name for name, _, _ in lines]))
     return _png(figure)
@@ -198,7 +199,7 @@ def distributions(lines, x_label):
             middle = (np.asarray(found['edges'])[1:] + np.asarray(found['edges'])[:-1]) / 2
             mean = np.array(found['mean'][level])
             half = np.array([half or 0.0 for half in found['half'][level]])
-            axis.plot(middle, mean, style, color=colour, linewidth=1.1, label=_literal(name, 26), drawstyle='steps-mid')
+            axis.plot(middle, mean, style, color=colour, linewidth=1.1, label=_literal(name), drawstyle='steps-mid')
             below = np.maximum(mean - half, 0)
             axis.fill_between(middle, below, mean + half, color=colour, alpha=0.13, linewidth=0, step='mid')
         axis.set(xlim=(edges[first] - 0.5, edges[last + 1] + 0.5), ylabel='share')

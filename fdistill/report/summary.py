@@ -30,6 +30,16 @@ class Measure(NamedTuple):
 MEASURES = {
     'fd_held_out': Measure('Fréchet distance to held-out data', 'squared classifier features', -1),
     'fd_train': Measure('Fréchet distance to training data', 'squared classifier features', -1),
+    'fid': Measure('Fréchet inception distance', 'squared features', -1),
+    'fid_infinity': Measure('Fréchet inception distance for infinitely many samples', 'squared features', -1),
+    'sfid': Measure('Fréchet distance of spatial inception features', 'squared features', -1),
+    'kid': Measure('kernel inception distance', 'squared MMD', -1),
+    'mmd': Measure('Gaussian MMD between directions of features', '1000 squared MMD', -1),
+    'is': Measure('inception score', 'effective classes', 1),
+    'precision': Measure('samples within the real manifold', 'share', 1),
+    'recall': Measure('real images within the manifold of samples', 'share', 1),
+    'density': Measure('real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'),
+    'coverage': Measure('real neighbourhoods that hold a sample', 'share', 1),
     'pixel_fd': Measure('Fréchet distance of the samples themselves', 'squared units of the data', -1),
     'kl': Measure('KL divergence of the shares of the modes', 'nats', -1),
     'modes': Measure('modes covered', 'count', 1),
@@ -56,10 +66,14 @@ DISTRIBUTIONS = {
     'student/log_h': 'log h(r) (nats)',
 }
 # `within` and the others need no protocol: they are no measures of quality.
-NO_MEASURE = ('step', 'nfe', 'seconds', 'protocol')
+NO_MEASURE = ('step', 'nfe', 'seconds', 'protocol', 'details')
 
 
 def measure(key):
+    """The `Measure` of a key; one with a number of samples behind it, as fid5k, is that of the same name without."""
+    if key not in MEASURES and (proxy := re.fullmatch(r'(\w+?)(\d+k?)', key)) and proxy[1] in MEASURES:
+        known = MEASURES[proxy[1]]
+        return known._replace(title=f'{known.title}, of {proxy[2]} samples')
     return MEASURES.get(key, Measure(key, 'as evaluated', 0, 'unknown to this report'))
 
 
@@ -116,7 +130,7 @@ def summarise(runs, wanted=None):
 
 
 def versions():
-    """Of what made the report; a run does not keep its own."""
+    """Of what made the report."""
     return {
         'fdistill': fdistill.__version__,
         'python': platform.python_version(),
@@ -192,6 +206,7 @@ def _plain(run, names):
         'error': run.error,
         'fingerprint': run.fingerprint,
         'seconds': run.seconds,
+        'versions': (run.row or {}).get('details', {}).get('versions', {}),
         'row': run.row,
     }
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import platform
 import secrets
 import sys
 import time
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+import fdistill
 from fdistill.errors import UserError
 
 
@@ -217,6 +219,17 @@ def _replace(path, data):
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def versions():
+    """What numbers were made with, for their files."""
+    return {
+        'fdistill': fdistill.__version__,
+        'python': platform.python_version(),
+        'jax': jax.__version__,
+        'numpy': np.__version__,
+        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    }
 
 
 def plain(value):

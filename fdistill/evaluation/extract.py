@@ -1,0 +1,171 @@
+"""Features of many images under a mesh: every process reads its part, sums are float64, and no image is lost or counted twice."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+
+from fdistill.errors import UserError
+from fdistill.evaluation import protocol
+from fdistill.evaluation.frechet import Moments
+from fdistill.networks import inception, vit
+from fdistill.training import sharding
+from fdistill.weights import store
+
+# Rows that are summed at once: adding a batch of a few costs as much as one of these.
+BLOCK = 2000
+
+
+class Detector(NamedTuple):
+    """A frozen feature network as a protocol feeds it.
+
+    name: a key of NETWORKS. sha256: of its weights. apply(grey [b,H,W,C]) -> {name of features: float32 [b, d]}, numpy: this
+    process's part of a batch, uint8 or float in 0..255.
+    """
+
+    name: str
+    sha256: str
+    apply: Callable[..., Any]
+
+
+class _Network(NamedTuple):
+    shapes: Callable[..., Any]
+    from_arrays: Callable[..., Any]
+    apply: Callable[..., Any]
+
+
+def _inception():
+    return _Network(inception.shapes, inception.from_arrays, lambda params, x: inception.apply(params, x)._asdict())
+
+
+def _dinov2():
+    network = vit.vit()
+    return _Network(network.shapes, network.from_arrays, lambda params, x: {'pool': network.apply(params, x)})
+
+
+# Detector -> its network; features: 'pool' for distances, 'spatial' for sFID and 'logits' for the inception score.
+NETWORKS = {
+    'inception': _inception,
+    'dinov2': _dinov2,
+}
+
+
+def detector(rules, path, mesh):
+    """The feature network of a protocol.
+
+    Args:
+      rules: `protocol.Rules`.
+      path: safetensors file that `fdistill convert` wrote.
+      mesh: of `sharding.make_mesh`; the weights are on each device, a batch is split over all of them.
+
+    Returns:
+      Detector.
+
+    Raises:
+      UserError: no such file, weights of another network, or a damaged file.
+    """
+    network = NETWORKS[rules.detector]()
+    if not path:
+        maker = f'fdistill convert {rules.detector} SRC FILE'
+        raise UserError(f'detector: the protocol {rules.name!r} needs weights, made by `{maker}`')
+    arrays, metadata = store.load(path, network.shapes())
+    params = jax.device_put(network.from_arrays(arrays), sharding.replicated(mesh))
+    by_batch = sharding.batch_sharding(mesh)
+    # Resized on the device: an image of 299 x 299 floats is a hundred times as large as one of CIFAR-10.
+    run = jax.jit(lambda params, grey: network.apply(params, protocol.prepare(rules, grey)), out_shardings=by_batch)
+
+    def apply(grey):
+        values = run(params, jax.make_array_from_process_local_data(by_batch, np.asarray(grey)))
+        return {name: local_rows(value) for name, value in values.items()}
+
+    return Detector(rules.detector, metadata['content_sha256'], apply)
+
+
+def local_rows(array):
+    """The rows of a global array, split by `sharding.batch_sharding`, that this process has; numpy, in their order."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+class Collected(NamedTuple):
+    """Of all processes: moments {name: Moments} and features {name: float32 [N, d]}, in the order of the images."""
+
+    moments: dict
+    features: dict
+
+
+def collect(images, total, features, *, batch_size, devices=1, keep=(), title='features', progress=True):
+    """Features of images 0..total-1.
+
+    Each batch is split over the processes; the last is padded, and what is padding is left out of every sum.
+
+    Args:
+      images: (index int [b]) -> what `features` takes, of the images with these indices.
+      total: number of images, >= 2.
+      features: -> {name: [b, d]}, as `Detector.apply`.
+      batch_size: images at once, on all devices of all processes; rounded up to a multiple of `devices`.
+      devices: over which `features` splits a batch.
+      keep: names of features to return besides their moments.
+      title, progress: of the bar.
+
+    Returns:
+      Collected, the same in every process.
+    """
+    processes, process = jax.process_count(), jax.process_index()
+    part = -(-batch_size // max(devices, processes)) * max(devices, processes) // processes
+    moments, pending, kept, seen = {}, {}, {name: [] for name in keep}, []
+
+    def add(name):
+        values = np.concatenate(pending.pop(name))
+        moments[name] = (moments.get(name) or Moments.empty(values.shape[1])).update(values)
+
+    whole = part * processes
+    # Every process takes part in every batch, also in one of which it has padding only.
+    starts = range(process * part, process * part + -(-total // whole) * whole, whole)
+    with tqdm.tqdm(total=total, desc=title, unit='image', delay=2, leave=False,
+                   disable=None if progress and not process else True) as bar:
+        for start in starts:
+            index = np.arange(start, start + part)
+            inside = index < total
+            for name, values in features(images(index.clip(max=total - 1))).items():
+                values = np.asarray(values)
+                pending.setdefault(name, []).append(values[inside])
+                if sum(map(len, pending[name])) >= BLOCK:
+                    add(name)
+                if name in kept:
+                    kept[name].append(values)
+            seen.append(index)
+            bar.update(min(whole, total - bar.n))
+    for name in list(pending):
+        add(name)
+    moments = {name: _merged(one) for name, one in moments.items()}
+    if wrong := {name: one.count for name, one in moments.items() if one.count != total}:
+        raise RuntimeError(f'features of {wrong} images, not of {total}: images were lost or counted twice')
+    order = np.argsort(_gathered(np.concatenate(seen)))[:total]
+    return Collected(moments, {name: _gathered(np.concatenate(values))[order] for name, values in kept.items()})
+
+
+def _merged(moments):
+    """The moments of all processes, summed in their order so that each process has the same."""
+    flat = np.concatenate([[float(moments.count)], moments.mean, moments.scatter.ravel()])
+    # As words, for jax would round float64 to float32.
+    words = _each(flat.view(np.uint32))
+    d, total = len(moments.mean), None
+    for row in words:
+        values = row.view(np.float64)
+        one = Moments(int(values[0]), values[1 : d + 1], values[d + 1 :].reshape(d, d))
+        total = total.merge(one) if total else one
+    return total
+
+
+def _gathered(rows):
+    """Rows [n, ...] of every process -> [processes n, ...]."""
+    return np.concatenate(list(_each(rows)))
+
+
+def _each(array):
+    if jax.process_count() == 1:
+        return array[None]
+    return np.asarray(multihost_utils.process_allgather(array))

@@ -1,0 +1,304 @@
+"""Scores under a published protocol: samples by index, its rounding, resize and network, and every number under its name."""
+
+import pathlib
+import statistics as summary
+from typing import Any, Callable, NamedTuple
+
+import jax
+import numpy as np
+
+from fdistill.data.sources import fingerprint, to_float, to_levels
+from fdistill.errors import UserError, suggest
+from fdistill.evaluation import extract, frechet, kernels, metrics, neighbours
+from fdistill.evaluation import protocol as protocols
+from fdistill.evaluation import statistics as files
+from fdistill.evaluation.evaluate import noise
+from fdistill.training import sharding
+
+
+class Metric(NamedTuple):
+    """needs: features of the samples to keep. compute(collected, real, progress) -> {name: float}. present(real): whether the
+    `Statistics` of the real images have what it takes.
+    """
+
+    needs: tuple
+    compute: Callable[..., Any]
+    present: Callable[..., Any]
+
+
+def _fid(collected, real, progress):
+    ours = collected.moments['pool']
+    return {'fid': frechet.frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)}
+
+
+def _sfid(collected, real, progress):
+    ours = collected.moments['spatial']
+    return {'sfid': frechet.frechet_distance(ours.mean, ours.covariance, real.spatial_mean, real.spatial_covariance)}
+
+
+def _inception_score(collected, real, progress):
+    mean, _ = metrics.inception_score(collected.features['logits'])
+    return {'is': mean}
+
+
+def _kid(collected, real, progress):
+    mean, _ = kernels.kid(collected.features['pool'], real.features, progress=progress)
+    return {'kid': mean}
+
+
+def _prdc(collected, real, progress):
+    return neighbours.prdc(collected.features['pool'], real.features, progress=progress)
+
+
+def _mmd(collected, real, progress):
+    return {'mmd': kernels.mmd_rbf(collected.features['pool'], real.features, progress=progress)}
+
+
+def _infinity(collected, real, progress):
+    limit = frechet.frechet_infinity(collected.features['pool'], real.mean, real.covariance, progress=progress)
+    return {'fid_infinity': limit.value}
+
+
+def _always(real):
+    return True
+
+
+def _has_features(real):
+    return real.features is not None
+
+
+METRICS = {
+    'fid': Metric((), _fid, _always),
+    'sfid': Metric((), _sfid, lambda real: real.spatial_mean is not None),
+    'is': Metric(('logits',), _inception_score, lambda real: real.detector == 'inception'),
+    'kid': Metric(('pool',), _kid, _has_features),
+    'prdc': Metric(('pool',), _prdc, _has_features),
+    'mmd': Metric(('pool',), _mmd, _has_features),
+    'fid_infinity': Metric(('pool',), _infinity, _always),
+}
+# Distances, of which a paper reports what its protocol's headline says; of other metrics, the mean over the seeds.
+DISTANCES = ('fid', 'sfid', 'kid', 'mmd', 'fid_infinity')
+# Measured unless others are asked for, as far as the statistics have what it takes.
+USUAL = ('fid', 'sfid', 'is', 'kid', 'prdc')
+
+
+def check(protocol, detector='', statistics='', metrics=None, samples=None, ranges=None, batch_size=100):
+    """Checks settings of `evaluate` before anything is loaded.
+
+    Returns:
+      `protocol.Rules`.
+
+    Raises:
+      UserError: unknown protocol or metric, a number out of range, or a file that is not there.
+    """
+    rules = protocols.get(protocol)
+    if rules.detector not in extract.NETWORKS:
+        raise UserError(f'the protocol {protocol!r} is no published one; give one of '
+                        f'{", ".join(name for name, of in protocols.PROTOCOLS.items() if of.detector in extract.NETWORKS)}')
+    for name in metrics or ():
+        if name not in METRICS:
+            raise UserError(f'metric {name!r}: is unknown{suggest(name, METRICS)}')
+    if samples is not None and samples < 2:
+        raise UserError(f'samples={samples}: a distance needs at least two')
+    if ranges is not None and not 1 <= ranges <= len(rules.seeds):
+        raise UserError(f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; give 1 to '
+                        f'{len(rules.seeds)}')
+    if batch_size < 1:
+        raise UserError(f'batch_size={batch_size}: must be >= 1')
+    makers = {
+        'detector': (detector, f'fdistill convert {rules.detector} SRC FILE'),
+        'statistics': (statistics, f'fdistill stats make --protocol={protocol} --out=FILE'),
+    }
+    for what, (path, maker) in makers.items():
+        if not path or not pathlib.Path(path).is_file():
+            raise UserError(f'{what} {path!r}: no such file; the protocol {protocol!r} needs one, made by `{maker}`')
+    return rules
+
+
+def evaluate(
+    generate, shape, num_classes, nfe, mesh, *, protocol: str, detector: str = '', statistics: str = '',
+    metrics: tuple | None = None, samples: int | None = None, ranges: int | None = None, batch_size: int = 100,
+    progress: bool = True,
+):
+    """`measure` with the files of a protocol.
+
+    Args:
+      generate, shape, num_classes, nfe, mesh, progress, samples, ranges, batch_size: as of `measure`.
+      protocol: a key of `protocol.PROTOCOLS` with a published detector.
+      detector: safetensors file of its weights, made by `fdistill convert`.
+      statistics: `.npz` file of the real images under the same protocol, made by `fdistill stats`.
+      metrics: names as of `measure`.
+
+    Raises:
+      UserError: as of `check`, `measure`, `extract.detector` and `statistics.read`.
+    """
+    rules = check(protocol, detector, statistics, metrics, samples, ranges, batch_size)
+    real = files.read(statistics, rules.detector)
+    network = extract.detector(rules, detector, mesh)
+    return measure(
+        generate, shape, num_classes, nfe=nfe, rules=rules, detector=network, real=real, mesh=mesh, names=metrics,
+        samples=samples, ranges=ranges, batch_size=batch_size, progress=progress,
+    )
+
+
+def make_statistics(
+    source, mesh, *, protocol: str, detector: str = '', keep: int = 10000, batch_size: int = 100, progress: bool = True
+):
+    """`real_statistics` with the weights of a protocol from a file; arguments as there and of `evaluate`."""
+    rules = protocols.get(protocol)
+    if rules.detector not in extract.NETWORKS:
+        raise UserError(f'the protocol {protocol!r} needs no statistics file: it compares with the data itself')
+    network = extract.detector(rules, detector, mesh)
+    return real_statistics(source, rules, network, mesh, keep=keep, batch_size=batch_size, progress=progress)
+
+
+def measure(generate, shape, num_classes, *, nfe, rules, detector, real, mesh, names=None, samples=None, ranges=None,
+            batch_size=100, progress=True):
+    """Samples a generator and measures it under a published protocol.
+
+    Sample i of the protocol has the noise normal(fold_in(key(0), i)) and the label that `protocol.labels` gives i: neither
+    depends on the batch, the devices or the processes.
+
+    Args:
+      generate: (noise float32 [B, ...], label int32 [B]) -> samples [B, ...], global arrays split by
+        `sharding.batch_sharding`; jitted.
+      shape: of a sample, [H, W, 1 or 3].
+      num_classes: of the labels.
+      nfe: network evaluations of one sample, for the row.
+      rules: `protocol.Rules`.
+      detector: `extract.Detector` of these rules.
+      real: `statistics.Statistics` of the real images.
+      mesh: of `sharding.make_mesh`.
+      names: keys of METRICS; default: those of USUAL that `real` has what it takes for.
+      samples: in a range; default: the protocol's. Any other number is a proxy and so named.
+      ranges: how many of the protocol's ranges of seeds; default: all.
+      batch_size: samples at once on all devices.
+      progress: show a bar on process 0.
+
+    Returns:
+      {nfe, <metric>: what the protocol reports, protocol: {<metric>: full name}, details: {over_ranges: {<metric>: {min, mean,
+      std}}, ranges: [{seeds, <metric>}], rules, samples, detector, statistics}}. A metric of another number of samples than
+      the protocol's has that in its key, as fid5k.
+
+    Raises:
+      UserError: statistics of another protocol, detector or weights, or without what a metric needs.
+      ValueError: samples that are not finite.
+    """
+    _same(rules, detector, real)
+    missing = [name for name in names or () if not METRICS[name].present(real)]
+    if missing:
+        raise UserError(f'{missing[0]}: needs more than {real.reference!r} has; make its statistics with `fdistill stats make`, '
+                        'which keeps features of real images too')
+    chosen = names or [name for name in USUAL if METRICS[name].present(real)]
+    keep = sorted({part for name in chosen for part in METRICS[name].needs})
+    count = samples or rules.samples
+    measured = {}
+    for first, _ in rules.seeds[:ranges]:
+        drawn = _drawn(generate, rules, shape, num_classes, mesh, first)
+        title = f'samples {first}..{first + count - 1}'
+        collected = extract.collect(drawn, count, detector.apply, batch_size=batch_size, devices=mesh.size, keep=keep,
+                                    title=title, progress=progress)
+        values = {}
+        for name in chosen:
+            values |= METRICS[name].compute(collected, real, progress and not jax.process_index())
+        measured[first, first + count - 1] = values
+    row, full, spread = {'nfe': nfe}, {}, {}
+    for metric in next(iter(measured.values())):
+        values = {seeds: of[metric] for seeds, of in measured.items()}
+        key = metric if count == rules.samples else metric + protocols.short(count)
+        full[key], row[key] = _reported(rules, metric, values, count, real.reference)
+        if len(values) > 1:
+            of = list(values.values())
+            spread[key] = {'min': min(of), 'mean': summary.fmean(of), 'std': summary.stdev(of)}
+    details = {
+        'over_ranges': spread,
+        'ranges': [{'seeds': list(seeds), **values} for seeds, values in measured.items()],
+        'rules': rules._asdict(),
+        'samples': count,
+        'detector': {'name': detector.name, 'sha256': detector.sha256},
+        'statistics': {'reference': real.reference, 'count': real.count, 'source_sha256': real.source_sha256},
+    }
+    return {**row, 'protocol': full, 'details': details}
+
+
+def _reported(rules, metric, values, count, reference):
+    """(full name, number) of a metric from its values by range of seeds."""
+    reference = None if metric == 'is' else reference
+    if metric in DISTANCES and set(values) == set(rules.seeds):
+        return protocols.headline(rules, metric, values, reference)
+    seeds, short = sorted(values), protocols.short(count)
+    name = protocols.number(rules, metric, seeds[0][0], count, reference)
+    if len(seeds) > 1:
+        name = name.replace(f',{short},', f',{len(seeds)}x{short},').rpartition(',')[0] + ',mean]'
+    return name, summary.fmean(values.values())
+
+
+def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100, progress=True):
+    """Statistics of real images under a protocol, for `measure` to compare with.
+
+    Args:
+      source: `data.sources.Source` of images.
+      rules: `protocol.Rules`.
+      detector: `extract.Detector` of these rules.
+      mesh: of `sharding.make_mesh`.
+      keep: features of so many images, drawn without replacement, are kept for KID, precision and recall; 0 for none. ADM
+        compares with 10,000.
+      batch_size: images at once on all devices.
+      progress: show a bar on process 0.
+
+    Returns:
+      `statistics.Statistics`.
+
+    Raises:
+      UserError: points in place of images, or a number out of range.
+    """
+    if source.images.ndim != 4:
+        raise UserError(f'data {source.name!r}: has no images, which the protocol {rules.name!r} is for')
+    if batch_size < 1 or not 0 <= keep <= files.MAX_KEPT:
+        raise UserError(f'batch_size={batch_size} must be >= 1, keep={keep} from 0 to {files.MAX_KEPT}')
+
+    def grey(index):
+        images = source.images[index]
+        # Images of 8 bits are what they are; others are brought to that range, rounded as samples usually are.
+        return images if source.levels == 255 else to_levels(to_float(images, source.levels), 255)
+
+    total = len(source.images)
+    features = ('pool',) if keep else ()
+    collected = extract.collect(grey, total, detector.apply, batch_size=batch_size, devices=mesh.size, keep=features,
+                                title=f'features of {source.name}', progress=progress)
+    kept = None
+    if keep:
+        chosen = np.sort(np.random.default_rng(0).permutation(total)[:keep])
+        kept = collected.features['pool'][chosen]
+    return files.make(
+        collected.moments['pool'], rules.name, source.name, spatial=collected.moments.get('spatial'),
+        source_sha256=fingerprint(source), weights_sha256=detector.sha256, kept=kept,
+    )
+
+
+def _same(rules, detector, real):
+    if (real.protocol, real.detector) != (rules.name, detector.name):
+        raise UserError(
+            f'statistics of {real.reference!r} are of protocol {real.protocol!r} and detector {real.detector!r}, not of '
+            f'{rules.name!r} and {detector.name!r}: convert or make them under the same protocol'
+        )
+    if real.weights_sha256 not in (None, detector.sha256):
+        raise UserError(
+            f'statistics of {real.reference!r} were made with other weights of {detector.name!r}, {real.weights_sha256[:12]} and '
+            f'not {detector.sha256[:12]}: make them again with these'
+        )
+
+
+def _drawn(generate, rules, shape, num_classes, mesh, first):
+    by_batch = sharding.batch_sharding(mesh)
+
+    def images(index):
+        z = np.asarray(noise(0, index + first, tuple(shape)))
+        label = protocols.labels(rules, index + first, max(num_classes, 1))
+        placed = (jax.make_array_from_process_local_data(by_batch, value) for value in (z, label))
+        samples = extract.local_rows(generate(*placed))
+        if not np.isfinite(samples).all():
+            raise ValueError(f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator diverged')
+        return protocols.quantise_to_uint8(samples, rules.quantisation)
+
+    return images
