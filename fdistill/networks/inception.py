@@ -183,12 +183,12 @@ def from_arrays(arrays):
     _check(arrays)
     layers = {}
     for layer in _kernels():
-        kernel, gamma, beta, mean, variance = (
-            np.asarray(arrays[f'{layer}.{name}'], np.float64)
-            for name in ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
+        gamma, beta, mean, variance = (
+            np.asarray(arrays[f'{layer}.bn.{name}'], np.float64) for name in ('weight', 'bias', 'running_mean', 'running_var')
         )
         scale = gamma / np.sqrt(variance + _EPS)
-        layers[layer] = {'kernel': kernel.transpose(2, 3, 1, 0) * scale, 'bias': beta - mean * scale}
+        kernel = np.asarray(arrays[f'{layer}.conv.weight']).transpose(2, 3, 1, 0)
+        layers[layer] = {'kernel': kernel * scale, 'bias': beta - mean * scale}
     for block in _BLOCKS:
         parts = [layers.pop(f'{block}.{branch}') for branch in _entries(block)]
         layers[block] = {name: np.concatenate([part[name] for part in parts], -1) for name in ('kernel', 'bias')}
@@ -200,14 +200,12 @@ def _entries(block):
     """Branches that begin with a 1x1 kernel on the block's input. The last block's pool is of maxima, which do not commute."""
     _, branches = _BLOCKS[block]
     return [
-        branch
-        for branch, (_, *size) in branches.items()
-        if size == [1, 1] and (block, branch) != ('Mixed_7c', 'branch_pool')
+        branch for branch, (_, *size) in branches.items() if size == [1, 1] and (block, branch) != ('Mixed_7c', 'branch_pool')
     ]
 
 
-def init(key):
-    """Random parameters under which activations stay of order one: kernels N(0, 2/fan_in), norms that change nothing."""
+def draw(key):
+    """Random arrays for `from_arrays` under which activations stay of order one: kernels N(0, 2/fan_in), trivial norms."""
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     arrays = {}
     for name, shape in shapes().items():
@@ -215,7 +213,12 @@ def init(key):
             arrays[name] = random.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
         else:
             arrays[name] = np.full(shape, float(name.endswith(('bn.weight', 'running_var'))), np.float32)
-    return from_arrays(arrays)
+    return arrays
+
+
+def init(key):
+    """Random parameters of `apply`, for tests and benchmarks; drawn by numpy and so not under jit."""
+    return from_arrays(draw(key))
 
 
 def _conv(params, layer, x, stride=1, padding=None):
@@ -347,25 +350,36 @@ def _mixed_e(params, block, x):
     return jnp.concatenate([entry['branch1x1'], *forks, pool], -1)
 
 
-def apply(params, images):
+def apply(params, images, chunk=None):
     """Features of images, in float32 with products of the highest precision.
 
     Args:
         params: of `from_arrays` or `init`.
         images: float32 [B, H, W, 3], H and W >= 75, scaled to about [-1, 1]. They are not resized here; the FID's protocols make
             them 299 x 299.
+        chunk: images that go through the network at a time, all by default, which is right for a GPU, a TPU and a batch that is
+            sharded. A CPU takes a fifth less time in chunks of 4, whose activations stay in its caches.
 
     Returns:
         InceptionFeatures.
 
     Raises:
-        ValueError: images of another type or shape.
+        ValueError: images of another type or shape, or chunk < 1.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:3]) < SMALLEST or images.dtype != jnp.float32:
         raise ValueError(
             f'images of {images.dtype} {list(images.shape)}: need float32 [B, H, W, 3] with H and W >= {SMALLEST}, '
             'scaled to about [-1, 1] and resized'
         )
+    if chunk is None:
+        return _features(params, images)
+    if chunk < 1:
+        raise ValueError(f'chunk={chunk}: need at least one image at a time')
+    one = lambda image: jax.tree.map(lambda array: array[0], _features(params, image[None]))  # noqa: E731
+    return jax.lax.map(one, images, batch_size=chunk)
+
+
+def _features(params, images):
     x = _valid(params, 'Conv2d_1a_3x3', images, 2)
     x = _valid(params, 'Conv2d_2a_3x3', x)
     x = _conv(params, 'Conv2d_2b_3x3', x)
