@@ -373,6 +373,15 @@ def train(config, workdir, *, quiet=False, stop_at=None):
     )
 
 
+def replaced(plain, settings):
+    """A copy of nested dicts with other values in the places of {dotted name: value}."""
+    plain = copy.deepcopy(plain)
+    for name, value in settings.items():
+        *path, last = name.split('.')
+        functools.reduce(operator.getitem, path, plain)[last] = value
+    return plain
+
+
 def _continuous(name, value):
     """Whether a setting may differ between lanes of one program."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -409,10 +418,7 @@ def train_lanes(trials, *, quiet=False):
     ema = {'ema_half_life': 'half_life', 'ema_ramp_up': 'ramp_up'}
 
     def make(settings):
-        plain = copy.deepcopy(first.plain)
-        for name, value in settings.items():
-            *path, last = name.split('.')
-            functools.reduce(operator.getitem, path, plain)[last] = value
+        plain = replaced(first.plain, settings)
         method, training = experiment(plain).method, plain['training']
         options = {ema[name]: value for name, value in training.items() if name in ema}
         decay = _call(ema_decay, options, 'config.training', batch_size=training['batch_size'])

@@ -1,6 +1,5 @@
 """Sweeps: which trials there are, that one's failure is its own, that what is done stays done, and that all ways to run agree."""
 
-import itertools
 import json
 import os
 import pathlib
@@ -9,14 +8,13 @@ import subprocess
 import sys
 import time
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
-from fdistill import cli, divergences, sweep
-from fdistill.errors import UserError
-from fdistill.methods import Method
-from fdistill.training import lanes, optim
+from fdistill import build, cli, divergences, sweep
+from fdistill.errors import NotFinite, UserError
+from fdistill.training import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = """
@@ -26,7 +24,8 @@ def get_config():
     config = load('{base}').unlock()
     config.training.steps, config.training.batch_size, config.training.log_every = {steps}, 64, 10
     config.evaluation.samples, config.evaluation.batch_size = 500, 500
-    config.data.n = 2000
+    config.data = dict(config.data, n=2000)
+    config.update({update})
     return config
 
 def get_sweep():
@@ -35,14 +34,9 @@ def get_sweep():
 GRID = {'method.divergence': ('reverse_kl', 'js'), 'seed': (0, 1)}
 
 
-def write(folder, trials=GRID, steps=20):
+def write(folder, trials=GRID, steps=20, base='pair_exact.py', update=None):
     path = folder / 'sweep.py'
-    base = ROOT / 'configs' / 'pair_exact.py'
-    path.write_text(
-        FILE.format(base=base, sweep=trials, steps=steps).replace(
-            'config.data.n = 2000', 'config.data = dict(config.data, n=2000)'
-        )
-    )
+    path.write_text(FILE.format(base=ROOT / 'configs' / base, sweep=trials, steps=steps, update=update or {}))
     return str(path)
 
 
@@ -219,69 +213,103 @@ def test_parameters_of_submitit_are_checked(tmp_path, monkeypatch):
         sweep.executor('local', tmp_path, 2)
 
 
-@pytest.mark.parametrize('method', ['exact', 'f_distill'])
-def test_seeds_as_one_program(method, tmp_path, unbroken):
-    """The numbers of one after another, to rounding, in ordinary run folders; and one lane's failure is its own."""
-    if method == 'exact':
-        path, _, results = unbroken
-        theirs = rows(results)
-    else:
-        path = str(tmp_path / 'sweep.py')
-        base = ROOT / 'configs' / 'ring.py'
-        text = FILE.format(base=f'{base}:js', sweep={'seed': (3, 4)}, steps=20)
-        pathlib.Path(path).write_text(text.replace('config.data.n = 2000', 'config.data = dict(config.data, n=2000)'))
-        theirs = rows(sweep.run(path, tmp_path / 'one', quiet=True))
+RATE = 'optimizer.student.learning_rate'
+# name -> base, trials, relative error of parameters (measured: 1e-7, 4e-6), shared settings that the base lacks.
+TOGETHER = {
+    'exact': ('pair_exact.py', {RATE: (0.02, 0.05), 'seed': (0, 1)}, 2e-6, {}),
+    'f_distill': (
+        'ring.py:js',
+        [
+            {'seed': 3},
+            {
+                'seed': 4,
+                RATE: 1e-3,
+                'optimizer.student.b2': 0.999,
+                'optimizer.student.clip': 0.5,
+                'optimizer.critic.weight_decay': 0.02,
+                'optimizer.critic.final': 0.1,
+                'training.ema_half_life': 500.0,
+                'training.ema_ramp_up': 0.3,
+                'method.ratio_low': 0.2,
+                'method.ratio_high': 5.0,
+                'method.bins_decay': 0.5,
+                'method.sigma_init': 1.2,
+                'method.critic_law.sigma_max': 2.0,
+            },
+        ],
+        1e-4,
+        {
+            'method': {'bins_decay': 0.9},
+            'optimizer': {'student': {'clip': 1.0, 'warmup': 5}, 'critic': {'weight_decay': 0.01}},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize('name', TOGETHER)
+def test_as_one_program(name, tmp_path, monkeypatch):
+    """The numbers of one after another, to rounding, in ordinary run folders, though a first attempt was killed."""
+    base, trials, error, update = TOGETHER[name]
+    path = write(tmp_path, trials, base=base, update=update)
+    # So that nothing but the lanes differs.
+    auto = (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Auto)
+    one_device = jax.make_mesh((1, 1), ('data', 'fsdp'), auto, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, 'make_mesh', lambda data, fsdp: one_device)
+    theirs = rows(sweep.run(path, tmp_path / 'one', quiet=True))
+    loaded = sweep.load(path)
+    assert len(sweep.lanes(tmp_path / 'w', loaded)) == 1
+    killed = sweep.folder_of(tmp_path / 'w', loaded[0])
+    killed.mkdir(parents=True)
+    (killed / 'metrics.jsonl').write_text('{"step": 10, "student/score_gap": 1.0}\n')
     ours = rows(sweep.run(path, tmp_path / 'w', vmap_seeds=True, quiet=True))
-    for name in theirs:
-        assert ours[name]['row'].pop('protocol') == theirs[name]['row'].pop('protocol')
-        assert ours[name].pop('row') == pytest.approx(theirs[name].pop('row'), rel=1e-2, abs=1e-3)
-        folder = tmp_path / 'w' / 'trials' / name
-        lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-        assert [line['step'] for line in lines] == [10, 20]
-        assert [json.loads(line)['step'] for line in (folder / 'histograms.jsonl').read_text().splitlines()] == [10, 20]
-        if method == 'f_distill':
-            other = tmp_path / 'one' / 'trials' / name / 'metrics.jsonl'
-            for line, theirs_line in zip(lines, map(json.loads, other.read_text().splitlines())):
-                assert line == pytest.approx(theirs_line, rel=2e-3, abs=1e-5)
+    for trial in loaded:
+        row, other = ours[trial.name].pop('row'), theirs[trial.name].pop('row')
+        assert row.pop('details')['versions'] == other.pop('details')['versions']
+        assert row.pop('protocol') == other.pop('protocol') and row == pytest.approx(other, rel=1e-2, abs=1e-3)
+        lane, alone = (sweep.folder_of(tmp_path / folder, trial) for folder in ('w', 'one'))
+        assert json.loads((lane / 'config.json').read_text()) == json.loads((alone / 'config.json').read_text())
+        files = [(folder / 'metrics.jsonl').read_text().splitlines() for folder in (lane, alone)]
+        logged, expected = ([json.loads(line) for line in lines] for lines in files)
+        assert [line['step'] for line in logged] == [10, 20]
+        assert [json.loads(line)['step'] for line in (lane / 'histograms.jsonl').read_text().splitlines()] == [10, 20]
+        for line, other in zip(logged, expected):
+            assert line == pytest.approx(other, rel=error, abs=1e-6)
+        for value, other in zip(*(jax.tree.leaves(build.from_workdir(folder).params) for folder in (lane, alone))):
+            np.testing.assert_allclose(value, other, rtol=0, atol=error * np.abs(other).max())
     assert ours == theirs
-    # An ordinary run, which is not trained again.
-    assert sweep.missing(tmp_path / 'w', sweep.load(path)) == []
+    # Ordinary runs, which are not trained again.
+    assert sweep.missing(tmp_path / 'w', loaded) == []
 
 
-def test_groups_of_seeds(tmp_path):
+def test_groups(tmp_path):
+    """Of trials in which a divergence and a seed differ, and whether they have begun; what else goes together: test_lanes."""
     trials = sweep.load(write(tmp_path))
-    assert [[trial.config.seed for trial in group] for group in sweep.by_seed(tmp_path / 'w', trials)] == [[0, 1], [0, 1]]
-    sweep.folder_of(tmp_path / 'w', trials[0]).mkdir(parents=True)
-    assert sorted(len(group) for group in sweep.by_seed(tmp_path / 'w', trials)) == [1, 1, 2]
+    assert [[trial.config.seed for trial in group] for group in sweep.lanes(tmp_path / 'w', trials)] == [[0, 1], [0, 1]]
+    (sweep.folder_of(tmp_path / 'w', trials[0]) / 'checkpoints').mkdir(parents=True)
+    assert sorted(len(group) for group in sweep.lanes(tmp_path / 'w', trials)) == [1, 1, 2]
 
 
-def test_a_lane_that_is_not_finite_fails_alone(tmp_path):
-    def loss(params, frozen, batch, key, aux):
-        value = jnp.mean((params['student']['scale'] * batch['image'] - 1) ** 2)
-        return value, ({'error': value}, aux)
+def test_what_does_not_run_together_goes_in_halves(tmp_path, monkeypatch, capsys):
+    """No more than two lanes fit, and one of five fails."""
+    trained = []
 
-    method = Method(
-        lambda key, batch, frozen: ({'student': {'scale': jnp.zeros(2)}}, {}),
-        {'student': loss},
-        lambda step: ('student',),
-        None,
-        1,
-    )
+    def train_lanes(given, quiet):
+        seeds = [config.seed for config, _ in given]
+        if len(seeds) > 2:
+            raise MemoryError(f'{len(seeds)} lanes need 2.00 GiB, 1.00 GiB are free')
+        trained.append(seeds)
+        return [NotFinite('not finite') if seed == 1 else None for seed in seeds]
 
-    def lane(seed, scale):
-        folder = tmp_path / str(seed)
-        return lanes.Lane(
-            seed, lambda start: itertools.repeat({'image': np.full((4, 2), scale, np.float32)}), folder, {'seed': seed}
-        )
-
-    optimizers = {'student': optim.adam(steps=20, learning_rate=0.1)}
-    options = {'steps': 20, 'batch_size': 4, 'ema_half_life': 1e3, 'log_every': 10, 'quiet': True}
-    first, second, third = lanes.train(method, optimizers, {}, [lane(0, 1.0), lane(1, np.nan), lane(2, 2.0)], **options)
-    assert first is None and third is None and 'student' in str(second) and 'not finite' in str(second)
-    for seed in (0, 2):
-        assert (tmp_path / str(seed) / 'checkpoints').is_dir()
-        assert len((tmp_path / str(seed) / 'metrics.jsonl').read_text().splitlines()) == 2
-    assert not (tmp_path / '1' / 'checkpoints').exists()
+    monkeypatch.setattr(sweep.build, 'train_lanes', train_lanes)
+    monkeypatch.setattr(sweep.build, 'train', lambda *given, **options: None)
+    monkeypatch.setattr(sweep.build, 'evaluate', lambda *given, **options: {'loss': 1.0})
+    monkeypatch.setattr(sweep, '_reference', lambda config, kept: None)
+    path = write(tmp_path, {'seed': (0, 1, 2, 3, 4)})
+    sweep.run(path, tmp_path / 'w', vmap_seeds=True)
+    assert trained == [[0, 1], [3, 4]]
+    said = capsys.readouterr().err
+    assert '5 trials as one program: MemoryError: 5 lanes need 2.00 GiB, 1.00 GiB are free; so in halves' in said
+    assert said.count('in halves') == 2 and said.count('FAILED: not finite') == 1 and '[1/5] seed=0 and 4 others at once' in said
 
 
 def test_a_new_divergence_is_in_the_shipped_sweep_with_its_row(tmp_path, monkeypatch):

@@ -85,9 +85,7 @@ def free_memory():
 def _memory(program):
     """Bytes that a compiled program takes with its arguments and results."""
     sizes = program.memory_analysis()
-    return (
-        sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-    )
+    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
 
 
 def train(
