@@ -114,7 +114,7 @@ def _mean(rows):
         return rows[0]
     import statistics
 
-    keys = [key for key in rows[0] if key != 'protocol']
+    keys = [key for key in rows[0] if key not in ('protocol', 'details')]
     mean = {key: statistics.fmean(row[key] for row in rows) for key in keys}
     return mean | {f'{key}_std': statistics.stdev(row[key] for row in rows) for key in COLUMNS if key != 'nfe'}
 

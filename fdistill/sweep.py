@@ -295,7 +295,8 @@ def summary(outcome):
     """A result in a line."""
     if outcome['status'] == 'failed':
         return f'FAILED: {outcome["error"]}'
-    numbers = {key: value for key, value in outcome['row'].items() if key not in ('step', 'nfe', 'seconds', 'protocol')}
+    left_out = ('step', 'nfe', 'seconds', 'protocol', 'details')
+    numbers = {key: value for key, value in outcome['row'].items() if key not in left_out}
     shown = (f'{key} {value:.4g}' if isinstance(value, (int, float)) else f'{key} {value}' for key, value in numbers.items())
     return '  '.join(shown)
 

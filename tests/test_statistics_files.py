@@ -61,7 +61,7 @@ INDEFINITE = SIGMA - 1.1 * np.linalg.eigvalsh(SIGMA)[0] * np.eye(D)
 ASYMMETRIC = SIGMA + 1e-3 * np.triu(np.ones((D, D)), 1)
 ABOUT = {
     'format': 1, 'protocol': 'own-features', 'detector': 'digits-clf', 'count': 50, 'reference': 'digits',
-    'source_sha256': SHA, 'written': {'fdistill': '0'},
+    'source_sha256': SHA, 'weights_sha256': None, 'written': {'fdistill': '0'},
 }
 
 
@@ -225,6 +225,12 @@ CORPUS = {
     'about: terminal codes': (zip_of(mu=MU, sigma=SIGMA, about=about(reference='\x1b[2J')), 'printable'),
     'about: two lines': (zip_of(mu=MU, sigma=SIGMA, about=about(written={'a': 'b\nc'})), 'damaged'),
     'about: no digest': (zip_of(mu=MU, sigma=SIGMA, about=about(source_sha256='zz')), 'hexadecimal'),
+    'about: no digest of weights': (zip_of(mu=MU, sigma=SIGMA, about=about(weights_sha256=3)), 'hexadecimal'),
+    'features: of objects': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=claim((9, D), descr='|O')), 'array of object'),
+    'features: of others': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.zeros((9, D + 1))), 'expected float [M, 6]'),
+    'features: one': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.zeros((1, D))), 'M from 2'),
+    'features: not finite': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.full((9, D), np.nan)), 'not finite'),
+    'features: too many': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=claim((10**9, D))), 'has the shape'),
     'about: other detector': (zip_of(mu=MU, sigma=SIGMA, about=about(protocol='edm')), "is of 'inception'"),
     'about: other dimension': (zip_of(mu=MU, sigma=SIGMA, about=about(protocol='edm', detector='inception')), '2048'),
 }
@@ -558,4 +564,4 @@ def test_show_is_for_humans(tmp_path):
     for part in ('own-features (own, resize none, scaling none)', 'digits-clf, 6 features', '50 images', SHA, 'a.npz'):
         assert part in text
     archive(tmp_path / 'b.npz', mu=MU, sigma=SIGMA)
-    assert show(tmp_path / 'b.npz').count('not told') == 3
+    assert show(tmp_path / 'b.npz').count('not told') == 4

@@ -124,8 +124,9 @@ def collect(images, total, features, *, batch_size, devices=1, keep=(), title='f
     whole = part * processes
     # Every process takes part in every batch, also in one of which it has padding only.
     starts = range(process * part, process * part + -(-total // whole) * whole, whole)
-    with tqdm.tqdm(total=total, desc=title, unit='image', delay=2, leave=False,
-                   disable=None if progress and not process else True) as bar:
+    with tqdm.tqdm(
+        total=total, desc=title, unit='image', delay=2, leave=False, disable=None if progress and not process else True
+    ) as bar:
         for start in starts:
             index = np.arange(start, start + part)
             inside = index < total

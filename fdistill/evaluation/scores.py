@@ -17,11 +17,12 @@ from fdistill.training import sharding
 
 
 class Metric(NamedTuple):
-    """needs: features of the samples to keep. compute(collected, real, progress) -> {name: float}. present(real): whether the
-    `Statistics` of the real images have what it takes.
+    """needs: features of the samples to keep. fewest: samples it takes. compute(collected, real, progress) -> {name: float}.
+    present(real): whether the `Statistics` of the real images have what it takes.
     """
 
     needs: tuple
+    fewest: int
     compute: Callable[..., Any]
     present: Callable[..., Any]
 
@@ -63,18 +64,18 @@ def _always(real):
     return True
 
 
-def _has_features(real):
-    return real.features is not None
+def _kept(fewest):
+    return lambda real: real.features is not None and len(real.features) >= fewest
 
 
 METRICS = {
-    'fid': Metric((), _fid, _always),
-    'sfid': Metric((), _sfid, lambda real: real.spatial_mean is not None),
-    'is': Metric(('logits',), _inception_score, lambda real: real.detector == 'inception'),
-    'kid': Metric(('pool',), _kid, _has_features),
-    'prdc': Metric(('pool',), _prdc, _has_features),
-    'mmd': Metric(('pool',), _mmd, _has_features),
-    'fid_infinity': Metric(('pool',), _infinity, _always),
+    'fid': Metric((), 2, _fid, _always),
+    'sfid': Metric((), 2, _sfid, lambda real: real.spatial_mean is not None),
+    'is': Metric(('logits',), 10, _inception_score, lambda real: real.detector == 'inception'),
+    'kid': Metric(('pool',), 1000, _kid, _kept(1000)),
+    'prdc': Metric(('pool',), 6, _prdc, _kept(6)),
+    'mmd': Metric(('pool',), 2, _mmd, _kept(2)),
+    'fid_infinity': Metric(('pool',), 5001, _infinity, _always),
 }
 # Distances, of which a paper reports what its protocol's headline says; of other metrics, the mean over the seeds.
 DISTANCES = ('fid', 'sfid', 'kid', 'mmd', 'fid_infinity')
@@ -93,16 +94,19 @@ def check(protocol, detector='', statistics='', metrics=None, samples=None, rang
     """
     rules = protocols.get(protocol)
     if rules.detector not in extract.NETWORKS:
-        raise UserError(f'the protocol {protocol!r} is no published one; give one of '
-                        f'{", ".join(name for name, of in protocols.PROTOCOLS.items() if of.detector in extract.NETWORKS)}')
+        raise UserError(
+            f'the protocol {protocol!r} is no published one; give one of '
+            f'{", ".join(name for name, of in protocols.PROTOCOLS.items() if of.detector in extract.NETWORKS)}'
+        )
     for name in metrics or ():
         if name not in METRICS:
             raise UserError(f'metric {name!r}: is unknown{suggest(name, METRICS)}')
     if samples is not None and samples < 2:
         raise UserError(f'samples={samples}: a distance needs at least two')
     if ranges is not None and not 1 <= ranges <= len(rules.seeds):
-        raise UserError(f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; give 1 to '
-                        f'{len(rules.seeds)}')
+        raise UserError(
+            f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; give 1 to {len(rules.seeds)}'
+        )
     if batch_size < 1:
         raise UserError(f'batch_size={batch_size}: must be >= 1')
     makers = {
@@ -116,8 +120,19 @@ def check(protocol, detector='', statistics='', metrics=None, samples=None, rang
 
 
 def evaluate(
-    generate, shape, num_classes, nfe, mesh, *, protocol: str, detector: str = '', statistics: str = '',
-    metrics: tuple | None = None, samples: int | None = None, ranges: int | None = None, batch_size: int = 100,
+    generate,
+    shape,
+    num_classes,
+    nfe,
+    mesh,
+    *,
+    protocol: str,
+    detector: str = '',
+    statistics: str = '',
+    metrics: tuple | None = None,
+    samples: int | None = None,
+    ranges: int | None = None,
+    batch_size: int = 100,
     progress: bool = True,
 ):
     """`measure` with the files of a protocol.
@@ -136,8 +151,19 @@ def evaluate(
     real = files.read(statistics, rules.detector)
     network = extract.detector(rules, detector, mesh)
     return measure(
-        generate, shape, num_classes, nfe=nfe, rules=rules, detector=network, real=real, mesh=mesh, names=metrics,
-        samples=samples, ranges=ranges, batch_size=batch_size, progress=progress,
+        generate,
+        shape,
+        num_classes,
+        nfe=nfe,
+        rules=rules,
+        detector=network,
+        real=real,
+        mesh=mesh,
+        names=metrics,
+        samples=samples,
+        ranges=ranges,
+        batch_size=batch_size,
+        progress=progress,
     )
 
 
@@ -152,8 +178,22 @@ def make_statistics(
     return real_statistics(source, rules, network, mesh, keep=keep, batch_size=batch_size, progress=progress)
 
 
-def measure(generate, shape, num_classes, *, nfe, rules, detector, real, mesh, names=None, samples=None, ranges=None,
-            batch_size=100, progress=True):
+def measure(
+    generate,
+    shape,
+    num_classes,
+    *,
+    nfe,
+    rules,
+    detector,
+    real,
+    mesh,
+    names=None,
+    samples=None,
+    ranges=None,
+    batch_size=100,
+    progress=True,
+):
     """Samples a generator and measures it under a published protocol.
 
     Sample i of the protocol has the noise normal(fold_in(key(0), i)) and the label that `protocol.labels` gives i: neither
@@ -169,7 +209,7 @@ def measure(generate, shape, num_classes, *, nfe, rules, detector, real, mesh, n
       detector: `extract.Detector` of these rules.
       real: `statistics.Statistics` of the real images.
       mesh: of `sharding.make_mesh`.
-      names: keys of METRICS; default: those of USUAL that `real` has what it takes for.
+      names: keys of METRICS; default: those of USUAL that `real` and the number of samples allow.
       samples: in a range; default: the protocol's. Any other number is a proxy and so named.
       ranges: how many of the protocol's ranges of seeds; default: all.
       batch_size: samples at once on all devices.
@@ -187,17 +227,23 @@ def measure(generate, shape, num_classes, *, nfe, rules, detector, real, mesh, n
     _same(rules, detector, real)
     missing = [name for name in names or () if not METRICS[name].present(real)]
     if missing:
-        raise UserError(f'{missing[0]}: needs more than {real.reference!r} has; make its statistics with `fdistill stats make`, '
-                        'which keeps features of real images too')
-    chosen = names or [name for name in USUAL if METRICS[name].present(real)]
-    keep = sorted({part for name in chosen for part in METRICS[name].needs})
+        raise UserError(
+            f'{missing[0]}: needs more than {real.reference!r} has; make its statistics with `fdistill stats make`, '
+            'which keeps features of real images too'
+        )
     count = samples or rules.samples
+    few = [name for name in names or () if METRICS[name].fewest > count]
+    if few:
+        raise UserError(f'samples={count}: {few[0]} needs at least {METRICS[few[0]].fewest}')
+    chosen = names or [name for name in USUAL if METRICS[name].present(real) and METRICS[name].fewest <= count]
+    keep = sorted({part for name in chosen for part in METRICS[name].needs})
     measured = {}
     for first, _ in rules.seeds[:ranges]:
         drawn = _drawn(generate, rules, shape, num_classes, mesh, first)
         title = f'samples {first}..{first + count - 1}'
-        collected = extract.collect(drawn, count, detector.apply, batch_size=batch_size, devices=mesh.size, keep=keep,
-                                    title=title, progress=progress)
+        collected = extract.collect(
+            drawn, count, detector.apply, batch_size=batch_size, devices=mesh.size, keep=keep, title=title, progress=progress
+        )
         values = {}
         for name in chosen:
             values |= METRICS[name].compute(collected, real, progress and not jax.process_index())
@@ -264,15 +310,28 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
 
     total = len(source.images)
     features = ('pool',) if keep else ()
-    collected = extract.collect(grey, total, detector.apply, batch_size=batch_size, devices=mesh.size, keep=features,
-                                title=f'features of {source.name}', progress=progress)
+    collected = extract.collect(
+        grey,
+        total,
+        detector.apply,
+        batch_size=batch_size,
+        devices=mesh.size,
+        keep=features,
+        title=f'features of {source.name}',
+        progress=progress,
+    )
     kept = None
     if keep:
         chosen = np.sort(np.random.default_rng(0).permutation(total)[:keep])
         kept = collected.features['pool'][chosen]
     return files.make(
-        collected.moments['pool'], rules.name, source.name, spatial=collected.moments.get('spatial'),
-        source_sha256=fingerprint(source), weights_sha256=detector.sha256, kept=kept,
+        collected.moments['pool'],
+        rules.name,
+        source.name,
+        spatial=collected.moments.get('spatial'),
+        source_sha256=fingerprint(source),
+        weights_sha256=detector.sha256,
+        kept=kept,
     )
 
 

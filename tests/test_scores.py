@@ -1,0 +1,392 @@
+"""Published protocols from samples to named numbers, with a feature network small enough to check by hand."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import linalg
+
+from fdistill import build, cli
+from fdistill import config as configs
+from fdistill.data.sources import Source
+from fdistill.errors import UserError
+from fdistill.evaluation import extract, kernels, metrics, neighbours, protocol, scores, statistics
+from fdistill.evaluation.evaluate import noise
+from fdistill.networks import inception
+from fdistill.training import sharding
+from fdistill.weights import store
+
+ROOT = pathlib.Path(__file__).parents[1]
+D, SPATIAL, CLASSES = 6, 4, 5
+
+
+def tiny():
+    """A network of the form of Inception's: three kinds of features out of the mean over blocks of pixels."""
+    shapes = {'pool': (3, D), 'spatial': (3, SPATIAL), 'logits': (D, CLASSES)}
+
+    def apply(params, x):
+        mean = jnp.mean(x[:, ::16, ::16], axis=(1, 2))
+        pool = jax.nn.softplus(jnp.dot(mean, params['pool'], precision='highest'))
+        spatial = jnp.dot(x[:, 5, 7], params['spatial'], precision='highest')
+        return {'pool': pool, 'spatial': spatial, 'logits': jnp.dot(pool, params['logits'], precision='highest')}
+
+    return extract._Network(lambda: shapes, lambda arrays: jax.tree.map(jnp.asarray, arrays), apply)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_inception():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(extract.NETWORKS, 'inception', tiny)
+        patch.setitem(protocol.DIMENSIONS, 'inception', D)
+        yield
+
+
+def weights(path, seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in tiny().shapes().items()}
+    store.save(path, arrays, {'kind': 'inception'})
+    return str(path)
+
+
+def images(n=301, size=8, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    smooth = rng.integers(0, 256, (n, 2, 2, channels))
+    return smooth.repeat(size // 2, axis=1).repeat(size // 2, axis=2).astype(np.uint8)
+
+
+def source(n=301, levels=255, **options):
+    pictures = images(n, **options)
+    return Source(pictures if levels == 255 else (pictures // 16).astype(np.uint8), np.zeros(n, np.int32), 1, levels, 'squares')
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Folder with weights and statistics of real images under EDM's protocol."""
+    folder = tmp_path_factory.mktemp('scores')
+    weights(folder / 'w.safetensors')
+    mesh = sharding.make_mesh()
+    made = scores.make_statistics(
+        source(), mesh, protocol='edm', detector=str(folder / 'w.safetensors'), keep=150, progress=False
+    )
+    statistics.write(folder / 'real.npz', made)
+    return folder
+
+
+def generator(mesh, seen=None):
+    """A 'model': the sample is a squashed function of noise and label, split over the mesh."""
+    by_batch = sharding.batch_sharding(mesh)
+
+    def generate(z, label):
+        return jnp.tanh(0.7 * z + 0.1 * label[:, None, None, None])
+
+    return jax.jit(generate, out_shardings=by_batch)
+
+
+def by_hand(files, first, count, classes, quantise=True):
+    """The samples of a range as grey levels, and their features, with nothing of the library's pipeline in the way."""
+    index = np.arange(first, first + count)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(index)
+    z = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 3)))(keys)
+    label = protocol.labels(protocol.get('edm'), index, classes)
+    x = np.asarray(jnp.tanh(0.7 * z + 0.1 * label[:, None, None, None]), np.float64)
+    grey = np.clip(np.floor(x * 127.5 + 128), 0, 255).astype(np.uint8)
+    arrays, _ = store.load(files / 'w.safetensors')
+    prepared = protocol.prepare(protocol.get('edm'), grey)
+    return grey, {name: np.asarray(value) for name, value in tiny().apply(arrays, prepared).items()}
+
+
+def frechet(x, y):
+    """The textbook formula with scipy's root."""
+    root = linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
+
+
+@pytest.mark.parametrize('batch_size', [7, 64])
+def test_a_row_by_hand(files, batch_size):
+    """Every number of a proxy of 101 samples in each of EDM's three ranges, whatever the batch."""
+    mesh = sharding.make_mesh()
+    row = scores.evaluate(
+        generator(mesh),
+        (8, 8, 3),
+        10,
+        1,
+        mesh,
+        protocol='edm',
+        detector=str(files / 'w.safetensors'),
+        statistics=str(files / 'real.npz'),
+        samples=101,
+        batch_size=batch_size,
+        metrics=('fid', 'sfid', 'is', 'prdc', 'mmd'),
+        progress=False,
+    )
+    real = statistics.read(files / 'real.npz')
+    arrays, _ = store.load(files / 'w.safetensors')
+    theirs = tiny().apply(arrays, protocol.prepare(protocol.get('edm'), images()))
+    wanted = []
+    for first in (0, 50000, 100000):
+        _, ours = by_hand(files, first, 101, 10)
+        wanted.append(
+            {
+                'fid': frechet(np.float64(ours['pool']), np.asarray(theirs['pool'], np.float64)),
+                'sfid': frechet(np.float64(ours['spatial']), np.asarray(theirs['spatial'], np.float64)),
+                'is': metrics.inception_score(ours['logits'])[0],
+                'mmd': kernels.mmd_rbf(ours['pool'], real.features, progress=False),
+                **neighbours.prdc(ours['pool'], real.features, progress=False),
+            }
+        )
+    for found, by in zip(row['details']['ranges'], wanted):
+        assert {key: found[key] for key in by} == pytest.approx(by, rel=2e-4, abs=1e-5)
+    for key in wanted[0]:
+        values = [by[key] for by in wanted]
+        assert row[f'{key}101'] == pytest.approx(np.mean(values), rel=2e-4, abs=1e-5)
+        spread = row['details']['over_ranges'][f'{key}101']
+        assert spread['min'] == pytest.approx(min(values), rel=2e-4, abs=1e-5)
+        assert spread['std'] == pytest.approx(np.std(values, ddof=1), rel=1e-2, abs=1e-4)
+    assert row['protocol']['fid101'] == 'fid101[edm,3x101,squares,mean]' and row['protocol']['is101'] == 'is101[edm,3x101,mean]'
+
+
+def test_the_full_number_is_the_minimum_of_three(files, monkeypatch):
+    """With the protocol's own count the name is the published one; a smaller count cannot get it."""
+    rules = protocol.get('edm')._replace(samples=40, seeds=((0, 39), (40, 79), (80, 119)))
+    monkeypatch.setitem(protocol.PROTOCOLS, 'edm', rules)
+    mesh = sharding.make_mesh()
+    options = {'protocol': 'edm', 'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz')}
+    run = lambda **more: scores.evaluate(  # noqa: E731
+        generator(mesh), (8, 8, 3), 10, 1, mesh, metrics=('fid', 'is'), progress=False, **options, **more
+    )
+    row = run()
+    ranges = [found['fid'] for found in row['details']['ranges']]
+    assert row['fid'] == min(ranges) and len(set(ranges)) == 3 and 'fid40' not in row
+    assert row['protocol'] == {'fid': 'fid[edm,3x40,squares,min]', 'is': 'is[edm,3x40,mean]'}
+    assert row['is'] == pytest.approx(np.mean([found['is'] for found in row['details']['ranges']]))
+    one = run(ranges=1)
+    assert one['fid'] == ranges[0] and one['protocol']['fid'] == 'fid[edm,40,squares,seed0-39]'
+    proxy = run(samples=30)
+    assert 'fid' not in proxy and proxy['protocol']['fid30'].startswith('fid30[edm,3x30,')
+
+
+def test_grey_images_of_few_levels(files):
+    """One channel is repeated, levels 0..15 become 0..255, rounded; 8 bits stay as they are, under truncation too."""
+    mesh = sharding.make_mesh()
+    seen = []
+    detector = extract.Detector('inception', 'ab' * 32, lambda grey: seen.append(grey) or {'pool': grey[:, 0, :D, 0] / 256})
+    for levels in (255, 15):
+        real = source(levels=levels, channels=1)
+        scores.real_statistics(real, protocol.get('adm'), detector, mesh, keep=0, batch_size=400, progress=False)
+        grey = seen.pop()[: len(real.images)]
+        wanted = real.images if levels == 255 else np.floor(real.images / 15 * 255 + 0.5).astype(np.uint8)
+        np.testing.assert_array_equal(grey, wanted)
+    prepared = protocol.prepare(protocol.get('adm'), images(3, channels=1))
+    assert prepared.shape == (3, 299, 299, 3) and np.array_equal(prepared[..., 0], prepared[..., 2])
+
+
+@pytest.mark.parametrize('devices', [1, 2, 8])
+@pytest.mark.parametrize('total', [2, 33, 101])
+def test_moments_are_numpys(devices, total):
+    """Odd numbers, padded last batches, several devices: mean and covariance of numpy in float64 to 1e-10."""
+    mesh = jax.make_mesh((devices, 1), ('data', 'fsdp'), devices=jax.devices()[:devices])
+    by_batch = sharding.batch_sharding(mesh)
+    values = np.random.default_rng(total).normal(3, 1, (total, 5)).astype(np.float32)
+    run = jax.jit(lambda x: {'pool': 2 * x, 'other': x[:, :2]}, out_shardings=by_batch)
+
+    def features(rows):
+        placed = jax.make_array_from_process_local_data(by_batch, rows)
+        return {name: extract.local_rows(value) for name, value in run(placed).items()}
+
+    found = extract.collect(
+        lambda index: values[index], total, features, batch_size=10, devices=devices, keep=('pool',), progress=False
+    )
+    np.testing.assert_array_equal(found.features['pool'], 2 * values)
+    for name, rows in (('pool', 2 * np.float64(values)), ('other', np.float64(values[:, :2]))):
+        assert found.moments[name].count == total
+        np.testing.assert_allclose(found.moments[name].mean, rows.mean(0), rtol=1e-10, atol=0)
+        np.testing.assert_allclose(found.moments[name].covariance, np.cov(rows.T), rtol=1e-10, atol=1e-12)
+
+
+def test_lost_images_are_noticed():
+    features = lambda rows: {'pool': np.zeros((len(rows), 3))[:5]}  # noqa: E731
+    with pytest.raises((RuntimeError, IndexError)):
+        extract.collect(lambda index: index, 20, features, batch_size=10, progress=False)
+
+
+PROCESS = """
+import sys
+import jax, numpy as np
+process, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f'localhost:{port}', 2, process)
+from fdistill.evaluation import extract
+from fdistill.training import sharding
+mesh = sharding.make_mesh()
+by_batch = sharding.batch_sharding(mesh)
+values = np.random.default_rng(0).normal(3, 1, (37, 5)).astype(np.float32)
+run = jax.jit(lambda x: {'pool': 2 * x}, out_shardings=by_batch)
+def features(rows):
+    return {'pool': extract.local_rows(run(jax.make_array_from_process_local_data(by_batch, rows))['pool'])}
+found = extract.collect(
+    lambda index: values[index], 37, features, batch_size=8, devices=mesh.size, keep=('pool',), progress=False
+)
+moments = found.moments['pool']
+arrays = {'mean': moments.mean, 'covariance': moments.covariance, 'rows': found.features['pool'], 'n': moments.count}
+np.savez(f'{folder}/{process}.npz', **arrays)
+"""
+
+
+def test_moments_of_two_processes(tmp_path):
+    """Two processes of two devices, an odd number of images: both have numpy's float64 moments, and the rows in order."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    (tmp_path / 'process.py').write_text(PROCESS)
+    command = ['timeout', '-k', '5', '120', sys.executable, str(tmp_path / 'process.py')]
+    environment = {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}
+    running = [
+        subprocess.Popen(
+            [*command, str(k), str(port), str(tmp_path)], env=os.environ | environment, stderr=subprocess.PIPE, text=True
+        )
+        for k in range(2)
+    ]
+    for process in running:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    rows = 2 * np.random.default_rng(0).normal(3, 1, (37, 5)).astype(np.float32)
+    for k in range(2):
+        with np.load(tmp_path / f'{k}.npz') as found:
+            assert found['n'] == 37
+            np.testing.assert_array_equal(found['rows'], rows)
+            np.testing.assert_allclose(found['mean'], np.float64(rows).mean(0), rtol=1e-10, atol=0)
+            np.testing.assert_allclose(found['covariance'], np.cov(np.float64(rows).T), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'protocol': 'edn'}, "unknown protocol 'edn'; did you mean edm?"),
+        ({'protocol': 'own-features'}, 'is no published one'),
+        ({'metrics': ('fd',)}, "metric 'fd': is unknown; did you mean fid?"),
+        ({'samples': 1}, 'a distance needs at least two'),
+        ({'ranges': 4}, 'has 3 ranges of seeds'),
+        ({'batch_size': 0}, 'must be >= 1'),
+        (
+            {'detector': 'nosuch'},
+            "detector 'nosuch': no such file; the protocol 'edm' needs one, made by `fdistill convert inception",
+        ),
+        ({'statistics': 'nosuch'}, "statistics 'nosuch': no such file"),
+        ({'protocol': 'adm'}, "are of protocol 'edm' and detector 'inception', not of 'adm'"),
+        ({'detector': 'other.safetensors'}, 'were made with other weights'),
+        ({'metrics': ('kid',), 'statistics': 'bare.npz'}, 'kid: needs more than'),
+        ({'metrics': ('fid_infinity',)}, 'samples=20: fid_infinity needs at least 5001'),
+    ],
+)
+def test_bad_settings_are_one_line(files, change, message):
+    weights(files / 'other.safetensors', 1)
+    real = statistics.read(files / 'real.npz')
+    statistics.write(files / 'bare.npz', real._replace(features=None))
+    options = {'protocol': 'edm', 'detector': 'w.safetensors', 'statistics': 'real.npz', 'samples': 20} | change
+    for name in ('detector', 'statistics'):
+        options[name] = str(files / options[name]) if options[name] != 'nosuch' else 'nosuch'
+    mesh = sharding.make_mesh()
+    with pytest.raises(UserError) as caught:
+        scores.evaluate(generator(mesh), (8, 8, 3), 10, 1, mesh, progress=False, **options)
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_generator_that_diverged(files):
+    mesh = sharding.make_mesh()
+    with pytest.raises(ValueError, match=r'samples 0\.\.\d+ are not finite'):
+        scores.evaluate(
+            jax.jit(lambda z, label: z / 0, out_shardings=sharding.batch_sharding(mesh)),
+            (8, 8, 3),
+            10,
+            1,
+            mesh,
+            protocol='edm',
+            detector=str(files / 'w.safetensors'),
+            statistics=str(files / 'real.npz'),
+            samples=20,
+            progress=False,
+        )
+
+
+def test_from_the_command_line(files, tmp_path, capsys):
+    """Weights, statistics of the data of a config, evaluation of a run, its file and its place in a report."""
+    config = configs.load(str(ROOT / 'configs' / 'digits_teacher.py')).unlock()
+    config.training.steps, config.training.batch_size, config.training.checkpoint_every = 2, 16, 0
+    build.train(config, tmp_path / 'run', quiet=True)
+    made = ['--protocol=edm', f'--detector={files / "w.safetensors"}', '--quiet', '--batch-size=64']
+    assert (
+        cli.main(['stats', 'make', '--config', str(ROOT / 'configs' / 'digits_teacher.py'), *made, f'--out={tmp_path / "d.npz"}'])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert 'edm (inception, resize tf1 to 299, scaling tf1)' in shown and '1442 images' in shown
+    words = [
+        'evaluate',
+        f'--workdir={tmp_path / "run"}',
+        *made,
+        f'--statistics={tmp_path / "d.npz"}',
+        '--samples=40',
+        '--ranges=1',
+    ]
+    assert cli.main([*words, '--metrics=fid,prdc']) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row['protocol']['fid40'] == 'fid40[edm,40,digits,seed0-39]' and {'recall40', 'coverage40'} <= row.keys()
+    assert json.loads((tmp_path / 'run' / 'eval' / 'step-000000002-edm-40.json').read_text()) == row
+    assert row['details']['detector']['sha256'] == store.load(files / 'w.safetensors')[1]['content_sha256']
+    assert (
+        row['details']['checkpoint'] == build.from_workdir(tmp_path / 'run').digest
+        and row['details']['versions']['jax'] == jax.__version__
+    )
+    assert cli.main(['report', str(tmp_path / 'run'), '--quiet']) == 0
+    report = (tmp_path / 'run' / 'report' / 'report.md').read_text()
+    assert 'fid40' in report and 'of 40 samples' in (tmp_path / 'run' / 'report' / 'report.json').read_text()
+    assert cli.main(['stats', 'compare', str(tmp_path / 'd.npz'), str(tmp_path / 'd.npz')]) == 0
+    assert float(capsys.readouterr().out.splitlines()[-1]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_config_may_name_the_protocol(files, tmp_path):
+    """Checked before training, and used by evaluate without options."""
+    config = configs.load(str(ROOT / 'configs' / 'digits_teacher.py')).unlock()
+    config.training.steps, config.training.batch_size, config.training.checkpoint_every = 2, 16, 0
+    config.evaluation = {
+        'protocol': 'edm',
+        'detector': 'nosuch',
+        'statistics': str(files / 'real.npz'),
+        'samples': 30,
+        'ranges': 2,
+    }
+    with pytest.raises(UserError, match='no such file'):
+        build.train(config, tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run').exists()
+    config.evaluation.detector = str(files / 'w.safetensors')
+    build.train(config, tmp_path / 'run', quiet=True)
+    row = build.evaluate(None, tmp_path / 'run', quiet=True)
+    assert row['protocol']['fid30'] == 'fid30[edm,2x30,squares,mean]' and row['fid30'] > 0
+
+
+@pytest.mark.slow
+def test_the_real_network_behind_the_door(tmp_path):
+    """Inception with random weights through a file and EDM's protocol is its own `apply` on prepared images."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: (np.ones(shape) if name.endswith('var') else rng.normal(0, 1 / np.sqrt(np.prod(shape[1:]) or 1), shape)).astype(
+            np.float32
+        )
+        for name, shape in inception.shapes().items()
+    }
+    store.save(tmp_path / 'w.safetensors', arrays, {'kind': 'inception'})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(extract.NETWORKS, 'inception', extract._inception)
+        mesh = sharding.make_mesh()
+        rules = protocol.get('edm')
+        found = extract.detector(rules, str(tmp_path / 'w.safetensors'), mesh).apply(images(8))
+    wanted = inception.apply(inception.from_arrays(arrays), protocol.prepare(rules, images(8)))._asdict()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4 * np.abs(value).max())
+    assert noise(0, np.arange(2), (2,)).shape == (2, 2)
