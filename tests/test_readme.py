@@ -10,16 +10,20 @@ import pytest
 
 from fdistill import cli
 from fdistill import config as configs
+from fdistill.evaluation.protocol import PROTOCOLS
+from fdistill.weights import CONVERTERS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 METHODS = (ROOT / 'docs' / 'methods.md').read_text()
 ACCELERATOR = '# needs an accelerator'
+FILES = '# needs published files'
 SHORT = {
     'train': ['--config.training.steps=2'],
     'evaluate': ['--samples=200', '--quiet'],
     'sample': [],
     'report': ['--quiet'],
+    'check-data': [],
     'sweep': ['--config.training.steps=2', '--only=divergence=js,seed=0'],
 }
 
@@ -42,7 +46,7 @@ def _words(line):
 def test_commands_are_of_a_kind_that_is_tested():
     for line in LINES:
         first = _words(line)[0]
-        assert first in ('make', 'fdistill') or line.endswith(ACCELERATOR), line
+        assert first in ('make', 'fdistill') or line.endswith((ACCELERATOR, FILES)), line
 
 
 def test_make_targets_exist():
@@ -66,13 +70,23 @@ def test_commands_for_accelerators_have_a_config():
     assert lines
 
 
+def test_commands_for_published_files_parse():
+    lines = [line for line in LINES if line.endswith(FILES)]
+    for line in lines:
+        options = cli._parsers()[0].parse_args(_words(line)[1:])
+        assert options.command in cli.COMMANDS
+        # Tests of weights, statistics and scores run them on files of their own.
+        assert getattr(options, 'protocol', 'edm') in PROTOCOLS and getattr(options, 'kind', 'inception') in CONVERTERS
+    assert lines
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     """Runs the `fdistill` commands one after another, each training cut to a few steps; gives the folder of the runs."""
     folder = tmp_path_factory.mktemp('readme')
     for line in LINES:
         words = _words(re.sub(r'(?<=[= ])runs/', f'{folder}/', line))
-        if words[0] == 'fdistill' and not line.endswith(ACCELERATOR):
+        if words[0] == 'fdistill' and not line.endswith((ACCELERATOR, FILES)):
             assert cli.main(words[1:] + SHORT[words[1]]) == 0, line
     return folder
 
