@@ -333,8 +333,7 @@ def optimizers(plain, method):
     if missing:
         raise UserError(f'config.optimizer.{missing[0]}: missing; this method trains {", ".join(method.losses)}')
     return {
-        role: _call(optim.adam, section[role], f'config.optimizer.{role}', steps=counts.get(role, 0))
-        for role in method.losses
+        role: _call(optim.adam, section[role], f'config.optimizer.{role}', steps=counts.get(role, 0)) for role in method.losses
     }
 
 

@@ -74,8 +74,8 @@ def _parsers():
     sweep.add_argument('--retry', action='store_true', help='run failed trials again')
     sweep.add_argument('--dry-run', action='store_true', help='list the trials and what they will cost; run nothing')
     sweep.add_argument('--commands', action='store_true', help='print a command a trial, for any scheduler; run nothing')
-    shared = 'trials alike but for seed and continuous settings, as learning rates, as one program on one device'
-    sweep.add_argument('--vmap-seeds', action='store_true', help=shared)
+    together = 'trials that differ in seed and continuous settings (learning rates, weights) alone as one program, on one device'
+    sweep.add_argument('--vmap-seeds', action='store_true', help=together)
     sweep.add_argument('--executor', choices=('local', 'slurm'), help='trials in processes of their own, through submitit')
     sweep.add_argument('--parallel', type=int, default=2, metavar='N', help='of them at once; default: %(default)s')
     sweep.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')

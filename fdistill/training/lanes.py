@@ -22,7 +22,7 @@ class Lane(NamedTuple):
     batches: Callable
     workdir: Any
     config: Any
-    settings: dict = {}
+    settings: dict
 
 
 @jax.tree_util.register_pytree_node_class
@@ -110,7 +110,8 @@ def train(
     There are no previews, and checkpoints only at the end: a killed group begins anew.
 
     Args:
-      make: settings, {name: `Number`} -> (method, optimizers, decay) as of `make_step`; is traced.
+      make: settings -> (method, optimizers, decay) as of `make_step`, for the settings of a lane, {name: number}, and traced for
+        those of all, {name: `Number`}.
       frozen: as of `loop.train`.
       lanes: `Lane`s of folders without a checkpoint, whose settings have the same names.
       others: as of `loop.train`.
