@@ -178,8 +178,8 @@ def _evaluate(options, overrides):
     from fdistill.training.writer import plain
 
     names = ('samples', 'seed', 'protocol', 'detector', 'statistics', 'ranges', 'batch_size')
-    given = {name: getattr(options, name) for name in names}
-    given['metrics'] = tuple(options.metrics.split(',')) if options.metrics else None
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given |= {'metrics': tuple(options.metrics.split(','))} if options.metrics else {}
     result = build.evaluate(config, options.workdir, quiet=options.quiet, **given)
     print(json.dumps(plain(result), indent=2))
 

@@ -149,7 +149,7 @@ def test_every_registered_thing_has_its_equation():
     """Methods and losses; a row less is a claim less, so nobody would miss it."""
     for path in (ROOT / 'fdistill' / 'methods' / 'losses.py', ROOT / 'fdistill' / 'divergences.py'):
         for name in _defined(path):
-            if not name.startswith('_') and name not in ('EPSILON', 'PROBE', 'FAMILIES'):
+            if not name.startswith('_') and name not in ('EPSILON', 'PROBE', 'FAMILIES', 'EDGES', 'LEVELS', 'histogram'):
                 assert f'{path.name}:{name}`' in METHODS, name
     from fdistill.methods import DISTILLATIONS
 

@@ -45,7 +45,8 @@ def rows(results):
     timeless = {trial.name: dict(outcome) for trial, outcome in results}
     for outcome in timeless.values():
         outcome.pop('seconds')
-        outcome['row'] = {key: value for key, value in outcome['row'].items() if key != 'seconds'}
+        # The number of devices is one of the versions.
+        outcome['row'] = {key: value for key, value in outcome['row'].items() if key not in ('seconds', 'details')}
     return timeless
 
 
@@ -178,8 +179,8 @@ def test_in_processes_of_their_own(tmp_path, unbroken, monkeypatch, capsys):
     ours, theirs = rows(sweep.finished(workdir, sweep.load(path))), rows(results)
     for name in theirs:
         # On one device instead of eight.
-        for key in ('protocol', 'details'):
-            assert theirs[name]['row'].pop(key) and ours[name]['row'].pop(key)
+        theirs[name]['row'].pop('protocol')
+        assert ours[name]['row'].pop('protocol')
         assert ours[name].pop('row') == pytest.approx(theirs[name].pop('row'), rel=1e-2)
     assert ours == theirs
     assert capsys.readouterr().err.count(']') == 4
@@ -264,7 +265,6 @@ def test_as_one_program(name, tmp_path, monkeypatch):
     ours = rows(sweep.run(path, tmp_path / 'w', vmap_seeds=True, quiet=True))
     for trial in loaded:
         row, other = ours[trial.name].pop('row'), theirs[trial.name].pop('row')
-        assert row.pop('details')['versions'] == other.pop('details')['versions']
         assert row.pop('protocol') == other.pop('protocol') and row == pytest.approx(other, rel=1e-2, abs=1e-3)
         lane, alone = (sweep.folder_of(tmp_path / folder, trial) for folder in ('w', 'one'))
         assert json.loads((lane / 'config.json').read_text()) == json.loads((alone / 'config.json').read_text())
