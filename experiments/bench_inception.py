@@ -2,9 +2,10 @@
 
     python experiments/bench_inception.py [--images 10000] [--batch 48] [--chunk 4]
 
-Random weights, the same on both sides. Timed from uint8 pixels to pool features on the host, with the bilinear resize to
-299 x 299; the two take turns batch by batch, as the speed of a shared machine moves. Compilation and a first batch are not
-timed. torch and pytorch-fid are optional and no dependency of fdistill: install them into an environment of their own.
+Random weights, the same on both sides. Timed from uint8 pixels to pool features on the host, with the bilinear resize
+to 299 x 299; the two take turns batch by batch, as the speed of a shared machine moves. Compilation and a first batch
+are not timed. torch and pytorch-fid are optional and no dependency of fdistill: install them into an environment of
+their own.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """The InceptionV3 of the FID: the classifier of 1008 classes of 2015-12-05, as pure functions of JAX arrays.
 
-It is not torchvision's network: average pools do not count their padding, the last block pools the maximum, and there is no
-auxiliary classifier. Parameters go by the names of pytorch-fid's state dict; inside, batch norm is part of the convolutions.
+It is not torchvision's network: average pools do not count their padding, the last block pools the maximum, and there
+is no auxiliary classifier. Parameters go by the names of pytorch-fid's state dict; inside, batch norm is part of the
+convolutions.
 
 Reference: Szegedy et al., arXiv 1512.00567; TensorFlow's graph inception-2015-12-05; for names and for what differs from
 torchvision, pytorch-fid's inception.py; for the spatial features, guided-diffusion's evaluations/evaluator.py.
@@ -17,7 +18,8 @@ CLASSES = 1008
 SMALLEST = 75  # pixels: below this the last block has no pixel left
 SPATIAL_CHANNELS = 7
 _EPS = 1e-3  # of every batch norm
-_HIGHEST = jax.lax.Precision.HIGHEST  # TPUs and GPUs round the factors of float32 products otherwise, and features with them
+# Otherwise TPUs and GPUs round the factors of float32 products, and the features with them.
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class InceptionFeatures(NamedTuple):
@@ -25,8 +27,9 @@ class InceptionFeatures(NamedTuple):
 
     Args:
         pool: [B, 2048], TensorFlow's pool_3: the mean over the pixels of the last block; for FID, KID, precision and recall.
-        spatial: [B, h*w*7], in the order h, w, channel; 17*17*7 = 2023 for 299 x 299. The first seven channels of TensorFlow's
-            mixed_6/conv:0, which are those of block Mixed_6d; for sFID.
+        spatial: [B, h*w*7], in the order h, w, channel; 17*17*7 = 2023 for 299 x 299. The first seven channels of
+            TensorFlow's mixed_6/conv:0, for sFID. That node is the 1x1 branch after its batch norm and relu (the bare
+            convolution is mixed_6/conv/Conv2D), hence the first channels of block Mixed_6d's output.
         logits: [B, 1008], of pool without the bias of the last layer ("unbiased"); for the inception score.
     """
 
@@ -95,8 +98,8 @@ _STEM = {
     'Conv2d_3b_1x1': (64, 80, 1, 1),
     'Conv2d_4a_3x3': (80, 192, 3, 3),
 }
-# Block -> (input channels, {branch: (features, height, width of its kernel)}). A kernel of 1 x 1, and the first of each branch,
-# reads the block's input; every other reads the layer numbered before it.
+# Block -> (input channels, {branch: (features, height, width of its kernel)}). A branch's layers _2, _3, ... read the one
+# numbered before; all others read the block's input.
 _BLOCKS = {
     'Mixed_5b': (192, _block_a(32)),
     'Mixed_5c': (256, _block_a(64)),
@@ -174,8 +177,8 @@ def from_arrays(arrays):
         arrays: {name: array} with the names and shapes of `shapes`; any float type.
 
     Returns:
-        {layer: {'kernel': float32 [h, w, in, out], 'bias': float32 [out]}}; the layer 'Mixed_5b' itself holds the 1x1 kernels
-        on its block's input.
+        {layer: {'kernel': float32 [h, w, in, out], 'bias': float32 [out]}}; 'Mixed_5b' itself holds the 1x1 kernels on
+        that block's input. 'fc' has a kernel [2048, 1008] only.
 
     Raises:
         ValueError: an array is missing, of another shape, or not of this network.
@@ -197,7 +200,7 @@ def from_arrays(arrays):
 
 
 def _entries(block):
-    """Branches that begin with a 1x1 kernel on the block's input. The last block's pool is of maxima, which do not commute."""
+    """Branches with a 1x1 kernel on the block's input; not the last block's pool, as a maximum does not commute with it."""
     _, branches = _BLOCKS[block]
     return [
         branch for branch, (_, *size) in branches.items() if size == [1, 1] and (block, branch) != ('Mixed_7c', 'branch_pool')
@@ -205,7 +208,7 @@ def _entries(block):
 
 
 def draw(key):
-    """Random arrays for `from_arrays` under which activations stay of order one: kernels N(0, 2/fan_in), trivial norms."""
+    """Random arrays for `from_arrays` that keep activations of order one: kernels N(0, 2/fan_in), trivial norms."""
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     arrays = {}
     for name, shape in shapes().items():
@@ -221,37 +224,27 @@ def init(key):
     return from_arrays(draw(key))
 
 
-def _conv(params, layer, x, stride=1, padding=None):
-    """relu(conv(x, kernel) + bias); `padding` in pixels (height, width), by default what keeps the size."""
-    kernel, bias = params[layer]['kernel'], params[layer]['bias']
-    height, width = kernel.shape[:2]
-    rows, columns = ((height - 1) // 2, (width - 1) // 2) if padding is None else padding
-    y = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((rows, rows), (columns, columns)),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        precision=_HIGHEST,
+def _convolve(x, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=_HIGHEST
     )
-    return jax.nn.relu(y + bias)
+
+
+def _same(params, layer, x):
+    """relu(conv(x, kernel) + bias), padded so that the size stays."""
+    kernel, bias = params[layer]['kernel'], params[layer]['bias']
+    padding = [((size - 1) // 2,) * 2 for size in kernel.shape[:2]]
+    return jax.nn.relu(_convolve(x, kernel, 1, padding) + bias)
 
 
 def _valid(params, layer, x, stride=1):
     """relu(conv(x, kernel) + bias) with a 3x3 kernel and without padding.
 
-    The row of zeros below is there for XLA's CPU compiler alone, which takes a convolution with padding to a routine two to four
-    times faster; the row that it may add to the result is cut off again.
+    The row of zeros below is there for XLA's CPU compiler alone, which takes a convolution with padding to a routine
+    up to four times faster; the row that it may add to the result is cut off again.
     """
     kernel, bias = params[layer]['kernel'], params[layer]['bias']
-    y = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((0, 1), (0, 0)),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        precision=_HIGHEST,
-    )
+    y = _convolve(x, kernel, stride, [(0, 1), (0, 0)])
     return jax.nn.relu(y[:, : (x.shape[1] - 3) // stride + 1] + bias)
 
 
@@ -300,7 +293,7 @@ def _enter(params, block, x):
 
 def _chain(params, block, x, branch, numbers):
     for number in numbers:
-        x = _conv(params, f'{block}.{branch}_{number}', x)
+        x = _same(params, f'{block}.{branch}_{number}', x)
     return x
 
 
@@ -343,7 +336,7 @@ def _mixed_e(params, block, x):
     else:
         pool = jax.nn.relu(_pointwise(params, f'{block}.branch_pool', _max_pool(x, 1, -jnp.inf)))
     forks = [
-        _conv(params, f'{block}.{name}{half}', branch)
+        _same(params, f'{block}.{name}{half}', branch)
         for name, branch in (('branch3x3_2', branch3x3), ('branch3x3dbl_3', branch3x3dbl))
         for half in 'ab'
     ]
@@ -355,10 +348,11 @@ def apply(params, images, chunk=None):
 
     Args:
         params: of `from_arrays` or `init`.
-        images: float32 [B, H, W, 3], H and W >= 75, scaled to about [-1, 1]. They are not resized here; the FID's protocols make
-            them 299 x 299.
-        chunk: images that go through the network at a time, all by default, which is right for a GPU, a TPU and a batch that is
-            sharded. A CPU takes a fifth less time in chunks of 4, whose activations stay in its caches.
+        images: float32 [B, H, W, 3], H and W >= 75, scaled to about [-1, 1]. They are not resized here; the FID's
+            protocols make them 299 x 299.
+        chunk: images that go through the network at a time, all by default, which is right for a GPU, a TPU and a
+            batch that is sharded. A CPU takes a fifth less time for a large batch in chunks of 4, whose activations
+            stay in its caches.
 
     Returns:
         InceptionFeatures.
@@ -382,7 +376,7 @@ def apply(params, images, chunk=None):
 def _features(params, images):
     x = _valid(params, 'Conv2d_1a_3x3', images, 2)
     x = _valid(params, 'Conv2d_2a_3x3', x)
-    x = _conv(params, 'Conv2d_2b_3x3', x)
+    x = _same(params, 'Conv2d_2b_3x3', x)
     x = _max_pool(x)
     x = jax.nn.relu(_pointwise(params, 'Conv2d_3b_1x1', x))
     x = _valid(params, 'Conv2d_4a_3x3', x)
