@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 D, SPATIAL, CLASSES = 6, 4, 5
 
 
-def tiny():
+def tiny(chunk=None):
     """A network of the form of Inception's: three kinds of features out of the mean over blocks of pixels."""
     shapes = {'pool': (3, D), 'spatial': (3, SPATIAL), 'logits': (D, CLASSES)}
 

@@ -14,6 +14,7 @@ from fdistill.networks import inception, vit
 from fdistill.training import sharding
 from fdistill.weights import store
 
+CHUNK = 4
 # Rows that are summed at once: adding a batch of a few costs as much as one of these.
 BLOCK = 2000
 
@@ -36,16 +37,16 @@ class _Network(NamedTuple):
     apply: Callable[..., Any]
 
 
-def _inception():
-    return _Network(inception.shapes, inception.from_arrays, lambda params, x: inception.apply(params, x)._asdict())
+def _inception(chunk):
+    return _Network(inception.shapes, inception.from_arrays, lambda params, x: inception.apply(params, x, chunk)._asdict())
 
 
-def _dinov2():
+def _dinov2(chunk):
     network = vit.vit()
     return _Network(network.shapes, network.from_arrays, lambda params, x: {'pool': network.apply(params, x)})
 
 
-# Detector -> its network; features: 'pool' for distances, 'spatial' for sFID and 'logits' for the inception score.
+# Detector -> (images at a time) -> its network; features: 'pool' for distances, 'spatial' for sFID and 'logits' for the inception score.
 NETWORKS = {
     'inception': _inception,
     'dinov2': _dinov2,
@@ -66,7 +67,9 @@ def detector(rules, path, mesh):
     Raises:
       UserError: no such file, weights of another network, or a damaged file.
     """
-    network = NETWORKS[rules.detector]()
+    # In small pieces the layers stay in the cache of a CPU; an accelerator, or a batch split over devices, wants it whole.
+    alone_on_cpu = mesh.size == 1 and jax.default_backend() == 'cpu'
+    network = NETWORKS[rules.detector](CHUNK if alone_on_cpu else None)
     if not path:
         maker = f'fdistill convert {rules.detector} SRC FILE'
         raise UserError(f'detector: the protocol {rules.name!r} needs weights, made by `{maker}`')
