@@ -48,7 +48,8 @@ SECTIONS = (
 )
 # What may differ between a run and its resumption without making it another run.
 FREE = ('mesh', 'evaluation', 'origin', 'data.data_dir') + tuple(
-    f'training.{name}' for name in ('log_every', 'checkpoint_every', 'sample_every', 'keep', 'max_skipped', 'wandb')
+    f'training.{name}'
+    for name in ('log_every', 'checkpoint_every', 'sample_every', 'evaluate_every', 'keep', 'max_skipped', 'wandb')
 )
 # What the lanes of one program may differ in besides their seed, as patterns of dotted names: numbers that enter the arithmetic
 # of a step and nothing else. With each the value, if any, that leaves a part of the step out: it has a program of its own.
@@ -87,7 +88,7 @@ class Run(NamedTuple):
     denoise(x[B,...], sigma[B], label=None) -> x0[B,...]: the network as a denoiser.
     trajectory(noise[B,...], label[B]) -> (samples, D[N,B,...]): also what the network took x0 for at each level; None for a
       one-step student.
-    nfe: network evaluations of one sample. shape, num_classes: of the data. digest: hex SHA-256 of the EMA weights.
+    nfe: network evaluations of one sample. shape, num_classes: of the data. digest: of the EMA weights.
     """
 
     config: Any
@@ -311,7 +312,11 @@ def _origin(source, teacher=None):
       teacher: the digests in the teacher's checkpoint, if it has one.
     """
     parts = {'data': source.labels.tolist()} | ({'teacher': teacher} if teacher else {})
-    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()}
+    return {name: _digest(part) for name, part in parts.items()}
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flat(values, prefix=''):
@@ -369,6 +374,7 @@ def train(config, workdir, *, quiet=False, stop_at=None):
         num_classes=ready.built.num_classes,
         quiet=quiet,
         stop_at=stop_at,
+        evaluate=_evaluation(ready, workdir, mesh) if ready.training.get('evaluate_every') else None,
     )
 
 
@@ -524,7 +530,7 @@ def from_workdir(path, *, sampler=None, steps=None, mesh=None):
     config = configs.from_json(plain)
     trajectory = built.method.trajectory and functools.partial(jax.jit(built.method.trajectory), params)
     nfe, shape, num_classes = built.method.nfe, built.shape, built.num_classes
-    digest = position['digests']['ema']
+    digest = _digest(position['digests']['ema'])
     return Run(config, position['next_step'], params, generate, sample, denoise_with, trajectory, nfe, shape, num_classes, digest)
 
 
@@ -561,9 +567,16 @@ def evaluate(config, workdir, *, quiet=False, against=None, **given):
     given = {name: value for name, value in given.items() if value is not None}
     config = config or configs.read(workdir)
     options = given if 'protocol' in given else _plain(config.get('evaluation', {})) | given
+    call(scores.check if _published(options) else evaluation.check, options, 'config.evaluation')
+    mesh = sharding.make_mesh() if _published(options) else None
+    run = from_workdir(workdir, mesh=mesh)
+    return _measure(config, options, workdir, run, mesh, quiet, against)
+
+
+def _measure(config, options, workdir, run, mesh, quiet, against):
+    """`evaluate` of a `Run`, or of what has its fields, under the options of an evaluation section."""
+    options, suffix = dict(options), ''
     if _published(options):
-        call(scores.check, options, 'config.evaluation')
-        run = from_workdir(workdir, mesh=(mesh := sharding.make_mesh()))
         row = call(
             scores.evaluate, options, 'config.evaluation', generate=run.sample, shape=run.shape, num_classes=run.num_classes,
             nfe=run.nfe, mesh=mesh, progress=not quiet,
@@ -572,8 +585,7 @@ def evaluate(config, workdir, *, quiet=False, against=None, **given):
         suffix = f'-{rules["name"]}' + (f'-{protocols.short(samples)}' if samples != rules['samples'] else '')
     else:
         options.pop('protocol', None)
-        run, suffix = from_workdir(workdir), ''
-        train_source, held_out = load_data(config, 'train'), load_data(config, 'held_out')
+        train_source, held_out = (against.train, against.held_out) if against else _splits(config)
         row = call(
             evaluation.evaluate, options, 'config.evaluation', generate=run.sample, train=train_source, held_out=held_out,
             nfe=run.nfe, progress=not quiet, against=against,
@@ -583,6 +595,29 @@ def evaluate(config, workdir, *, quiet=False, against=None, **given):
     if jax.process_index() == 0:
         writer.write_json(pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}{suffix}.json', row)
     return json.loads(json.dumps(writer.plain(row)))
+
+
+def _splits(config):
+    return load_data(config, 'train'), load_data(config, 'held_out')
+
+
+def _evaluation(ready, workdir, mesh):
+    """evaluate(EMA weights, step) -> {name: number}, for `loop.train`: as `evaluate` measures the finished run."""
+    options = _plain(ready.plain.get('evaluation', {}))
+    by_batch = sharding.batch_sharding(mesh) if _published(options) else sharding.replicated(mesh)
+    generate = jax.jit(ready.built.method.generate, out_shardings=by_batch)
+    against = None if _published(options) else evaluation.reference(*_splits(ready.plain), progress=False)
+    built = ready.built
+
+    def evaluate(ema, step):
+        run = Run(
+            None, step, ema, None, functools.partial(generate, ema), None, None, built.method.nfe, built.shape, built.num_classes,
+            _digest(checkpoint.digests(ema)),
+        )
+        row = _measure(ready.plain, options, workdir, run, mesh, True, against)
+        return {key: value for key, value in row.items() if key not in ('step', 'nfe', 'seconds', 'protocol', 'details')}
+
+    return evaluate
 
 
 def make_statistics(config, out, *, split='train', quiet=False, **options):

@@ -186,13 +186,14 @@ def _after(workdir, trial, error, seconds, references):
 def lanes(workdir, trials):
     """Trials in groups that differ in their seed and `build.CONTINUOUS` settings alone.
 
-    One that has a checkpoint is a group of its own, and resumes.
+    One that has a checkpoint is a group of its own, and resumes; so is one that is evaluated on its way.
     """
     groups = {}
     for trial in trials:
         common = build.common(configs.to_json(trial.config))
-        begun = trial.name if (folder_of(workdir, trial) / checkpoint.FOLDER).exists() else None
-        groups.setdefault((json.dumps(common, sort_keys=True), begun), []).append(trial)
+        begun = (folder_of(workdir, trial) / checkpoint.FOLDER).exists()
+        alone = trial.name if begun or trial.config.training.get('evaluate_every') else None
+        groups.setdefault((json.dumps(common, sort_keys=True), alone), []).append(trial)
     return list(groups.values())
 
 

@@ -1,5 +1,6 @@
 """The method that knows everything but the student: it goes where theory says, through the library's own trainer."""
 
+import json
 import pathlib
 
 import jax
@@ -97,8 +98,17 @@ def test_annealed_weights_end_where_the_second_divergence_does(tmp_path):
     """Forward KL after reverse KL covers again, and a resumed run counts its updates on."""
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     annealed = settings('anneal(reverse_kl, forward_kl, 200)')
+    with annealed.unlocked():
+        annealed.training.evaluate_every = 100
     build.train(annealed, whole, quiet=True)
-    assert build.evaluate(None, whole, quiet=True)['spread'] == pytest.approx(1, abs=0.1)
+    on_the_way = {path.name: json.loads(path.read_text()) for path in sorted((whole / 'eval').glob('*.json'))}
+    row = build.evaluate(None, whole, quiet=True)
+    assert row['spread'] == pytest.approx(1, abs=0.1)
+    # The last of those on the way is the same, measured on a mesh; the others are of other weights.
+    last = [*on_the_way.values()][-1]
+    assert len(on_the_way) == annealed.training.steps // 100 and last['step'] == row['step']
+    assert last['details'] == row['details'] and last['spread'] == pytest.approx(row['spread'], rel=1e-4)
+    assert len({one['details']['checkpoint'] for one in on_the_way.values()}) == len(on_the_way)
     build.train(annealed, broken, quiet=True, stop_at=120)
     build.train(annealed, broken, quiet=True)
     for name in ('metrics.jsonl', 'histograms.jsonl'):

@@ -257,6 +257,29 @@ def test_a_run_folder_has_its_latest_evaluation(tmp_path):
     assert run.row['kl'] == 2.0 and len(run.fingerprint) == 16 and 'step' not in run.settings
 
 
+def test_quality_on_the_way(tmp_path):
+    """Evaluations of several steps are curves, unless the number changed its protocol; those of one step are one row."""
+    for seed in (0, 1):
+        folder = make(tmp_path / f'{seed}', seed=seed)
+        (folder / 'result.json').unlink()
+        (folder / 'eval').mkdir()
+        for step in (50, 100):
+            names = {'kl': 'kl[a]', 'modes': f'modes[{step}]'}
+            row = {'step': step, 'nfe': 1, 'kl': step / 100 + seed, 'modes': 2, 'protocol': names}
+            (folder / 'eval' / f'step-{step:09d}.json').write_text(json.dumps(row | {'details': {'versions': {'jax': '1'}}}))
+        row = {'step': 100, 'nfe': 1, 'fid5k': 3.0, 'protocol': {'fid5k': 'fid5k[edm]'}, 'details': {'samples': 5000}}
+        (folder / 'eval' / 'step-000000100-edm-5k.json').write_text(json.dumps(row))
+    found = collect.runs([tmp_path / '0', tmp_path / '1'])
+    assert {'kl': 1.0, 'fid5k': 3.0}.items() <= found[0].row.items()
+    assert found[0].row['details'] == {'versions': {'jax': '1'}, 'samples': 5000}
+    (comparison,) = summary.summarise(found)['comparisons']
+    curves = {key: by['all runs'] for key, by in comparison['quality'].items()}
+    assert set(curves) == {'kl', 'fid5k'} and curves['kl']['step'] == [50, 100] and curves['kl']['mean'] == [1.0, 1.5]
+    assert curves['fid5k']['step'] == [100]
+    assert summary.measure('fid5k').title == 'Fréchet inception distance, of 5k samples' and summary.measure('fid5k').sign == -1
+    assert any(figure.part == 'quality' for figure in report._figures(comparison, [], True))
+
+
 def test_wall_time_goes_on_through_a_resume(tmp_path):
     folder = make(tmp_path / 'a')
     lines = [{'step': step, 'student/loss': 1.0 / step} for step in (10, 20, 30, 40)]

@@ -46,7 +46,8 @@ def _dinov2(chunk):
     return _Network(network.shapes, network.from_arrays, lambda params, x: {'pool': network.apply(params, x)})
 
 
-# Detector -> (images at a time) -> its network; features: 'pool' for distances, 'spatial' for sFID and 'logits' for the inception score.
+# Detector -> (images at a time) -> its network; features: 'pool' for distances, 'spatial' for sFID, 'logits' for the inception
+# score.
 NETWORKS = {
     'inception': _inception,
     'dinov2': _dinov2,

@@ -113,6 +113,11 @@ def _figures(comparison, notes, quiet):
         if rows:
             caption = f'{title} ({unit}): over the steps of a run, then mean and 95 % interval over the seeds.'
             job('divergences', f'logged {key}', caption, plots.by_group, rows, title, unit)
+    for key, by in comparison['quality'].items():
+        unit = summary.measure(key).unit
+        caption = f'{key} ({unit}) while training: mean of the seeds with its 95 % interval.'
+        job('quality', f'{key} on the way', caption, plots.curves,
+            [(name, colour[name], found) for name, found in by.items()], f'{key} ({unit})')
     for key, by in comparison['curves'].items():
         unit = summary.STATISTICS.get(key.rpartition('/')[2], ('', 'as logged'))[1]
         job('curves', f'curve {key}', f'{key} ({unit}): mean of the seeds with its 95 % interval.', plots.curves,

@@ -98,8 +98,8 @@ def _run(folder):
     known = {'status': 'missing'}
     if (folder / sweep.RESULT).is_file():
         known = _json(folder / sweep.RESULT)
-    elif evaluated := sorted((folder / 'eval').glob('step-*.json')):
-        known = {'status': 'done', 'row': _merged(evaluated)}
+    elif measured := _rows(folder):
+        known = {'status': 'done', 'row': [*measured.values()][-1]}
     row = known.get('row')
     if row is not None:
         row = {key: value if key in ('protocol', 'details') else _number(value) for key, value in row.items()}
@@ -119,17 +119,15 @@ def _run(folder):
     )
 
 
-def _merged(paths):
-    """The rows of all protocols that the latest step was evaluated under, as one."""
-    rows = [_json(path) for path in paths]
-    last = max(row.get('step', 0) for row in rows)
-    merged = {}
-    for row in rows:
-        if row.get('step', 0) == last:
-            protocol = merged.get('protocol', {}) | row.get('protocol', {})
-            details = merged.get('details', {}) | row.get('details', {})
-            merged |= row | {'protocol': protocol, 'details': details}
-    return merged
+def _rows(folder):
+    """{step: row} of the evaluations in a folder, in order; those of one step under several protocols are one row."""
+    rows = {}
+    for path in sorted((folder / 'eval').glob('step-*.json')):
+        row = _json(path)
+        merged = rows.setdefault(row['step'], {'protocol': {}, 'details': {}})
+        both = {key: merged[key] | row.get(key, {}) for key in ('protocol', 'details')}
+        merged.update(row | both)
+    return dict(sorted(rows.items()))
 
 
 def _kept(flat):
@@ -166,6 +164,10 @@ def logged(run):
     keys = dict.fromkeys(key for line in lines for key in line if key != 'step')
     steps = [int(line['step']) for line in lines]
     metrics = {key: [_number(line.get(key)) for line in lines] for key in keys}
+    return steps, metrics, _seconds(run, steps)
+
+
+def _seconds(run, steps):
     known, offset, last = [(0, 0.0)], 0.0, 0.0
     for line in _lines(run.folder / 'timing.jsonl'):
         seconds = _number(line.get('seconds'))
@@ -173,8 +175,23 @@ def logged(run):
             offset += last if seconds < last else 0.0
             last = seconds
             known.append((int(line['step']), offset + seconds))
-    seconds = None if len(known) < 2 else [_between(known, step) for step in steps]
-    return steps, metrics, seconds
+    return None if len(known) < 2 else [_between(known, step) for step in steps]
+
+
+def evaluated(run):
+    """What a run was measured to be on its way.
+
+    Returns:
+      as `logged`: (steps [n], {measure: [n] floats}, seconds [n] or None); empty with fewer than two steps of one protocol.
+    """
+    rows = _rows(run.folder)
+    # A key measured in another way at some step would make a curve of two things.
+    keys = [key for key, name in (run.row or {}).get('protocol', {}).items()
+            if all(row['protocol'].get(key, name) == name for row in rows.values())]
+    steps = [step for step, row in rows.items() if any(key in row for key in keys)]
+    if len(steps) < 2:
+        return [], {}, None
+    return steps, {key: [_number(rows[step].get(key)) for step in steps] for key in keys}, _seconds(run, steps)
 
 
 def histograms(run):

@@ -64,6 +64,10 @@ PARTS = {
         'of the log, each a mean since the line before, and has the trend in it; its noise, half the mean squared change from '
         'line to line, has not.',
     ),
+    'quality': (
+        'Quality against steps and time',
+        'Evaluations on the way (`evaluate_every`), against steps and, interpolated in timing.jsonl, against wall time.',
+    ),
     'curves': ('Training', 'Means of the seeds against steps and, interpolated in timing.jsonl, against wall time.'),
 }
 

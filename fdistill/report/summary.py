@@ -230,7 +230,8 @@ def _comparison(runs, failed, names, wanted):
         'measures': {key: measure(key)._asdict() for key in keys},
         'groups': groups,
         'rankings': rankings,
-        'curves': _curves(members, [group['name'] for group in groups]),
+        'quality': _curves(members, [group['name'] for group in groups], collect.evaluated),
+        'curves': _curves(members, [group['name'] for group in groups], collect.logged),
     }
 
 
@@ -312,12 +313,12 @@ def _words(key, kind, rows, pairs):
     return words
 
 
-def _curves(members, order):
+def _curves(members, order, read):
     """{metric: {group: {step, seconds, mean, half, n}}} over the seeds, at most MAX_POINTS a curve."""
     curves = {}
     for name in order:
         runs = [run for run in members[name] if run.status == 'done']
-        found = [(steps, metrics, seconds) for steps, metrics, seconds in map(collect.logged, runs) if steps]
+        found = [(steps, metrics, seconds) for steps, metrics, seconds in map(read, runs) if steps]
         for key in dict.fromkeys(key for _, metrics, _ in found for key in metrics):
             points = {}
             for steps, metrics, seconds in found:

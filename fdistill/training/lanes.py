@@ -98,6 +98,7 @@ def train(
     log_every: int = 100,
     checkpoint_every: int = 1000,
     sample_every: int = 1000,
+    evaluate_every: int = 0,
     keep: int = 2,
     max_skipped: int = 10,
     quiet: bool = False,
@@ -107,7 +108,7 @@ def train(
 
     The numbers are those of one run after another, but for rounding: a vmapped product sums in another order, and a constant
     of a program may be folded into another where the number of a lane cannot. A lane that stops being finite fails alone.
-    There are no previews, and checkpoints only at the end: a killed group begins anew.
+    There are no previews or evaluations, and checkpoints only at the end: a killed group begins anew.
 
     Args:
       make: settings -> (method, optimizers, decay) as of `make_step`, for the settings of a lane, {name: number}, and traced for

@@ -60,11 +60,13 @@ def train(
     log_every: int = 100,
     checkpoint_every: int = 1000,
     sample_every: int = 1000,
+    evaluate_every: int = 0,
     keep: int = 2,
     max_skipped: int = 10,
     quiet: bool = False,
     wandb: str | None = None,
     stop_at: int | None = None,
+    evaluate=None,
 ):
     """Trains a method to `steps` steps; run again with the same workdir, it goes on from the newest checkpoint.
 
@@ -81,11 +83,13 @@ def train(
       steps, batch_size: steps of training, global batch size.
       ema_half_life, ema_ramp_up: in images, see `step.ema_decay`.
       log_every, checkpoint_every, sample_every: in steps; 0 for only at the end (samples: never).
+      evaluate_every: in steps, how often `evaluate` measures the EMA weights; 0 for never.
       keep: checkpoints kept.
       max_skipped: non-finite updates of a role in a row that stop the run.
       quiet: no progress on stderr.
       wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
       stop_at: stop after this step with a checkpoint, as a SIGTERM would.
+      evaluate: (EMA weights, step) -> {name: number}, for TensorBoard; writes what it wants to keep itself.
 
     Returns:
       The final `TrainState`.
@@ -94,10 +98,10 @@ def train(
       NotFinite: after max_skipped non-finite updates in a row; names the role and the loss. Nothing of them was kept.
       ValueError: on settings out of range or a checkpoint that cannot be restored.
     """
-    if min(steps, log_every, keep, max_skipped) < 1 or checkpoint_every < 0 or sample_every < 0:
+    if min(steps, log_every, keep, max_skipped) < 1 or min(checkpoint_every, sample_every, evaluate_every) < 0:
         raise ValueError(
             f'steps={steps}, log_every={log_every}, keep={keep}, max_skipped={max_skipped} must be >= 1, '
-            f'checkpoint_every={checkpoint_every}, sample_every={sample_every} >= 0'
+            f'checkpoint_every={checkpoint_every}, sample_every={sample_every}, evaluate_every={evaluate_every} >= 0'
         )
     sharding.check_batch_size(batch_size, mesh)
     decay = ema_decay(ema_half_life, batch_size, ema_ramp_up)
@@ -169,6 +173,8 @@ def train(
                 if jax.process_index() == 0:
                     writer.write_png(workdir / 'samples' / f'{done:09d}.png', picture)
                     out.image(done, 'samples', picture)
+            if evaluate_every and (done % evaluate_every == 0 or done == steps):
+                out.evaluation(done, evaluate(state.ema, done))
             if last or (checkpoint_every and done % checkpoint_every == 0):
                 if logged is None:
                     check_finite(state, max_skipped, done, read_metrics(state))

@@ -70,15 +70,23 @@ class Writer:
         """Writes scalars that no two runs share, as speeds: to timing.jsonl and, below timing/, to TensorBoard."""
         self._scalars('timing.jsonl', step, values, prefix='timing/')
 
+    def evaluation(self, step, values):
+        """Writes an evaluation, {name: number}, to TensorBoard below evaluation/; its file is its own."""
+        if self._active:
+            self._board_scalars(step, {f'evaluation/{key}': float(value) for key, value in values.items()})
+
     def _scalars(self, name, step, values, prefix=''):
         if not self._active:
             return
         values = {key: float(value) for key, value in values.items()}
         self._line(name, {'step': int(step), **values})
+        self._board_scalars(step, {prefix + key: value for key, value in values.items()})
+
+    def _board_scalars(self, step, values):
         for key, value in values.items():
-            self._tensorboard().add_scalar(prefix + key, value, int(step))
+            self._tensorboard().add_scalar(key, value, int(step))
         if self._wandb:
-            self._wandb.log({prefix + key: value for key, value in values.items()}, step=int(step))
+            self._wandb.log(values, step=int(step))
 
     def _line(self, name, values):
         with open(self._workdir / name, 'a') as file:
