@@ -212,17 +212,6 @@ def number(rules, metric, first, count, reference=None):
     return f'{metric}[{",".join(parts)}]'
 
 
-def require(rules, count):
-    """Refuses a number of samples that is not the protocol's: its number would be another metric.
-
-    Raises:
-      UserError: in one line.
-    """
-    if rules.samples not in (None, count):
-        raise UserError(f'{count} samples: the protocol {rules.name!r} is of {rules.samples}, and distances depend on '
-                        f'it; take {rules.samples}, or report the proxy of {short(count)} under its own name')
-
-
 def headline(rules, metric, values, reference=None):
     """What a paper reports under a protocol, from the numbers of all its seeds.
 

@@ -29,7 +29,12 @@ class Metric(NamedTuple):
 
 def _fid(collected, real, progress):
     ours = collected.moments['pool']
-    return {'fid': frechet.frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)}
+    return {_frechet_name(real): frechet.frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)}
+
+
+def _frechet_name(real):
+    """The I in FID is Inception's."""
+    return 'fid' if real.detector == 'inception' else 'fd'
 
 
 def _sfid(collected, real, progress):
@@ -57,7 +62,7 @@ def _mmd(collected, real, progress):
 
 def _infinity(collected, real, progress):
     limit = frechet.frechet_infinity(collected.features['pool'], real.mean, real.covariance, progress=progress)
-    return {'fid_infinity': limit.value}
+    return {f'{_frechet_name(real)}_infinity': limit.value}
 
 
 def _always(real):
@@ -78,7 +83,7 @@ METRICS = {
     'fid_infinity': Metric(('pool',), 5001, _infinity, _always),
 }
 # Distances, of which a paper reports what its protocol's headline says; of other metrics, the mean over the seeds.
-DISTANCES = ('fid', 'sfid', 'kid', 'mmd', 'fid_infinity')
+DISTANCES = ('fid', 'fd', 'sfid', 'kid', 'mmd', 'fid_infinity', 'fd_infinity')
 # Measured unless others are asked for, as far as the statistics have what it takes.
 USUAL = ('fid', 'sfid', 'is', 'kid', 'prdc')
 
