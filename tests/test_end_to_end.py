@@ -57,7 +57,8 @@ def check_run(capsys, workdir, steps, nfe):
 
     row = json.loads(run(capsys, 'evaluate', f'--workdir={workdir}', '--quiet').out)
     assert (row['step'], row['nfe']) == (steps, nfe)
-    numbers = {key: value for key, value in row.items() if key != 'protocol'}
+    assert row['details']['versions']['jax'] == jax.__version__
+    numbers = {key: value for key, value in row.items() if key not in ('protocol', 'details')}
     assert all(np.isfinite(value) for value in numbers.values())
     assert set(row['protocol']) == set(numbers) - {'step', 'nfe', 'seconds'}
     assert json.loads((workdir / 'eval' / f'step-{steps:09d}.json').read_text()) == row

@@ -124,9 +124,8 @@ def test_any_mesh_gives_the_same_numbers_in_float32(name):
         assert _difference(alone, _state_after(name, shape, 10)) <= 1e-4
 
 
-@pytest.mark.parametrize(
-    'name', [name if name == 'f_distill' else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', METHODS)
 def test_any_mesh_gives_the_same_numbers_in_float64(name, x64):
     """The same to 1e-9: what remains in float32 is rounding."""
     alone = _state_after(name, (1, 1), 10, jnp.float64)

@@ -247,7 +247,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize('name', TOGETHER)
+@pytest.mark.parametrize('name', ['exact', pytest.param('f_distill', marks=pytest.mark.slow)])
 def test_as_one_program(name, tmp_path, monkeypatch):
     """The numbers of one after another, to rounding, in ordinary run folders, though a first attempt was killed."""
     base, trials, error, update = TOGETHER[name]

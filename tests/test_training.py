@@ -477,7 +477,7 @@ def student_config(teacher):
 
 
 def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
-    """One device, 2 x 4, and stopped on 2 x 4 to go on with one device: equal to 1e-4."""
+    """One device, and stopped on 2 x 4 to go on with one device: equal to 1e-4."""
     split = functools.partial(sharding.state_sharding, min_size=64)
     monkeypatch.setattr(sharding, 'state_sharding', split)
 
@@ -489,12 +489,10 @@ def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
         return jax.device_get(state)
 
     alone = train('alone', 1, 1)
-    others = [train('split', 2, 4)]
     train('moved', 2, 4, stop_at=5)
-    others.append(train('moved', 1, 1))
-    for other in others:
-        for a, b in zip(*(jax.tree.leaves((s.params, s.ema, s.aux)) for s in (alone, other)), strict=True):
-            assert np.max(np.abs(a - b)) <= 1e-4 * max(np.max(np.abs(a)), 0.1)
+    other = train('moved', 1, 1)
+    for a, b in zip(*(jax.tree.leaves((s.params, s.ema, s.aux)) for s in (alone, other)), strict=True):
+        assert np.max(np.abs(a - b)) <= 1e-4 * max(np.max(np.abs(a)), 0.1)
 
 
 def test_a_student_of_a_network_resumes(teacher, tmp_path, monkeypatch):
