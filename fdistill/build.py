@@ -633,6 +633,7 @@ def make_statistics(config, out, *, split='train', quiet=False, **options):
     Raises:
       UserError: on whatever the user can mend; nothing has been written then.
     """
+    statistics.writable(out)  # Before an hour of features, not after it.
     made = call(
         scores.make_statistics, options, 'stats make', source=load_data(config, split), mesh=sharding.make_mesh(),
         progress=not quiet,

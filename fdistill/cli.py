@@ -157,6 +157,13 @@ def _join_others():
         raise UserError(f'--distributed: {error}; start the processes with srun or mpirun, or leave it out') from error
 
 
+def _first():
+    """Whether this process is the one of several that writes files, and so may show them."""
+    import jax
+
+    return jax.process_index() == 0
+
+
 def _among_many(environ):
     """Whether a launcher started this process as one of several."""
     counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
@@ -181,7 +188,8 @@ def _evaluate(options, overrides):
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= {'metrics': tuple(options.metrics.split(','))} if options.metrics else {}
     result = build.evaluate(config, options.workdir, quiet=options.quiet, **given)
-    print(json.dumps(plain(result), indent=2))
+    if _first():
+        print(json.dumps(plain(result), indent=2))
 
 
 def _sample(options, overrides, rest=()):
@@ -299,7 +307,8 @@ def _stats_make(options, overrides):
     names = ('protocol', 'detector', 'keep', 'batch_size')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     build.make_statistics(config, options.out, split=options.split, quiet=options.quiet, **given)
-    _stats_show(argparse.Namespace(files=[options.out]), ())
+    if _first():
+        _stats_show(argparse.Namespace(files=[options.out]), ())
 
 
 def _stats_convert(options, overrides):

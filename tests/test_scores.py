@@ -350,6 +350,29 @@ def test_from_the_command_line(files, tmp_path, capsys):
     assert float(capsys.readouterr().out.splitlines()[-1]) == pytest.approx(0, abs=1e-9)
 
 
+DIGITS = str(ROOT / 'configs' / 'digits_teacher.py')
+
+
+def test_a_bad_place_is_told_before_features_are_made(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scores, 'make_statistics', None)
+    for out, message in ((tmp_path / 'no' / 'd.npz', 'no such folder'), (tmp_path / 'd.txt', 'written to .npz files')):
+        words = ['stats', 'make', f'--config={DIGITS}', '--protocol=edm', '--detector=w', f'--out={out}']
+        assert cli.main(words) == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', ['stats', 'evaluate'])
+def test_the_other_processes_are_silent(tmp_path, monkeypatch, capsys, command):
+    """Only process 0 writes files; the others must not read what it may not have written yet."""
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    monkeypatch.setattr(build, 'make_statistics', lambda *given, **options: None)
+    monkeypatch.setattr(build, 'evaluate', lambda *given, **options: {'fid': 1.0})
+    words = {
+        'stats': ['stats', 'make', f'--config={DIGITS}', '--protocol=edm', '--detector=w', f'--out={tmp_path / "d.npz"}'],
+        'evaluate': ['evaluate', f'--workdir={tmp_path}'],
+    }
+    assert cli.main(words[command]) == 0 and capsys.readouterr().out == ''
+
+
 def test_a_config_may_name_the_protocol(files, tmp_path):
     """Checked before training, and used by evaluate without options."""
     config = configs.load(str(ROOT / 'configs' / 'digits_teacher.py')).unlock()

@@ -144,6 +144,16 @@ def read(path, detector=None):
         raise UserError(f'{_shown(path)}: no readable statistics ({reason}); {_AGAIN}') from error
 
 
+def writable(path):
+    """A path that `write` takes, pathlib.Path; UserError for another suffix or no folder."""
+    path = pathlib.Path(path)
+    if path.suffix != '.npz':
+        raise UserError(f'{_shown(path)}: statistics are written to .npz files')
+    if not path.parent.is_dir():
+        raise UserError(f'{_shown(path.parent)}: no such folder')
+    return path
+
+
 def write(path, statistics):
     """Writes Statistics so that the file is whole or absent, and reads them back the same.
 
@@ -154,11 +164,7 @@ def write(path, statistics):
     Raises:
       UserError: another suffix, no folder, or statistics that `read` would refuse.
     """
-    path = pathlib.Path(path)
-    if path.suffix != '.npz':
-        raise UserError(f'{_shown(path)}: statistics are written to .npz files')
-    if not path.parent.is_dir():
-        raise UserError(f'{_shown(path.parent)}: no such folder')
+    path = writable(path)
     if statistics.protocol is None:
         names = ', '.join(protocols.PROTOCOLS)
         raise UserError(f'{_shown(path)}: statistics without a protocol are not written; name one of {names}')
