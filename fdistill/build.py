@@ -479,8 +479,7 @@ def _ready(config, workdir, mesh=None, like=None):
     if mesh is not None:
         call(sharding.check_batch_size, {'batch_size': batch_size}, 'config.training', mesh=mesh)
     call(batches, {'start': 0}, 'config.data')
-    options = _plain(plain.get('evaluation', {}))
-    call(scores.check if _published(options) else evaluation.check, options, 'config.evaluation')
+    _checked(plain.get('evaluation', {}))
     frozen, weights = like.frozen if like else {}, None
     if built.teacher_workdir is not None and not like:
         base = _denoiser(plain['teacher']['network'], plain['teacher']['denoiser'], plain['image'], 'config.teacher.')
@@ -551,6 +550,17 @@ def _published(options):
     return options.get('protocol', protocols.OWN) != protocols.OWN
 
 
+def _checked(section):
+    """Settings of an evaluation, before there is anything to evaluate; own features named are own features."""
+    options = _plain(section)
+    if _published(options):
+        call(scores.check, options, 'config.evaluation')
+        return options
+    options.pop('protocol', None)
+    call(evaluation.check, options, 'config.evaluation')
+    return options
+
+
 def evaluate(config, workdir, *, quiet=False, against=None, **given):
     """Measures a run; writes `eval/step-N.json`, or `eval/step-N-PROTOCOL.json`, and returns its row.
 
@@ -566,8 +576,7 @@ def evaluate(config, workdir, *, quiet=False, against=None, **given):
     """
     given = {name: value for name, value in given.items() if value is not None}
     config = config or configs.read(workdir)
-    options = given if 'protocol' in given else _plain(config.get('evaluation', {})) | given
-    call(scores.check if _published(options) else evaluation.check, options, 'config.evaluation')
+    options = _checked(given if 'protocol' in given else {**config.get('evaluation', {}), **given})
     mesh = sharding.make_mesh() if _published(options) else None
     run = from_workdir(workdir, mesh=mesh)
     return _measure(config, options, workdir, run, mesh, quiet, against)
@@ -584,7 +593,6 @@ def _measure(config, options, workdir, run, mesh, quiet, against):
         rules, samples = row['details']['rules'], row['details']['samples']
         suffix = f'-{rules["name"]}' + (f'-{protocols.short(samples)}' if samples != rules['samples'] else '')
     else:
-        options.pop('protocol', None)
         train_source, held_out = (against.train, against.held_out) if against else _splits(config)
         row = call(
             evaluation.evaluate, options, 'config.evaluation', generate=run.sample, train=train_source, held_out=held_out,
@@ -603,7 +611,7 @@ def _splits(config):
 
 def _evaluation(ready, workdir, mesh):
     """evaluate(EMA weights, step) -> {name: number}, for `loop.train`: as `evaluate` measures the finished run."""
-    options = _plain(ready.plain.get('evaluation', {}))
+    options = _checked(ready.plain.get('evaluation', {}))
     by_batch = sharding.batch_sharding(mesh) if _published(options) else sharding.replicated(mesh)
     generate = jax.jit(ready.built.method.generate, out_shardings=by_batch)
     against = None if _published(options) else evaluation.reference(*_splits(ready.plain), progress=False)

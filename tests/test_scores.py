@@ -393,6 +393,19 @@ def test_a_config_may_name_the_protocol(files, tmp_path):
     assert row['protocol']['fid30'] == 'fid30[edm,2x30,squares,mean]' and row['fid30'] > 0
 
 
+def test_own_features_by_name(tmp_path):
+    """In a config, and in place of a published protocol that a config names."""
+    config = configs.load(str(ROOT / 'configs' / 'pair_exact.py')).unlock()
+    config.training.steps, config.training.sample_every = 2, 0
+    config.evaluation = {'protocol': 'own-features', 'samples': 50}
+    build.train(config, tmp_path / 'run', quiet=True)
+    row = build.evaluate(None, tmp_path / 'run', quiet=True)
+    assert row['protocol']['pixel_fd'].startswith('fd[pixels,50,')
+    config.evaluation = {'protocol': 'edm', 'samples': 30}
+    again = build.evaluate(config, tmp_path / 'run', quiet=True, protocol='own-features', samples=50)
+    assert again['pixel_fd'] == row['pixel_fd']
+
+
 @pytest.mark.slow
 def test_the_real_network_behind_the_door(tmp_path):
     """Inception with random weights through a file and EDM's protocol is its own `apply` on prepared images."""
