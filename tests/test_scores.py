@@ -273,6 +273,7 @@ def test_moments_of_two_processes(tmp_path):
         ({'samples': 1}, 'a distance needs at least two'),
         ({'ranges': 4}, 'has 3 ranges of seeds'),
         ({'batch_size': 0}, 'must be >= 1'),
+        ({'samples': 50001}, 'ranges of more than 50000 overlap; give ranges=1 too'),
         (
             {'detector': 'nosuch'},
             "detector 'nosuch': no such file; the protocol 'edm' needs one, made by `fdistill convert inception",
@@ -295,6 +296,14 @@ def test_bad_settings_are_one_line(files, change, message):
     with pytest.raises(UserError) as caught:
         scores.evaluate(generator(mesh), (8, 8, 3), 10, 1, mesh, progress=False, **options)
     assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('shape', [(2,), (8, 8, 4)])
+def test_no_images(files, shape):
+    mesh = sharding.make_mesh()
+    given = {'protocol': 'edm', 'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz'), 'samples': 20}
+    with pytest.raises(UserError, match=r'samples of shape .* is for images of one or three channels'):
+        scores.evaluate(None, shape, 10, 1, mesh, progress=False, **given)
 
 
 def test_a_generator_that_diverged(files):

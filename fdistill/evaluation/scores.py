@@ -112,6 +112,8 @@ def check(protocol, detector='', statistics='', metrics=None, samples=None, rang
         raise UserError(
             f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; give 1 to {len(rules.seeds)}'
         )
+    if samples is not None and rules.samples is not None and samples > rules.samples and ranges != 1 and len(rules.seeds) > 1:
+        raise UserError(f'samples={samples}: ranges of more than {rules.samples} overlap; give ranges=1 too')
     if batch_size < 1:
         raise UserError(f'batch_size={batch_size}: must be >= 1')
     makers = {
@@ -226,9 +228,11 @@ def measure(
       the protocol's has that in its key, as fid5k.
 
     Raises:
-      UserError: statistics of another protocol, detector or weights, or without what a metric needs.
+      UserError: no images, or statistics of another protocol, detector or weights, or without what a metric needs.
       ValueError: samples that are not finite.
     """
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise UserError(f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or three channels')
     _same(rules, detector, real)
     missing = [name for name in names or () if not METRICS[name].present(real)]
     if missing:
