@@ -187,6 +187,26 @@ def test_grey_images_of_few_levels(files):
     assert prepared.shape == (3, 299, 299, 3) and np.array_equal(prepared[..., 0], prepared[..., 2])
 
 
+def test_kept_features(files, monkeypatch):
+    """Those of the images drawn; features of all images are never held at once."""
+    held = []
+    collect = extract.collect
+    monkeypatch.setattr(extract, 'collect', lambda images, total, *of, keep=(), **options: (
+        held.append(total if keep else 0) or collect(images, total, *of, keep=keep, **options)
+    ))
+    mesh, rules = sharding.make_mesh(), protocol.get('edm')
+    detector = extract.detector(rules, str(files / 'w.safetensors'), mesh)
+    made = scores.real_statistics(source(), rules, detector, mesh, keep=20, progress=False)
+    arrays, _ = store.load(files / 'w.safetensors')
+    every = np.asarray(tiny().apply(arrays, protocol.prepare(rules, images()))['pool'])
+    chosen = np.sort(np.random.default_rng(0).permutation(301)[:20])
+    np.testing.assert_allclose(made.features, every[chosen], rtol=1e-4)
+    assert made.count == 301 and max(held) == 20
+    for keep in (-1, 1, statistics.MAX_KEPT + 1):
+        with pytest.raises(UserError, match=f'keep={keep} 0 or from 2'):
+            scores.real_statistics(source(), rules, None, mesh, keep=keep)
+
+
 @pytest.mark.parametrize('devices', [1, 2, 8])
 @pytest.mark.parametrize('total', [2, 33, 101])
 def test_moments_are_numpys(devices, total):

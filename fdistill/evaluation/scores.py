@@ -112,7 +112,7 @@ def check(protocol, detector='', statistics='', metrics=None, samples=None, rang
         raise UserError(
             f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; give 1 to {len(rules.seeds)}'
         )
-    if samples is not None and rules.samples is not None and samples > rules.samples and ranges != 1 and len(rules.seeds) > 1:
+    if samples is not None and samples > rules.samples and ranges != 1 and len(rules.seeds) > 1:
         raise UserError(f'samples={samples}: ranges of more than {rules.samples} overlap; give ranges=1 too')
     if batch_size < 1:
         raise UserError(f'batch_size={batch_size}: must be >= 1')
@@ -296,8 +296,8 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
       rules: `protocol.Rules`.
       detector: `extract.Detector` of these rules.
       mesh: of `sharding.make_mesh`.
-      keep: features of so many images, drawn without replacement, are kept for KID, precision and recall; 0 for none. ADM
-        compares with 10,000.
+      keep: features of so many images, drawn without replacement, are kept for KID, precision and recall; 0 for none, else
+        at least 2. ADM compares with 10,000.
       batch_size: images at once on all devices.
       progress: show a bar on process 0.
 
@@ -309,35 +309,32 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
     """
     if source.images.ndim != 4:
         raise UserError(f'data {source.name!r}: has no images, which the protocol {rules.name!r} is for')
-    if batch_size < 1 or not 0 <= keep <= files.MAX_KEPT:
-        raise UserError(f'batch_size={batch_size} must be >= 1, keep={keep} from 0 to {files.MAX_KEPT}')
+    if batch_size < 1 or keep not in (0, *range(2, files.MAX_KEPT + 1)):
+        raise UserError(f'batch_size={batch_size} must be >= 1, keep={keep} 0 or from 2 to {files.MAX_KEPT}')
 
     def grey(index):
         images = source.images[index]
         # Images of 8 bits are what they are; others are brought to that range, rounded as samples usually are.
         return images if source.levels == 255 else to_levels(to_float(images, source.levels), 255)
 
+    def collect(images, total, **options):
+        return extract.collect(
+            images, total, detector.apply, batch_size=batch_size, devices=mesh.size, progress=progress, **options
+        )
+
     total = len(source.images)
-    features = ('pool',) if keep else ()
-    collected = extract.collect(
-        grey,
-        total,
-        detector.apply,
-        batch_size=batch_size,
-        devices=mesh.size,
-        keep=features,
-        title=f'features of {source.name}',
-        progress=progress,
-    )
+    moments = collect(grey, total, title=f'features of {source.name}').moments
     kept = None
     if keep:
+        # Computed again: those of all images may be more than a host or a device holds, 10 GB of ImageNet.
         chosen = np.sort(np.random.default_rng(0).permutation(total)[:keep])
-        kept = collected.features['pool'][chosen]
+        again = collect(lambda index: grey(chosen[index]), len(chosen), keep=('pool',), title='features to keep')
+        kept = again.features['pool']
     return files.make(
-        collected.moments['pool'],
+        moments['pool'],
         rules.name,
         source.name,
-        spatial=collected.moments.get('spatial'),
+        spatial=moments.get('spatial'),
         source_sha256=fingerprint(source),
         weights_sha256=detector.sha256,
         kept=kept,
