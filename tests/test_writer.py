@@ -219,4 +219,8 @@ def test_weights_and_biases_is_off_unless_asked_for_and_has_to_be_there(tmp_path
     with writer.Writer(tmp_path) as out:
         out.metrics(1, {'loss': 0.5})
     with pytest.raises(UserError, match=r"wandb='mine': .*not installed: pip install 'fdistill\[wandb\]'"):
-        writer.Writer(tmp_path, 'mine')
+        writer.Writer(tmp_path / 'new', 'mine')
+    assert not (tmp_path / 'new').exists()
+    monkeypatch.setattr(writer.jax, 'process_index', lambda: 1)
+    with pytest.raises(UserError, match='not installed'):
+        writer.Writer(tmp_path / 'new', 'mine')

@@ -41,10 +41,12 @@ class Writer:
         self._step = 0
         self._board = None
         self._wandb = None
+        # In every process, for one that stopped alone would leave the others waiting; and before there is a folder.
+        module = _wandb_module(wandb) if wandb else None
         if self._active:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            if wandb:
-                self._wandb = _wandb_run(wandb, self._workdir)
+            if module:
+                self._wandb = _wandb_run(module, wandb, self._workdir)
 
     def __enter__(self):
         return self
@@ -176,12 +178,16 @@ class Writer:
             self._wandb = None
 
 
-def _wandb_run(project, workdir):
-    """A run of Weights & Biases, the one that this workdir began if it did."""
+def _wandb_module(project):
     try:
         import wandb
     except ImportError as error:
         raise UserError(f"wandb={project!r}: Weights & Biases is not installed: pip install 'fdistill[wandb]'") from error
+    return wandb
+
+
+def _wandb_run(wandb, project, workdir):
+    """A run of Weights & Biases, the one that this workdir began if it did."""
     file = workdir / 'wandb' / 'id'
     if not file.exists():
         _replace(file, f'{secrets.token_hex(8)}\n'.encode())
