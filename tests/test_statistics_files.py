@@ -505,7 +505,7 @@ def test_edm2_files_hold_two_detectors(foreign, small, tmp_path):
     foreign['tree'] = edm2()
     path = tmp_path / 'img64.pkl'
     path.write_bytes(b'\x80')
-    with pytest.raises(UserError, match='has statistics of inception and dinov2: say which'):
+    with pytest.raises(UserError, match='has statistics of inception and dinov2: convert it under a protocol of one'):
         read(path)
     found = read(path, 'dinov2')
     assert (len(found.mean), found.detector, found.count, found.reference) == (D - 1, 'dinov2', 50000, 'img64')

@@ -484,7 +484,7 @@ def _read_pickle(path, detector):
     if not held:
         raise UserError(f'is no statistics file of EDM2: expected a dict with {" or ".join(EDM2.values())}')
     if detector is None and len(held) > 1:
-        raise UserError(f'has statistics of {" and ".join(held)}: say which detector')
+        raise UserError(f'has statistics of {" and ".join(held)}: convert it under a protocol of one of them')
     chosen = detector or held[0]
     if chosen not in held:
         raise UserError(f'has statistics of {" and ".join(held)}, not of {chosen}')
