@@ -564,6 +564,8 @@ def _checked(section):
 def evaluate(config, workdir, *, quiet=False, against=None, **given):
     """Measures a run; writes `eval/step-N.json`, or `eval/step-N-PROTOCOL.json`, and returns its row.
 
+    Of a part of a protocol the file says which: `eval/step-N-edm-3x5k.json`, or `eval/step-N-edm-50k.json` of one range.
+
     Args:
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
       workdir: run folder.
@@ -590,8 +592,11 @@ def _measure(config, options, workdir, run, mesh, quiet, against):
             scores.evaluate, options, 'config.evaluation', generate=run.sample, shape=run.shape, num_classes=run.num_classes,
             nfe=run.nfe, mesh=mesh, progress=not quiet,
         )
-        rules, samples = row['details']['rules'], row['details']['samples']
-        suffix = f'-{rules["name"]}' + (f'-{protocols.short(samples)}' if samples != rules['samples'] else '')
+        rules, samples, ranges = (row['details'][name] for name in ('rules', 'samples', 'ranges'))
+        suffix = f'-{rules["name"]}'
+        # Less than the whole protocol must not take the place of it.
+        if (samples, len(ranges)) != (rules['samples'], len(rules['seeds'])):
+            suffix += f'-{len(ranges)}x{protocols.short(samples)}' if len(ranges) > 1 else f'-{protocols.short(samples)}'
     else:
         train_source, held_out = (against.train, against.held_out) if against else _splits(config)
         row = call(

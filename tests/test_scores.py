@@ -422,6 +422,19 @@ def test_a_config_may_name_the_protocol(files, tmp_path):
     assert row['protocol']['fid30'] == 'fid30[edm,2x30,squares,mean]' and row['fid30'] > 0
 
 
+def test_a_part_of_a_protocol_does_not_take_the_place_of_the_whole(files, tmp_path, monkeypatch):
+    config = configs.load(DIGITS).unlock()
+    config.training.steps, config.training.batch_size, config.training.checkpoint_every = 1, 16, 0
+    build.train(config, tmp_path, quiet=True)
+    rules = protocol.get('edm')._replace(samples=20, seeds=((0, 19), (20, 39), (40, 59)))
+    monkeypatch.setitem(protocol.PROTOCOLS, 'edm', rules)
+    given = {'protocol': 'edm', 'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz')}
+    for part in ({}, {'ranges': 1}, {'ranges': 2}, {'samples': 10}):
+        build.evaluate(None, tmp_path, quiet=True, metrics=('fid',), **given, **part)
+    names = {path.name for path in (tmp_path / 'eval').iterdir()}
+    assert names == {f'step-000000001-edm{part}.json' for part in ('', '-20', '-2x20', '-3x10')}
+
+
 def test_own_features_by_name(tmp_path):
     """In a config, and in place of a published protocol that a config names."""
     config = configs.load(str(ROOT / 'configs' / 'pair_exact.py')).unlock()
