@@ -58,7 +58,7 @@ def main(words=None):
         if comparison.teacher:
             teacher = config.load(str(CONFIGS / comparison.teacher))
             config.override(teacher, overrides)
-            build.train(teacher, folder / 'teacher')
+            build.train_to_the_end(teacher, folder / 'teacher')
             given.append(f'--config.teacher.workdir={folder / "teacher"}')
         sweep.run(str(CONFIGS / 'sweeps' / f'{name}.py'), folder, overrides=given, vmap_seeds=not comparison.teacher)
         written = report.write([folder])
@@ -67,11 +67,11 @@ def main(words=None):
 
 
 if __name__ == '__main__':
-    from fdistill.errors import UserError
+    from fdistill.errors import NotFinite, UserError
 
     try:
         sys.exit(main())
-    except UserError as error:
+    except (NotFinite, UserError) as error:
         print(f'divergences: {error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

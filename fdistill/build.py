@@ -378,6 +378,18 @@ def train(config, workdir, *, quiet=False, stop_at=None):
     )
 
 
+def train_to_the_end(config, workdir, *, quiet=False):
+    """`train` for whoever goes on with what came of it; one that a SIGTERM ended early is no result.
+
+    Raises:
+      KeyboardInterrupt: it stopped before its last step, with a checkpoint; the same command goes on.
+    """
+    state = train(config, workdir, quiet=quiet)
+    if int(state.step) < config.training.steps:
+        raise KeyboardInterrupt(f'{workdir}: stopped at step {int(state.step)} of {config.training.steps}')
+    return state
+
+
 def replaced(plain, settings):
     """A copy of nested dicts with other values in the places of {dotted name: value}."""
     plain = copy.deepcopy(plain)

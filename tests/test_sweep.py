@@ -171,6 +171,24 @@ def test_kill_leaves_what_is_done_and_nothing_half_done(tmp_path, unbroken):
     assert rows(again) == rows(results)
 
 
+def test_sigterm_ends_the_sweep_and_leaves_no_result(tmp_path, monkeypatch, capsys):
+    """A trial stopped by the scheduler is not done: it has no result, no trial begins after it, and it goes on later."""
+    path, started = write(tmp_path), []
+
+    def train(config, workdir, quiet):
+        started.append(workdir)
+        return train_all(config, workdir, quiet=quiet, stop_at=None if len(started) > 1 else 7)
+
+    train_all = build.train
+    monkeypatch.setattr(build, 'train', train)
+    words = ['sweep', f'--config={path}', f'--workdir={tmp_path / "sweep"}']
+    assert cli.main(words) == 130 and len(started) == 1 and 'give the same command again' in capsys.readouterr().err
+    assert not list((tmp_path / 'sweep').glob('trials/*/result.json'))
+    assert cli.main(words) == 0
+    results = [json.loads(file.read_text()) for file in (tmp_path / 'sweep').glob('trials/*/result.json')]
+    assert results and {known['row']['step'] for known in results} == {20}
+
+
 def test_in_processes_of_their_own(tmp_path, unbroken, monkeypatch, capsys):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     _, _, results = unbroken
@@ -301,7 +319,7 @@ def test_what_does_not_run_together_goes_in_halves(tmp_path, monkeypatch, capsys
         return [NotFinite('not finite') if seed == 1 else None for seed in seeds]
 
     monkeypatch.setattr(sweep.build, 'train_lanes', train_lanes)
-    monkeypatch.setattr(sweep.build, 'train', lambda *given, **options: None)
+    monkeypatch.setattr(sweep.build, 'train_to_the_end', lambda *given, **options: None)
     monkeypatch.setattr(sweep.build, 'evaluate', lambda *given, **options: {'loss': 1.0})
     monkeypatch.setattr(sweep, '_reference', lambda config, kept: None)
     path = write(tmp_path, {'seed': (0, 1, 2, 3, 4)})
@@ -329,7 +347,7 @@ def test_a_job_whose_time_is_up_leaves_no_result(tmp_path, monkeypatch):
         raise UncompletedJobError
 
     (trial,) = sweep.load(write(tmp_path, [{'seed': 0}]))
-    monkeypatch.setattr(sweep.build, 'train', end)
+    monkeypatch.setattr(sweep.build, 'train_to_the_end', end)
     with pytest.raises(UncompletedJobError):
         sweep.run_trial(tmp_path / 'w', trial)
     assert sweep.result(tmp_path / 'w', trial) is None
