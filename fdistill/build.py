@@ -582,7 +582,7 @@ def evaluate(config, workdir, *, quiet=False, against=None, **given):
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
       workdir: run folder.
       quiet: no progress on stderr.
-      against: `evaluate.Reference`, to share it between runs.
+      against: `evaluate.Reference` or `scores.Reference`, to share it between runs.
       given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in place of all of them.
 
     Raises:
@@ -602,7 +602,7 @@ def _measure(config, options, workdir, run, mesh, quiet, against):
     if _published(options):
         row = call(
             scores.evaluate, options, 'config.evaluation', generate=run.sample, shape=run.shape, num_classes=run.num_classes,
-            nfe=run.nfe, mesh=mesh, progress=not quiet,
+            nfe=run.nfe, mesh=mesh, progress=not quiet, against=against,
         )
         rules, samples, ranges = (row['details'][name] for name in ('rules', 'samples', 'ranges'))
         suffix = f'-{rules["name"]}'
@@ -629,10 +629,15 @@ def _splits(config):
 def _evaluation(ready, workdir, mesh):
     """evaluate(EMA weights, step) -> {name: number}, for `loop.train`: as `evaluate` measures the finished run."""
     options = _checked(ready.plain.get('evaluation', {}))
-    by_batch = sharding.batch_sharding(mesh) if _published(options) else sharding.replicated(mesh)
-    generate = jax.jit(ready.built.method.generate, out_shardings=by_batch)
-    against = None if _published(options) else evaluation.reference(*_splits(ready.plain), progress=False)
     built = ready.built
+    # Made once, before there is a step: hours later is too late to hear of statistics of another protocol.
+    if _published(options):
+        split = sharding.batch_sharding(mesh)
+        against = call(scores.reference, options, 'config.evaluation', mesh=mesh, shape=built.shape)
+    else:
+        split = sharding.replicated(mesh)
+        against = evaluation.reference(ready.source, load_data(ready.plain, 'held_out'), progress=False)
+    generate = jax.jit(built.method.generate, out_shardings=split)
 
     def evaluate(ema, step):
         run = Run(

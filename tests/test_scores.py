@@ -435,6 +435,27 @@ def test_a_part_of_a_protocol_does_not_take_the_place_of_the_whole(files, tmp_pa
     assert names == {f'step-000000001-edm{part}.json' for part in ('', '-20', '-2x20', '-3x10')}
 
 
+def test_on_the_way(files, tmp_path, monkeypatch):
+    """Statistics of another protocol are refused before the first step; the network is loaded once for all evaluations."""
+    config = configs.load(DIGITS).unlock()
+    config.training.update(steps=2, batch_size=16, checkpoint_every=0, evaluate_every=1)
+    given = {'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz'), 'samples': 20, 'ranges': 1}
+    config.evaluation = {'protocol': 'adm', **given}
+    with pytest.raises(UserError, match="are of protocol 'edm' and detector 'inception', not of 'adm'"):
+        build.train(config, tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run').exists()
+    config.evaluation = {'protocol': 'edm', 'metrics': ('fid',), **given}
+    loaded, detector = [], extract.detector
+    monkeypatch.setattr(extract, 'detector', lambda *given: loaded.append(given) or detector(*given))
+    build.train(config, tmp_path / 'run', quiet=True)
+    assert len(loaded) == 1
+    files_written = sorted((tmp_path / 'run' / 'eval').iterdir())
+    assert [path.name for path in files_written] == ['step-000000001-edm-20.json', 'step-000000002-edm-20.json']
+    last = json.loads(files_written[-1].read_text())
+    again = build.evaluate(None, tmp_path / 'run', quiet=True)
+    assert again['fid20'] == pytest.approx(last['fid20'], rel=1e-5) and again['details'] == last['details']
+
+
 def test_own_features_by_name(tmp_path):
     """In a config, and in place of a published protocol that a config names."""
     config = configs.load(str(ROOT / 'configs' / 'pair_exact.py')).unlock()

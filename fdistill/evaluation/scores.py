@@ -126,6 +126,34 @@ def check(protocol, detector='', statistics='', metrics=None, samples=None, rang
     return rules
 
 
+class Reference(NamedTuple):
+    """What samples are compared with, loaded once: `protocol.Rules`, `extract.Detector`, `statistics.Statistics`."""
+
+    rules: Any
+    detector: Any
+    real: Any
+
+
+def reference(
+    mesh,
+    shape,
+    *,
+    protocol: str,
+    detector: str = '',
+    statistics: str = '',
+    metrics: tuple | None = None,
+    samples: int | None = None,
+    ranges: int | None = None,
+    batch_size: int = 100,
+):
+    """`Reference` of the settings of `evaluate`; whatever is wrong with them is told here, before there are samples."""
+    rules = check(protocol, detector, statistics, metrics, samples, ranges, batch_size)
+    real = files.read(statistics, rules.detector)
+    network = extract.detector(rules, detector, mesh)
+    _fitting(rules, network, real, shape, metrics, samples)
+    return Reference(rules, network, real)
+
+
 def evaluate(
     generate,
     shape,
@@ -141,6 +169,7 @@ def evaluate(
     ranges: int | None = None,
     batch_size: int = 100,
     progress: bool = True,
+    against=None,
 ):
     """`measure` with the files of a protocol.
 
@@ -150,21 +179,19 @@ def evaluate(
       detector: safetensors file of its weights, made by `fdistill convert`.
       statistics: `.npz` file of the real images under the same protocol, made by `fdistill stats`.
       metrics: names as of `measure`.
+      against: `reference` of the same settings, to save loading and compiling it again in every evaluation.
 
     Raises:
       UserError: as of `check`, `measure`, `extract.detector` and `statistics.read`.
     """
-    rules = check(protocol, detector, statistics, metrics, samples, ranges, batch_size)
-    real = files.read(statistics, rules.detector)
-    network = extract.detector(rules, detector, mesh)
+    settings = {'metrics': metrics, 'samples': samples, 'ranges': ranges, 'batch_size': batch_size}
+    against = against or reference(mesh, shape, protocol=protocol, detector=detector, statistics=statistics, **settings)
     return measure(
         generate,
         shape,
         num_classes,
         nfe=nfe,
-        rules=rules,
-        detector=network,
-        real=real,
+        **against._asdict(),
         mesh=mesh,
         names=metrics,
         samples=samples,
@@ -231,19 +258,8 @@ def measure(
       UserError: no images, or statistics of another protocol, detector or weights, or without what a metric needs.
       ValueError: samples that are not finite.
     """
-    if len(shape) != 3 or shape[-1] not in (1, 3):
-        raise UserError(f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or three channels')
-    _same(rules, detector, real)
-    missing = [name for name in names or () if not METRICS[name].present(real)]
-    if missing:
-        raise UserError(
-            f'{missing[0]}: needs more than {real.reference!r} has; make its statistics with `fdistill stats make`, '
-            'which keeps features of real images too'
-        )
+    _fitting(rules, detector, real, shape, names, samples)
     count = samples or rules.samples
-    few = [name for name in names or () if METRICS[name].fewest > count]
-    if few:
-        raise UserError(f'samples={count}: {few[0]} needs at least {METRICS[few[0]].fewest}')
     chosen = names or [name for name in USUAL if METRICS[name].present(real) and METRICS[name].fewest <= count]
     keep = sorted({part for name in chosen for part in METRICS[name].needs})
     measured = {}
@@ -339,6 +355,23 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
         weights_sha256=detector.sha256,
         kept=kept,
     )
+
+
+def _fitting(rules, detector, real, shape, names, samples):
+    """UserError unless the parts of a measurement go together."""
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise UserError(f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or three channels')
+    _same(rules, detector, real)
+    missing = [name for name in names or () if not METRICS[name].present(real)]
+    if missing:
+        raise UserError(
+            f'{missing[0]}: needs more than {real.reference!r} has; make its statistics with `fdistill stats make`, '
+            'which keeps features of real images too'
+        )
+    count = samples or rules.samples
+    few = [name for name in names or () if METRICS[name].fewest > count]
+    if few:
+        raise UserError(f'samples={count}: {few[0]} needs at least {METRICS[few[0]].fewest}')
 
 
 def _same(rules, detector, real):
