@@ -57,7 +57,7 @@ def main(words=None):
         given = list(overrides)
         if comparison.teacher:
             teacher = config.load(str(CONFIGS / comparison.teacher))
-            config.override(teacher, overrides)
+            build.override(teacher, overrides)
             build.train_to_the_end(teacher, folder / 'teacher')
             given.append(f'--config.teacher.workdir={folder / "teacher"}')
         sweep.run(str(CONFIGS / 'sweeps' / f'{name}.py'), folder, overrides=given, vmap_seeds=not comparison.teacher)

@@ -21,12 +21,14 @@ import inspect
 import json
 import operator
 import pathlib
+import sys
+import typing
 from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from fdistill import config as configs
 from fdistill import networks
@@ -553,6 +555,47 @@ def start(key, n, label, shape, num_classes):
     return jax.random.normal(key_noise, (n, *shape)), jnp.broadcast_to(jnp.asarray(label, jnp.int32), (n,))
 
 
+def _defaults(config):
+    """{dotted name: default} of what a config may set and need not; a placeholder of its type where the default is None."""
+    data = config.get('data', {}).get('name')
+    takes = {
+        'data': ([sources.SOURCES[data]] if data in sources.SOURCES else [], {'split'}),
+        'training': ([loop.train], {'quiet', 'stop_at', 'evaluate'}),
+        'evaluation': ([evaluation.evaluate, scores.evaluate], {'progress', 'against'}),
+    }
+    found = {}
+    for section, (functions, left_out) in takes.items():
+        for function in functions:
+            for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+                value = parameter.default
+                if value is parameter.empty or name in left_out:
+                    continue
+                if value is None:
+                    kinds = [kind for kind in typing.get_args(parameter.annotation) if kind in (int, float, str)]
+                    if not kinds:
+                        continue
+                    value = config_dict.placeholder(kinds[0])
+                found[f'{section}.{name}'] = value
+    # It has no default, for it decides on all others.
+    return found | {'evaluation.protocol': protocols.OWN}
+
+
+def complete(config, names):
+    """Gives a config those of `names`, dotted, that it leaves to their defaults, so that they can be set; in place."""
+    defaults = _defaults(config)
+    for name in names:
+        section, _, last = name.rpartition('.')
+        if name in defaults and section in config and last not in config[section]:
+            with config.unlocked():
+                config[section][last] = defaults[name]
+
+
+def override(config, words):
+    """`config.override` that also takes what a config leaves to its default, as --config.training.evaluate_every=100."""
+    complete(config, [word.removeprefix('--config.').partition('=')[0] for word in words])
+    configs.override(config, words)
+
+
 def published(config):
     """Whether a config is evaluated under a protocol other than that of own features."""
     return _published(config.get('evaluation', {}))
@@ -576,7 +619,8 @@ def _checked(section):
 def evaluate(config, workdir, *, quiet=False, against=None, **given):
     """Measures a run; writes `eval/step-N.json`, or `eval/step-N-PROTOCOL.json`, and returns its row.
 
-    Of a part of a protocol the file says which: `eval/step-N-edm-3x5k.json`, or `eval/step-N-edm-50k.json` of one range.
+    Of a part of a protocol the file says which: `eval/step-N-edm-3x5k-DIGEST.json`, or `-50k-` of one range. The digest is of
+    weights, statistics and checkpoint; metrics that were measured before with the same stay in the file.
 
     Args:
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
@@ -591,6 +635,8 @@ def evaluate(config, workdir, *, quiet=False, against=None, **given):
     given = {name: value for name, value in given.items() if value is not None}
     config = config or configs.read(workdir)
     options = _checked(given if 'protocol' in given else {**config.get('evaluation', {}), **given})
+    # Before an hour of samples, not after it.
+    writer.writable(pathlib.Path(workdir) / 'eval')
     mesh = sharding.make_mesh() if _published(options) else None
     run = from_workdir(workdir, mesh=mesh)
     return _measure(config, options, workdir, run, mesh, quiet, against)
@@ -605,10 +651,15 @@ def _measure(config, options, workdir, run, mesh, quiet, against):
             nfe=run.nfe, mesh=mesh, progress=not quiet, against=against,
         )
         rules, samples, ranges = (row['details'][name] for name in ('rules', 'samples', 'ranges'))
+        if not (quiet or row['details']['statistics']['weights_sha256'] or jax.process_index()):
+            said = f'the statistics {row["details"]["statistics"]["reference"]!r} do not tell the weights they were made with'
+            print(f'{said}: the numbers are right only if they are those of {options["detector"]}', file=sys.stderr)
         suffix = f'-{rules["name"]}'
         # Less than the whole protocol must not take the place of it.
         if (samples, len(ranges)) != (rules['samples'], len(rules['seeds'])):
             suffix += f'-{len(ranges)}x{protocols.short(samples)}' if len(ranges) > 1 else f'-{protocols.short(samples)}'
+        # What was measured with other weights or against other images is another number.
+        suffix += '-' + _digest([row['details']['detector'], row['details']['statistics'], run.digest])[:8]
     else:
         train_source, held_out = (against.train, against.held_out) if against else _splits(config)
         row = call(
@@ -618,7 +669,10 @@ def _measure(config, options, workdir, run, mesh, quiet, against):
     row = {'step': run.step, **row}
     row['details'] = row.get('details', {}) | {'checkpoint': run.digest, 'versions': writer.versions()}
     if jax.process_index() == 0:
-        writer.write_json(pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}{suffix}.json', row)
+        path = pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}{suffix}.json'
+        if _published(options) and path.is_file():
+            row = scores.merged(json.loads(path.read_text()), row)
+        writer.write_json(path, row)
     return json.loads(json.dumps(writer.plain(row)))
 
 
@@ -650,24 +704,31 @@ def _evaluation(ready, workdir, mesh):
     return evaluate
 
 
-def make_statistics(config, out, *, split='train', quiet=False, **options):
+def make_statistics(config, out, *, split=None, reference=None, quiet=False, **options):
     """Measures the real images of a config's data under a protocol; writes a statistics file and returns what it holds.
 
     Args:
       config: whose `data` is taken.
       out: `.npz` file to write.
-      split: 'train' or 'held_out'.
+      split: 'train', 'held_out' or 'all'; default: 'all' of an image folder, whose splits are ours, else 'train'.
+      reference: what the images are called in names of numbers; default: the data's name, with another split behind it.
       quiet: no progress on stderr.
       options: protocol, detector, keep and batch_size, as of `scores.make_statistics`.
 
     Raises:
       UserError: on whatever the user can mend; nothing has been written then.
     """
-    statistics.writable(out)  # Before an hour of features, not after it.
-    made = call(
-        scores.make_statistics, options, 'stats make', source=load_data(config, split), mesh=sharding.make_mesh(),
-        progress=not quiet,
+    statistics.vacant(out)  # Before an hour of features, not after it.
+    usual = 'all' if config['data']['name'] == 'image_folder' else 'train'
+    split = split or usual
+    parts = _splits(config) if split == 'all' else [load_data(config, split)]
+    source = parts[0]._replace(
+        images=np.concatenate([part.images for part in parts]) if len(parts) > 1 else parts[0].images,
+        labels=np.concatenate([part.labels for part in parts]) if len(parts) > 1 else parts[0].labels,
+        # So that numbers against several parts of a data set have several names.
+        name=reference or parts[0].name + ('' if split == usual else f'-{split}'),
     )
+    made = call(scores.make_statistics, options, 'stats make', source=source, mesh=sharding.make_mesh(), progress=not quiet)
     if jax.process_index() == 0:
         statistics.write(out, made)
     return made

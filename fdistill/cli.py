@@ -5,6 +5,7 @@ What the user got wrong is one line on stderr, exit code 2.
 
 import argparse
 import ast
+import errno
 import json
 import os
 import re
@@ -12,6 +13,17 @@ import shlex
 import sys
 
 from fdistill.errors import NotFinite, UserError, suggest
+
+# What a user can mend of a place that cannot be written to or read.
+PLACES = {
+    errno.EACCES: 'mend its permissions or choose another place',
+    errno.EPERM: 'mend its permissions or choose another place',
+    errno.EROFS: 'choose another place',
+    errno.ENOSPC: 'make room there, or choose another place',
+    errno.EDQUOT: 'make room there, or choose another place',
+    errno.EISDIR: 'give the name of a file',
+    errno.ENOTDIR: 'give the name of a folder',
+}
 
 # jax, ml_collections and fdistill.build are imported only by a command that runs, so that --help is instant.
 
@@ -53,7 +65,7 @@ def _parsers():
     evaluate.add_argument('--protocol', metavar='NAME', help='a published one, as edm or adm, in place of own features')
     evaluate.add_argument('--detector', metavar='FILE', help='weights for a published protocol, of `fdistill convert`')
     evaluate.add_argument('--statistics', metavar='FILE', help='real images under that protocol, of `fdistill stats`')
-    evaluate.add_argument('--metrics', metavar='LIST', help='as fid,kid,prdc; default: what the statistics allow')
+    evaluate.add_argument('--metrics', metavar='LIST', help='of fid,sfid,is,kid,prdc,mmd,fid_infinity; default: the first five')
     evaluate.add_argument('--ranges', type=int, metavar='R', help='ranges of seeds; default: all of the protocol')
     evaluate.add_argument('--batch-size', type=int, metavar='B', help='images at once on all devices')
     evaluate.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
@@ -98,7 +110,8 @@ def _parsers():
     description = 'Reads published weights, running nothing in the file, and writes them as safetensors.'
     convert = commands.add_parser('convert', allow_abbrev=False, help=description, description=description)
     convert.add_argument('kind', metavar='KIND', help='inception or dinov2')
-    convert.add_argument('source', metavar='SRC', help="the file as published: pytorch-fid's .pth, NVIDIA's .pkl or .pt")
+    source = "the file as published: pytorch-fid's .pth, NVIDIA's .pkl or .pt, DINOv2's .pth"
+    convert.add_argument('source', metavar='SRC', help=source)
     convert.add_argument('out', metavar='OUT', help='safetensors file to write')
     _add_stats(commands)
     return parser, commands.choices
@@ -117,7 +130,9 @@ def _add_stats(commands):
     make.add_argument('--protocol', metavar='NAME', required=True, help='as edm, adm, clean-fid or pytorch-fid')
     make.add_argument('--detector', metavar='FILE', required=True, help='weights, of `fdistill convert`')
     make.add_argument('--out', metavar='FILE', required=True, help='.npz file to write')
-    make.add_argument('--split', choices=('train', 'held_out'), default='train', help='default: %(default)s')
+    split = 'default: train, or all of an image folder'
+    make.add_argument('--split', choices=('train', 'held_out', 'all'), help=split)
+    make.add_argument('--reference', metavar='NAME', help="what the images are called in names of numbers; default: the data's")
     make.add_argument('--keep', type=int, metavar='N', help='images whose features are kept for KID and precision')
     make.add_argument('--batch-size', type=int, metavar='B', help='images at once on all devices')
     make.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
@@ -137,13 +152,13 @@ def _add_stats(commands):
 
 
 def _train(options, overrides):
+    from fdistill import build
     from fdistill import config as configs
 
     config = configs.load(options.config)
-    configs.override(config, overrides)
+    build.override(config, overrides)
     if options.distributed or _among_many(os.environ):
         _join_others()
-    from fdistill import build
 
     build.train(config, options.workdir)
 
@@ -171,7 +186,23 @@ def _among_many(environ):
     return several or ',' in environ.get('TPU_WORKER_HOSTNAMES', '')
 
 
+def _sets_protocol(options, overrides):
+    """Whether the config that is evaluated names a protocol."""
+    from fdistill import config as configs
+
+    if any(word.startswith('--config.evaluation.protocol=') for word in overrides):
+        return True
+    config = configs.load(options.config) if options.config else configs.read(options.workdir)
+    return 'protocol' in config.get('evaluation', {})
+
+
 def _evaluate(options, overrides):
+    for name in ('detector', 'statistics', 'metrics', 'ranges'):
+        if getattr(options, name) is not None and not options.protocol and not _sets_protocol(options, overrides):
+            raise UserError(f'--{name}: is for a published protocol; add --protocol=NAME, as edm')
+    if options.protocol and options.seed is not None:
+        raise UserError(f'--seed={options.seed}: a published protocol has seeds of its own; leave it out')
+    from fdistill import build
     from fdistill import config as configs
 
     if options.distributed or _among_many(os.environ):
@@ -180,8 +211,7 @@ def _evaluate(options, overrides):
     config = None
     if options.config or overrides:
         config = configs.load(options.config) if options.config else configs.read(options.workdir)
-        configs.override(config, overrides)
-    from fdistill import build
+        build.override(config, overrides)
     from fdistill.training.writer import plain
 
     names = ('samples', 'seed', 'protocol', 'detector', 'statistics', 'ranges', 'batch_size')
@@ -239,6 +269,7 @@ def _sweep(options, overrides, rest=()):
             results = sweep.run(options.config, options.workdir, vmap_seeds=options.vmap_seeds, **given)
         failed = [trial.name for trial, outcome in results if outcome['status'] == 'failed']
         print(f'{len(results) - len(failed)} trials done, {len(failed)} failed{": " + ", ".join(failed) if failed else ""}')
+        return 1 if failed else 0
 
 
 def _report(options, overrides):
@@ -255,13 +286,13 @@ def _check_data(options, overrides):
         raise UserError('check-data: give either PATH, a folder or zip of images, or --config')
     if options.path is not None and overrides:
         raise UserError(f'{overrides[0]}: is for --config, not for PATH')
+    from fdistill import build
     from fdistill import config as configs
 
     config = {'data': {'name': 'image_folder', 'path': options.path}}
     if options.config:
         config = configs.load(options.config)
-        configs.override(config, overrides)
-    from fdistill import build
+        build.override(config, overrides)
     from fdistill.data import check
     from fdistill.training.writer import plain
 
@@ -285,7 +316,7 @@ def _convert(options, overrides):
         raise UserError(f'{overrides[0]}: convert takes no config')
     from fdistill import weights
 
-    for name, value in weights.convert(options.kind, options.source, options.out).items():
+    for name, value in sorted(weights.convert(options.kind, options.source, options.out).items()):
         print(f'{name}: {value}')
 
 
@@ -296,17 +327,17 @@ def _stats(options, overrides):
 
 
 def _stats_make(options, overrides):
+    from fdistill import build
     from fdistill import config as configs
 
     config = configs.load(options.config)
-    configs.override(config, overrides)
+    build.override(config, overrides)
     if options.distributed or _among_many(os.environ):
         _join_others()
-    from fdistill import build
 
-    names = ('protocol', 'detector', 'keep', 'batch_size')
+    names = ('protocol', 'detector', 'keep', 'batch_size', 'split', 'reference')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    build.make_statistics(config, options.out, split=options.split, quiet=options.quiet, **given)
+    build.make_statistics(config, options.out, quiet=options.quiet, **given)
     if _first():
         _stats_show(argparse.Namespace(files=[options.out]), ())
 
@@ -327,7 +358,9 @@ def _stats_show(options, overrides):
 def _stats_compare(options, overrides):
     from fdistill.evaluation import statistics
 
-    print(statistics.compare(*map(statistics.read, options.files)))
+    ours, theirs = map(statistics.read, options.files)
+    distance = statistics.compare(ours, theirs)
+    print(f'{distance:.10g}  Frechet distance under {ours.protocol} of {ours.reference} and {theirs.reference}')
 
 
 STATS = {'make': _stats_make, 'convert': _stats_convert, 'show': _stats_show, 'compare': _stats_compare}
@@ -375,7 +408,7 @@ def _run(words):
     for name in ('config', 'workdir') if options.command in ('train', 'sweep') else ('workdir',):
         if not getattr(options, name, True):
             raise UserError(f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`')
-    COMMANDS[options.command](options, overrides, *([unknown] if unknown else []))
+    return COMMANDS[options.command](options, overrides, *([unknown] if unknown else [])) or 0
 
 
 def main(words=None):
@@ -389,12 +422,16 @@ def main(words=None):
     """
     words = sys.argv[1:] if words is None else words
     try:
-        _run(words)
+        return _run(words)
     except (UserError, NotFinite) as error:
         print('fdistill: ' + ' '.join(str(error).split()), file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        if error.errno not in PLACES:
+            raise
+        print(f'fdistill: {error.filename}: {error.strerror}; {PLACES[error.errno]}', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         again = shlex.join(['fdistill', *words])
         print(f'fdistill: interrupted; to go on, give the same command again: {again}', file=sys.stderr)
         return 130
-    return 0

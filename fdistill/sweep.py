@@ -56,7 +56,7 @@ def load(path, overrides=()):
       UserError: no get_sweep, an unknown key, a value of another type, or two trials alike.
     """
     base = configs.load(path)
-    configs.override(base, overrides)
+    build.override(base, overrides)
     make = getattr(configs.module(path), 'get_sweep', None)
     if not callable(make):
         raise UserError(f'--config={path}: has no get_sweep(); define it, returning a dict of key: values, or a list of dicts')
@@ -74,6 +74,7 @@ def load(path, overrides=()):
     trials = []
     for chosen in sweep:
         config = base.copy_and_resolve_references().unlock()
+        build.complete(config, chosen)
         for key, value in chosen.items():
             configs.put(config, key, value, f'--config={path}: get_sweep()')
         trials.append(Trial(_name({key: chosen[key] for key in varied if key in chosen}), chosen, config.lock()))
@@ -231,6 +232,8 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False
     note(path, workdir, trials)
     progress = Progress(workdir, chosen, waiting, quiet)
     references = {}
+    if vmap_seeds and any(trial.config.training.get('evaluate_every') for trial in waiting):
+        progress.say('trials with evaluate_every are trained one by one')
     for group in lanes(workdir, waiting) if vmap_seeds else [[trial] for trial in waiting]:
         progress.start(*group)
         for outcome in run_lanes(workdir, group, references, progress.say):

@@ -6,7 +6,7 @@ import types
 import pytest
 
 import fdistill
-from fdistill import cli
+from fdistill import cli, config
 from fdistill.errors import UserError
 
 
@@ -20,6 +20,7 @@ def calls(monkeypatch):
             made.append((config, workdir, options)) or {'fd': 0.5, 'bad': float('nan')}
         ),
         sample=lambda workdir, **options: made.append((workdir, options)),
+        override=config.override,
     )
     monkeypatch.setitem(sys.modules, 'fdistill.build', build)
     monkeypatch.setattr(fdistill, 'build', build, raising=False)
@@ -127,6 +128,8 @@ def test_user_errors_are_one_line_and_bugs_keep_their_traceback(calls, capsys, p
 
     fail(UserError('config.data.batch_size: 3 does not divide\nby 2 devices; use 4'))
     assert refused(capsys, words) == 'fdistill: config.data.batch_size: 3 does not divide by 2 devices; use 4'
+    fail(PermissionError(13, 'Permission denied', 'w/eval'))
+    assert refused(capsys, words) == 'fdistill: w/eval: Permission denied; mend its permissions or choose another place'
     fail(ValueError('a bug'))
     with pytest.raises(ValueError, match='a bug'):
         cli.main(words)

@@ -1,9 +1,10 @@
 import json
+import pathlib
 
 import pytest
 from ml_collections import ConfigDict, config_dict
 
-from fdistill import config
+from fdistill import build, config
 from fdistill.errors import UserError
 
 
@@ -197,3 +198,16 @@ def test_pick():
     assert config.pick({'vsd': 1}, 'vsd', 'config.method') == 1
     with pytest.raises(UserError, match=r"config.method: unknown 'vds'; did you mean vsd\?"):
         config.pick({'vsd': 1, 'sim': 2}, 'vds', 'config.method')
+
+
+def test_what_a_config_leaves_to_its_default_can_be_set():
+    """Of the arguments of the functions that take the section; what they do not take is unknown as ever."""
+    chosen = config.load(str(pathlib.Path(__file__).parents[1] / 'configs' / 'digits_teacher.py'))
+    words = ['evaluate_every=50', 'wandb=mine', 'keep=3']
+    build.override(chosen, [f'--config.training.{word}' for word in words] + ['--config.evaluation.protocol=edm'])
+    assert (chosen.training.evaluate_every, chosen.training.wandb, chosen.training.keep) == (50, 'mine', 3)
+    assert chosen.evaluation.protocol == 'edm'
+    wrong = (('evaluate_evry=50', 'unknown key'), ('evaluate_every=x', 'not of type int'), ('stop_at=3', 'unknown key'))
+    for word, said in wrong:
+        with pytest.raises(UserError, match=said):
+            build.override(chosen, [f'--config.training.{word}'])

@@ -355,3 +355,10 @@ def test_import_is_light():
             "print([m for m in ('tensorflow', 'torch', 'sklearn', 'tensorflow_datasets') if m in sys.modules])")
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY)
     assert run.stdout.strip() == '[]', run.stdout + run.stderr
+
+
+def test_files_of_the_cache_are_the_users(tmp_path):
+    """They have the permissions of any other file that is made."""
+    (tmp_path / 'other').write_text('')
+    cache.write(tmp_path / 'a.npz', lambda path: pathlib.Path(path).write_text('x'))
+    assert (tmp_path / 'a.npz').stat().st_mode == (tmp_path / 'other').stat().st_mode

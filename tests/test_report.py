@@ -267,17 +267,34 @@ def test_quality_on_the_way(tmp_path):
             names = {'kl': 'kl[a]', 'modes': f'modes[{step}]'}
             row = {'step': step, 'nfe': 1, 'kl': step / 100 + seed, 'modes': 2, 'protocol': names}
             (folder / 'eval' / f'step-{step:09d}.json').write_text(json.dumps(row | {'details': {'versions': {'jax': '1'}}}))
-        row = {'step': 100, 'nfe': 1, 'fid5k': 3.0, 'protocol': {'fid5k': 'fid5k[edm]'}, 'details': {'samples': 5000}}
-        (folder / 'eval' / 'step-000000100-edm-5k.json').write_text(json.dumps(row))
+        for rules, value in (('edm', 3.0), ('adm', 9.0)):
+            row = {'step': 100, 'fid5k': value, 'protocol': {'fid5k': f'fid5k[{rules}]'}, 'details': {'rules': {'name': rules}}}
+            (folder / 'eval' / f'step-000000100-{rules}-5k.json').write_text(json.dumps(row))
     found = collect.runs([tmp_path / '0', tmp_path / '1'])
-    assert {'kl': 1.0, 'fid5k': 3.0}.items() <= found[0].row.items()
-    assert found[0].row['details'] == {'versions': {'jax': '1'}, 'samples': 5000}
+    assert {'kl': 1.0, 'fid5k edm': 3.0, 'fid5k adm': 9.0}.items() <= found[0].row.items()
+    assert found[0].row['details']['versions'] == {'jax': '1'}
     (comparison,) = summary.summarise(found)['comparisons']
     curves = {key: by['all runs'] for key, by in comparison['quality'].items()}
-    assert set(curves) == {'kl', 'fid5k'} and curves['kl']['step'] == [50, 100] and curves['kl']['mean'] == [1.0, 1.5]
-    assert curves['fid5k']['step'] == [100]
-    assert summary.measure('fid5k').title == 'Fréchet inception distance, of 5k samples' and summary.measure('fid5k').sign == -1
+    assert set(curves) == {'kl'} and curves['kl']['step'] == [50, 100] and curves['kl']['mean'] == [1.0, 1.5]
+    kind = summary.measure('fid5k edm')
+    assert kind.title == 'Fréchet inception distance, of 5k samples, under edm' and kind.sign == -1
     assert any(figure.part == 'quality' for figure in report._figures(comparison, [], True))
+
+
+def test_another_protocol_neither_splits_a_comparison_nor_is_lost(tmp_path):
+    """A trial of a sweep, evaluated again under a published protocol, keeps its result and has one measure more."""
+    for seed in (0, 1):
+        make(tmp_path / 'sweep' / 'trials' / f'{seed}', seed=seed, kl=1.0 + seed)
+    folder = tmp_path / 'sweep' / 'trials' / '0'
+    (folder / 'eval').mkdir()
+    row = {'step': 100, 'nfe': 1, 'fid': 3.0, 'protocol': {'fid': 'fid[edm]'}, 'details': {'rules': {'name': 'edm'}}}
+    (folder / 'eval' / 'step-000000100-edm.json').write_text(json.dumps(row))
+    # An own evaluation with other samples is another number than the sweep's, which stays.
+    (folder / 'eval' / 'step-000000100.json').write_text(json.dumps({'step': 100, 'kl': 9.0, 'protocol': {'kl': 'kl[other]'}}))
+    (comparison,) = summary.summarise(collect.runs([tmp_path / 'sweep']))['comparisons']
+    (group,) = comparison['groups']
+    assert group['measures']['kl']['values'] == {'0': 1.0, '1': 2.0} and group['measures']['fid edm']['values'] == {'0': 3.0}
+    assert comparison['protocol'] == PROTOCOL | {'fid edm': 'fid[edm]'}
 
 
 def test_wall_time_goes_on_through_a_resume(tmp_path):

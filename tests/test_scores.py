@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -203,7 +204,7 @@ def test_kept_features(files, monkeypatch):
     np.testing.assert_allclose(made.features, every[chosen], rtol=1e-4)
     assert made.count == 301 and max(held) == 20
     for keep in (-1, 1, statistics.MAX_KEPT + 1):
-        with pytest.raises(UserError, match=f'keep={keep} 0 or from 2'):
+        with pytest.raises(UserError, match=f'keep={keep}: must be 0 or from 2'):
             scores.real_statistics(source(), rules, None, mesh, keep=keep)
 
 
@@ -301,14 +302,13 @@ def test_moments_of_two_processes(tmp_path):
         ({'statistics': 'nosuch'}, "statistics 'nosuch': no such file"),
         ({'protocol': 'adm'}, "are of protocol 'edm' and detector 'inception', not of 'adm'"),
         ({'detector': 'other.safetensors'}, 'were made with other weights'),
-        ({'metrics': ('kid',), 'statistics': 'bare.npz'}, 'kid: needs more than'),
+        ({'metrics': ('kid',), 'statistics': 'bare.npz'}, 'with features of 0 images, have not what it takes'),
         ({'metrics': ('fid_infinity',)}, 'samples=20: fid_infinity needs at least 5001'),
     ],
 )
 def test_bad_settings_are_one_line(files, change, message):
     weights(files / 'other.safetensors', 1)
-    real = statistics.read(files / 'real.npz')
-    statistics.write(files / 'bare.npz', real._replace(features=None))
+    statistics.write(files / 'bare.npz', statistics.read(files / 'real.npz')._replace(features=None))
     options = {'protocol': 'edm', 'detector': 'w.safetensors', 'statistics': 'real.npz', 'samples': 20} | change
     for name in ('detector', 'statistics'):
         options[name] = str(files / options[name]) if options[name] != 'nosuch' else 'nosuch'
@@ -366,7 +366,15 @@ def test_from_the_command_line(files, tmp_path, capsys):
     assert cli.main([*words, '--metrics=fid,prdc']) == 0
     row = json.loads(capsys.readouterr().out)
     assert row['protocol']['fid40'] == 'fid40[edm,40,digits,seed0-39]' and {'recall40', 'coverage40'} <= row.keys()
-    assert json.loads((tmp_path / 'run' / 'eval' / 'step-000000002-edm-40.json').read_text()) == row
+    (kept,) = (tmp_path / 'run' / 'eval').glob('step-000000002-edm-40-*.json')
+    assert json.loads(kept.read_text()) == row
+    # Another metric later is one more in the same file, and a number against other statistics has its own.
+    assert cli.main([*words, '--metrics=sfid']) == 0
+    assert json.loads(capsys.readouterr().out).keys() == row.keys() | {'sfid40'}
+    assert json.loads(kept.read_text()).items() >= {key: row[key] for key in ('fid40', 'recall40')}.items()
+    assert cli.main([*words[:-3], f'--statistics={files / "real.npz"}', *words[-2:], '--metrics=fid']) == 0
+    assert len(list(kept.parent.glob('*-edm-40-*.json'))) == 2 and json.loads(kept.read_text())['fid40'] == row['fid40']
+    capsys.readouterr()
     assert row['details']['detector']['sha256'] == store.load(files / 'w.safetensors')[1]['content_sha256']
     assert (
         row['details']['checkpoint'] == build.from_workdir(tmp_path / 'run').digest
@@ -374,9 +382,10 @@ def test_from_the_command_line(files, tmp_path, capsys):
     )
     assert cli.main(['report', str(tmp_path / 'run'), '--quiet']) == 0
     report = (tmp_path / 'run' / 'report' / 'report.md').read_text()
-    assert 'fid40' in report and 'of 40 samples' in (tmp_path / 'run' / 'report' / 'report.json').read_text()
+    assert 'fid40 edm' in report and 'of 40 samples, under edm' in (tmp_path / 'run' / 'report' / 'report.json').read_text()
     assert cli.main(['stats', 'compare', str(tmp_path / 'd.npz'), str(tmp_path / 'd.npz')]) == 0
-    assert float(capsys.readouterr().out.splitlines()[-1]) == pytest.approx(0, abs=1e-9)
+    distance, words = capsys.readouterr().out.splitlines()[-1].split(maxsplit=1)
+    assert float(distance) == pytest.approx(0, abs=1e-9) and words == 'Frechet distance under edm of digits and digits'
 
 
 DIGITS = str(ROOT / 'configs' / 'digits_teacher.py')
@@ -431,7 +440,7 @@ def test_a_part_of_a_protocol_does_not_take_the_place_of_the_whole(files, tmp_pa
     given = {'protocol': 'edm', 'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz')}
     for part in ({}, {'ranges': 1}, {'ranges': 2}, {'samples': 10}):
         build.evaluate(None, tmp_path, quiet=True, metrics=('fid',), **given, **part)
-    names = {path.name for path in (tmp_path / 'eval').iterdir()}
+    names = {re.sub('-[0-9a-f]{8}[.]', '.', path.name) for path in (tmp_path / 'eval').iterdir()}
     assert names == {f'step-000000001-edm{part}.json' for part in ('', '-20', '-2x20', '-3x10')}
 
 
@@ -450,7 +459,8 @@ def test_on_the_way(files, tmp_path, monkeypatch):
     build.train(config, tmp_path / 'run', quiet=True)
     assert len(loaded) == 1
     files_written = sorted((tmp_path / 'run' / 'eval').iterdir())
-    assert [path.name for path in files_written] == ['step-000000001-edm-20.json', 'step-000000002-edm-20.json']
+    wanted = ['step-000000001-edm-20', 'step-000000002-edm-20']
+    assert [path.name.rpartition('-')[0] for path in files_written] == wanted
     last = json.loads(files_written[-1].read_text())
     again = build.evaluate(None, tmp_path / 'run', quiet=True)
     assert again['fid20'] == pytest.approx(last['fid20'], rel=1e-5) and again['details'] == last['details']

@@ -397,7 +397,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ['a.npz']
 
 
-@pytest.mark.parametrize('name, reason', [('no.npz', 'no such file'), ('.', 'no such file'), ('a.txt', 'unknown suffix')])
+@pytest.mark.parametrize('name, reason', [('no.npz', 'no such file'), ('.', 'no file but a folder'), ('a.txt', 'unknown suffix')])
 def test_no_file(name, reason, tmp_path):
     (tmp_path / 'a.txt').touch()
     with pytest.raises(UserError, match=reason):

@@ -141,7 +141,7 @@ def test_a_failing_trial_fails_alone(tmp_path, capsys):
         {'method.divergence': 'js'},
     ]
     path, workdir = write(tmp_path, trials), tmp_path / 'w'
-    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}']) == 0
+    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}']) == 1
     captured = capsys.readouterr()
     assert '1 trials done, 2 failed' in captured.out and captured.err.count('FAILED') == 2
     first, second, third = (outcome for _, outcome in sweep.finished(workdir, sweep.load(path)))

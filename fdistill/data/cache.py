@@ -24,6 +24,10 @@ def write(path, save):
     os.close(handle)
     try:
         save(temporary)
+        # As any other file that the user makes; mkstemp's are for no one else to read.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

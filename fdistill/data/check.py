@@ -399,7 +399,7 @@ def text(report):
 
 
 def _more(count):
-    return [f'  ... and {count - SHOWN} more'] if count > SHOWN else []
+    return [f'  ... and {count - SHOWN} more, all in check_data.json'] if count > SHOWN else []
 
 
 def _table(rows):

@@ -1,5 +1,6 @@
 """Features of many images under a mesh: every process reads its part, sums are float64, and no image is lost or counted twice."""
 
+import sys
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from fdistill.training import sharding
 from fdistill.weights import store
 
 CHUNK = 4
+ROWS = 64
+LINE = '{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, {remaining} left\n'
 # Rows that are summed at once: adding a batch of a few costs as much as one of these.
 BLOCK = 2000
 
@@ -74,7 +77,13 @@ def detector(rules, path, mesh):
     if not path:
         maker = f'fdistill convert {rules.detector} SRC FILE'
         raise UserError(f'detector: the protocol {rules.name!r} needs weights, made by `{maker}`')
-    arrays, metadata = store.load(path, network.shapes())
+    arrays, metadata = store.load(path)
+    if metadata.get('kind') != rules.detector:
+        raise UserError(f'{path}: holds weights {metadata.get("kind")!r}; the protocol {rules.name!r} needs {rules.detector!r}')
+    try:
+        store.check(arrays, network.shapes())
+    except ValueError as error:
+        raise UserError(f'{path}: {error}; convert the weights again') from error
     params = jax.device_put(network.from_arrays(arrays), sharding.replicated(mesh))
     by_batch = sharding.batch_sharding(mesh)
     # Resized on the device: an image of 299 x 299 floats is a hundred times as large as one of CIFAR-10.
@@ -128,9 +137,10 @@ def collect(images, total, features, *, batch_size, devices=1, keep=(), title='f
     whole = part * processes
     # Every process takes part in every batch, also in one of which it has padding only.
     starts = range(process * part, process * part + -(-total // whole) * whole, whole)
-    with tqdm.tqdm(
-        total=total, desc=title, unit='image', delay=2, leave=False, disable=None if progress and not process else True
-    ) as bar:
+    # A line now and then where there is no terminal: hours of silence look like a hang.
+    lines = {} if sys.stderr.isatty() else {'mininterval': 30, 'maxinterval': 60, 'bar_format': LINE}
+    shown = progress and not process
+    with tqdm.tqdm(total=total, desc=title, unit='image', delay=2, leave=False, disable=not shown, **lines) as bar:
         for start in starts:
             index = np.arange(start, start + part)
             inside = index < total
@@ -154,15 +164,22 @@ def collect(images, total, features, *, batch_size, devices=1, keep=(), title='f
 
 def _merged(moments):
     """The moments of all processes, summed in their order so that each process has the same."""
-    flat = np.concatenate([[float(moments.count)], moments.mean, moments.scatter.ravel()])
-    # As words, for jax would round float64 to float32.
-    words = _each(flat.view(np.uint32))
-    d, total = len(moments.mean), None
-    for row in words:
-        values = row.view(np.float64)
-        one = Moments(int(values[0]), values[1 : d + 1], values[d + 1 :].reshape(d, d))
-        total = total.merge(one) if total else one
-    return total
+    if jax.process_count() == 1:
+        return moments
+    heads = _float64(np.concatenate([[float(moments.count)], moments.mean]))
+    counts, means = heads[:, 0], heads[:, 1:]
+    mean = counts @ means / counts.sum()
+    delta = moments.mean - mean
+    scatter = moments.scatter + moments.count * np.outer(delta, delta)
+    # Some rows at a time: the whole matrices of a pod's processes would fill a device.
+    rows = [_float64(scatter[start:start + ROWS]).sum(axis=0) for start in range(0, len(mean), ROWS)]
+    return Moments(int(counts.sum()), mean, np.concatenate(rows))
+
+
+def _float64(values):
+    """float64 values [...] of every process -> [processes, ...], as words, for jax would round them to float32."""
+    words = _each(np.ascontiguousarray(values).view(np.uint32))
+    return np.ascontiguousarray(words).view(np.float64)
 
 
 def _gathered(rows):

@@ -287,7 +287,13 @@ def measure(
         'rules': rules._asdict(),
         'samples': count,
         'detector': {'name': detector.name, 'sha256': detector.sha256},
-        'statistics': {'reference': real.reference, 'count': real.count, 'source_sha256': real.source_sha256},
+        'statistics': {
+            'reference': real.reference,
+            'count': real.count,
+            'source_sha256': real.source_sha256,
+            'weights_sha256': real.weights_sha256,
+            'sha256': files.digest(real),
+        },
     }
     return {**row, 'protocol': full, 'details': details}
 
@@ -302,6 +308,15 @@ def _reported(rules, metric, values, count, reference):
     if len(seeds) > 1:
         name = name.replace(f',{short},', f',{len(seeds)}x{short},').rpartition(',')[0] + ',mean]'
     return name, summary.fmean(values.values())
+
+
+def merged(old, new):
+    """A row with the metrics that an earlier one of the same weights, statistics, samples and checkpoint has besides."""
+    row = old | new | {'protocol': old['protocol'] | new['protocol']}
+    details = old['details'] | new['details']
+    details['over_ranges'] = old['details']['over_ranges'] | new['details']['over_ranges']
+    details['ranges'] = [a | b for a, b in zip(old['details']['ranges'], new['details']['ranges'], strict=True)]
+    return row | {'details': details}
 
 
 def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100, progress=True):
@@ -325,8 +340,10 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
     """
     if source.images.ndim != 4:
         raise UserError(f'data {source.name!r}: has no images, which the protocol {rules.name!r} is for')
-    if batch_size < 1 or keep not in (0, *range(2, files.MAX_KEPT + 1)):
-        raise UserError(f'batch_size={batch_size} must be >= 1, keep={keep} 0 or from 2 to {files.MAX_KEPT}')
+    if batch_size < 1:
+        raise UserError(f'batch_size={batch_size}: must be >= 1')
+    if keep not in (0, *range(2, files.MAX_KEPT + 1)):
+        raise UserError(f'keep={keep}: must be 0 or from 2 to {files.MAX_KEPT}')
 
     def grey(index):
         images = source.images[index]
@@ -364,9 +381,10 @@ def _fitting(rules, detector, real, shape, names, samples):
     _same(rules, detector, real)
     missing = [name for name in names or () if not METRICS[name].present(real)]
     if missing:
+        kept = 0 if real.features is None else len(real.features)
         raise UserError(
-            f'{missing[0]}: needs more than {real.reference!r} has; make its statistics with `fdistill stats make`, '
-            'which keeps features of real images too'
+            f'{missing[0]}: the detector {real.detector!r} or the statistics of {real.reference!r}, with features of {kept} '
+            'images, have not what it takes; leave it out, or make statistics of at least 1000 images with `fdistill stats make`'
         )
     count = samples or rules.samples
     few = [name for name in names or () if METRICS[name].fewest > count]

@@ -15,6 +15,7 @@ checked. Our files keep the names mu and sigma, so that the programs of EDM, ADM
 import hashlib
 import io
 import json
+import os
 import pathlib
 import re
 import struct
@@ -131,7 +132,7 @@ def read(path, detector=None):
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f'{_shown(path)}: no such file')
+        raise UserError(f'{_shown(path)}: {"no file but a folder" if path.is_dir() else "no such file"}')
     try:
         reader = READERS[known(path.suffix, READERS, 'suffix of a statistics file')]
         return check(reader(path, detector))
@@ -151,6 +152,16 @@ def writable(path):
         raise UserError(f'{_shown(path)}: statistics are written to .npz files')
     if not path.parent.is_dir():
         raise UserError(f'{_shown(path.parent)}: no such folder')
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f'{_shown(path.parent)}: may not be written to; choose another folder')
+    return path
+
+
+def vacant(path):
+    """`writable`, and nothing is there yet: a file of statistics is not to be lost by a repeated command."""
+    path = writable(path)
+    if path.exists():
+        raise UserError(f'{_shown(path)}: exists; delete it or choose another name')
     return path
 
 
@@ -206,6 +217,7 @@ def convert(source, out, protocol, count=None, reference=None, detector=None):
       UserError: what `read` and `write` refuse, or the file says something else than the user.
     """
     rules = protocols.get(protocol)
+    vacant(out)
     source = pathlib.Path(source)
     found = read(source, detector or rules.detector)
     detector = detector or (rules.detector if rules.detector != 'own' else found.detector or 'own')
@@ -245,6 +257,13 @@ def show(path, detector=None):
         ('written by', ', '.join(f'{name} {version}' for name, version in found.written.items()) or 'another program'),
     ]
     return '\n'.join([str(path), *(f'  {name:<11}{text}' for name, text in rows)])
+
+
+def digest(statistics):
+    """Hexadecimal SHA-256 of mean and covariance, whatever file they lie in."""
+    total = hashlib.sha256(np.ascontiguousarray(statistics.mean, np.float64))
+    total.update(np.ascontiguousarray(statistics.covariance, np.float64))
+    return total.hexdigest()
 
 
 def same_protocol(ours, theirs):
@@ -448,7 +467,9 @@ def _array(archive, info, axes, rows=MAX_FEATURES):
     """The array of a member with 0 (text), 1 (mean) or 2 (covariance) axes, `rows` at most; nothing else is expanded."""
     name = _shown(info.orig_filename)
     largest = HEADER_BYTES + (4 * MAX_ABOUT if axes == 0 else 8 * rows * MAX_FEATURES ** (axes - 1))
-    if info.file_size > largest or info.file_size > FREE_BYTES + MAX_RATIO * info.compress_size:
+    if info.file_size > largest:
+        raise UserError(f'{name} expands from {info.compress_size} to {info.file_size} bytes, more than statistics have')
+    if info.file_size > FREE_BYTES + MAX_RATIO * info.compress_size:
         raise UserError(f'{name} expands from {info.compress_size} to {info.file_size} bytes, which no statistics do')
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f'{name} is encrypted, or compressed in a way that numpy does not')

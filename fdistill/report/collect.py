@@ -98,6 +98,11 @@ def _run(folder):
     known = {'status': 'missing'}
     if (folder / sweep.RESULT).is_file():
         known = _json(folder / sweep.RESULT)
+        # Evaluated again later, under another protocol.
+        row, measured = known.get('row'), _rows(folder)
+        if row and (more := measured.get(row.get('step'))):
+            both = {key: more.get(key, {}) | row.get(key, {}) for key in ('protocol', 'details')}
+            known = known | {'row': more | row | both}
     elif measured := _rows(folder):
         known = {'status': 'done', 'row': [*measured.values()][-1]}
     row = known.get('row')
@@ -120,13 +125,23 @@ def _run(folder):
 
 
 def _rows(folder):
-    """{step: row} of the evaluations in a folder, in order; those of one step under several protocols are one row."""
+    """{step: row} of the evaluations in a folder, in order; those of one step under several protocols are one row.
+
+    What was measured under a published protocol has its name in the key, as 'fid5k edm', and what it was compared with too where
+    that alone tells two numbers apart.
+    """
     rows = {}
     for path in sorted((folder / 'eval').glob('step-*.json')):
         row = _json(path)
         merged = rows.setdefault(row['step'], {'protocol': {}, 'details': {}})
-        both = {key: merged[key] | row.get(key, {}) for key in ('protocol', 'details')}
-        merged.update(row | both)
+        rules = row.get('details', {}).get('rules', {}).get('name')
+        for key, name in row.get('protocol', {}).items():
+            known = f'{key} {rules}' if rules else key
+            if merged['protocol'].get(known, name) != name:
+                known += f' {row["details"]["statistics"]["reference"]}'
+            merged['protocol'][known], merged[known] = name, row.pop(key)
+        merged['details'] |= row.get('details', {})
+        merged.update({key: value for key, value in row.items() if key not in ('protocol', 'details')})
     return dict(sorted(rows.items()))
 
 
@@ -182,15 +197,15 @@ def evaluated(run):
     """What a run was measured to be on its way.
 
     Returns:
-      as `logged`: (steps [n], {measure: [n] floats}, seconds [n] or None); empty with fewer than two steps of one protocol.
+      as `logged`: (steps [n], {measure: [n] floats}, seconds [n] or None); of what was measured at several steps.
     """
     rows = _rows(run.folder)
     # A key measured in another way at some step would make a curve of two things.
     keys = [key for key, name in (run.row or {}).get('protocol', {}).items()
             if all(row['protocol'].get(key, name) == name for row in rows.values())]
+    # A number measured once is in the table.
+    keys = [key for key in keys if sum(key in row for row in rows.values()) > 1]
     steps = [step for step, row in rows.items() if any(key in row for key in keys)]
-    if len(steps) < 2:
-        return [], {}, None
     return steps, {key: [_number(rows[step].get(key)) for step in steps] for key in keys}, _seconds(run, steps)
 
 

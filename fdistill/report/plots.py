@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 import warnings
 
 import numpy as np
@@ -116,7 +117,8 @@ def curves(lines, key):
             axis.plot(found[coordinate], mean, style, color=colour, linewidth=1.2, label=_literal(name, 26), **alone)
             below = np.maximum(mean - half, lowest / 2) if log else mean - half
             axis.fill_between(found[coordinate], below, mean + half, color=colour, alpha=0.13, linewidth=0)
-        axis.set(xlabel={'step': 'steps', 'seconds': 'seconds of training'}[coordinate], ylabel=_literal(key))
+        axis.set(xlabel={'step': 'steps', 'seconds': 'seconds of training'}[coordinate])
+        axis.set_ylabel(textwrap.fill(_literal(key, 80), 28))
         if log:
             axis.set_yscale('log')
     figure.set_figheight(height + _legend(figure, axes[0], [name for name, _, _ in lines]))

@@ -64,18 +64,22 @@ STATISTICS = {
 }
 # Of what a student logs by noise level: axis of its histogram.
 DISTRIBUTIONS = {
-    'student/log_ratio': 'log r, r = teacher / student (nats)',
-    'student/log_h': 'log h(r) (nats)',
+    'student/log_ratio': 'log r, r = teacher / student, before any clip (nats)',
+    'student/log_h': 'log h(r), r normalised and clipped as trained with (nats)',
 }
 # `within` and the others need no protocol: they are no measures of quality.
 NO_MEASURE = ('step', 'nfe', 'seconds', 'protocol', 'details')
 
 
 def measure(key):
-    """The `Measure` of a key; one with a number of samples behind it, as fid5k, is that of the same name without."""
-    if key not in MEASURES and (proxy := re.fullmatch(r'(\w+?)(\d+k?)', key)) and proxy[1] in MEASURES:
-        known = MEASURES[proxy[1]]
-        return known._replace(title=f'{known.title}, of {proxy[2]} samples')
+    """The `Measure` of a key; one with a number of samples or a protocol behind it, as 'fid5k edm', is that of the name alone."""
+    name, _, protocol = key.partition(' ')
+    count = None
+    if name not in MEASURES and (proxy := re.fullmatch(r'(\w+?)(\d+k?)', name)):
+        name, count = proxy.groups()
+    if name in MEASURES:
+        said = [MEASURES[name].title, *([f'of {count} samples'] if count else []), *([f'under {protocol}'] if protocol else [])]
+        return MEASURES[name]._replace(title=', '.join(said))
     return MEASURES.get(key, Measure(key, 'as evaluated', 0, 'unknown to this report'))
 
 
@@ -98,9 +102,7 @@ def summarise(runs, wanted=None):
     known = dict.fromkeys(key for run in done for key in run.row if key not in NO_MEASURE)
     if wanted and wanted not in known:
         raise UserError(f'--measure={wanted}: was not measured{suggest(wanted, known)}')
-    parts = {}
-    for run in done:
-        parts.setdefault(as_text({'data': run.data, 'protocol': run.row['protocol']}), []).append(run)
+    parts = _parts(done)
     if len(parts) > 1:
         notes.append(
             f'{len(parts)} comparisons: the runs were measured under different protocols or on different data, which makes '
@@ -113,7 +115,7 @@ def summarise(runs, wanted=None):
     if missing:
         notes.append(f'{len(missing)} without a result yet: {_listed(missing)}.')
     comparisons, placed = [], set()
-    for members in parts.values():
+    for members in parts:
         settings = {as_text(run.settings) for run in members}
         left = [run for run in failed if run.folder not in placed]
         theirs = [run for run in left if as_text(run.settings) in settings or run.data == members[0].data]
@@ -141,6 +143,22 @@ def versions():
         'scipy': scipy.__version__,
         'machine': f'{platform.system()} {platform.machine()}',
     }
+
+
+def _parts(runs):
+    """Runs in lists whose members are on the same data and agree on how each measure that they share was measured."""
+    parts = []
+    for run in runs:
+        names = run.row['protocol']
+        for members, known in parts:
+            shared = names.keys() & known.keys()
+            if members[0].data == run.data and (shared or not known) and all(names[key] == known[key] for key in shared):
+                members.append(run)
+                known.update(names)
+                break
+        else:
+            parts.append(([run], dict(names)))
+    return [members for members, _ in parts]
 
 
 def _without_twins(runs, notes):
@@ -186,7 +204,9 @@ def _names(runs, differing):
         values = {key: by[text] for key, by in differing.items() if by.get(text, '(absent)') != '(absent)'}
         lasts = [key.rpartition('.')[2] for key in values]
         shown = {key if lasts.count(last) > 1 else last: value for (key, value), last in zip(values.items(), lasts)}
-        name = str(*shown.values()) if len(shown) == 1 else ', '.join(f'{key}={value}' for key, value in shown.items())
+        # A word says enough by itself, a number does not.
+        word = len(shown) == 1 and isinstance(*shown.values(), str)
+        name = str(*shown.values()) if word else ', '.join(f'{key}={value}' for key, value in shown.items())
         # Runs that have little in common are known by their folders.
         if not differing and len(runs) > 1:
             name = 'all runs'
@@ -227,7 +247,7 @@ def _comparison(runs, failed, names, wanted):
     groups.sort(key=lambda group: order.get(group['name'], len(order)))
     return {
         'data': runs[0].data,
-        'protocol': runs[0].row['protocol'],
+        'protocol': {key: name for run in runs for key, name in run.row['protocol'].items()},
         'measure': chosen,
         'measures': {key: measure(key)._asdict() for key in keys},
         'groups': groups,

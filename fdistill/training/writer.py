@@ -259,6 +259,17 @@ def plain(value):
     return value
 
 
+def writable(folder):
+    """Makes a folder; UserError where it cannot be made or written to."""
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{folder}: cannot be made: {error.strerror}') from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f'{folder}: may not be written to; mend its permissions or copy the run')
+
+
 def write_json(path, value):
     """Writes `plain(value)` to a file, atomically."""
     _replace(path, (json.dumps(plain(value), indent=2, allow_nan=False) + '\n').encode())

@@ -16,8 +16,8 @@ here. Whoever converts one checks that every name is filled once and with its sh
 import numpy as np
 
 LICENCE = (
-    "Google's weights inception-2015-12-05.tgz, as ported by pytorch-fid (Apache-2.0) or by NVIDIA (under the terms of "
-    'the StyleGAN or EDM repository that the file came with)'
+    "if these are the published ones: Google's weights inception-2015-12-05.tgz, as ported by pytorch-fid (Apache-2.0) or by "
+    'NVIDIA (under the terms of the StyleGAN or EDM repository that the file came with)'
 )
 
 _STEM = {

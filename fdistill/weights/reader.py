@@ -875,6 +875,8 @@ def read(path, limits=LIMITS):
         raise UserError(f'{path}: {error}; {error.remedy}') from error
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f'{path}: may not be read; mend its permissions') from error
     except _MALFORMED as error:
         raise UserError(f'{path}: is damaged ({type(error).__name__}); {_DAMAGED}') from error
 

@@ -93,7 +93,7 @@ def read(path):
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (safetensors.SafetensorError, AttributeError, OSError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{path}: is no whole safetensors file ({reason}); download or convert it again') from error
+        raise UserError(f'{path}: is no whole safetensors file ({reason}); make one with `fdistill convert`') from error
 
 
 def load(path, shapes=None):
