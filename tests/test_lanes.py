@@ -111,9 +111,10 @@ SETTINGS = {
         {'method.label_dropout': (0.1, 0.5), 'method.law.sigma_min': (0.1, 0.2)},
     ),
 }
+QUICK = ('f_distill', 'pretrain')
 
 
-@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS])
 def test_losses_of_lanes(name):
     """With settings of its own, a lane's losses are those of a run alone."""
     options, settings = SETTINGS[name]

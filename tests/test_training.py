@@ -476,6 +476,7 @@ def student_config(teacher):
     ).lock()
 
 
+@pytest.mark.slow
 def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
     """One device, and stopped on 2 x 4 to go on with one device: equal to 1e-4."""
     split = functools.partial(sharding.state_sharding, min_size=64)
@@ -497,7 +498,7 @@ def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
 
 def test_a_student_of_a_network_resumes(teacher, tmp_path, monkeypatch):
     """After a critic-only step, after a student step, between logs and at one, with the teacher moved: all bit-equal."""
-    # One device, to compile nothing that the test above has not compiled; test_methods.py resumes on eight.
+    # On one device; test_methods.py resumes on eight.
     monkeypatch.setattr(sharding, 'make_mesh', lambda: mesh_of(1, 1))
     settings = student_config(teacher)
     unbroken = build.train(settings, tmp_path / 'unbroken', quiet=True)
