@@ -287,14 +287,19 @@ def test_another_protocol_neither_splits_a_comparison_nor_is_lost(tmp_path):
         make(tmp_path / 'sweep' / 'trials' / f'{seed}', seed=seed, kl=1.0 + seed)
     folder = tmp_path / 'sweep' / 'trials' / '0'
     (folder / 'eval').mkdir()
-    row = {'step': 100, 'nfe': 1, 'fid': 3.0, 'protocol': {'fid': 'fid[edm]'}, 'details': {'rules': {'name': 'edm'}}}
+    measured = {'fid': 3.0, 'precision': 0.7, 'recall': 0.5}
+    details = {'rules': {'name': 'edm'}, 'detector': {'sha256': 'ab' * 32}, 'statistics': {'sha256': 'cd' * 32}}
+    row = {'step': 100, **measured, 'protocol': {key: f'{key}[edm]' for key in measured}, 'details': details}
     (folder / 'eval' / 'step-000000100-edm.json').write_text(json.dumps(row))
     # An own evaluation with other samples is another number than the sweep's, which stays.
     (folder / 'eval' / 'step-000000100.json').write_text(json.dumps({'step': 100, 'kl': 9.0, 'protocol': {'kl': 'kl[other]'}}))
     (comparison,) = summary.summarise(collect.runs([tmp_path / 'sweep']))['comparisons']
     (group,) = comparison['groups']
     assert group['measures']['kl']['values'] == {'0': 1.0, '1': 2.0} and group['measures']['fid edm']['values'] == {'0': 3.0}
-    assert comparison['protocol'] == PROTOCOL | {'fid edm': 'fid[edm]'}
+    assert comparison['protocol'] == PROTOCOL | {f'{key} edm': f'{key}[edm]' for key in measured}
+    assert any(figure.name == 'precision edm against recall edm' for figure in report._figures(comparison, [], True))
+    text = page.markdown({'paths': [], **summary.summarise(collect.runs([tmp_path / 'sweep']))}, [[]])
+    assert 'ab' * 8 in text and 'cd' * 8 in text
 
 
 def test_wall_time_goes_on_through_a_resume(tmp_path):

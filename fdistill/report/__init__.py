@@ -86,10 +86,13 @@ def _figures(comparison, notes, quiet):
         points = _points(groups, colour, lambda group: {'mean': group['nfe'], 'half': None}, _measured(chosen))
         job('measures', f'{chosen} against evaluations', f'{chosen} against network evaluations a sample, 95 % intervals.',
             plots.plane, points, 'network evaluations a sample', unit, True)
-    for x, y in (('kl', 'high_quality'), ('diversity', 'accuracy')):
-        if x in comparison['measures'] and y in comparison['measures']:
-            labels = [f'{key} ({comparison["measures"][key]["unit"]})' for key in (x, y)]
-            what = 'Coverage of the modes against quality' if x == 'kl' else 'Accuracy against diversity'
+    known = comparison['measures']
+    coverage = [(key.replace('precision', 'recall', 1), key) for key in known if key.startswith('precision')]
+    for x, y in (('kl', 'high_quality'), ('diversity', 'accuracy'), *coverage):
+        if x in known and y in known:
+            labels = [f'{key} ({known[key]["unit"]})' for key in (x, y)]
+            named = {'kl': 'Coverage of the modes against quality', 'diversity': 'Accuracy against diversity'}
+            what = named.get(x, 'Precision against recall')
             job('measures', f'{y} against {x}', f'{what}, 95 % intervals.', plots.plane,
                 _points(groups, colour, _measured(x), _measured(y)), *labels)
     r = np.geomspace(1e-3, 1e3, 241)

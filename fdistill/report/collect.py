@@ -140,6 +140,9 @@ def _rows(folder):
             if merged['protocol'].get(known, name) != name:
                 known += f' {row["details"]["statistics"]["reference"]}'
             merged['protocol'][known], merged[known] = name, row.pop(key)
+            if rules:
+                used = [row['details'].get(part, {}).get('sha256', '') for part in ('detector', 'statistics')]
+                merged['details'].setdefault('digests', {})[known] = used
         merged['details'] |= row.get('details', {})
         merged.update({key: value for key, value in row.items() if key not in ('protocol', 'details')})
     return dict(sorted(rows.items()))

@@ -158,8 +158,11 @@ def _comparison(comparison, differing, figures):
         blocks.append(Table(['group', *theirs], rows))
     else:
         blocks.append(Text('None but the seed.'))
-    rows = [[key, name] for key, name in comparison['protocol'].items()]
-    return [*blocks, Heading(3, 'Protocol of each number'), Table(['measure', 'protocol'], rows)]
+    digests = comparison['digests']
+    rows = [[key, name, *(of[:16] for of in digests.get(key, ('', '')))] for key, name in comparison['protocol'].items()]
+    head = ['measure', 'protocol', 'detector, SHA-256', 'statistics, SHA-256']
+    wide = slice(None if digests else 2)
+    return [*blocks, Heading(3, 'Protocol of each number'), Table(head[wide], [row[wide] for row in rows])]
 
 
 def _logged(groups):
@@ -199,10 +202,10 @@ def _tests(ranking):
 def _runs(report):
     rows = [
         [run['name'], run['group'], _value(run['seed']), run['status'] + (f': {run["error"]}' if run['error'] else ''),
-         run['fingerprint'], (number(run['seconds']), run['seconds']), run['folder']]
+         run['fingerprint'], run['checkpoint'], (number(run['seconds']), run['seconds']), run['folder']]
         for run in report['runs']
     ]
-    head = ['run', 'group', 'seed', 'status', 'config fingerprint', 'seconds in all', 'folder']
+    head = ['run', 'group', 'seed', 'status', 'config fingerprint', 'checkpoint', 'seconds in all', 'folder']
     return [Folded(f'All {len(rows)} runs', [Table(head, rows)])]
 
 

@@ -229,6 +229,7 @@ def _plain(run, names):
         'fingerprint': run.fingerprint,
         'seconds': run.seconds,
         'versions': (run.row or {}).get('details', {}).get('versions', {}),
+        'checkpoint': (run.row or {}).get('details', {}).get('checkpoint', ''),
         'row': run.row,
     }
 
@@ -248,6 +249,7 @@ def _comparison(runs, failed, names, wanted):
     return {
         'data': runs[0].data,
         'protocol': {key: name for run in runs for key, name in run.row['protocol'].items()},
+        'digests': {key: of for run in runs for key, of in run.row.get('details', {}).get('digests', {}).items()},
         'measure': chosen,
         'measures': {key: measure(key)._asdict() for key in keys},
         'groups': groups,
