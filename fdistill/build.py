@@ -609,6 +609,8 @@ def _checked(section):
     """Settings of an evaluation, before there is anything to evaluate; own features named are own features."""
     options = _plain(section)
     if _published(options):
+        if 'seed' in options:
+            raise UserError('config.evaluation.seed: a published protocol has seeds of its own; leave it out')
         call(scores.check, options, 'config.evaluation')
         return options
     options.pop('protocol', None)

@@ -424,6 +424,10 @@ def test_a_config_may_name_the_protocol(files, tmp_path):
     }
     with pytest.raises(UserError, match='no such file'):
         build.train(config, tmp_path / 'run', quiet=True)
+    config.evaluation.seed = 3
+    with pytest.raises(UserError, match='seeds of its own'):
+        build.train(config, tmp_path / 'run', quiet=True)
+    del config.evaluation.seed
     assert not (tmp_path / 'run').exists()
     config.evaluation.detector = str(files / 'w.safetensors')
     build.train(config, tmp_path / 'run', quiet=True)
