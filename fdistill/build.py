@@ -669,7 +669,8 @@ def _measure(config, options, workdir, run, mesh, quiet, against):
             nfe=run.nfe, progress=not quiet, against=against,
         )
     row = {'step': run.step, **row}
-    row['details'] = row.get('details', {}) | {'checkpoint': run.digest, 'versions': writer.versions()}
+    versions = writer.versions() | {'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+    row['details'] = row.get('details', {}) | {'checkpoint': run.digest, 'versions': versions}
     if jax.process_index() == 0:
         path = pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}{suffix}.json'
         if _published(options) and path.is_file():
@@ -701,7 +702,7 @@ def _evaluation(ready, workdir, mesh):
             _digest(checkpoint.digests(ema)),
         )
         row = _measure(ready.plain, options, workdir, run, mesh, True, against)
-        return {key: value for key, value in row.items() if key not in ('step', 'nfe', 'seconds', 'protocol', 'details')}
+        return evaluation.numbers(row)
 
     return evaluate
 
@@ -723,13 +724,14 @@ def make_statistics(config, out, *, split=None, reference=None, quiet=False, **o
     statistics.vacant(out)  # Before an hour of features, not after it.
     usual = 'all' if config['data']['name'] == 'image_folder' else 'train'
     split = split or usual
-    parts = _splits(config) if split == 'all' else [load_data(config, split)]
-    source = parts[0]._replace(
-        images=np.concatenate([part.images for part in parts]) if len(parts) > 1 else parts[0].images,
-        labels=np.concatenate([part.labels for part in parts]) if len(parts) > 1 else parts[0].labels,
-        # So that numbers against several parts of a data set have several names.
-        name=reference or parts[0].name + ('' if split == usual else f'-{split}'),
-    )
+    if split == 'all':
+        parts = _splits(config)
+        joined = {field: np.concatenate([getattr(part, field) for part in parts]) for field in ('images', 'labels')}
+        source = parts[0]._replace(**joined)
+    else:
+        source = load_data(config, split)
+    # So that numbers against several parts of a data set have several names.
+    source = source._replace(name=reference or source.name + ('' if split == usual else f'-{split}'))
     made = call(scores.make_statistics, options, 'stats make', source=source, mesh=sharding.make_mesh(), progress=not quiet)
     if jax.process_index() == 0:
         statistics.write(out, made)

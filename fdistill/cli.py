@@ -197,9 +197,9 @@ def _sets_protocol(options, overrides):
 
 
 def _evaluate(options, overrides):
-    for name in ('detector', 'statistics', 'metrics', 'ranges'):
-        if getattr(options, name) is not None and not options.protocol and not _sets_protocol(options, overrides):
-            raise UserError(f'--{name}: is for a published protocol; add --protocol=NAME, as edm')
+    published = [name for name in ('detector', 'statistics', 'metrics', 'ranges') if getattr(options, name) is not None]
+    if published and not options.protocol and not _sets_protocol(options, overrides):
+        raise UserError(f'--{published[0]}: is for a published protocol; add --protocol=NAME, as edm')
     if options.protocol and options.seed is not None:
         raise UserError(f'--seed={options.seed}: a published protocol has seeds of its own; leave it out')
     from fdistill import build

@@ -299,8 +299,7 @@ def summary(outcome):
     """A result in a line."""
     if outcome['status'] == 'failed':
         return f'FAILED: {outcome["error"]}'
-    left_out = ('step', 'nfe', 'seconds', 'protocol', 'details')
-    numbers = {key: value for key, value in outcome['row'].items() if key not in left_out}
+    numbers = evaluation.numbers(outcome['row'])
     shown = (f'{key} {value:.4g}' if isinstance(value, (int, float)) else f'{key} {value}' for key, value in numbers.items())
     return '  '.join(shown)
 

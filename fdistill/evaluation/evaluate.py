@@ -150,6 +150,11 @@ def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size
     return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
 
 
+def numbers(row):
+    """{name: number} of what was measured in a row; its other entries tell when, how fast and how."""
+    return {key: value for key, value in row.items() if key not in ('step', 'nfe', 'seconds', 'protocol', 'details')}
+
+
 def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progress=True):
     """The numbers that real data gets, for context.
 

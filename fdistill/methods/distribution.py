@@ -112,11 +112,11 @@ def distribution_matching(
         """h(r) per sample with the two normalisations, the new bins, and what is worth watching."""
         r = losses.ratio_from_logits(logits, logit_clip=logit_clip, low=ratio_low, high=ratio_high)
         metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean((r <= ratio_low) | (r >= ratio_high))}
+        position = student_law.cdf(sigma)
         if normalise:
-            r, ratio_bins = losses.normalise_ratio(r, student_law.cdf(sigma), aux['ratio_bins'], bins_decay)
+            r, ratio_bins = losses.normalise_ratio(r, position, aux['ratio_bins'], bins_decay)
             aux = aux | {'ratio_bins': ratio_bins}
         h = stop_gradient(weights.h(r, sigma, aux.get('updates', 0)))
-        position = student_law.cdf(sigma)
         metrics |= {
             'h': jnp.mean(h),
             'h_max': jnp.max(h),

@@ -53,14 +53,15 @@ def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=
         r = losses.ratio_from_logits(log_r[:, None], logit_clip=80.0, low=ratio_low, high=ratio_high)
         h = stop_gradient(weighting.h(r, sigma, aux.get('updates', 0)))
         gap = losses.score_gap(x, mixture.denoise(x_t, sigma), own.denoise(x_t, sigma), h / sigma**2)
+        position = student_law.cdf(sigma)
         metrics = {
             'score_gap': jnp.mean(gap),
             'ratio': jnp.mean(r),
             'clipped': jnp.mean((r <= ratio_low) | (r >= ratio_high)),
             'h': jnp.mean(h),
             'h_max': jnp.max(h),
-            'log_ratio': losses.histogram(log_r, student_law.cdf(sigma)),
-            'log_h': losses.histogram(jnp.log(h), student_law.cdf(sigma)),
+            'log_ratio': losses.histogram(log_r, position),
+            'log_h': losses.histogram(jnp.log(h), position),
             'std': own.stds[0],
         }
         return jnp.mean(gap), (metrics, counted(aux))

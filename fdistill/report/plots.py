@@ -53,13 +53,13 @@ def _look(index):
     return colour, STYLES[turn], MARKERS[turn]
 
 
-def _legend(figure, axis, names):
+def _legend(figure, axis):
     handles, labels = axis.get_legend_handles_labels()
     columns = max(1, min(4, 66 // (max(map(len, labels)) + 6)))
     figure.legend(
         handles, labels, loc='outside lower center', ncols=columns, fontsize=7, labelcolor=GREY, frameon=False
     )
-    return 0.17 * math.ceil(len(names) / columns)
+    return 0.17 * math.ceil(len(labels) / columns)
 
 
 def _spread_out(values):
@@ -121,7 +121,7 @@ def curves(lines, key):
         axis.set_ylabel(textwrap.fill(_literal(key, 80), 28))
         if log:
             axis.set_yscale('log')
-    figure.set_figheight(height + _legend(figure, axes[0], [name for name, _, _ in lines]))
+    figure.set_figheight(height + _legend(figure, axes[0]))
     return _png(figure)
 
 
@@ -153,7 +153,7 @@ def plane(points, x_label, y_label, log=False):
         axis.xaxis.set_major_locator(MaxNLocator(6))
     if _spread_out([y['mean'] for _, _, _, y in points]):
         axis.set_yscale('log')
-    figure.set_figheight(2.6 + _legend(figure, axis, [name for name, _, _, _ in points]))
+    figure.set_figheight(2.6 + _legend(figure, axis))
     return _png(figure)
 
 
@@ -176,7 +176,7 @@ def weights(lines, r):
         style = STYLES[(STYLES.index(style) + parts) % len(STYLES)]
         axis.plot(r, np.where(h > 0, h, np.nan), style, color=colour, linewidth=1.2, label=_literal(name, 60))
     axis.set(xscale='log', yscale='log', ylim=(1e-4, 1e4), xlabel='r = teacher / student', ylabel="weight h(r) = r² f''(r)")
-    figure.set_figheight(2.9 + _legend(figure, axis, [name for name, _, _ in lines]))
+    figure.set_figheight(2.9 + _legend(figure, axis))
     return _png(figure)
 
 
@@ -207,7 +207,7 @@ def distributions(lines, x_label):
         axis.set(xlim=(edges[first] - 0.5, edges[last + 1] + 0.5), ylabel='share')
         axis.set_title(f'noise level {level + 1} of {levels}', color=GREY, fontsize=8, loc='left', pad=2)
     axes[-1].set_xlabel(x_label)
-    figure.set_figheight(1.15 * levels + 0.3 + _legend(figure, axes[0], [name for name, _, _ in lines]))
+    figure.set_figheight(1.15 * levels + 0.3 + _legend(figure, axes[0]))
     return _png(figure)
 
 

@@ -5,14 +5,14 @@ import platform
 import re
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import scipy
 
-import fdistill
 from fdistill import divergences
 from fdistill.errors import UserError, suggest
+from fdistill.evaluation.evaluate import numbers
 from fdistill.report import collect, statistics
+from fdistill.training import writer
 
 MAX_POINTS = 200  # of a curve
 
@@ -67,8 +67,6 @@ DISTRIBUTIONS = {
     'student/log_ratio': 'log r, r = teacher / student, before any clip (nats)',
     'student/log_h': 'log h(r), r normalised and clipped as trained with (nats)',
 }
-# `within` and the others need no protocol: they are no measures of quality.
-NO_MEASURE = ('step', 'nfe', 'seconds', 'protocol', 'details')
 
 
 def measure(key):
@@ -99,7 +97,7 @@ def summarise(runs, wanted=None):
     """
     notes = []
     done = _without_twins([run for run in runs if run.status == 'done'], notes)
-    known = dict.fromkeys(key for run in done for key in run.row if key not in NO_MEASURE)
+    known = dict.fromkeys(key for run in done for key in numbers(run.row))
     if wanted and wanted not in known:
         raise UserError(f'--measure={wanted}: was not measured{suggest(wanted, known)}')
     parts = _parts(done)
@@ -135,14 +133,7 @@ def summarise(runs, wanted=None):
 
 def versions():
     """Of what made the report."""
-    return {
-        'fdistill': fdistill.__version__,
-        'python': platform.python_version(),
-        'jax': jax.__version__,
-        'numpy': np.__version__,
-        'scipy': scipy.__version__,
-        'machine': f'{platform.system()} {platform.machine()}',
-    }
+    return writer.versions() | {'scipy': scipy.__version__, 'machine': f'{platform.system()} {platform.machine()}'}
 
 
 def _parts(runs):
@@ -236,7 +227,7 @@ def _plain(run, names):
 
 def _comparison(runs, failed, names, wanted):
     """Everything about runs that may be compared."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.row if key not in NO_MEASURE))
+    keys = list(dict.fromkeys(key for run in runs for key in numbers(run.row)))
     keys.sort(key=lambda key: list(MEASURES).index(key) if key in MEASURES else len(MEASURES))
     chosen = wanted if wanted in keys else keys[0]
     members = {}

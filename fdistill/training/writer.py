@@ -236,13 +236,12 @@ def _replace(path, data):
 
 
 def versions():
-    """What numbers were made with, for their files."""
+    """Of what numbers and reports are made with."""
     return {
         'fdistill': fdistill.__version__,
         'python': platform.python_version(),
         'jax': jax.__version__,
         'numpy': np.__version__,
-        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
 
 
