@@ -33,8 +33,9 @@ test-slow: $(STAMP)  ## the slow tests
 bench: $(STAMP)  ## speed
 	$(RUN) experiments/bench.py
 
-lint: $(STAMP)  ## ruff
+lint: $(STAMP)  ## ruff: rules and format
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 clean:  ## removes what make and python made, but no runs
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,11 +1,12 @@
-"""One-step student of the CIFAR-10 teacher by DMD2 (arXiv 2405.14867), as FastGen sets it: the paper has no CIFAR-10.
+"""One-step student of the CIFAR-10 teacher by DMD2 (arXiv 2405.14867), as FastGen sets it: the
+paper has no CIFAR-10.
 
-    fdistill train --config=configs/cifar10_dmd2.py --workdir=runs/cifar10-dmd2 [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/cifar10-dmd2
+    fdistill train --config=configs/cifar10_dmd2.py --workdir=runs/cifar10-dmd2
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-dmd2
 
-Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 205 M images. FastGen's FID from EDM's teacher
-is 1.99, f-distill's reproduction 2.13. The paper's own choices are in configs/imagenet64_dmd2.py. Not run; our
-distances use other features.
+Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 205 M images. FastGen's FID
+from EDM's teacher is 1.99, f-distill's reproduction 2.13. The paper's own choices are in
+configs/imagenet64_dmd2.py. Not run; our distances use other features.
 """
 
 from ml_collections import ConfigDict, config_dict

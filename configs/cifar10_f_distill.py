@@ -1,11 +1,12 @@
-"""One-step student of the CIFAR-10 teacher by f-distill (arXiv 2502.15681), with the settings of its code, FastGen.
+"""One-step student of the CIFAR-10 teacher by f-distill (arXiv 2502.15681), with the settings of
+its code, FastGen.
 
-    fdistill train --config=configs/cifar10_f_distill.py --workdir=runs/cifar10-kl [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/cifar10-kl
+    fdistill train --config=configs/cifar10_f_distill.py --workdir=runs/cifar10-kl
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-kl
 
-Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 205 M images (the paper: 123 M and an R1 weight
-of 1). FID there, from EDM's teacher: forward KL 1.92, JS 2.00, reverse KL 2.13; FastGen 1.85. Not run; our distances
-use other features.
+Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 205 M images (the paper: 123 M
+and an R1 weight of 1). FID there, from EDM's teacher: forward KL 1.92, JS 2.00, reverse KL 2.13;
+FastGen 1.85. Not run; our distances use other features.
 """
 
 from ml_collections import ConfigDict, config_dict

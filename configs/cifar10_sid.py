@@ -1,11 +1,12 @@
-"""One-step student of the CIFAR-10 teacher by score identity distillation (SiD, arXiv 2404.04057), class-conditional.
+"""One-step student of the CIFAR-10 teacher by score identity distillation (SiD, arXiv 2404.04057),
+class-conditional.
 
-    fdistill train --config=configs/cifar10_sid.py --workdir=runs/cifar10-sid [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/cifar10-sid
+    fdistill train --config=configs/cifar10_sid.py --workdir=runs/cifar10-sid
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-sid
 
-Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 800 M images. SiD's FID from EDM's teacher is
-1.71. Its fake score also sees EDM's augmentation pipe, which is not included. Not run; our distances use other
-features than FID's.
+Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 800 M images. SiD's FID from
+EDM's teacher is 1.71. Its fake score also sees EDM's augmentation pipe, which is not included. Not
+run; our distances use other features than FID's.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -29,7 +30,8 @@ def get_config():
                 cycle='alternate',
                 student_every=1,
             ),
-            # SiD's eps of 1e-8 with our mean over 3072 values for its sums, the student's times 100.
+            # SiD's eps of 1e-8 with our mean over 3072 values for its sums, the student's times
+            # 100.
             optimizer=dict(
                 student=dict(learning_rate=1e-5, b1=0.0, b2=0.999, eps=3e-14),
                 critic=dict(learning_rate=1e-5, b1=0.0, b2=0.999, eps=3e-12),

@@ -1,11 +1,12 @@
-"""One-step student of the CIFAR-10 teacher by score implicit matching (SIM, arXiv 2410.16794), class-conditional.
+"""One-step student of the CIFAR-10 teacher by score implicit matching (SIM, arXiv 2410.16794),
+class-conditional.
 
-    fdistill train --config=configs/cifar10_sim.py --workdir=runs/cifar10-sim [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/cifar10-sim
+    fdistill train --config=configs/cifar10_sim.py --workdir=runs/cifar10-sim
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-sim
 
-Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 800 M images. The paper reports FID 1.96 from
-EDM's teacher but publishes neither c nor the weight; laws, optimiser and budget are SiD's. Not run; our distances use
-other features.
+Needs runs/cifar10-teacher (configs/cifar10_teacher.py) and its data. 800 M images. The paper
+reports FID 1.96 from EDM's teacher but publishes neither c nor the weight; laws, optimiser and
+budget are SiD's. Not run; our distances use other features.
 """
 
 from ml_collections import ConfigDict, config_dict

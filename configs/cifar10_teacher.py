@@ -1,11 +1,13 @@
-"""Teacher on CIFAR-10, class-conditional: EDM's DDPM++ (arXiv 2206.00364, table 7) without its augmentation pipe.
+"""Teacher on CIFAR-10, class-conditional: EDM's DDPM++ (arXiv 2206.00364, table 7) without its
+augmentation pipe.
 
-    fdistill train --config=configs/cifar10_teacher.py --workdir=runs/cifar10-teacher [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/cifar10-teacher
+    fdistill train --config=configs/cifar10_teacher.py --workdir=runs/cifar10-teacher
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-teacher
 
-Needs the TFDS data set cifar10 as ArrayRecord in DIR, by default TFDS' own. 55.7 M parameters, 200 M images; EDM took
-two days of 8 V100 and reports FID 1.79 with augmentation at 35 evaluations. Mirrored images stand in for the pipe.
-Not run; our distances use other features than FID's and do not compare with it.
+Needs the TFDS data set cifar10 as ArrayRecord in DIR, by default TFDS' own. 55.7 M parameters, 200
+M images; EDM took two days of 8 V100 and reports FID 1.79 with augmentation at 35 evaluations.
+Mirrored images stand in for the pipe. Not run; our distances use other features than FID's and do
+not compare with it.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -15,7 +17,9 @@ def get_config():
     return ConfigDict(
         dict(
             seed=0,
-            data=dict(name='tfds', dataset='cifar10', data_dir=config_dict.placeholder(str), flip=True),
+            data=dict(
+                name='tfds', dataset='cifar10', data_dir=config_dict.placeholder(str), flip=True
+            ),
             network=dict(
                 name='ddpmpp',
                 model_channels=128,
@@ -31,9 +35,11 @@ def get_config():
                 sampler='heun',
                 grid=dict(name='karras', steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0),
             ),
-            # EDM sums over an image's 3072 values where we take the mean: its eps of 1e-8 is 3e-12 here.
-            # Warm-up: 10 M images.
-            optimizer=dict(student=dict(learning_rate=1e-3, b1=0.9, b2=0.999, eps=3e-12, warmup=19531)),
+            # EDM sums over an image's 3072 values where we take the mean: its eps of 1e-8 is 3e-12
+            # here. Warm-up: 10 M images.
+            optimizer=dict(
+                student=dict(learning_rate=1e-3, b1=0.9, b2=0.999, eps=3e-12, warmup=19531)
+            ),
             training=dict(
                 steps=390625,
                 batch_size=512,

@@ -1,9 +1,11 @@
-"""One-step student of the digits teacher, by any f-divergence; the ratio comes from the teacher's features.
+"""One-step student of the digits teacher, by any f-divergence; the ratio comes from the teacher's
+features.
 
     fdistill train --config=configs/digits_f_distill.py:js --workdir=runs/digits-js
     fdistill evaluate --workdir=runs/digits-js
 
-Needs runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in docs/results.md.
+Needs runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in
+docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
     fdistill train --config=configs/digits_sid.py --workdir=runs/digits-sid
     fdistill evaluate --workdir=runs/digits-sid
 
-Needs runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in docs/results.md.
+Needs runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in
+docs/results.md.
 """
 
 from ml_collections import ConfigDict

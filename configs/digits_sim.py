@@ -3,7 +3,8 @@
     fdistill train --config=configs/digits_sim.py --workdir=runs/digits-sim
     fdistill evaluate --workdir=runs/digits-sim
 
-Needs runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in docs/results.md.
+Needs runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in
+docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,12 @@
-"""One-step student of the ImageNet-64 teacher by DMD2 (arXiv 2405.14867), as in its paper in a single run.
+"""One-step student of the ImageNet-64 teacher by DMD2 (arXiv 2405.14867), as in its paper in a
+single run.
 
-    fdistill train --config=configs/imagenet64_dmd2.py --workdir=runs/imagenet64-dmd2 [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/imagenet64-dmd2
+    fdistill train --config=configs/imagenet64_dmd2.py --workdir=runs/imagenet64-dmd2
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/imagenet64-dmd2
 
-Needs runs/imagenet64-teacher (configs/imagenet64_teacher.py) and its data. 56 M images; DMD2 trained on 7 GPUs of 40
-images each and reports FID 1.51 from EDM's teacher (1.28 by a longer run in two stages). Not run.
+Needs runs/imagenet64-teacher (configs/imagenet64_teacher.py) and its data. 56 M images; DMD2
+trained on 7 GPUs of 40 images each and reports FID 1.51 from EDM's teacher (1.28 by a longer run in
+two stages). Not run.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -49,8 +51,12 @@ def get_config():
             discriminator=dict(name='conv', indices=(-1,)),
             # Warm-up: 500 steps, which are 100 updates of the student.
             optimizer=dict(
-                student=dict(learning_rate=2e-6, b1=0.9, b2=0.999, weight_decay=0.01, clip=10.0, warmup=100),
-                critic=dict(learning_rate=2e-6, b1=0.9, b2=0.999, weight_decay=0.01, clip=10.0, warmup=500),
+                student=dict(
+                    learning_rate=2e-6, b1=0.9, b2=0.999, weight_decay=0.01, clip=10.0, warmup=100
+                ),
+                critic=dict(
+                    learning_rate=2e-6, b1=0.9, b2=0.999, weight_decay=0.01, clip=10.0, warmup=500
+                ),
             ),
             training=dict(
                 steps=200000,

@@ -1,11 +1,12 @@
-"""One-step student of the ImageNet-64 teacher by f-distill (arXiv 2502.15681), with the settings of its code, FastGen.
+"""One-step student of the ImageNet-64 teacher by f-distill (arXiv 2502.15681), with the settings of
+its code, FastGen.
 
-    fdistill train --config=configs/imagenet64_f_distill.py:js --workdir=runs/imagenet64-js [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/imagenet64-js
+    fdistill train --config=configs/imagenet64_f_distill.py:js --workdir=runs/imagenet64-js
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/imagenet64-js
 
-Needs runs/imagenet64-teacher (configs/imagenet64_teacher.py) and its data. 307 M images (the paper: 195 M). FID
-there, from EDM's teacher: JS 1.16, forward KL 1.21, reverse KL 1.27; FastGen 1.11. FastGen computes in float32. Not
-run.
+Needs runs/imagenet64-teacher (configs/imagenet64_teacher.py) and its data. 307 M images (the paper:
+195 M). FID there, from EDM's teacher: JS 1.16, forward KL 1.21, reverse KL 1.27; FastGen 1.11.
+FastGen computes in float32. Not run.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -1,11 +1,13 @@
-"""Teacher on ImageNet at 64 x 64, class-conditional: EDM's ADM network (arXiv 2206.00364, table 7), in bfloat16.
+"""Teacher on ImageNet at 64 x 64, class-conditional: EDM's ADM network (arXiv 2206.00364, table 7),
+in bfloat16.
 
-    fdistill train --config=configs/imagenet64_teacher.py --workdir=runs/imagenet64-teacher [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/imagenet64-teacher
+    fdistill train --config=configs/imagenet64_teacher.py --workdir=runs/imagenet64-teacher
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/imagenet64-teacher
 
-Needs the TFDS data set imagenet_resized/64x64 as ArrayRecord in DIR, by default TFDS' own; EDM's images are centre
-crops made in another way, so an FID is to be taken against these. 295.9 M parameters, 2500 M images; EDM took 13 days
-of 32 A100 and reports FID 1.36 at 511 evaluations of a stochastic sampler, which is not included. Not run.
+Needs the TFDS data set imagenet_resized/64x64 as ArrayRecord in DIR, by default TFDS' own; EDM's
+images are centre crops made in another way, so an FID is to be taken against these. 295.9 M
+parameters, 2500 M images; EDM took 13 days of 32 A100 and reports FID 1.36 at 511 evaluations of a
+stochastic sampler, which is not included. Not run.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -38,8 +40,11 @@ def get_config():
                 sampler='heun',
                 grid=dict(name='karras', steps=40, sigma_min=0.002, sigma_max=80.0, rho=7.0),
             ),
-            # EDM sums over the 12288 values of an image, times 100, where we take the mean. Warm-up: 10 M images.
-            optimizer=dict(student=dict(learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-14, warmup=2441)),
+            # EDM sums over the 12288 values of an image, times 100, where we take the mean.
+            # Warm-up: 10 M images.
+            optimizer=dict(
+                student=dict(learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-14, warmup=2441)
+            ),
             training=dict(
                 steps=610352,
                 batch_size=4096,

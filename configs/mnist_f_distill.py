@@ -1,10 +1,10 @@
 """One-step student of the MNIST teacher, by any f-divergence (f-distill, arXiv 2502.15681).
 
-    fdistill train --config=configs/mnist_f_distill.py:js --workdir=runs/mnist-js [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/mnist-js
+    fdistill train --config=configs/mnist_f_distill.py:js --workdir=runs/mnist-js
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/mnist-js
 
-Needs runs/mnist-teacher (configs/mnist_teacher.py) and its data. Hours of one GPU (estimate). Settings by analogy
-with CIFAR-10's, not tuned. Not run.
+Needs runs/mnist-teacher (configs/mnist_teacher.py) and its data. Hours of one GPU (estimate).
+Settings by analogy with CIFAR-10's, not tuned. Not run.
 """
 
 from ml_collections import ConfigDict, config_dict

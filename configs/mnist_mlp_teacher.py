@@ -1,7 +1,8 @@
-"""Teacher on MNIST for a laptop: the residual MLP on 28 x 28 pixels, class-conditional; legible digits, not sharp ones.
+"""Teacher on MNIST for a laptop: the residual MLP on 28 x 28 pixels, class-conditional; legible
+digits, not sharp ones.
 
-    fdistill train --config=configs/mnist_mlp_teacher.py --workdir=runs/mnist-mlp-teacher [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/mnist-mlp-teacher
+    fdistill train --config=configs/mnist_mlp_teacher.py --workdir=runs/mnist-mlp-teacher
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/mnist-mlp-teacher
 
 Needs the TFDS data set mnist as ArrayRecord in DIR, by default TFDS' own.
 """
@@ -24,7 +25,9 @@ def get_config():
                 grid=dict(name='karras', steps=18, sigma_min=0.01, sigma_max=80.0),
             ),
             optimizer=dict(
-                student=dict(learning_rate=2e-3, b2=0.99, clip=1.0, warmup=200, schedule='cosine', final=0.02),
+                student=dict(
+                    learning_rate=2e-3, b2=0.99, clip=1.0, warmup=200, schedule='cosine', final=0.02
+                ),
             ),
             training=dict(
                 steps=12000,

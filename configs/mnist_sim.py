@@ -1,10 +1,10 @@
 """One-step student of the MNIST teacher, by score implicit matching (SIM, arXiv 2410.16794).
 
-    fdistill train --config=configs/mnist_sim.py --workdir=runs/mnist-sim [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/mnist-sim
+    fdistill train --config=configs/mnist_sim.py --workdir=runs/mnist-sim
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/mnist-sim
 
-Needs runs/mnist-teacher (configs/mnist_teacher.py) and its data. Hours of one GPU (estimate). Settings by analogy
-with CIFAR-10's, not tuned. Not run.
+Needs runs/mnist-teacher (configs/mnist_teacher.py) and its data. Hours of one GPU (estimate).
+Settings by analogy with CIFAR-10's, not tuned. Not run.
 """
 
 from ml_collections import ConfigDict, config_dict

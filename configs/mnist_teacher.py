@@ -1,10 +1,10 @@
 """Teacher on MNIST, 28 x 28 pixels, class-conditional: a DDPM++ U-Net of 6 M parameters.
 
-    fdistill train --config=configs/mnist_teacher.py --workdir=runs/mnist-teacher [--config.data.data_dir=DIR]
-    fdistill evaluate --workdir=runs/mnist-teacher
+    fdistill train --config=configs/mnist_teacher.py --workdir=runs/mnist-teacher
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/mnist-teacher
 
-Needs the TFDS data set mnist as ArrayRecord in DIR, by default TFDS' own. An hour or so of one GPU (estimate). Not
-run.
+Needs the TFDS data set mnist as ArrayRecord in DIR, by default TFDS' own. An hour or so of one GPU
+(estimate). Not run.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -1,10 +1,11 @@
-"""One Gaussian against two modes on the line, by any divergence, with the exact score and density ratio: nothing else is learned.
+"""One Gaussian against two modes on the line, by any divergence, with the exact score and density
+ratio: nothing else is learned.
 
     fdistill train --config=configs/pair_exact.py:js --workdir=runs/pair-js
     fdistill evaluate --workdir=runs/pair-js
 
-A few seconds. `spread` tells the divergences apart: mode-seeking ones take the mode nearer to the start, .25 of the data's
-standard deviation; forward KL matches the moments, 1.
+A few seconds. `spread` tells the divergences apart: mode-seeking ones take the mode nearer to the
+start, .25 of the data's standard deviation; forward KL matches the moments, 1.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,8 @@ def get_config(divergence='reverse_kl', mixture='pair'):
         dict(
             seed=0,
             data=dict(name='mixture', mixture=mixture, labelled=False),
-            # With sigma_data = sigma_init = 1 the student starts with standard deviation .5 and mean offset/sqrt(2).
+            # With sigma_data = sigma_init = 1 the student starts with standard deviation .5 and
+            # mean offset/sqrt(2).
             network=dict(name='gaussian', spread=0.2),
             denoiser=dict(sigma_data=1.0),
             teacher=dict(oracle=mixture),

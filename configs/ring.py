@@ -3,7 +3,8 @@
     fdistill train --config=configs/ring.py --workdir=runs/ring [--config.method.divergence=js]
     fdistill evaluate --workdir=runs/ring
 
-About 25 CPU-seconds. Expect 8 modes, a histogram KL below 0.005 and a high-quality share above 0.9 (exact samples: 0.99).
+About 25 CPU-seconds. Expect 8 modes, a histogram KL below 0.005 and a high-quality share above 0.9
+(exact samples: 0.99).
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,8 @@ def get_config(divergence='reverse_kl', mixture='ring'):
             seed=0,
             data=dict(name='mixture', mixture=mixture, labelled=False),
             network=dict(name='mlp', width=64, blocks=2, embedding=64, fourier=3),
-            # The student starts as x = 0.7 z, whose score the fake score, with the data's own std, knows from the start.
+            # The student starts as x = 0.7 z, whose score the fake score, with the data's own std,
+            # knows from the start.
             denoiser=dict(sigma_data=1.4),
             fake_score=dict(sigma_data=0.7),
             teacher=dict(oracle=mixture),

@@ -1,8 +1,11 @@
-"""Speed of a config: student step, critic step and sampling, with compile time, memory and share of a matmul peak.
+"""Speed of a config: student step, critic step and sampling, with compile time, memory and share of
+a matmul peak.
 
-    make bench           # or: python experiments/bench.py --config=configs/x.py[:arg] [--batch 128] [--json FILE]
+    make bench           # or: python experiments/bench.py --config=configs/x.py[:arg] [--batch 128]
+      [--json FILE]
 
-Weights are random and batches synthetic: neither data nor a trained teacher is needed. One device is used.
+Weights are random and batches synthetic: neither data nor a trained teacher is needed. One device
+is used.
 """
 
 import argparse
@@ -16,7 +19,8 @@ import time
 from fdistill.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-# Dataset -> shape, classes and the config of its teacher, so that neither data nor teacher has to be there.
+# Dataset -> shape, classes and the config of its teacher, so that neither data nor teacher has to
+# be there.
 DATA = {
     'digits': ((8, 8, 1), 10, 'digits_teacher.py'),
     'mixture': ((2,), 0, None),
@@ -34,12 +38,20 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(words):
     parser = _Parser(
-        description=__doc__.split('\n')[0], allow_abbrev=False, epilog='Any value of the config can be set: --config.a.b=c.'
+        description=__doc__.split('\n')[0],
+        allow_abbrev=False,
+        epilog='Any value of the config can be set: --config.a.b=c.',
     )
-    parser.add_argument('--config', default='configs/digits_f_distill.py:js', help='default: %(default)s')
+    parser.add_argument(
+        '--config', default='configs/digits_f_distill.py:js', help='default: %(default)s'
+    )
     parser.add_argument('--batch', type=int, help="default: the config's")
-    parser.add_argument('--repeats', type=int, default=5, help='measurements of each program; default: %(default)s')
-    parser.add_argument('--shape', help='of one sample, as 32,32,3; default: that of the dataset in the config')
+    parser.add_argument(
+        '--repeats', type=int, default=5, help='measurements of each program; default: %(default)s'
+    )
+    parser.add_argument(
+        '--shape', help='of one sample, as 32,32,3; default: that of the dataset in the config'
+    )
     parser.add_argument('--classes', type=int, help='0 for none; default: likewise')
     parser.add_argument('--json', metavar='FILE', help='also write the numbers there')
     options, overrides = parser.parse_known_args(words)
@@ -70,7 +82,9 @@ def resolve(options, overrides):
     data = plain.get('data', {})
     name = data.get('dataset', data.get('name'))
     if name not in DATA and (options.shape is None or options.classes is None):
-        raise UserError(f'--config={options.config}: no shape known for data {name!r}; give --shape and --classes')
+        raise UserError(
+            f'--config={options.config}: no shape known for data {name!r}; give --shape and --classes'
+        )
     shape, classes, teacher_file = DATA.get(name, (None, None, None))
     shape = options.shape or shape
     classes = classes if options.classes is None else options.classes
@@ -82,7 +96,9 @@ def resolve(options, overrides):
         if teacher_file is not None:
             known = configs.to_json(configs.load(str(REPOSITORY / 'configs' / teacher_file)))
         elif 'network' not in plain:
-            raise UserError(f'--config={options.config}: has no network and no teacher is known for data {name!r}')
+            raise UserError(
+                f'--config={options.config}: has no network and no teacher is known for data {name!r}'
+            )
         for section in ('network', 'denoiser'):
             teacher[section] = known.get(section, {})
             plain.setdefault(section, teacher[section])
@@ -90,7 +106,8 @@ def resolve(options, overrides):
 
 
 def programs(plain, size):
-    """(nfe, state, {step's name: (lower(state), its other arguments)}, (generate, its inputs), evaluate(params)).
+    """(nfe, state, {step's name: (lower(state), its other arguments)}, (generate, its inputs),
+    evaluate(params)).
 
     `evaluate` is one evaluation of the network, from which the FLOPs of a sampler with many follow.
     """
@@ -118,7 +135,10 @@ def programs(plain, size):
         donate_argnames='state',
     )
     steps = {
-        f'{role} step': (lambda state, role=role: update.lower(state, frozen, batch, roles=(role,)), (frozen, batch))
+        f'{role} step': (
+            lambda state, role=role: update.lower(state, frozen, batch, roles=(role,)),
+            (frozen, batch),
+        )
         for role in sorted(method.losses, reverse=True)
     }
     sigma = jnp.ones(size)
@@ -128,7 +148,8 @@ def programs(plain, size):
 
 
 def peak_matmul(repeats=5):
-    """The largest rate of float32 matrix products on one device, in FLOP/s, over sizes from 512 on."""
+    """The largest rate of float32 matrix products on one device, in FLOP/s, over sizes from 512
+    on."""
     import jax
     import jax.numpy as jnp
 
@@ -166,7 +187,8 @@ def _bytes(compiled):
 
 
 def measure(lower, run, carry, size, repeats):
-    """One row, and the carry after all runs. `run(compiled, carry) -> carry`; a step donates its state, so it is passed on."""
+    """One row, and the carry after all runs. `run(compiled, carry) -> carry`; a step donates its
+    state, so it is passed on."""
     import jax
 
     began = time.perf_counter()
@@ -195,7 +217,8 @@ def measure(lower, run, carry, size, repeats):
 
 
 def peak_memory():
-    """(MiB, of what): the device's own count, or where it keeps none the process's resident peak."""
+    """(MiB, of what): the device's own count, or where it keeps none the process's resident
+    peak."""
     import jax
 
     counted = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
@@ -219,11 +242,19 @@ def main(words=None):
         rows = {}
         for name, (lower, others) in steps.items():
             rows[name], state = measure(
-                lower, lambda compiled, state, others=others: compiled(state, *others), state, size, options.repeats
+                lower,
+                lambda compiled, state, others=others: compiled(state, *others),
+                state,
+                size,
+                options.repeats,
             )
         params = state.ema
         rows['sampling'], _ = measure(
-            lambda _: generate.lower(params, *inputs), lambda compiled, _: compiled(params, *inputs), None, size, options.repeats
+            lambda _: generate.lower(params, *inputs),
+            lambda compiled, _: compiled(params, *inputs),
+            None,
+            size,
+            options.repeats,
         )
         if nfe > 1:
             # XLA counts the body of the sampler's loop once.
@@ -231,7 +262,9 @@ def main(words=None):
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        raise UserError(f'batch of {size}: does not fit into memory; give a smaller --batch') from error
+        raise UserError(
+            f'batch of {size}: does not fit into memory; give a smaller --batch'
+        ) from error
     peak = max(peak, peak_matmul())
     for row in rows.values():
         row['share_of_peak'] = row['gflop'] * 1e12 / row['milliseconds'] / peak
@@ -252,9 +285,15 @@ def main(words=None):
         'programs': rows,
     }
     print(' '.join([options.config, *overrides]))
-    print(f'batch {size}, {report["device"]}, {report["cores"]} cores, jax {report["jax"]}, {options.repeats} repeats')
-    print(f'float32 matmul peak {peak / 1e9:.0f} GFLOP/s, peak memory of the {kind} {memory:.0f} MiB')
-    print(f'{"":14}{"images/s":>10}{"ms":>10}{"spread":>8}{"compile s":>11}{"GFLOP":>10}{"of peak":>9}{"MiB":>8}')
+    print(
+        f'batch {size}, {report["device"]}, {report["cores"]} cores, jax {report["jax"]}, {options.repeats} repeats'
+    )
+    print(
+        f'float32 matmul peak {peak / 1e9:.0f} GFLOP/s, peak memory of the {kind} {memory:.0f} MiB'
+    )
+    print(
+        f'{"":14}{"images/s":>10}{"ms":>10}{"spread":>8}{"compile s":>11}{"GFLOP":>10}{"of peak":>9}{"MiB":>8}'
+    )
     for name, row in rows.items():
         print(
             f'{name:14}{row["images_per_second"]:10.4g}{row["milliseconds"]:10.2f}{row["spread"]:8.0%}'

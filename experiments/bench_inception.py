@@ -1,11 +1,12 @@
-"""Throughput of the FID InceptionV3 on 32 x 32 images, with torch's beside it where torch and pytorch-fid can be imported.
+"""Throughput of the FID InceptionV3 on 32 x 32 images, with torch's beside it where torch and
+pytorch-fid can be imported.
 
     python experiments/bench_inception.py [--images 10000] [--batch 48] [--chunk 4]
 
-Random weights, the same on both sides. Timed from uint8 pixels to pool features on the host, with the bilinear resize
-to 299 x 299; the two take turns batch by batch, as the speed of a shared machine moves. Compilation and a first batch
-are not timed. torch and pytorch-fid are optional and no dependency of fdistill: install them into an environment of
-their own.
+Random weights, the same on both sides. Timed from uint8 pixels to pool features on the host, with
+the bilinear resize to 299 x 299; the two take turns batch by batch, as the speed of a shared
+machine moves. Compilation and a first batch are not timed. torch and pytorch-fid are optional and
+no dependency of fdistill: install them into an environment of their own.
 """
 
 import argparse
@@ -28,9 +29,18 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(words):
     parser = _Parser(description=__doc__.split('\n')[0], allow_abbrev=False)
-    parser.add_argument('--images', type=int, default=10_000, help='rounded up to whole batches; default: %(default)s')
+    parser.add_argument(
+        '--images',
+        type=int,
+        default=10_000,
+        help='rounded up to whole batches; default: %(default)s',
+    )
     parser.add_argument('--batch', type=int, default=48, help='default: %(default)s')
-    parser.add_argument('--chunk', type=int, help='images at a time in our network, 0 for all; default: 4 on CPU, else 0')
+    parser.add_argument(
+        '--chunk',
+        type=int,
+        help='images at a time in our network, 0 for all; default: 4 on CPU, else 0',
+    )
     options = parser.parse_args(words)
     for name, least in (('images', 1), ('batch', 1), ('chunk', 0)):
         value = getattr(options, name)
@@ -50,7 +60,9 @@ def ours(arrays, chunk):
     @jax.jit
     def features(params, pixels):
         shape = (len(pixels), SIDE, SIDE, 3)
-        images = jax.image.resize(pixels / np.float32(127.5) - 1, shape, 'bilinear', antialias=False, precision='highest')
+        images = jax.image.resize(
+            pixels / np.float32(127.5) - 1, shape, 'bilinear', antialias=False, precision='highest'
+        )
         return inception.apply(params, images, chunk or None).pool
 
     return lambda pixels: np.asarray(features(params, pixels))
@@ -75,7 +87,8 @@ def theirs(arrays):
 
 
 def measure(sides, images, batch):
-    """Seconds of every batch, {side: list}, and the first batch's features, {side: array}; a progress bar on stderr."""
+    """Seconds of every batch, {side: list}, and the first batch's features, {side: array}; a
+    progress bar on stderr."""
     import tqdm
 
     random = np.random.default_rng(0)
@@ -107,22 +120,31 @@ def main(words=None):
     sides = {'fdistill': ours(arrays, chunk)}
     try:
         sides['torch'], note = theirs(arrays)
-    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError where it does not fit torch
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # torchvision raises RuntimeError where it does not fit torch
         note = f'torch not measured: {str(error).splitlines()[0]}'
     seconds, first = measure(sides, options.images, options.batch)
     affinity = getattr(os, 'sched_getaffinity', None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     count = len(seconds['fdistill']) * options.batch
-    print(f'{count} images of 32 x 32, batch {options.batch}, {f"chunks of {chunk}" if chunk else "no chunks"}')
+    print(
+        f'{count} images of 32 x 32, batch {options.batch}, {f"chunks of {chunk}" if chunk else "no chunks"}'
+    )
     print(f'{jax.devices()[0].device_kind}, {cores} cores, jax {jax.__version__}; {note}')
     print(f'{"":10}{"images/s":>10}{"median":>10}{"best":>10}')
     for name, times in seconds.items():
         rates = [options.batch / value for value in times]
-        print(f'{name:10}{count / sum(times):10.2f}{statistics.median(rates):10.2f}{max(rates):10.2f}')
+        print(
+            f'{name:10}{count / sum(times):10.2f}{statistics.median(rates):10.2f}{max(rates):10.2f}'
+        )
     if 'torch' in sides:
         ratio = statistics.median(b / a for a, b in zip(seconds['fdistill'], seconds['torch']))
         error = np.abs(first['fdistill'] - first['torch']).max() / np.abs(first['torch']).max()
-        print(f'fdistill/torch {ratio:.2f} (median over batches), features differ by {error:.1e} of the largest')
+        print(
+            f'fdistill/torch {ratio:.2f} (median over batches), features differ by {error:.1e} of the largest'
+        )
     return 0
 
 

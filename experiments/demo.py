@@ -1,8 +1,11 @@
-"""Teacher -> one-step students by several divergences -> evaluation, on real handwritten digits, in one command.
+"""Teacher -> one-step students by several divergences -> evaluation, on real handwritten digits, in
+one command.
 
-    make demo            # or: python experiments/demo.py [--workdir runs/demo] [--seeds 3] [--short]
+    make demo            # or: python experiments/demo.py [--workdir runs/demo] [--seeds 3]
+      [--short]
 
-Killed and started again it goes on where it was: a finished model is not trained again, an unfinished one resumes.
+Killed and started again it goes on where it was: a finished model is not trained again, an
+unfinished one resumes.
 """
 
 import argparse
@@ -16,16 +19,37 @@ STUDENTS = {
     'js': 'digits_f_distill.py:js',
     'sim': 'digits_sim.py',
 }
-COLUMNS = ('nfe', 'fd_held_out', 'fd_train', 'pixel_fd', 'accuracy', 'diversity', 'nn_ratio', 'seconds')
-SHORT = {'teacher': 150, 'student': 60}  # steps of the short form, which checks that everything runs and no quality
+COLUMNS = (
+    'nfe',
+    'fd_held_out',
+    'fd_train',
+    'pixel_fd',
+    'accuracy',
+    'diversity',
+    'nn_ratio',
+    'seconds',
+)
+SHORT = {
+    'teacher': 150,
+    'student': 60,
+}  # steps of the short form, which checks that everything runs and no quality
 SHOWN = 20  # samples side by side in the picture
 
 
 def parse(words):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--workdir', default='runs/demo', help='where everything goes; default: %(default)s')
-    parser.add_argument('--seeds', type=int, default=1, help='students of each kind, for a mean; default: %(default)s')
-    parser.add_argument('--short', action='store_true', help='a few steps only, to see that everything runs')
+    parser.add_argument(
+        '--workdir', default='runs/demo', help='where everything goes; default: %(default)s'
+    )
+    parser.add_argument(
+        '--seeds',
+        type=int,
+        default=1,
+        help='students of each kind, for a mean; default: %(default)s',
+    )
+    parser.add_argument(
+        '--short', action='store_true', help='a few steps only, to see that everything runs'
+    )
     options = parser.parse_args(words)
     if options.seeds < 1:
         parser.error(f'--seeds={options.seeds}: need at least 1')
@@ -64,8 +88,12 @@ def main(words=None):
         for seed in range(options.seeds):
             folder = workdir / (name if seed == 0 else f'{name}-seed{seed}')
             train(
-                file, folder, f'student by {name}' + (f', seed {seed}' if options.seeds > 1 else ''),
-                teacher__workdir=str(teacher_dir), seed=seed, **steps('student'),
+                file,
+                folder,
+                f'student by {name}' + (f', seed {seed}' if options.seeds > 1 else ''),
+                teacher__workdir=str(teacher_dir),
+                seed=seed,
+                **steps('student'),
             )
             students.setdefault(name, []).append(folder)
 
@@ -84,7 +112,8 @@ def main(words=None):
     report = {
         'teacher': {key: teacher[key] for key in COLUMNS},
         'students': {
-            name: {key: values[key] for key in values if key.removesuffix('_std') in COLUMNS} for name, values in rows.items()
+            name: {key: values[key] for key in values if key.removesuffix('_std') in COLUMNS}
+            for name, values in rows.items()
         },
         'real': {key: real[key] for key in COLUMNS},
         'protocol': protocol,
@@ -95,7 +124,10 @@ def main(words=None):
     writer.write_json(workdir / 'report.json', report)
 
     names = ['teacher', *students]
-    runs = [build.from_workdir(teacher_dir), *(build.from_workdir(folders[0]) for folders in students.values())]
+    runs = [
+        build.from_workdir(teacher_dir),
+        *(build.from_workdir(folders[0]) for folders in students.values()),
+    ]
     noise = np.random.default_rng(0).standard_normal((SHOWN, *runs[0].shape)).astype(np.float32)
     label = np.arange(SHOWN, dtype=np.int32) % runs[0].num_classes
     samples = np.concatenate([np.asarray(run.sample(noise, label)) for run in runs])
@@ -109,14 +141,17 @@ def main(words=None):
 
 
 def _mean(rows):
-    """The mean of rows over seeds, and the standard deviation of each number where there are several."""
+    """The mean of rows over seeds, and the standard deviation of each number where there are
+    several."""
     if len(rows) == 1:
         return rows[0]
     import statistics
 
     keys = [key for key in rows[0] if key not in ('protocol', 'details')]
     mean = {key: statistics.fmean(row[key] for row in rows) for key in keys}
-    return mean | {f'{key}_std': statistics.stdev(row[key] for row in rows) for key in COLUMNS if key != 'nfe'}
+    return mean | {
+        f'{key}_std': statistics.stdev(row[key] for row in rows) for key in COLUMNS if key != 'nfe'
+    }
 
 
 def _table(report):
@@ -125,7 +160,9 @@ def _table(report):
     for name, values in named.items():
         lines.append([name, f'{values["nfe"]:.0f}', *(f'{values[key]:.3f}' for key in COLUMNS[1:])])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+    text = '\n'.join(
+        '  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines
+    )
     note = f'\nfd: {report["protocol"]["fd_held_out"]}; lower is better, "real images" are training images drawn again'
     return '\n' + text + '\n' + note
 

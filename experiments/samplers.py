@@ -1,6 +1,8 @@
-"""Quality against network evaluations of every sampler on a trained teacher: a table, a picture with error bars, JSON.
+"""Quality against network evaluations of every sampler on a trained teacher: a table, a picture
+with error bars, JSON.
 
-    python experiments/samplers.py --workdir=runs/demo/teacher [--evaluations 5 7 9 11 15 21 35] [--seeds 3]
+    python experiments/samplers.py --workdir=runs/demo/teacher [--evaluations 5 7 9 11 15 21 35]
+    [--seeds 3]
         [--samplers heun ghvb_3.8 ...] [--samples 2000] [--out DIR] [--config.data.data_dir=DIR]
 
 Any run made by a pre-training config will do. Killed and started again it goes on where it was.
@@ -47,7 +49,12 @@ FAMILIES = {
 }
 SAMPLERS = {label: section for family in FAMILIES.values() for label, section in family.items()}
 REFERENCE = 'dpmpp_2m'  # Drawn in grey in every panel.
-SHOWN = ('fd_train', 'fd_held_out', 'pixel_fd', 'accuracy')  # columns of the table, as far as the data has them
+SHOWN = (
+    'fd_train',
+    'fd_held_out',
+    'pixel_fd',
+    'accuracy',
+)  # columns of the table, as far as the data has them
 
 
 def parse(words):
@@ -56,18 +63,37 @@ def parse(words):
     words, overrides = split(words)
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('--workdir', required=True, help='run folder of a teacher')
-    parser.add_argument('--evaluations', type=int, nargs='+', default=[5, 7, 9, 11, 15, 21, 35], metavar='N',
-                        help='of the network, a sample; even ones leave Heun out; default: 5 7 9 11 15 21 35')
-    parser.add_argument('--seeds', type=int, default=3, help='of the noise, for mean and spread; default: %(default)s')
+    parser.add_argument(
+        '--evaluations',
+        type=int,
+        nargs='+',
+        default=[5, 7, 9, 11, 15, 21, 35],
+        metavar='N',
+        help='of the network, a sample; even ones leave Heun out; default: 5 7 9 11 15 21 35',
+    )
+    parser.add_argument(
+        '--seeds',
+        type=int,
+        default=3,
+        help='of the noise, for mean and spread; default: %(default)s',
+    )
     parser.add_argument('--samples', type=int, help='a seed; default: as in the config')
-    parser.add_argument('--samplers', nargs='+', default=list(SAMPLERS), metavar='NAME', help=f'default: {" ".join(SAMPLERS)}')
+    parser.add_argument(
+        '--samplers',
+        nargs='+',
+        default=list(SAMPLERS),
+        metavar='NAME',
+        help=f'default: {" ".join(SAMPLERS)}',
+    )
     parser.add_argument('--out', metavar='DIR', help='default: samplers in the workdir')
     options = parser.parse_args(words)
     for name in options.samplers:
         if name not in SAMPLERS:
             parser.error(f'--samplers: unknown {name}; known are {", ".join(SAMPLERS)}')
     if options.seeds < 1 or min(options.evaluations) < 1:
-        parser.error(f'--seeds={options.seeds}, --evaluations={options.evaluations}: need numbers >= 1')
+        parser.error(
+            f'--seeds={options.seeds}, --evaluations={options.evaluations}: need numbers >= 1'
+        )
     return options, overrides
 
 
@@ -75,7 +101,14 @@ def steps_of(section, evaluations):
     """Steps that end in 0 and cost so many evaluations, or None."""
     from fdistill.diffusion.samplers import SAMPLERS as known
 
-    return next((n for n in range(1, evaluations + 1) if known[section['name']].evaluations(n) == evaluations), None)
+    return next(
+        (
+            n
+            for n in range(1, evaluations + 1)
+            if known[section['name']].evaluations(n) == evaluations
+        ),
+        None,
+    )
 
 
 def main(words=None):
@@ -93,7 +126,9 @@ def main(words=None):
     config.override(settings, overrides)
     run = build.from_workdir(workdir)
     if run.trajectory is None:
-        raise build.UserError(f'--workdir={workdir}: holds a one-step student; samplers are for a teacher')
+        raise build.UserError(
+            f'--workdir={workdir}: holds a one-step student; samplers are for a teacher'
+        )
     samples = options.samples or settings.get('evaluation', {}).get('samples', 2000)
     # Kept points are those of the same weights, grid and number of samples.
     asked = {'step': run.step, 'grid': config.to_json(settings.method.grid), 'samples': samples}
@@ -111,13 +146,24 @@ def main(words=None):
         for seed in range(options.seeds)
     ]
     missing = [point for point in points if point[0] not in report['points']]
-    against = evaluate.reference(*(build.load_data(settings, split) for split in ('train', 'held_out')))
+    against = evaluate.reference(
+        *(build.load_data(settings, split) for split in ('train', 'held_out'))
+    )
     chosen = None
     for key, label, steps, seed in tqdm.tqdm(missing, 'points', unit='point', disable=None):
         if chosen != (label, steps):
-            chosen, sampled = (label, steps), build.from_workdir(workdir, sampler=SAMPLERS[label], steps=steps)
+            chosen, sampled = (
+                (label, steps),
+                build.from_workdir(workdir, sampler=SAMPLERS[label], steps=steps),
+            )
         row = evaluate.evaluate(
-            sampled.sample, against.train, against.held_out, nfe=sampled.nfe, samples=samples, seed=seed, progress=False,
+            sampled.sample,
+            against.train,
+            against.held_out,
+            nfe=sampled.nfe,
+            samples=samples,
+            seed=seed,
+            progress=False,
             against=against,
         )
         report['protocol'] = row.pop('protocol')
@@ -126,9 +172,13 @@ def main(words=None):
 
     lines = summary(report, [point[0] for point in points])
     print(table(lines))
-    picture(lines, out / 'samplers.png', f'{workdir.name}, {samples} samples, {options.seeds} seeds')
+    picture(
+        lines, out / 'samplers.png', f'{workdir.name}, {samples} samples, {options.seeds} seeds'
+    )
     protocol = re.sub(r',seed\d+', '', report['protocol'][measure(lines)])
-    print(f'\n{protocol}; mean and standard deviation of {options.seeds} seeds of the noise, lower is better')
+    print(
+        f'\n{protocol}; mean and standard deviation of {options.seeds} seeds of the noise, lower is better'
+    )
     print(f'{out / "samplers.png"}\n{file}\n{time.perf_counter() - began:.0f} s in all')
     return 0
 
@@ -142,7 +192,10 @@ def summary(report, keys):
     return {
         label: {
             evaluations: {
-                column: (statistics.fmean(row[column] for row in of), spread([row[column] for row in of]))
+                column: (
+                    statistics.fmean(row[column] for row in of),
+                    spread([row[column] for row in of]),
+                )
                 for column in of[0]
             }
             for evaluations, of in by_cost.items()
@@ -167,9 +220,16 @@ def table(lines):
     cells = [[f'{column} at evaluations', *map(str, costs)]]
     for label, by_cost in lines.items():
         shown = (by_cost.get(cost) for cost in costs)
-        cells.append([label, *(f'{row[column][0]:.3f} ±{row[column][1]:.3f}' if row else '' for row in shown)])
+        cells.append(
+            [
+                label,
+                *(f'{row[column][0]:.3f} ±{row[column][1]:.3f}' if row else '' for row in shown),
+            ]
+        )
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells)
+    return '\n'.join(
+        '  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells
+    )
 
 
 def picture(lines, path, title):
@@ -179,7 +239,9 @@ def picture(lines, path, title):
     from matplotlib import pyplot
 
     column = measure(lines)
-    families = {name: [label for label in family if label in lines] for name, family in FAMILIES.items()}
+    families = {
+        name: [label for label in family if label in lines] for name, family in FAMILIES.items()
+    }
     families = {name: labels for name, labels in families.items() if labels}
     size = {'figsize': (4 * len(families), 4.2), 'layout': 'constrained'}
     figure, axes = pyplot.subplots(1, len(families), sharey=True, squeeze=False, **size)
@@ -189,7 +251,17 @@ def picture(lines, path, title):
             costs = sorted(lines[label])
             mean, spread = zip(*(lines[label][cost][column] for cost in costs))
             grey = {} if label in labels else {'color': '0.75', 'zorder': 0}
-            axis.errorbar(costs, mean, spread, marker='o', markersize=3, capsize=2, linewidth=1.2, label=label, **grey)
+            axis.errorbar(
+                costs,
+                mean,
+                spread,
+                marker='o',
+                markersize=3,
+                capsize=2,
+                linewidth=1.2,
+                label=label,
+                **grey,
+            )
         axis.set(title=name, xlabel='network evaluations', xscale='log', yscale='log')
         axis.set_xticks(costs, map(str, costs))
         axis.minorticks_off()

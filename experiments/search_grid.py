@@ -1,12 +1,16 @@
-"""Searches a sampling grid of few steps for a trained teacher by evolution (AutoDiffusion), scored by the Frechet distance.
+"""Searches a sampling grid of few steps for a trained teacher by evolution (AutoDiffusion), scored
+by the Frechet distance.
 
-    python experiments/search_grid.py --workdir=runs/demo/teacher --steps=5 --sampler=euler [--epochs 10] [--out FILE]
+    python experiments/search_grid.py --workdir=runs/demo/teacher --steps=5 --sampler=euler
+    [--epochs 10] [--out FILE]
 
 Options of the sampler follow its name as in `fdistill sample`: --sampler=ghvb --order=1.8.
 
-A grid's score is the Frechet distance to the training split, in the classifier's features (of points: the coordinates), of
-samples from noise that is the same for all grids. The grid found and the Karras grid of as many steps are measured again
-with noise, and by distances, that were not searched with. Killed and started again it goes on after the last finished epoch.
+A grid's score is the Frechet distance to the training split, in the classifier's features (of
+points: the coordinates), of samples from noise that is the same for all grids. The grid found and
+  the Karras grid of as many steps are measured again
+with noise, and by distances, that were not searched with. Killed and started again it goes on after
+the last finished epoch.
 """
 
 import argparse
@@ -20,7 +24,15 @@ from fdistill.errors import UserError
 
 DIGITS = 5  # significant digits of a candidate level: the line printed is exactly what was scored
 MOST = 10000  # candidates that so many digits tell apart
-LEAST = {'steps': 1, 'samples': 2, 'batch': 1, 'epochs': 1, 'population': 1, 'candidates': 2, 'seed': 0}
+LEAST = {
+    'steps': 1,
+    'samples': 2,
+    'batch': 1,
+    'epochs': 1,
+    'population': 1,
+    'candidates': 2,
+    'seed': 0,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,20 +42,41 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(words):
     parser = _Parser(description=__doc__.split('\n')[0], allow_abbrev=False)
-    parser.add_argument('--workdir', required=True, help='of a model trained by the method pretrain')
-    parser.add_argument('--steps', type=int, required=True, help='levels of the grid before the final 0')
+    parser.add_argument(
+        '--workdir', required=True, help='of a model trained by the method pretrain'
+    )
+    parser.add_argument(
+        '--steps', type=int, required=True, help='levels of the grid before the final 0'
+    )
     parser.add_argument('--sampler', metavar='NAME', help="default: the run's")
-    parser.add_argument('--samples', type=int, default=2000, help='of a score; default: %(default)s')
-    parser.add_argument('--batch', type=int, default=500, help='samples generated at once; default: %(default)s')
+    parser.add_argument(
+        '--samples', type=int, default=2000, help='of a score; default: %(default)s'
+    )
+    parser.add_argument(
+        '--batch', type=int, default=500, help='samples generated at once; default: %(default)s'
+    )
     parser.add_argument('--epochs', type=int, default=10, help='default: %(default)s')
     parser.add_argument(
-        '--population', type=int, default=50, help='grids scored in an epoch, half of them mutations; default: %(default)s'
+        '--population',
+        type=int,
+        default=50,
+        help='grids scored in an epoch, half of them mutations; default: %(default)s',
     )
-    parser.add_argument('--candidates', type=int, default=201, help='Karras levels to choose from; default: %(default)s')
     parser.add_argument(
-        '--seed', type=int, default=1, help='of the search and its noise; compared at seed + 1; default: %(default)s'
+        '--candidates',
+        type=int,
+        default=201,
+        help='Karras levels to choose from; default: %(default)s',
     )
-    parser.add_argument('--out', help='JSON of the search; default: in the workdir, grids/SAMPLER-STEPS.json')
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=1,
+        help='of the search and its noise; compared at seed + 1; default: %(default)s',
+    )
+    parser.add_argument(
+        '--out', help='JSON of the search; default: in the workdir, grids/SAMPLER-STEPS.json'
+    )
     options, rest = parser.parse_known_args(words)
     for word in rest:
         if not (options.sampler and word.startswith('--') and '=' in word):
@@ -75,19 +108,28 @@ def main(words=None):
     plain = configs.to_json(run.config)
     method = plain['method']
     if method['name'] != 'pretrain':
-        raise UserError(f'--workdir={options.workdir}: holds a one-step student; give a model trained by the method pretrain')
+        raise UserError(
+            f'--workdir={options.workdir}: holds a one-step student; give a model trained by the method pretrain'
+        )
     guidance = method.get('guidance', 1.0)
     denoiser = denoisers.guide(build.experiment(plain).denoiser, guidance)
     section = _section(method.pop('sampler', 'heun'))
-    title = ' '.join([section['name'], *(f'{name}={value}' for name, value in section.items() if name != 'name')])
+    title = ' '.join(
+        [section['name'], *(f'{name}={value}' for name, value in section.items() if name != 'name')]
+    )
     sampler = samplers.SAMPLERS[section.pop('name')]
 
     own = _section(method['grid'])
     own = configs.call(noise.GRIDS[own.pop('name')], own, 'config.method.grid')
     if len(own) < 3:
-        raise UserError(f'--workdir={options.workdir}: its grid has one level; two are needed for the range to search')
+        raise UserError(
+            f'--workdir={options.workdir}: its grid has one level; two are needed for the range to search'
+        )
     sigma_max, sigma_min = own[0], own[-2]
-    candidates = [float(f'{level:.{DIGITS}g}') for level in noise.karras_grid(options.candidates, sigma_min, sigma_max)[:-1]]
+    candidates = [
+        float(f'{level:.{DIGITS}g}')
+        for level in noise.karras_grid(options.candidates, sigma_min, sigma_max)[:-1]
+    ]
     shares = {
         'population': options.population,
         'parents': -(-options.population // 5),
@@ -95,7 +137,9 @@ def main(words=None):
         'crossovers': options.population * 3 // 10,
         'seed': options.seed,
     }
-    fresh = configs.call(search.start, shares, '--candidates', candidates=candidates, steps=options.steps)
+    fresh = configs.call(
+        search.start, shares, '--candidates', candidates=candidates, steps=options.steps
+    )
 
     sources = [build.load_data(run.config, split) for split in ('train', 'held_out')]
     train = sources[0]
@@ -103,19 +147,29 @@ def main(words=None):
     extractor = against.features[0]
     real = against.moments[extractor.name, 'train']
     settings = {
-        'model': hashlib.sha256(json.dumps([plain, run.step], sort_keys=True).encode()).hexdigest()[:16],
+        'model': hashlib.sha256(json.dumps([plain, run.step], sort_keys=True).encode()).hexdigest()[
+            :16
+        ],
         'sampler': title,
         'samples': options.samples,
         'features': extractor.name,
     }
-    out = pathlib.Path(options.out or pathlib.Path(options.workdir) / 'grids' / f'{title.replace(" ", ",")}-{options.steps}.json')
+    out = pathlib.Path(
+        options.out
+        or pathlib.Path(options.workdir)
+        / 'grids'
+        / f'{title.replace(" ", ",")}-{options.steps}.json'
+    )
     state = _resumed(out, settings, fresh)
 
-    # The grid is an argument, so that one program serves all grids. The keys are for samplers that draw noise.
+    # The grid is an argument, so that one program serves all grids. The keys are for samplers that
+    # draw noise.
     @jax.jit
     def solved(params, unit_noise, label, sigmas):
         denoise = denoisers.bind(denoiser, params, label)
-        return sampler.solve(denoise, sigmas[0] * unit_noise, sigmas, samplers.keys_of(unit_noise), **section)
+        return sampler.solve(
+            denoise, sigmas[0] * unit_noise, sigmas, samplers.keys_of(unit_noise), **section
+        )
 
     def generator(sigmas):
         sigmas = np.asarray(sigmas, np.float32)
@@ -123,15 +177,26 @@ def main(words=None):
 
     # Labels as the evaluation gives them.
     index = np.arange(options.samples, dtype=np.int32)
-    labels = train.labels[index % len(train.labels)] if train.images.ndim == 2 else index % train.num_classes
+    labels = (
+        train.labels[index % len(train.labels)]
+        if train.images.ndim == 2
+        else index % train.num_classes
+    )
 
     def distance(sigmas):
         samples, _ = evaluate.sample(
-            generator(sigmas), run.shape, labels, seed=options.seed, batch_size=options.batch, progress=False
+            generator(sigmas),
+            run.shape,
+            labels,
+            seed=options.seed,
+            batch_size=options.batch,
+            progress=False,
         )
         features = extractor.apply(quantise(samples, train.levels))
         moments = frechet.Moments.empty(features.shape[1]).update(features)
-        return frechet.frechet_distance(moments.mean, moments.covariance, real.mean, real.covariance)
+        return frechet.frechet_distance(
+            moments.mean, moments.covariance, real.mean, real.covariance
+        )
 
     total = options.epochs * options.population
     progress = writer.Progress(total, start=len(state.visited), images=options.samples)
@@ -149,13 +214,22 @@ def main(words=None):
     def save(state, **result):
         writer.write_json(out, {'settings': settings, 'search': state._asdict(), **result})
 
-    state = search.search(score, candidates, options.steps, epochs=options.epochs, state=state, on_epoch=save, **shares)
+    state = search.search(
+        score,
+        candidates,
+        options.steps,
+        epochs=options.epochs,
+        state=state,
+        on_epoch=save,
+        **shares,
+    )
     progress.close()
 
     found, _ = search.best(state)
     grids = {'searched': found, 'karras': noise.karras_grid(options.steps, sigma_min, sigma_max)}
     nfe = sampler.evaluations(options.steps) * (1 if guidance == 1 else 2)
-    # Distances that were not searched with show whether the grid suits the data or only the features.
+    # Distances that were not searched with show whether the grid suits the data or only the
+    # features.
     keys = ('pixel_fd',) if train.images.ndim == 2 else ('fd_train', 'fd_held_out', 'pixel_fd')
     rows = []
     for grid, sigmas in grids.items():
@@ -170,11 +244,20 @@ def main(words=None):
                 against=against,
             )
             protocol = {key: row['protocol'][key] for key in keys}
-            rows.append({'grid': grid, 'noise': noise_name, **{key: row[key] for key in keys}, 'protocol': protocol})
+            rows.append(
+                {
+                    'grid': grid,
+                    'noise': noise_name,
+                    **{key: row[key] for key in keys},
+                    'protocol': protocol,
+                }
+            )
     line = f"grid=dict(name='levels', sigmas={tuple(found[:-1].tolist())})"
     save(state, grid=line, rows=rows)
 
-    print(f'\n{title}, {options.steps} steps, {nfe} evaluations; lower is better; searched for {rows[0]["protocol"][keys[0]]}')
+    print(
+        f'\n{title}, {options.steps} steps, {nfe} evaluations; lower is better; searched for {rows[0]["protocol"][keys[0]]}'
+    )
     print(f'{"grid":10}{"noise":10}' + ''.join(f'{key:>12}' for key in keys))
     for row in rows:
         print(f'{row["grid"]:10}{row["noise"]:10}' + ''.join(f'{row[key]:12.4f}' for key in keys))
@@ -189,7 +272,8 @@ def _section(value):
 
 
 def _resumed(path, settings, fresh):
-    """The state in a file, or a fresh one where there is no file; refuses that of another search."""
+    """The state in a file, or a fresh one where there is no file; refuses that of another
+    search."""
     from fdistill.diffusion import search
 
     if not path.is_file():
@@ -199,11 +283,15 @@ def _resumed(path, settings, fresh):
         state = search.restore(values['search'])
         old = {**values['settings'], **state.settings}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f'--out={path}: holds no search that can go on ({error}); give another file') from error
+        raise UserError(
+            f'--out={path}: holds no search that can go on ({error}); give another file'
+        ) from error
     for name, value in {**settings, **fresh.settings}.items():
         if old.get(name) != value:
             was, now = ('other levels', 'these') if name == 'candidates' else (old.get(name), value)
-            raise UserError(f'--out={path}: holds a search with {name}={was}, now {now}; give another file')
+            raise UserError(
+                f'--out={path}: holds a search with {name}={was}, now {now}; give another file'
+            )
     return state
 
 
@@ -214,5 +302,8 @@ if __name__ == '__main__':
         print(f'search_grid: {error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print('search_grid: interrupted; the same command goes on after the last finished epoch', file=sys.stderr)
+        print(
+            'search_grid: interrupted; the same command goes on after the last finished epoch',
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -6,8 +6,8 @@ Sections of a config, each the keyword arguments of one function:
   denoiser    `denoiser.precondition`; likewise
   fake_score  `denoiser.precondition` of the fake score, where it differs from the student's
   teacher     `workdir` of a run, or `oracle`, a named mixture; `guidance` and `guidance_interval`
-  method      `pretrain` or one of `methods.DISTILLATIONS`, its laws and grid being sections with a name
-  discriminator  a head of `networks.HEADS`
+  method      `pretrain` or one of `methods.DISTILLATIONS`, its laws and grid being sections with a
+  name discriminator  a head of `networks.HEADS`
   optimizer   `optim.adam` for each role
   training, mesh   `loop.train`, `sharding.make_mesh`
   evaluation  `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
@@ -45,21 +45,31 @@ from fdistill.training import checkpoint, lanes, loop, optim, sharding, writer
 from fdistill.training.step import ema_decay
 
 METHODS = {'pretrain': pretrain, 'exact': exact, **DISTILLATIONS}
-SECTIONS = (
-    'seed data network denoiser fake_score teacher method discriminator optimizer training mesh evaluation image origin'.split()
-)
+SECTIONS = 'seed data network denoiser fake_score teacher method discriminator optimizer training mesh evaluation image origin'.split()
 # What may differ between a run and its resumption without making it another run.
 FREE = ('mesh', 'evaluation', 'origin', 'data.data_dir') + tuple(
     f'training.{name}'
-    for name in ('log_every', 'checkpoint_every', 'sample_every', 'evaluate_every', 'keep', 'max_skipped', 'wandb')
+    for name in (
+        'log_every',
+        'checkpoint_every',
+        'sample_every',
+        'evaluate_every',
+        'keep',
+        'max_skipped',
+        'wandb',
+    )
 )
-# What the lanes of one program may differ in besides their seed, as patterns of dotted names: numbers that enter the arithmetic
-# of a step and nothing else. With each the value, if any, that leaves a part of the step out: it has a program of its own.
+# What the lanes of one program may differ in besides their seed, as patterns of dotted names:
+# numbers that enter the arithmetic of a step and nothing else. With each the value, if any, that
+# leaves a part of the step out: it has a program of its own.
 CONTINUOUS = {
     **{f'optimizer.*.{name}': None for name in ('learning_rate', 'b1', 'b2', 'eps', 'final')},
     **{f'optimizer.*.{name}': 0 for name in ('weight_decay', 'clip')},
     **{f'training.{name}': None for name in ('ema_half_life', 'ema_ramp_up')},
-    **{f'method.{name}': None for name in ('sigma_init', 'alpha', 'c', 'discriminator_weight', 'bins_decay')},
+    **{
+        f'method.{name}': None
+        for name in ('sigma_init', 'alpha', 'c', 'discriminator_weight', 'bins_decay')
+    },
     **{f'method.{name}': None for name in ('logit_clip', 'ratio_low', 'ratio_high')},
     **{f'method.{name}': 0 for name in ('gan_weight', 'r1_weight', 'label_dropout')},
     **{f'method.{law}.*': None for law in ('law', 'student_law', 'critic_law')},
@@ -71,7 +81,8 @@ PLACES = ('data.path', 'teacher.workdir')
 
 
 class Experiment(NamedTuple):
-    """A config turned into functions. `teacher` is the `Denoiser`, whose parameters, if any, lie in `teacher_workdir`."""
+    """A config turned into functions. `teacher` is the `Denoiser`, whose parameters, if any, lie in
+    `teacher_workdir`."""
 
     method: Any
     denoiser: Any
@@ -85,12 +96,15 @@ class Run(NamedTuple):
     """A trained model, as a notebook, an evaluation or a student wants it.
 
     config: of the run. step: of the checkpoint. params: the EMA weights.
-    generate(key, n, label=None) -> samples[n,...]: label an int, int[n], or None for random classes.
-    sample(noise[B,...] ~ N(0, 1), label[B]) -> samples[B,...], jitted; the same noise gives the same samples.
+    generate(key, n, label=None) -> samples[n,...]: label an int, int[n], or None for random
+      classes.
+    sample(noise[B,...] ~ N(0, 1), label[B]) -> samples[B,...], jitted; the same noise gives the
+      same samples.
     denoise(x[B,...], sigma[B], label=None) -> x0[B,...]: the network as a denoiser.
-    trajectory(noise[B,...], label[B]) -> (samples, D[N,B,...]): also what the network took x0 for at each level; None for a
-      one-step student.
-    nfe: network evaluations of one sample. shape, num_classes: of the data. digest: of the EMA weights.
+    trajectory(noise[B,...], label[B]) -> (samples, D[N,B,...]): also what the network took x0 for
+      at each level; None for a one-step student.
+    nfe: network evaluations of one sample. shape, num_classes: of the data. digest: of the EMA
+      weights.
     """
 
     config: Any
@@ -108,7 +122,9 @@ class Run(NamedTuple):
 
 def _plain(section):
     """A section as keyword arguments: what JSON made a list is a tuple again."""
-    return configs.with_tuples(section.to_dict() if isinstance(section, ConfigDict) else dict(section))
+    return configs.with_tuples(
+        section.to_dict() if isinstance(section, ConfigDict) else dict(section)
+    )
 
 
 def _named(table, section, where, **given):
@@ -134,7 +150,9 @@ def _chosen(table, section, where):
 
 def _section(config, name):
     if name not in config:
-        raise UserError(f'config.{name}: missing; this section is needed, see the files in configs/')
+        raise UserError(
+            f'config.{name}: missing; this section is needed, see the files in configs/'
+        )
     return config[name]
 
 
@@ -153,7 +171,9 @@ def resolve(config, source):
     plain = configs.to_json(config)
     for name in plain:
         if name not in SECTIONS:
-            raise UserError(f'config.{name}: unknown section{suggest(name, SECTIONS, prefix="config.")}')
+            raise UserError(
+                f'config.{name}: unknown section{suggest(name, SECTIONS, prefix="config.")}'
+            )
     plain['image'] = {
         'shape': list(source.images.shape[1:]),
         'num_classes': source.num_classes if source.num_classes > 1 else 0,
@@ -162,7 +182,9 @@ def resolve(config, source):
     if 'workdir' in teacher:
         known = configs.to_json(configs.read(teacher['workdir'], 'config.teacher.workdir'))
         if known['image'] != plain['image']:
-            raise UserError(f'config.teacher.workdir={teacher["workdir"]}: was trained on {known["image"]}, not {plain["image"]}')
+            raise UserError(
+                f'config.teacher.workdir={teacher["workdir"]}: was trained on {known["image"]}, not {plain["image"]}'
+            )
         for name in ('network', 'denoiser'):
             teacher[name] = known[name]
             plain.setdefault(name, known[name])
@@ -171,12 +193,16 @@ def resolve(config, source):
 
 def _denoiser(network, precondition, image, where):
     """A preconditioned network that fits the data."""
-    parameters = inspect.signature(pick(networks.NETWORKS, network.get('name'), f'{where}network.name')).parameters
+    parameters = inspect.signature(
+        pick(networks.NETWORKS, network.get('name'), f'{where}network.name')
+    ).parameters
     fitting = {'num_classes': image['num_classes']}
     if 'resolution' in parameters:
         height, width, channels = image['shape'] if len(image['shape']) == 3 else (0, 1, 0)
         if height != width:
-            raise UserError(f'{where}network.name={network["name"]}: needs square images, the data has {image["shape"]}')
+            raise UserError(
+                f'{where}network.name={network["name"]}: needs square images, the data has {image["shape"]}'
+            )
         fitting |= {'resolution': height, 'channels': channels}
     built = _named(networks.NETWORKS, network, f'{where}network', **fitting)
     return _call(denoisers.precondition, precondition, f'{where}denoiser', network=built)
@@ -195,11 +221,20 @@ def experiment(plain):
     teacher, workdir = None, None
     if name == 'pretrain':
         if 'grid' not in method:
-            raise UserError('config.method.grid: missing; it is the sampling grid, e.g. dict(name="karras", steps=18)')
+            raise UserError(
+                'config.method.grid: missing; it is the sampling grid, e.g. dict(name="karras", steps=18)'
+            )
         sigmas = _named(noise.GRIDS, method.pop('grid'), 'config.method.grid')
         if 'sampler' in method:
             method['sampler'] = _sampler(method['sampler'], 'config.method.sampler')
-        built = _named({name: make}, method, 'config.method', denoiser=denoiser, sigma_data=sigma_data, sigmas=sigmas)
+        built = _named(
+            {name: make},
+            method,
+            'config.method',
+            denoiser=denoiser,
+            sigma_data=sigma_data,
+            sigmas=sigmas,
+        )
     elif name == 'exact':
         mixture = _exact_teacher(plain, image)
         teacher = mixture.denoiser()
@@ -216,7 +251,9 @@ def experiment(plain):
                 section['num_classes'] = image['num_classes']
             given['discriminator'] = _named(networks.HEADS, section, 'config.discriminator')
         if workdir is None and method.get('from_teacher', True):
-            raise UserError('config.method.from_teacher: an oracle has no network to start from; set it to False')
+            raise UserError(
+                'config.method.from_teacher: an oracle has no network to start from; set it to False'
+            )
         built = _named(
             {name: make},
             method,
@@ -227,14 +264,21 @@ def experiment(plain):
             sigma_data=sigma_data,
             **given,
         )
-    return Experiment(built, denoiser, teacher, workdir, tuple(image['shape']), image['num_classes'])
+    return Experiment(
+        built, denoiser, teacher, workdir, tuple(image['shape']), image['num_classes']
+    )
 
 
 def _sampler(section, where):
     """A `samplers.Sampler` with its options, which are checked by tracing it on a toy."""
 
     sampler, options = _chosen(samplers.SAMPLERS, section, where)
-    toy = {'denoise': lambda x, sigma: x, 'x': jnp.ones((1, 1)), 'sigmas': np.arange(5.0, -1.0, -1.0), 'key': jax.random.key(0)}
+    toy = {
+        'denoise': lambda x, sigma: x,
+        'x': jnp.ones((1, 1)),
+        'sigmas': np.arange(5.0, -1.0, -1.0),
+        'key': jax.random.key(0),
+    }
     jax.eval_shape(lambda: call(sampler.solve, options, where, trajectory=False, **toy))
     return sampler._replace(solve=functools.partial(sampler.solve, **options))
 
@@ -242,38 +286,55 @@ def _sampler(section, where):
 def _exact_teacher(plain, image):
     """The mixture of the method `exact`, whose formulas hold for one kind of student only."""
     if plain['network']['name'] != 'gaussian':
-        raise UserError(f'config.network.name={plain["network"]["name"]!r}: the method exact needs the network gaussian')
+        raise UserError(
+            f'config.network.name={plain["network"]["name"]!r}: the method exact needs the network gaussian'
+        )
     section = _section(plain, 'teacher')
     if set(section) != {'oracle'}:
-        raise UserError('config.teacher: the method exact needs oracle, a named mixture, and nothing else')
+        raise UserError(
+            'config.teacher: the method exact needs oracle, a named mixture, and nothing else'
+        )
     mixture = oracle.mixture(*sources.mixture_parameters(section['oracle']))
     if mixture.means.shape[1:] != tuple(image['shape']):
-        raise UserError(f'config.teacher.oracle={section["oracle"]}: lies in {mixture.means.shape[1]} dimensions, the data not')
+        raise UserError(
+            f'config.teacher.oracle={section["oracle"]}: lies in {mixture.means.shape[1]} dimensions, the data not'
+        )
     return mixture
 
 
 def _teacher(section, image):
     """(Denoiser with guidance, workdir or None)."""
     if ('workdir' in section) == ('oracle' in section):
-        raise UserError('config.teacher: give either workdir, the folder of a trained teacher, or oracle, a named mixture')
+        raise UserError(
+            'config.teacher: give either workdir, the folder of a trained teacher, or oracle, a named mixture'
+        )
     if 'oracle' in section:
         mixture = oracle.mixture(*sources.mixture_parameters(section['oracle']))
         return mixture.denoiser(conditional=image['num_classes'] > 0), None
     base = _denoiser(section['network'], section['denoiser'], image, 'config.teacher.')
     try:
-        return denoisers.guide(base, section.get('guidance', 1.0), section.get('guidance_interval')), section['workdir']
+        return denoisers.guide(
+            base, section.get('guidance', 1.0), section.get('guidance_interval')
+        ), section['workdir']
     except ValueError as error:
         raise UserError(f'config.teacher: {error}') from error
 
 
 def _load_ema(built, workdir, mesh=None):
-    """(EMA weights of a run, position of their checkpoint), placed on the mesh or on the first device."""
+    """(EMA weights of a run, position of their checkpoint), placed on the mesh or on the first
+    device."""
     label = jnp.zeros(1, jnp.int32)
     shape = tuple(configs.read(workdir)['image']['shape'])
-    shapes = jax.eval_shape(lambda: built.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), label))
+    shapes = jax.eval_shape(
+        lambda: built.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), label)
+    )
     if not (pathlib.Path(workdir) / checkpoint.FOLDER).is_dir():
         raise UserError(f'{workdir}: has no checkpoint yet; run `fdistill train` on it first')
-    placed = sharding.state_sharding(shapes, mesh) if mesh else jax.tree.map(lambda _: _first_device(), shapes)
+    placed = (
+        sharding.state_sharding(shapes, mesh)
+        if mesh
+        else jax.tree.map(lambda _: _first_device(), shapes)
+    )
     with checkpoint.Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore({'ema': checkpoint.abstract(shapes, placed)})
     if restored is None:
@@ -303,14 +364,17 @@ def _check_resumable(plain, workdir):
     for name, digest in before.get('origin', {}).items():
         if digest != plain['origin'].get(name):
             what = {'data': 'other data', 'teacher': 'other weights of its teacher'}[name]
-            raise UserError(f'--workdir={workdir}: its run began with {what}; go on with the same or give another folder')
+            raise UserError(
+                f'--workdir={workdir}: its run began with {what}; go on with the same or give another folder'
+            )
 
 
 def _origin(source, teacher=None):
     """{'data', 'teacher'}: digests of what a run is made from, wherever it lies.
 
     Args:
-      source: `Source`. Its labels stand for it: pixels may be decoded a little differently by another library.
+      source: `Source`. Its labels stand for it: pixels may be decoded a little differently by
+        another library.
       teacher: the digests in the teacher's checkpoint, if it has one.
     """
     parts = {'data': source.labels.tolist()} | ({'teacher': teacher} if teacher else {})
@@ -338,9 +402,14 @@ def optimizers(plain, method):
             raise UserError(f'config.optimizer.{role}: no such role{suggest(role, method.losses)}')
     missing = [role for role in method.losses if role not in section]
     if missing:
-        raise UserError(f'config.optimizer.{missing[0]}: missing; this method trains {", ".join(method.losses)}')
+        raise UserError(
+            f'config.optimizer.{missing[0]}: missing; this method trains {", ".join(method.losses)}'
+        )
     return {
-        role: _call(optim.adam, section[role], f'config.optimizer.{role}', steps=counts.get(role, 0)) for role in method.losses
+        role: _call(
+            optim.adam, section[role], f'config.optimizer.{role}', steps=counts.get(role, 0)
+        )
+        for role in method.losses
     }
 
 
@@ -376,19 +445,25 @@ def train(config, workdir, *, quiet=False, stop_at=None):
         num_classes=ready.built.num_classes,
         quiet=quiet,
         stop_at=stop_at,
-        evaluate=_evaluation(ready, workdir, mesh) if ready.training.get('evaluate_every') else None,
+        evaluate=_evaluation(ready, workdir, mesh)
+        if ready.training.get('evaluate_every')
+        else None,
     )
 
 
 def train_to_the_end(config, workdir, *, quiet=False):
-    """`train` for whoever goes on with what came of it; one that a SIGTERM ended early is no result.
+    """`train` for whoever goes on with what came of it; one that a SIGTERM ended early is no
+    result.
 
     Raises:
-      KeyboardInterrupt: it stopped before its last step, with a checkpoint; the same command goes on.
+      KeyboardInterrupt: it stopped before its last step, with a checkpoint; the same command goes
+        on.
     """
     state = train(config, workdir, quiet=quiet)
     if int(state.step) < config.training.steps:
-        raise KeyboardInterrupt(f'{workdir}: stopped at step {int(state.step)} of {config.training.steps}')
+        raise KeyboardInterrupt(
+            f'{workdir}: stopped at step {int(state.step)} of {config.training.steps}'
+        )
     return state
 
 
@@ -405,16 +480,24 @@ def _continuous(name, value):
     """Whether a setting may differ between lanes of one program."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return any(fnmatch.fnmatchcase(name, pattern) and value != off for pattern, off in CONTINUOUS.items())
+    return any(
+        fnmatch.fnmatchcase(name, pattern) and value != off for pattern, off in CONTINUOUS.items()
+    )
 
 
 def common(plain):
-    """What configs have in common that can be trained by `train_lanes`, {dotted name: value}; the same, or they cannot."""
-    return {name: '*' if _continuous(name, value) else value for name, value in flat(plain).items() if name != 'seed'}
+    """What configs have in common that can be trained by `train_lanes`, {dotted name: value}; the
+    same, or they cannot."""
+    return {
+        name: '*' if _continuous(name, value) else value
+        for name, value in flat(plain).items()
+        if name != 'seed'
+    }
 
 
 def train_lanes(trials, *, quiet=False):
-    """Trains configs that differ in their seed and `CONTINUOUS` settings alone as one vmapped program; see `lanes.train`.
+    """Trains configs that differ in their seed and `CONTINUOUS` settings alone as one vmapped
+    program; see `lanes.train`.
 
     Args:
       trials: [(config, workdir)], of workdirs without a checkpoint.
@@ -428,12 +511,20 @@ def train_lanes(trials, *, quiet=False):
       MemoryError: when they are too many for the device.
     """
     (config, workdir), *others = trials
-    if any(common(configs.to_json(other)) != common(configs.to_json(config)) for other, _ in others):
-        raise UserError('train_lanes: the configs differ in more than their seed and continuous settings')
+    if any(
+        common(configs.to_json(other)) != common(configs.to_json(config)) for other, _ in others
+    ):
+        raise UserError(
+            'train_lanes: the configs differ in more than their seed and continuous settings'
+        )
     first = _ready(config, workdir)
     ready = [first, *(_ready(other, folder, like=first) for other, folder in others)]
     flats = [flat(one.plain) for one in ready]
-    names = [name for name, value in flats[0].items() if _continuous(name, value) and len({own[name] for own in flats}) > 1]
+    names = [
+        name
+        for name, value in flats[0].items()
+        if _continuous(name, value) and len({own[name] for own in flats}) > 1
+    ]
     ema = {'ema_half_life': 'half_life', 'ema_ramp_up': 'ramp_up'}
 
     def make(settings):
@@ -450,7 +541,9 @@ def train_lanes(trials, *, quiet=False):
         make=make,
         frozen=first.frozen,
         lanes=[
-            lanes.Lane(one.seed, one.batches, folder, one.plain, {name: own[name] for name in names})
+            lanes.Lane(
+                one.seed, one.batches, folder, one.plain, {name: own[name] for name in names}
+            )
             for one, own, (_, folder) in zip(ready, flats, trials)
         ],
         quiet=quiet,
@@ -471,9 +564,11 @@ class _Ready(NamedTuple):
 
 
 def _ready(config, workdir, mesh=None, like=None):
-    """Everything `loop.train` needs, checked before anything is written; the teacher on the mesh or on the first device.
+    """Everything `loop.train` needs, checked before anything is written; the teacher on the mesh or
+    on the first device.
 
-    With `like`, what is ready of another config of the same data and teacher, these are not loaded again.
+    With `like`, what is ready of another config of the same data and teacher, these are not loaded
+    again.
     """
     source = like.source if like else load_data(config, 'train')
     plain = resolve(config, source)
@@ -486,7 +581,13 @@ def _ready(config, workdir, mesh=None, like=None):
 
     def batches(start):
         return pipeline.batches(
-            source, batch_size, seed, start, flip, process_index=jax.process_index(), process_count=jax.process_count()
+            source,
+            batch_size,
+            seed,
+            start,
+            flip,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     # Checked here, before anything is written, and not where the trainer finds it.
@@ -496,7 +597,12 @@ def _ready(config, workdir, mesh=None, like=None):
     _checked(plain.get('evaluation', {}))
     frozen, weights = like.frozen if like else {}, None
     if built.teacher_workdir is not None and not like:
-        base = _denoiser(plain['teacher']['network'], plain['teacher']['denoiser'], plain['image'], 'config.teacher.')
+        base = _denoiser(
+            plain['teacher']['network'],
+            plain['teacher']['denoiser'],
+            plain['image'],
+            'config.teacher.',
+        )
         frozen['teacher'], position = _load_ema(base, built.teacher_workdir, mesh)
         weights = position['digests']['ema']
     plain['origin'] = like.plain['origin'] if like else _origin(source, weights)
@@ -509,9 +615,11 @@ def from_workdir(path, *, sampler=None, steps=None, mesh=None):
 
     Args:
       path: run folder.
-      sampler, steps: other than the run's own, for a model trained by `pretrain`; a key of `samplers.SAMPLERS`, or a section
-        with its name and options, as {'name': 'ghvb', 'order': 3.8}.
-      mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays; default: the first device.
+      sampler, steps: other than the run's own, for a model trained by `pretrain`; a key of
+        `samplers.SAMPLERS`, or a section with its name and options, as {'name': 'ghvb', 'order':
+        3.8}.
+      mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays;
+        default: the first device.
 
     Returns:
       `Run`.
@@ -522,13 +630,17 @@ def from_workdir(path, *, sampler=None, steps=None, mesh=None):
     plain = configs.to_json(configs.read(path))
     if sampler is not None or steps is not None:
         if plain['method']['name'] != 'pretrain':
-            raise UserError(f'--workdir={path}: a one-step student takes neither --sampler nor --steps')
+            raise UserError(
+                f'--workdir={path}: a one-step student takes neither --sampler nor --steps'
+            )
         plain['method'] |= {'sampler': sampler} if sampler else {}
         plain['method']['grid'] |= {'steps': steps} if steps else {}
     built = experiment(plain)
     params, position = _load_ema(built.denoiser, path, mesh)
     jitted = jax.jit(built.method.generate, out_shardings=mesh and sharding.batch_sharding(mesh))
-    denoise = jax.jit(lambda params, x, sigma, label: built.denoiser.apply(params, x, sigma, label)[0])
+    denoise = jax.jit(
+        lambda params, x, sigma, label: built.denoiser.apply(params, x, sigma, label)[0]
+    )
 
     def sample(noise, label):
         return jitted(params, noise, label)
@@ -541,22 +653,40 @@ def from_workdir(path, *, sampler=None, steps=None, mesh=None):
         return denoise(params, x, jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), label)
 
     config = configs.from_json(plain)
-    trajectory = built.method.trajectory and functools.partial(jax.jit(built.method.trajectory), params)
+    trajectory = built.method.trajectory and functools.partial(
+        jax.jit(built.method.trajectory), params
+    )
     nfe, shape, num_classes = built.method.nfe, built.shape, built.num_classes
     digest = _digest(position['digests']['ema'])
-    return Run(config, position['next_step'], params, generate, sample, denoise_with, trajectory, nfe, shape, num_classes, digest)
+    return Run(
+        config,
+        position['next_step'],
+        params,
+        generate,
+        sample,
+        denoise_with,
+        trajectory,
+        nfe,
+        shape,
+        num_classes,
+        digest,
+    )
 
 
 def start(key, n, label, shape, num_classes):
-    """(unit noise [n, *shape], label int32 [n]): label an int, int[n], or None for random classes."""
+    """(unit noise [n, *shape], label int32 [n]): label an int, int[n], or None for random
+    classes."""
     key_noise, key_label = jax.random.split(key)
     if label is None:
         label = jax.random.randint(key_label, (n,), 0, max(num_classes, 1))
-    return jax.random.normal(key_noise, (n, *shape)), jnp.broadcast_to(jnp.asarray(label, jnp.int32), (n,))
+    return jax.random.normal(key_noise, (n, *shape)), jnp.broadcast_to(
+        jnp.asarray(label, jnp.int32), (n,)
+    )
 
 
 def _defaults(config):
-    """{dotted name: default} of what a config may set and need not; a placeholder of its type where the default is None."""
+    """{dotted name: default} of what a config may set and need not; a placeholder of its type where
+    the default is None."""
     data = config.get('data', {}).get('name')
     takes = {
         'data': ([sources.SOURCES[data]] if data in sources.SOURCES else [], {'split'}),
@@ -571,7 +701,11 @@ def _defaults(config):
                 if value is parameter.empty or name in left_out:
                     continue
                 if value is None:
-                    kinds = [kind for kind in typing.get_args(parameter.annotation) if kind in (int, float, str)]
+                    kinds = [
+                        kind
+                        for kind in typing.get_args(parameter.annotation)
+                        if kind in (int, float, str)
+                    ]
                     if not kinds:
                         continue
                     value = config_dict.placeholder(kinds[0])
@@ -581,7 +715,8 @@ def _defaults(config):
 
 
 def complete(config, names):
-    """Gives a config those of `names`, dotted, that it leaves to their defaults, so that they can be set; in place."""
+    """Gives a config those of `names`, dotted, that it leaves to their defaults, so that they can
+    be set; in place."""
     defaults = _defaults(config)
     for name in names:
         section, _, last = name.rpartition('.')
@@ -591,7 +726,8 @@ def complete(config, names):
 
 
 def override(config, words):
-    """`config.override` that also takes what a config leaves to its default, as --config.training.evaluate_every=100."""
+    """`config.override` that also takes what a config leaves to its default, as
+    --config.training.evaluate_every=100."""
     complete(config, [word.removeprefix('--config.').partition('=')[0] for word in words])
     configs.override(config, words)
 
@@ -606,11 +742,14 @@ def _published(options):
 
 
 def _checked(section):
-    """Settings of an evaluation, before there is anything to evaluate; own features named are own features."""
+    """Settings of an evaluation, before there is anything to evaluate; own features named are own
+    features."""
     options = _plain(section)
     if _published(options):
         if 'seed' in options:
-            raise UserError('config.evaluation.seed: a published protocol has seeds of its own; leave it out')
+            raise UserError(
+                'config.evaluation.seed: a published protocol has seeds of its own; leave it out'
+            )
         call(scores.check, options, 'config.evaluation')
         return options
     options.pop('protocol', None)
@@ -619,17 +758,20 @@ def _checked(section):
 
 
 def evaluate(config, workdir, *, quiet=False, against=None, **given):
-    """Measures a run; writes `eval/step-N.json`, or `eval/step-N-PROTOCOL.json`, and returns its row.
+    """Measures a run; writes `eval/step-N.json`, or `eval/step-N-PROTOCOL.json`, and returns its
+    row.
 
-    Of a part of a protocol the file says which: `eval/step-N-edm-3x5k-DIGEST.json`, or `-50k-` of one range. The digest is of
-    weights, statistics and checkpoint; metrics that were measured before with the same stay in the file.
+    Of a part of a protocol the file says which: `eval/step-N-edm-3x5k-DIGEST.json`, or `-50k-` of
+    one range. The digest is of weights, statistics and checkpoint; metrics that were measured
+    before with the same stay in the file.
 
     Args:
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
       workdir: run folder.
       quiet: no progress on stderr.
       against: `evaluate.Reference` or `scores.Reference`, to share it between runs.
-      given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in place of all of them.
+      given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in
+        place of all of them.
 
     Raises:
       UserError: on whatever the user can mend.
@@ -645,31 +787,59 @@ def evaluate(config, workdir, *, quiet=False, against=None, **given):
 
 
 def _measure(config, options, workdir, run, mesh, quiet, against):
-    """`evaluate` of a `Run`, or of what has its fields, under the options of an evaluation section."""
+    """`evaluate` of a `Run`, or of what has its fields, under the options of an evaluation
+    section."""
     options, suffix = dict(options), ''
     if _published(options):
         row = call(
-            scores.evaluate, options, 'config.evaluation', generate=run.sample, shape=run.shape, num_classes=run.num_classes,
-            nfe=run.nfe, mesh=mesh, progress=not quiet, against=against,
+            scores.evaluate,
+            options,
+            'config.evaluation',
+            generate=run.sample,
+            shape=run.shape,
+            num_classes=run.num_classes,
+            nfe=run.nfe,
+            mesh=mesh,
+            progress=not quiet,
+            against=against,
         )
         rules, samples, ranges = (row['details'][name] for name in ('rules', 'samples', 'ranges'))
         if not (quiet or row['details']['statistics']['weights_sha256'] or jax.process_index()):
             said = f'the statistics {row["details"]["statistics"]["reference"]!r} do not tell the weights they were made with'
-            print(f'{said}: the numbers are right only if they are those of {options["detector"]}', file=sys.stderr)
+            print(
+                f'{said}: the numbers are right only if they are those of {options["detector"]}',
+                file=sys.stderr,
+            )
         suffix = f'-{rules["name"]}'
         # Less than the whole protocol must not take the place of it.
         if (samples, len(ranges)) != (rules['samples'], len(rules['seeds'])):
-            suffix += f'-{len(ranges)}x{protocols.short(samples)}' if len(ranges) > 1 else f'-{protocols.short(samples)}'
+            suffix += (
+                f'-{len(ranges)}x{protocols.short(samples)}'
+                if len(ranges) > 1
+                else f'-{protocols.short(samples)}'
+            )
         # What was measured with other weights or against other images is another number.
-        suffix += '-' + _digest([row['details']['detector'], row['details']['statistics'], run.digest])[:8]
+        suffix += (
+            '-'
+            + _digest([row['details']['detector'], row['details']['statistics'], run.digest])[:8]
+        )
     else:
         train_source, held_out = (against.train, against.held_out) if against else _splits(config)
         row = call(
-            evaluation.evaluate, options, 'config.evaluation', generate=run.sample, train=train_source, held_out=held_out,
-            nfe=run.nfe, progress=not quiet, against=against,
+            evaluation.evaluate,
+            options,
+            'config.evaluation',
+            generate=run.sample,
+            train=train_source,
+            held_out=held_out,
+            nfe=run.nfe,
+            progress=not quiet,
+            against=against,
         )
     row = {'step': run.step, **row}
-    versions = writer.versions() | {'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+    versions = writer.versions() | {
+        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    }
     row['details'] = row.get('details', {}) | {'checkpoint': run.digest, 'versions': versions}
     if jax.process_index() == 0:
         path = pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}{suffix}.json'
@@ -684,21 +854,34 @@ def _splits(config):
 
 
 def _evaluation(ready, workdir, mesh):
-    """evaluate(EMA weights, step) -> {name: number}, for `loop.train`: as `evaluate` measures the finished run."""
+    """evaluate(EMA weights, step) -> {name: number}, for `loop.train`: as `evaluate` measures the
+    finished run."""
     options = _checked(ready.plain.get('evaluation', {}))
     built = ready.built
-    # Made once, before there is a step: hours later is too late to hear of statistics of another protocol.
+    # Made once, before there is a step: hours later is too late to hear of statistics of another
+    # protocol.
     if _published(options):
         split = sharding.batch_sharding(mesh)
         against = call(scores.reference, options, 'config.evaluation', mesh=mesh, shape=built.shape)
     else:
         split = sharding.replicated(mesh)
-        against = evaluation.reference(ready.source, load_data(ready.plain, 'held_out'), progress=False)
+        against = evaluation.reference(
+            ready.source, load_data(ready.plain, 'held_out'), progress=False
+        )
     generate = jax.jit(built.method.generate, out_shardings=split)
 
     def evaluate(ema, step):
         run = Run(
-            None, step, ema, None, functools.partial(generate, ema), None, None, built.method.nfe, built.shape, built.num_classes,
+            None,
+            step,
+            ema,
+            None,
+            functools.partial(generate, ema),
+            None,
+            None,
+            built.method.nfe,
+            built.shape,
+            built.num_classes,
             _digest(checkpoint.digests(ema)),
         )
         row = _measure(ready.plain, options, workdir, run, mesh, True, against)
@@ -708,13 +891,16 @@ def _evaluation(ready, workdir, mesh):
 
 
 def make_statistics(config, out, *, split=None, reference=None, quiet=False, **options):
-    """Measures the real images of a config's data under a protocol; writes a statistics file and returns what it holds.
+    """Measures the real images of a config's data under a protocol; writes a statistics file and
+    returns what it holds.
 
     Args:
       config: whose `data` is taken.
       out: `.npz` file to write.
-      split: 'train', 'held_out' or 'all'; default: 'all' of an image folder, whose splits are ours, else 'train'.
-      reference: what the images are called in names of numbers; default: the data's name, with another split behind it.
+      split: 'train', 'held_out' or 'all'; default: 'all' of an image folder, whose splits are ours,
+        else 'train'.
+      reference: what the images are called in names of numbers; default: the data's name, with
+        another split behind it.
       quiet: no progress on stderr.
       options: protocol, detector, keep and batch_size, as of `scores.make_statistics`.
 
@@ -726,29 +912,45 @@ def make_statistics(config, out, *, split=None, reference=None, quiet=False, **o
     split = split or usual
     if split == 'all':
         parts = _splits(config)
-        joined = {field: np.concatenate([getattr(part, field) for part in parts]) for field in ('images', 'labels')}
+        joined = {
+            field: np.concatenate([getattr(part, field) for part in parts])
+            for field in ('images', 'labels')
+        }
         source = parts[0]._replace(**joined)
     else:
         source = load_data(config, split)
     # So that numbers against several parts of a data set have several names.
-    source = source._replace(name=reference or source.name + ('' if split == usual else f'-{split}'))
-    made = call(scores.make_statistics, options, 'stats make', source=source, mesh=sharding.make_mesh(), progress=not quiet)
+    source = source._replace(
+        name=reference or source.name + ('' if split == usual else f'-{split}')
+    )
+    made = call(
+        scores.make_statistics,
+        options,
+        'stats make',
+        source=source,
+        mesh=sharding.make_mesh(),
+        progress=not quiet,
+    )
     if jax.process_index() == 0:
         statistics.write(out, made)
     return made
 
 
-def sample(workdir, *, n=None, seed=0, label=None, out=None, sampler=None, steps=None, trajectory=False):
+def sample(
+    workdir, *, n=None, seed=0, label=None, out=None, sampler=None, steps=None, trajectory=False
+):
     """Draws samples from a run into a PNG grid (or a scatter plot of points), or an .npy of floats.
 
     Args:
       workdir: run folder.
-      n, seed: number of samples, by default 64, or 8 with their trajectory; seed of noise and labels. n > 0, seed >= 0.
+      n, seed: number of samples, by default 64, or 8 with their trajectory; seed of noise and
+        labels. n > 0, seed >= 0.
       label: class, or None for random ones.
       out: file, .png or .npy; default samples/sample-seed.png in the workdir.
       sampler, steps: see `from_workdir`.
-      trajectory: draw, or keep [n, N + 1, ...], what the network took x0 for at each of N levels, and the samples last
-        (DT-visualisation, arXiv 2503.10637). A row a sample; points are scattered, a picture a level.
+      trajectory: draw, or keep [n, N + 1, ...], what the network took x0 for at each of N levels,
+        and the samples last (DT-visualisation, arXiv 2503.10637). A row a sample; points are
+        scattered, a picture a level.
 
     Returns:
       The path written.
@@ -759,7 +961,13 @@ def sample(workdir, *, n=None, seed=0, label=None, out=None, sampler=None, steps
     path = pathlib.Path(out or pathlib.Path(workdir) / 'samples' / f'sample-{seed}.png')
     if path.suffix not in ('.png', '.npy'):
         raise UserError(f'--out={path}: write to a .png or an .npy file')
-    n = n if n is not None else 8 if trajectory and len(configs.read(workdir).image.shape) == 3 else 64
+    n = (
+        n
+        if n is not None
+        else 8
+        if trajectory and len(configs.read(workdir).image.shape) == 3
+        else 64
+    )
     if n < 1 or seed < 0:
         raise UserError(f'--n={n}, --seed={seed}: n must be >= 1 and seed >= 0')
     run = from_workdir(workdir, sampler=sampler, steps=steps)
@@ -784,8 +992,12 @@ def sample(workdir, *, n=None, seed=0, label=None, out=None, sampler=None, steps
 
 def _picture(samples, trajectory):
     if len(samples.shape) - trajectory == 4:
-        return writer.image_grid(samples.reshape(-1, *samples.shape[-3:]), samples.shape[1] if trajectory else None)
+        return writer.image_grid(
+            samples.reshape(-1, *samples.shape[-3:]), samples.shape[1] if trajectory else None
+        )
     if not trajectory:
         return writer.scatter(samples)
     limit = 1.1 * float(np.abs(samples).max())
-    return np.concatenate([writer.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)], 1)
+    return np.concatenate(
+        [writer.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)], 1
+    )

@@ -25,16 +25,22 @@ PLACES = {
     errno.ENOTDIR: 'give the name of a folder',
 }
 
-# jax, ml_collections and fdistill.build are imported only by a command that runs, so that --help is instant.
+# jax, ml_collections and fdistill.build are imported only by a command that runs, so that --help is
+# instant.
 
 OVERRIDES = """\
-Any value of the config can be set: --config.optimizer.student.learning_rate=1e-4, --config.shape='(32, 32, 3)'."""
+Any value of the config can be set: --config.optimizer.student.learning_rate=1e-4,
+--config.shape='(32, 32, 3)'."""
 
 SAMPLER = """\
 Options of the sampler follow its name: --sampler=ghvb --order=3.8, --sampler=heun --s_churn=10."""
-SWEEP = """\
-Slurm and the local executor take submitit's parameters, as --slurm_partition=gpu --timeout_min=60 --gpus_per_node=1.
-""" + OVERRIDES
+SWEEP = (
+    """\
+Slurm and the local executor take submitit's parameters, as --slurm_partition=gpu --timeout_min=60
+--gpus_per_node=1.
+"""
+    + OVERRIDES
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,69 +52,159 @@ class _Parser(argparse.ArgumentParser):
 
 def _parsers():
     """The parser of everything and, by name, those of the commands."""
-    parser = _Parser(prog='fdistill', allow_abbrev=False, description='Distils diffusion models to one step.')
+    parser = _Parser(
+        prog='fdistill', allow_abbrev=False, description='Distils diffusion models to one step.'
+    )
     commands = parser.add_subparsers(dest='command', metavar='command', required=True)
 
     def command(name, description, epilog=None):
-        sub = commands.add_parser(name, allow_abbrev=False, help=description, description=description, epilog=epilog)
+        sub = commands.add_parser(
+            name, allow_abbrev=False, help=description, description=description, epilog=epilog
+        )
         sub.add_argument('--workdir', metavar='DIR', help='folder of the run; required')
         return sub
 
-    train = command('train', 'Trains what a config describes; resumes when the workdir holds a checkpoint.', OVERRIDES)
-    train.add_argument('--config', metavar='FILE', help='Python file with get_config(), as configs/x.py; required')
-    train.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
+    train = command(
+        'train',
+        'Trains what a config describes; resumes when the workdir holds a checkpoint.',
+        OVERRIDES,
+    )
+    train.add_argument(
+        '--config', metavar='FILE', help='Python file with get_config(), as configs/x.py; required'
+    )
+    train.add_argument(
+        '--distributed', action='store_true', help='one of several processes; automatic under srun'
+    )
 
-    evaluate = command('evaluate', 'Measures a trained run and prints the numbers as JSON.', OVERRIDES)
-    evaluate.add_argument('--config', metavar='FILE', help='config to use instead of the one kept in the workdir')
-    evaluate.add_argument('--samples', type=int, metavar='N', help='generated samples; default: as in the config')
-    evaluate.add_argument('--seed', type=int, metavar='S', help='seed of the samples; default: as in the config')
-    evaluate.add_argument('--protocol', metavar='NAME', help='a published one, as edm or adm, in place of own features')
-    evaluate.add_argument('--detector', metavar='FILE', help='weights for a published protocol, of `fdistill convert`')
-    evaluate.add_argument('--statistics', metavar='FILE', help='real images under that protocol, of `fdistill stats`')
-    evaluate.add_argument('--metrics', metavar='LIST', help='of fid,sfid,is,kid,prdc,mmd,fid_infinity; default: the first five')
-    evaluate.add_argument('--ranges', type=int, metavar='R', help='ranges of seeds; default: all of the protocol')
-    evaluate.add_argument('--batch-size', type=int, metavar='B', help='images at once on all devices')
-    evaluate.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
+    evaluate = command(
+        'evaluate', 'Measures a trained run and prints the numbers as JSON.', OVERRIDES
+    )
+    evaluate.add_argument(
+        '--config', metavar='FILE', help='config to use instead of the one kept in the workdir'
+    )
+    evaluate.add_argument(
+        '--samples', type=int, metavar='N', help='generated samples; default: as in the config'
+    )
+    evaluate.add_argument(
+        '--seed', type=int, metavar='S', help='seed of the samples; default: as in the config'
+    )
+    evaluate.add_argument(
+        '--protocol',
+        metavar='NAME',
+        help='a published one, as edm or adm, in place of own features',
+    )
+    evaluate.add_argument(
+        '--detector', metavar='FILE', help='weights for a published protocol, of `fdistill convert`'
+    )
+    evaluate.add_argument(
+        '--statistics', metavar='FILE', help='real images under that protocol, of `fdistill stats`'
+    )
+    evaluate.add_argument(
+        '--metrics',
+        metavar='LIST',
+        help='of fid,sfid,is,kid,prdc,mmd,fid_infinity; default: the first five',
+    )
+    evaluate.add_argument(
+        '--ranges', type=int, metavar='R', help='ranges of seeds; default: all of the protocol'
+    )
+    evaluate.add_argument(
+        '--batch-size', type=int, metavar='B', help='images at once on all devices'
+    )
+    evaluate.add_argument(
+        '--distributed', action='store_true', help='one of several processes; automatic under srun'
+    )
     evaluate.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
     sample = command('sample', 'Draws samples from a trained run.', SAMPLER)
-    sample.add_argument('--n', type=int, help='number of samples; default: 64, or 8 with --trajectory')
+    sample.add_argument(
+        '--n', type=int, help='number of samples; default: 64, or 8 with --trajectory'
+    )
     sample.add_argument('--seed', type=int, default=0, metavar='S', help='default: %(default)s')
-    sample.add_argument('--label', type=int, metavar='L', help='class; default: a random one a sample')
-    sample.add_argument('--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb')
-    sample.add_argument('--steps', type=int, help='levels of the noise grid before 0, for a denoiser')
-    sample.add_argument('--trajectory', action='store_true', help='show x0 as the network saw it at each level')
+    sample.add_argument(
+        '--label', type=int, metavar='L', help='class; default: a random one a sample'
+    )
+    sample.add_argument(
+        '--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'
+    )
+    sample.add_argument(
+        '--steps', type=int, help='levels of the noise grid before 0, for a denoiser'
+    )
+    sample.add_argument(
+        '--trajectory', action='store_true', help='show x0 as the network saw it at each level'
+    )
     sample.add_argument('--out', metavar='FILE', help='file to write; default: in the workdir')
 
     sweep = command('sweep', 'Runs the trials of a sweep that have no result yet.', SWEEP)
-    sweep.add_argument('--config', metavar='FILE', help='Python file with get_config() and get_sweep(); required')
-    sweep.add_argument('--only', metavar='TRIAL', action='append', help='a trial by name; may be given several times')
+    sweep.add_argument(
+        '--config', metavar='FILE', help='Python file with get_config() and get_sweep(); required'
+    )
+    sweep.add_argument(
+        '--only',
+        metavar='TRIAL',
+        action='append',
+        help='a trial by name; may be given several times',
+    )
     sweep.add_argument('--retry', action='store_true', help='run failed trials again')
-    sweep.add_argument('--dry-run', action='store_true', help='list the trials and what they will cost; run nothing')
-    sweep.add_argument('--commands', action='store_true', help='print a command a trial, for any scheduler; run nothing')
+    sweep.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='list the trials and what they will cost; run nothing',
+    )
+    sweep.add_argument(
+        '--commands',
+        action='store_true',
+        help='print a command a trial, for any scheduler; run nothing',
+    )
     together = 'trials that differ in seed and continuous settings (learning rates, weights) alone as one program, on one device'
     sweep.add_argument('--vmap-seeds', action='store_true', help=together)
-    sweep.add_argument('--executor', choices=('local', 'slurm'), help='trials in processes of their own, through submitit')
-    sweep.add_argument('--parallel', type=int, default=2, metavar='N', help='of them at once; default: %(default)s')
-    sweep.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
+    sweep.add_argument(
+        '--executor',
+        choices=('local', 'slurm'),
+        help='trials in processes of their own, through submitit',
+    )
+    sweep.add_argument(
+        '--parallel', type=int, default=2, metavar='N', help='of them at once; default: %(default)s'
+    )
+    sweep.add_argument(
+        '--distributed', action='store_true', help='one of several processes; automatic under srun'
+    )
 
     description = 'Says what a data set holds, and what training on it would stop at.'
     about = {'help': description, 'description': description, 'epilog': OVERRIDES}
     check = commands.add_parser('check-data', allow_abbrev=False, **about)
     check.add_argument('path', nargs='?', metavar='PATH', help='folder or zip of images')
-    check.add_argument('--config', metavar='FILE', help='Python file with get_config(), whose data is looked at')
-    check.add_argument('--out', metavar='DIR', default='check_data', help='folder to write to; default: %(default)s')
+    check.add_argument(
+        '--config', metavar='FILE', help='Python file with get_config(), whose data is looked at'
+    )
+    check.add_argument(
+        '--out',
+        metavar='DIR',
+        default='check_data',
+        help='folder to write to; default: %(default)s',
+    )
     check.add_argument('--json', action='store_true', help='print check_data.json and not a table')
 
     description = 'Makes one page of the results of runs and sweeps: scores, tests, plots, samples.'
-    report = commands.add_parser('report', allow_abbrev=False, help=description, description=description)
+    report = commands.add_parser(
+        'report', allow_abbrev=False, help=description, description=description
+    )
     report.add_argument('paths', nargs='+', metavar='PATH', help='folder of a run or of a sweep')
-    report.add_argument('--out', metavar='DIR', help='folder to write to; default: report in the first PATH')
-    report.add_argument('--measure', metavar='KEY', help='to rank by, as pixel_fd; default: the first that was measured')
+    report.add_argument(
+        '--out', metavar='DIR', help='folder to write to; default: report in the first PATH'
+    )
+    report.add_argument(
+        '--measure',
+        metavar='KEY',
+        help='to rank by, as pixel_fd; default: the first that was measured',
+    )
     report.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
-    description = 'Reads published weights, running nothing in the file, and writes them as safetensors.'
-    convert = commands.add_parser('convert', allow_abbrev=False, help=description, description=description)
+    description = (
+        'Reads published weights, running nothing in the file, and writes them as safetensors.'
+    )
+    convert = commands.add_parser(
+        'convert', allow_abbrev=False, help=description, description=description
+    )
     convert.add_argument('kind', metavar='KIND', help='inception or dinov2')
     source = "the file as published: pytorch-fid's .pth, NVIDIA's .pkl or .pt, DINOv2's .pth"
     convert.add_argument('source', metavar='SRC', help=source)
@@ -119,31 +215,66 @@ def _parsers():
 
 def _add_stats(commands):
     description = 'Makes, converts, shows and compares statistics files of real images.'
-    stats = commands.add_parser('stats', allow_abbrev=False, help=description, description=description)
+    stats = commands.add_parser(
+        'stats', allow_abbrev=False, help=description, description=description
+    )
     actions = stats.add_subparsers(dest='action', metavar='action', required=True)
 
     def action(name, description, epilog=None):
-        return actions.add_parser(name, allow_abbrev=False, help=description, description=description, epilog=epilog)
+        return actions.add_parser(
+            name, allow_abbrev=False, help=description, description=description, epilog=epilog
+        )
 
     make = action('make', 'Measures the data of a config under a published protocol.', OVERRIDES)
-    make.add_argument('--config', metavar='FILE', required=True, help='Python file with get_config(), whose data is taken')
-    make.add_argument('--protocol', metavar='NAME', required=True, help='as edm, adm, clean-fid or pytorch-fid')
-    make.add_argument('--detector', metavar='FILE', required=True, help='weights, of `fdistill convert`')
+    make.add_argument(
+        '--config',
+        metavar='FILE',
+        required=True,
+        help='Python file with get_config(), whose data is taken',
+    )
+    make.add_argument(
+        '--protocol', metavar='NAME', required=True, help='as edm, adm, clean-fid or pytorch-fid'
+    )
+    make.add_argument(
+        '--detector', metavar='FILE', required=True, help='weights, of `fdistill convert`'
+    )
     make.add_argument('--out', metavar='FILE', required=True, help='.npz file to write')
     split = 'default: train, or all of an image folder'
     make.add_argument('--split', choices=('train', 'held_out', 'all'), help=split)
-    make.add_argument('--reference', metavar='NAME', help="what the images are called in names of numbers; default: the data's")
-    make.add_argument('--keep', type=int, metavar='N', help='images whose features are kept for KID and precision')
+    make.add_argument(
+        '--reference',
+        metavar='NAME',
+        help="what the images are called in names of numbers; default: the data's",
+    )
+    make.add_argument(
+        '--keep', type=int, metavar='N', help='images whose features are kept for KID and precision'
+    )
     make.add_argument('--batch-size', type=int, metavar='B', help='images at once on all devices')
-    make.add_argument('--distributed', action='store_true', help='one of several processes; automatic under srun')
+    make.add_argument(
+        '--distributed', action='store_true', help='one of several processes; automatic under srun'
+    )
     make.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
-    convert = action('convert', 'Reads statistics of another program and writes them as ours, under their protocol.')
-    convert.add_argument('source', metavar='SRC', help='.npz of EDM, ADM, clean-fid or pytorch-fid, .pkl of EDM2')
+    convert = action(
+        'convert',
+        'Reads statistics of another program and writes them as ours, under their protocol.',
+    )
+    convert.add_argument(
+        'source', metavar='SRC', help='.npz of EDM, ADM, clean-fid or pytorch-fid, .pkl of EDM2'
+    )
     convert.add_argument('out', metavar='OUT', help='.npz file to write')
-    convert.add_argument('--protocol', metavar='NAME', required=True, help='that its features were made by; no file tells')
-    convert.add_argument('--count', type=int, metavar='N', help='images it is of, where the file does not tell')
-    convert.add_argument('--reference', metavar='NAME', help='what the images are; default: the name of the file')
+    convert.add_argument(
+        '--protocol',
+        metavar='NAME',
+        required=True,
+        help='that its features were made by; no file tells',
+    )
+    convert.add_argument(
+        '--count', type=int, metavar='N', help='images it is of, where the file does not tell'
+    )
+    convert.add_argument(
+        '--reference', metavar='NAME', help='what the images are; default: the name of the file'
+    )
 
     show = action('show', 'Says what a file holds.')
     show.add_argument('files', nargs='+', metavar='FILE')
@@ -169,7 +300,9 @@ def _join_others():
     try:
         jax.distributed.initialize()  # Before anything touches a device.
     except ValueError as error:
-        raise UserError(f'--distributed: {error}; start the processes with srun or mpirun, or leave it out') from error
+        raise UserError(
+            f'--distributed: {error}; start the processes with srun or mpirun, or leave it out'
+        ) from error
 
 
 def _first():
@@ -197,11 +330,19 @@ def _sets_protocol(options, overrides):
 
 
 def _evaluate(options, overrides):
-    published = [name for name in ('detector', 'statistics', 'metrics', 'ranges') if getattr(options, name) is not None]
+    published = [
+        name
+        for name in ('detector', 'statistics', 'metrics', 'ranges')
+        if getattr(options, name) is not None
+    ]
     if published and not options.protocol and not _sets_protocol(options, overrides):
-        raise UserError(f'--{published[0]}: is for a published protocol; add --protocol=NAME, as edm')
+        raise UserError(
+            f'--{published[0]}: is for a published protocol; add --protocol=NAME, as edm'
+        )
     if options.protocol and options.seed is not None:
-        raise UserError(f'--seed={options.seed}: a published protocol has seeds of its own; leave it out')
+        raise UserError(
+            f'--seed={options.seed}: a published protocol has seeds of its own; leave it out'
+        )
     from fdistill import build
     from fdistill import config as configs
 
@@ -227,7 +368,10 @@ def _sample(options, overrides, rest=()):
         raise UserError(f'{overrides[0]}: sample takes the config kept in the workdir')
     from fdistill import build
 
-    keywords = {name: getattr(options, name) for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory')}
+    keywords = {
+        name: getattr(options, name)
+        for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory')
+    }
     if rest:
         keywords['sampler'] = {'name': options.sampler} | keyword_options(rest)
     build.sample(options.workdir, **keywords)
@@ -266,9 +410,13 @@ def _sweep(options, overrides, rest=()):
             given |= {'parallel': options.parallel} | keyword_options(rest)
             results = sweep.submit(options.config, options.workdir, options.executor, **given)
         else:
-            results = sweep.run(options.config, options.workdir, vmap_seeds=options.vmap_seeds, **given)
+            results = sweep.run(
+                options.config, options.workdir, vmap_seeds=options.vmap_seeds, **given
+            )
         failed = [trial.name for trial, outcome in results if outcome['status'] == 'failed']
-        print(f'{len(results) - len(failed)} trials done, {len(failed)} failed{": " + ", ".join(failed) if failed else ""}')
+        print(
+            f'{len(results) - len(failed)} trials done, {len(failed)} failed{": " + ", ".join(failed) if failed else ""}'
+        )
         return 1 if failed else 0
 
 
@@ -299,7 +447,9 @@ def _check_data(options, overrides):
     section = dict(config.get('data', {}))
     folder = section if section.get('name') == 'image_folder' and section.get('path') else None
     if folder and check.within(options.out, folder['path']):
-        raise UserError(f'--out={options.out}: lies within the data, {folder["path"]}; give another folder')
+        raise UserError(
+            f'--out={options.out}: lies within the data, {folder["path"]}; give another folder'
+        )
     report, train = check.check(lambda split: build.load_data(config, split), folder)
     print(json.dumps(plain(report), indent=2) if options.json else check.text(report))
     paths = check.write(options.out, report, train)
@@ -345,7 +495,9 @@ def _stats_make(options, overrides):
 def _stats_convert(options, overrides):
     from fdistill.evaluation import statistics
 
-    statistics.convert(options.source, options.out, options.protocol, options.count, options.reference)
+    statistics.convert(
+        options.source, options.out, options.protocol, options.count, options.reference
+    )
     _stats_show(argparse.Namespace(files=[options.out]), ())
 
 
@@ -360,10 +512,17 @@ def _stats_compare(options, overrides):
 
     ours, theirs = map(statistics.read, options.files)
     distance = statistics.compare(ours, theirs)
-    print(f'{distance:.10g}  Frechet distance under {ours.protocol} of {ours.reference} and {theirs.reference}')
+    print(
+        f'{distance:.10g}  Frechet distance under {ours.protocol} of {ours.reference} and {theirs.reference}'
+    )
 
 
-STATS = {'make': _stats_make, 'convert': _stats_convert, 'show': _stats_show, 'compare': _stats_compare}
+STATS = {
+    'make': _stats_make,
+    'convert': _stats_convert,
+    'show': _stats_show,
+    'compare': _stats_compare,
+}
 COMMANDS = {
     'train': _train,
     'evaluate': _evaluate,
@@ -377,7 +536,8 @@ COMMANDS = {
 
 
 def split(words):
-    """Words of a command line without, and only, its overrides; an override becomes one word, `--config.key=value`."""
+    """Words of a command line without, and only, its overrides; an override becomes one word,
+    `--config.key=value`."""
     rest, overrides = [], []
     words = list(words)
     while words:
@@ -403,11 +563,15 @@ def _run(words):
     if unknown and not passed_on:
         flag = unknown[0].split('=')[0].lstrip('-')
         known = [name for name in vars(options) if name != 'command']
-        raise UserError(f'{options.command}: unknown argument {unknown[0]}{suggest(flag, known, prefix="--")}')
+        raise UserError(
+            f'{options.command}: unknown argument {unknown[0]}{suggest(flag, known, prefix="--")}'
+        )
     # Not argparse's `required`, which would hide the better message about a misspelt name.
     for name in ('config', 'workdir') if options.command in ('train', 'sweep') else ('workdir',):
         if not getattr(options, name, True):
-            raise UserError(f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`')
+            raise UserError(
+                f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`'
+            )
     return COMMANDS[options.command](options, overrides, *([unknown] if unknown else [])) or 0
 
 
@@ -417,8 +581,8 @@ def main(words=None):
     Args:
         words: without the program's name; default: those of this process.
     Returns:
-        The exit code: 0, 1 if training stopped because the numbers were not finite, 2 for a user's error, 130 after
-        Ctrl-C.
+        The exit code: 0, 1 if training stopped because the numbers were not finite, 2 for a user's
+        error, 130 after Ctrl-C.
     """
     words = sys.argv[1:] if words is None else words
     try:
@@ -429,9 +593,14 @@ def main(words=None):
     except OSError as error:
         if error.errno not in PLACES:
             raise
-        print(f'fdistill: {error.filename}: {error.strerror}; {PLACES[error.errno]}', file=sys.stderr)
+        print(
+            f'fdistill: {error.filename}: {error.strerror}; {PLACES[error.errno]}', file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         again = shlex.join(['fdistill', *words])
-        print(f'fdistill: interrupted; to go on, give the same command again: {again}', file=sys.stderr)
+        print(
+            f'fdistill: interrupted; to go on, give the same command again: {again}',
+            file=sys.stderr,
+        )
         return 130

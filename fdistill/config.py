@@ -1,4 +1,5 @@
-"""Config files: read, override from the command line, check against a function's signature, keep as JSON."""
+"""Config files: read, override from the command line, check against a function's signature, keep as
+JSON."""
 
 import importlib.util
 import inspect
@@ -38,13 +39,17 @@ def module(path):
     if not pathlib.Path(filename).is_file():
         raise UserError(f'--config={path}: no such file')
     if not filename.endswith('.py'):
-        raise UserError(f'--config={path}: not a Python file; a config is a .py file with a function get_config()')
+        raise UserError(
+            f'--config={path}: not a Python file; a config is a .py file with a function get_config()'
+        )
     spec = importlib.util.spec_from_file_location('fdistill_config', filename)
     made = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(made)
     except Exception as error:  # The file is the user's: whatever it raises is theirs to mend.
-        raise UserError(f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}') from error
+        raise UserError(
+            f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}'
+        ) from error
     return made
 
 
@@ -52,19 +57,29 @@ def _config(path, module):
     filename, *arguments = path.split(':', 1)
     try:
         if not callable(getattr(module, 'get_config', None)):
-            raise UserError(f'--config={path}: has no get_config(); define this function, returning a ConfigDict')
+            raise UserError(
+                f'--config={path}: has no get_config(); define this function, returning a ConfigDict'
+            )
         config = module.get_config(*arguments)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}') from error
+        raise UserError(
+            f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}'
+        ) from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f'--config={path}: get_config() returned {type(config).__name__}; it must return a ConfigDict')
+        raise UserError(
+            f'--config={path}: get_config() returned {type(config).__name__}; it must return a ConfigDict'
+        )
     return config.lock()
 
 
 def _place(error, filename):
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(filename)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.endswith(filename)
+    ]
     return f'line {lines[-1]}: ' if lines else ''  # A SyntaxError says its own line.
 
 
@@ -76,7 +91,9 @@ def read(workdir, where='--workdir'):
     """
     path = pathlib.Path(workdir) / FILENAME
     if not path.is_file():
-        raise UserError(f'{where}={workdir}: has no {FILENAME}; give the folder of a run made by `fdistill train`')
+        raise UserError(
+            f'{where}={workdir}: has no {FILENAME}; give the folder of a run made by `fdistill train`'
+        )
     try:
         return from_json(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
@@ -90,7 +107,8 @@ def override(config, arguments):
         config: ConfigDict.
         arguments: words `--config.a.b=value`.
     Raises:
-        UserError: a key that is not in the config, a whole section, or a value of another type than the config has.
+        UserError: a key that is not in the config, a whole section, or a value of another type than
+          the config has.
     """
     for argument in arguments:
         kind, current = _leaf(config, argument.partition('=')[0].removeprefix('--'))
@@ -99,11 +117,14 @@ def override(config, arguments):
         try:
             values(['fdistill', argument])
         except (flags.Error, TypeError, ValueError) as error:
-            raise UserError(f'{argument}: not of type {kind.__name__}; the config has {current!r}') from error
+            raise UserError(
+                f'{argument}: not of type {kind.__name__}; the config has {current!r}'
+            ) from error
 
 
 def put(config, name, value, where):
-    """Sets `config.a.b` given as 'a.b' to a value of the type it has, in place; a name alone may become a section and back.
+    """Sets `config.a.b` given as 'a.b' to a value of the type it has, in place; a name alone may
+    become a section and back.
 
     Raises:
         UserError: a key that is not in the config, or a value of another type.
@@ -113,16 +134,21 @@ def put(config, name, value, where):
     for key in [*path, last]:
         if not isinstance(section, ConfigDict) or key not in section:
             known = section if isinstance(section, ConfigDict) else ()
-            raise UserError(f'{where}: unknown key {walked}.{key}{suggest(key, known, prefix=f"{walked}.")}')
+            raise UserError(
+                f'{where}: unknown key {walked}.{key}{suggest(key, known, prefix=f"{walked}.")}'
+            )
         owner, section, walked = section, section[key], f'{walked}.{key}'
     try:
         owner[last] = value
     except TypeError as error:
-        raise UserError(f'{where}: {walked}={value!r} is of type {type(value).__name__}; the config has {section!r}') from error
+        raise UserError(
+            f'{where}: {walked}={value!r} is of type {type(value).__name__}; the config has {section!r}'
+        ) from error
 
 
 def _leaf(config, name):
-    """Type and value of what a dotted name stands for; it must exist and be one value that a word can replace."""
+    """Type and value of what a dotted name stands for; it must exist and be one value that a word
+    can replace."""
     section, value, path = None, config, 'config'
     for key in name.split('.')[1:]:
         if not isinstance(value, ConfigDict):
@@ -133,11 +159,15 @@ def _leaf(config, name):
         value, path = section[key], f'{path}.{key}'
     if isinstance(value, ConfigDict):
         example = next(iter(value), 'key')
-        raise UserError(f'--{name}: a section cannot be replaced as a whole; set its keys, as --{name}.{example}=...')
+        raise UserError(
+            f'--{name}: a section cannot be replaced as a whole; set its keys, as --{name}.{example}=...'
+        )
     kind = section.get_type(key)
     if kind not in (bool, int, float, str, tuple):
         remedy = 'write a tuple for a list and config_dict.placeholder(type) for None'
-        raise UserError(f'--{name}: the config has {value!r}, which a word cannot replace; {remedy}')
+        raise UserError(
+            f'--{name}: the config has {value!r}, which a word cannot replace; {remedy}'
+        )
     return kind, value
 
 
@@ -161,7 +191,8 @@ def call(function, section, where, **given):
         where: the section's name in messages, for example 'config.method'.
         given: arguments that do not come from the config.
     Raises:
-        UserError: an argument unknown, missing or of the wrong type, or a ValueError raised by our own `function`.
+        UserError: an argument unknown, missing or of the wrong type, or a ValueError raised by our
+          own `function`.
     """
     parameters = inspect.signature(function, eval_str=True).parameters
     names = [name for name in parameters if name not in given]
@@ -187,7 +218,8 @@ def call(function, section, where, **given):
             raise
         raise UserError(f'{where}.{found[1]}: unknown') from error
     except ValueError as error:
-        # Ours say what the user should change; one out of numpy or jax is a bug and keeps its traceback.
+        # Ours say what the user should change; one out of numpy or jax is a bug and keeps its
+        # traceback.
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals.get('__name__', '').split('.')[0] != 'fdistill':
             raise
@@ -196,16 +228,23 @@ def call(function, section, where, **given):
 
 def _check_type(value, parameter, where):
     annotation = parameter.annotation
-    if annotation is parameter.empty and isinstance(parameter.default, (bool, int, float, str, tuple)):
+    if annotation is parameter.empty and isinstance(
+        parameter.default, (bool, int, float, str, tuple)
+    ):
         annotation = type(parameter.default)  # A default says as much as an annotation would.
     if value is None and parameter.default is None or _fits(value, annotation):
         return
-    wanted = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else annotation
+    wanted = (
+        annotation.__name__
+        if isinstance(annotation, type) and not typing.get_args(annotation)
+        else annotation
+    )
     raise UserError(f'{where}: {value!r} is of type {type(value).__name__}; expected {wanted}')
 
 
 def _fits(value, annotation):
-    """Whether a value is of a type made of int, float, bool, str, None and tuple; any other type passes."""
+    """Whether a value is of a type made of int, float, bool, str, None and tuple; any other type
+    passes."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
@@ -237,7 +276,9 @@ def to_json(config, where='config'):
         return [to_json(value, f'{where}[{index}]') for index, value in enumerate(config)]
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
-    raise UserError(f'{where}: {config!r} cannot be kept in {FILENAME}; use numbers, strings, bools, None and tuples')
+    raise UserError(
+        f'{where}: {config!r} cannot be kept in {FILENAME}; use numbers, strings, bools, None and tuples'
+    )
 
 
 def from_json(values):

@@ -4,11 +4,13 @@ import difflib
 
 
 class UserError(ValueError):
-    """An input only the user can mend: the command line prints it as one line. Other errors keep their traceback."""
+    """An input only the user can mend: the command line prints it as one line. Other errors keep
+    their traceback."""
 
 
 class NotFinite(RuntimeError):
-    """Training stopped because a role's updates were not finite many times in a row; one line, exit code 1."""
+    """Training stopped because a role's updates were not finite many times in a row; one line, exit
+    code 1."""
 
 
 def suggest(name, known, prefix=''):

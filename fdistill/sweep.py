@@ -1,4 +1,5 @@
-"""Sweeps: one base config, many trials, each an ordinary run folder; what is missing runs, what is done stays.
+"""Sweeps: one base config, many trials, each an ordinary run folder; what is missing runs, what is
+done stays.
 
 A sweep is a config file with two functions:
 
@@ -6,9 +7,9 @@ A sweep is a config file with two functions:
     def get_sweep():                  # a grid, or a list of trials
         return {'method.divergence': ('reverse_kl', 'js'), 'seed': (0, 1, 2)}
 
-Its folder holds `sweep.json` and, below `trials/`, a run folder a trial with `result.json`: status done or failed, the row of
-its evaluation or the error, seconds. Results are written whole or not at all; a trial killed in the middle has none, and
-resumes from its own checkpoint.
+Its folder holds `sweep.json` and, below `trials/`, a run folder a trial with `result.json`: status
+done or failed, the row of its evaluation or the error, seconds. Results are written whole or not at
+all; a trial killed in the middle has none, and resumes from its own checkpoint.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ RESULT = 'result.json'
 
 
 class Trial(NamedTuple):
-    """name: of its folder, made of what differs. overrides: {dotted key: value}. config: the base with them."""
+    """name: of its folder, made of what differs. overrides: {dotted key: value}. config: the base
+    with them."""
 
     name: str
     overrides: dict
@@ -59,14 +61,18 @@ def load(path, overrides=()):
     build.override(base, overrides)
     make = getattr(configs.module(path), 'get_sweep', None)
     if not callable(make):
-        raise UserError(f'--config={path}: has no get_sweep(); define it, returning a dict of key: values, or a list of dicts')
+        raise UserError(
+            f'--config={path}: has no get_sweep(); define it, returning a dict of key: values, or a list of dicts'
+        )
     sweep = make()
     try:
         if isinstance(sweep, dict):
             sweep = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
         sweep = [dict(chosen) for chosen in sweep]
     except (TypeError, ValueError) as error:
-        raise UserError(f'--config={path}: get_sweep() must return a dict of key: values, or a list of dicts; {error}') from error
+        raise UserError(
+            f'--config={path}: get_sweep() must return a dict of key: values, or a list of dicts; {error}'
+        ) from error
     if not sweep:
         raise UserError(f'--config={path}: get_sweep() returns no trial')
     keys = dict.fromkeys(key for chosen in sweep for key in chosen)
@@ -77,7 +83,11 @@ def load(path, overrides=()):
         build.complete(config, chosen)
         for key, value in chosen.items():
             configs.put(config, key, value, f'--config={path}: get_sweep()')
-        trials.append(Trial(_name({key: chosen[key] for key in varied if key in chosen}), chosen, config.lock()))
+        trials.append(
+            Trial(
+                _name({key: chosen[key] for key in varied if key in chosen}), chosen, config.lock()
+            )
+        )
     names = [trial.name for trial in trials]
     for name in names:
         if names.count(name) > 1:
@@ -93,7 +103,11 @@ def _name(overrides):
 
 def fingerprint(config):
     """Of a config without what may change when it is resumed."""
-    flat = {key: value for key, value in build.flat(configs.to_json(config)).items() if not key.startswith(build.FREE)}
+    flat = {
+        key: value
+        for key, value in build.flat(configs.to_json(config)).items()
+        if not key.startswith(build.FREE)
+    }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -113,14 +127,19 @@ def result(workdir, trial):
     try:
         known = json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f'{file}: damaged ({error}); delete it, and the trial runs again') from error
+        raise UserError(
+            f'{file}: damaged ({error}); delete it, and the trial runs again'
+        ) from error
     if known['fingerprint'] != fingerprint(trial.config):
-        raise UserError(f'{file}: is of another config than the sweep now has; give another --workdir')
+        raise UserError(
+            f'{file}: is of another config than the sweep now has; give another --workdir'
+        )
     return known
 
 
 def run_trial(workdir, trial, references=None):
-    """Trains and evaluates a trial, or goes on with it; writes and returns its result. Whatever it raises is its result.
+    """Trains and evaluates a trial, or goes on with it; writes and returns its result. Whatever it
+    raises is its result.
 
     Args:
       workdir: of the sweep.
@@ -139,7 +158,10 @@ def run_trial(workdir, trial, references=None):
         # Submitit's, of a job whose time is up: without a result it goes on later.
         if type(error).__name__ == 'UncompletedJobError':
             raise
-        outcome |= {'status': 'failed', 'error': f'{type(error).__name__}: ' + ' '.join(str(error).split())[:500]}
+        outcome |= {
+            'status': 'failed',
+            'error': f'{type(error).__name__}: ' + ' '.join(str(error).split())[:500],
+        }
     return _written(folder, outcome, time.perf_counter() - began)
 
 
@@ -153,21 +175,27 @@ def _written(folder, outcome, seconds):
 
 
 def run_lanes(workdir, trials, references=None, say=print):
-    """As `run_trial` for a group of trials as of `lanes`, trained as one vmapped program; their results.
+    """As `run_trial` for a group of trials as of `lanes`, trained as one vmapped program; their
+    results.
 
-    What they cannot do together, for want of memory or because a part of a config is wrong, they do in two halves.
+    What they cannot do together, for want of memory or because a part of a config is wrong, they do
+    in two halves.
     """
     if len(trials) == 1:
         return [run_trial(workdir, trials[0], references)]
     began = time.perf_counter()
     try:
-        failed = build.train_lanes([(trial.config, folder_of(workdir, trial)) for trial in trials], quiet=True)
+        failed = build.train_lanes(
+            [(trial.config, folder_of(workdir, trial)) for trial in trials], quiet=True
+        )
     except Exception as error:
         # Only its text: the error itself holds on to the arrays that did not fit.
         reason = f'{type(error).__name__}: ' + ' '.join(str(error).split())[:200]
     else:
         share = (time.perf_counter() - began) / len(trials)
-        return [_after(workdir, trial, error, share, references) for trial, error in zip(trials, failed)]
+        return [
+            _after(workdir, trial, error, share, references) for trial, error in zip(trials, failed)
+        ]
     say(f'    {len(trials)} trials as one program: {reason}; so in halves')
     halves = trials[: len(trials) // 2], trials[len(trials) // 2 :]
     groups = [group for half in halves for group in lanes(workdir, half)]
@@ -175,7 +203,8 @@ def run_lanes(workdir, trials, references=None, say=print):
 
 
 def _after(workdir, trial, error, seconds, references):
-    """The result of a trial that was trained as a lane in so many seconds, or stopped by an error."""
+    """The result of a trial that was trained as a lane in so many seconds, or stopped by an
+    error."""
     if error is None:
         outcome = run_trial(workdir, trial, references)
     else:
@@ -187,7 +216,8 @@ def _after(workdir, trial, error, seconds, references):
 def lanes(workdir, trials):
     """Trials in groups that differ in their seed and `build.CONTINUOUS` settings alone.
 
-    One that has a checkpoint is a group of its own, and resumes; so is one that is evaluated on its way.
+    One that has a checkpoint is a group of its own, and resumes; so is one that is evaluated on its
+    way.
     """
     groups = {}
     for trial in trials:
@@ -204,7 +234,9 @@ def _reference(config, kept):
     key = json.dumps(configs.to_json(config['data']), sort_keys=True)
     if key not in kept:
         kept.clear()
-        kept[key] = evaluation.reference(*(build.load_data(config, split) for split in ('train', 'held_out')), progress=False)
+        kept[key] = evaluation.reference(
+            *(build.load_data(config, split) for split in ('train', 'held_out')), progress=False
+        )
     return kept[key]
 
 
@@ -216,8 +248,8 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False
       workdir: folder of the sweep.
       only: names of trials; default: all.
       retry: run failed trials again.
-      vmap_seeds: train trials that differ in their seed and in continuous settings alone as one vmapped program, on one
-        device, in as many parts as its memory asks for.
+      vmap_seeds: train trials that differ in their seed and in continuous settings alone as one
+        vmapped program, on one device, in as many parts as its memory asks for.
       quiet: no progress on stderr.
 
     Returns:
@@ -245,7 +277,9 @@ def note(path, workdir, trials):
     """Leaves `sweep.json` for the report."""
     if jax.process_index() == 0:
         listed = {trial.name: trial.overrides for trial in trials}
-        writer.write_json(pathlib.Path(workdir) / 'sweep.json', {'config': str(path), 'trials': listed})
+        writer.write_json(
+            pathlib.Path(workdir) / 'sweep.json', {'config': str(path), 'trials': listed}
+        )
 
 
 def finished(workdir, trials):
@@ -261,7 +295,8 @@ def select(trials, only):
 
 
 def missing(workdir, trials, retry=False):
-    """The trials to run: those without a result, and with `retry` those that failed. All hosts get process 0's answer."""
+    """The trials to run: those without a result, and with `retry` those that failed. All hosts get
+    process 0's answer."""
     known = [result(workdir, trial) for trial in trials]
     wanted = np.array([not found or (retry and found['status'] == 'failed') for found in known])
     if jax.process_count() > 1:
@@ -272,16 +307,25 @@ def missing(workdir, trials, retry=False):
 
 
 class Progress:
-    """Lines on stderr: which trial of how many, what came of it, and how long the others will take."""
+    """Lines on stderr: which trial of how many, what came of it, and how long the others will
+    take."""
 
     def __init__(self, workdir, trials, waiting, quiet):
-        self._total, self._left, self._quiet = len(trials), len(waiting), quiet or jax.process_index() != 0
+        self._total, self._left, self._quiet = (
+            len(trials),
+            len(waiting),
+            quiet or jax.process_index() != 0,
+        )
         self._seconds = [known['seconds'] for _, known in finished(workdir, trials)]
         if self._left < self._total:
             self.say(f'{self._total - self._left} of {self._total} trials have a result')
 
     def start(self, trial, *others):
-        left = f'  {clock(statistics.median(self._seconds) * self._left)} left' if self._seconds else ''
+        left = (
+            f'  {clock(statistics.median(self._seconds) * self._left)} left'
+            if self._seconds
+            else ''
+        )
         more = f' and {len(others)} others at once' if others else ''
         self.say(f'[{self._total - self._left + 1}/{self._total}] {trial.name}{more}{left}')
 
@@ -300,7 +344,10 @@ def summary(outcome):
     if outcome['status'] == 'failed':
         return f'FAILED: {outcome["error"]}'
     numbers = evaluation.numbers(outcome['row'])
-    shown = (f'{key} {value:.4g}' if isinstance(value, (int, float)) else f'{key} {value}' for key, value in numbers.items())
+    shown = (
+        f'{key} {value:.4g}' if isinstance(value, (int, float)) else f'{key} {value}'
+        for key, value in numbers.items()
+    )
     return '  '.join(shown)
 
 
@@ -310,25 +357,56 @@ def clock(seconds):
 
 
 def listing(workdir, trials):
-    """What `--dry-run` prints: each trial with its steps, images and state, and what the missing ones will cost."""
+    """What `--dry-run` prints: each trial with its steps, images and state, and what the missing
+    ones will cost."""
     rows, seconds, images = [], [], 0
     for trial in trials:
         known = result(workdir, trial)
         training = trial.config.training
-        state = known['status'] if known else 'started' if folder_of(workdir, trial).exists() else 'missing'
-        rows.append((trial.name, f'{training.steps} steps', f'{training.steps * training.batch_size:,} images', state))
+        state = (
+            known['status']
+            if known
+            else 'started'
+            if folder_of(workdir, trial).exists()
+            else 'missing'
+        )
+        rows.append(
+            (
+                trial.name,
+                f'{training.steps} steps',
+                f'{training.steps * training.batch_size:,} images',
+                state,
+            )
+        )
         seconds += [known['seconds']] if known else []
         images += 0 if known else training.steps * training.batch_size
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = [
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
     missing = len(rows) - len(seconds)
-    cost = f', about {clock(statistics.median(seconds) * missing)} one after another' if seconds else ''
-    return '\n'.join([*lines, f'{len(rows)} trials, {missing} without a result: {images:,} images{cost}'])
+    cost = (
+        f', about {clock(statistics.median(seconds) * missing)} one after another'
+        if seconds
+        else ''
+    )
+    return '\n'.join(
+        [*lines, f'{len(rows)} trials, {missing} without a result: {images:,} images{cost}']
+    )
 
 
 def command(path, workdir, trial, overrides=()):
     """The command line that runs one trial, for any scheduler."""
-    return shlex.join(['fdistill', 'sweep', f'--config={path}', f'--workdir={workdir}', f'--only={trial.name}', *overrides])
+    return shlex.join(
+        [
+            'fdistill',
+            'sweep',
+            f'--config={path}',
+            f'--workdir={workdir}',
+            f'--only={trial.name}',
+            *overrides,
+        ]
+    )
 
 
 def _job(path, workdir, name, overrides):
@@ -343,8 +421,8 @@ def executor(cluster, workdir, parallel, **parameters):
     Args:
       cluster: 'local', or 'slurm' for an array job.
       parallel: trials at once.
-      parameters: of submitit's AutoExecutor: timeout_min (default: a day), cpus_per_task, gpus_per_node,
-        mem_gb, slurm_partition, ...
+      parameters: of submitit's AutoExecutor: timeout_min (default: a day), cpus_per_task,
+        gpus_per_node, mem_gb, slurm_partition, ...
 
     Raises:
       UserError: submitit is not installed, or an unknown parameter.
@@ -352,25 +430,44 @@ def executor(cluster, workdir, parallel, **parameters):
     try:
         import submitit
     except ImportError as error:
-        raise UserError("--executor: needs submitit; install it with pip install -e '.[slurm]'") from error
+        raise UserError(
+            "--executor: needs submitit; install it with pip install -e '.[slurm]'"
+        ) from error
     # Submitit's own default is five minutes.
     parameters = {'timeout_min': 24 * 60} | parameters
     if cluster == 'slurm':
         parameters = {'slurm_array_parallelism': parallel} | parameters
     try:
-        made = submitit.AutoExecutor(folder=pathlib.Path(workdir).absolute() / 'jobs', cluster=cluster)
+        made = submitit.AutoExecutor(
+            folder=pathlib.Path(workdir).absolute() / 'jobs', cluster=cluster
+        )
         made.update_parameters(name='fdistill-sweep', **parameters)
     except (NameError, TypeError, RuntimeError) as error:
         raise UserError(f'--executor={cluster}: {error}') from error
     return made
 
 
-def submit(path, workdir, cluster, *, overrides=(), only=None, retry=False, parallel=2, quiet=False, **parameters):
-    """Runs the missing trials in processes of their own, through submitit; arguments as of `run` and `executor`.
+def submit(
+    path,
+    workdir,
+    cluster,
+    *,
+    overrides=(),
+    only=None,
+    retry=False,
+    parallel=2,
+    quiet=False,
+    **parameters,
+):
+    """Runs the missing trials in processes of their own, through submitit; arguments as of `run`
+    and `executor`.
 
     Slurm gets one array job, and this returns when it is queued. Local processes are waited for.
     """
-    path, workdir = str(pathlib.Path(path.split(':')[0]).absolute()) + ''.join(path.partition(':')[1:]), pathlib.Path(workdir)
+    path, workdir = (
+        str(pathlib.Path(path.split(':')[0]).absolute()) + ''.join(path.partition(':')[1:]),
+        pathlib.Path(workdir),
+    )
     trials = load(path, overrides)
     chosen = select(trials, only)
     waiting = missing(workdir, chosen, retry)
@@ -378,20 +475,35 @@ def submit(path, workdir, cluster, *, overrides=(), only=None, retry=False, para
     note(path, workdir, trials)
     if cluster == 'slurm':
         with made.batch():
-            jobs = [made.submit(_job, path, workdir, trial.name, tuple(overrides)) for trial in waiting]
-        print(f'queued {len(jobs)} trials as job {jobs[0].job_id.split("_")[0]}' if jobs else 'nothing to run')
+            jobs = [
+                made.submit(_job, path, workdir, trial.name, tuple(overrides)) for trial in waiting
+            ]
+        print(
+            f'queued {len(jobs)} trials as job {jobs[0].job_id.split("_")[0]}'
+            if jobs
+            else 'nothing to run'
+        )
         return finished(workdir, trials)
     progress, running, queue = Progress(workdir, chosen, waiting, quiet), {}, list(waiting)
     while queue or running:
         while queue and len(running) < parallel:
             trial = queue.pop(0)
-            running[trial.name] = trial, made.submit(_job, path, workdir, trial.name, tuple(overrides)), time.perf_counter()
+            running[trial.name] = (
+                trial,
+                made.submit(_job, path, workdir, trial.name, tuple(overrides)),
+                time.perf_counter(),
+            )
             progress.start(trial)
         for name, (trial, job, began) in list(running.items()):
             if job.done():
                 del running[name]
                 # A killed process leaves no result; the next call runs it again.
-                lost = {'status': 'failed', 'error': f'its process ended without a result; see {job.paths.stderr}'}
-                progress.done(result(workdir, trial) or lost | {'seconds': time.perf_counter() - began})
+                lost = {
+                    'status': 'failed',
+                    'error': f'its process ended without a result; see {job.paths.stderr}',
+                }
+                progress.done(
+                    result(workdir, trial) or lost | {'seconds': time.perf_counter() - began}
+                )
         time.sleep(0.2)
     return finished(workdir, trials)

@@ -5,27 +5,32 @@ import pathlib
 
 import pytest
 
-# In the environment rather than in jax.config, so that subprocesses started by tests have it too. A GPU would change
-# the rounding that tests pin; JAX_PLATFORMS=cuda asks for one.
+# In the environment rather than in jax.config, so that subprocesses started by tests have it too. A
+# GPU would change the rounding that tests pin; JAX_PLATFORMS=cuda asks for one.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parents[1] / '.cache' / 'jax'))
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parents[1] / '.cache' / 'jax')
+)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 
-# Before anything imports absl: submitit's set-up of logging closes absl's handler, and with it the stderr pytest captures.
+# Before anything imports absl: submitit's set-up of logging closes absl's handler, and with it the
+# stderr pytest captures.
 import submitit  # noqa: E402, F401, I001
 
 import jax  # noqa: E402
 
 # Not in the environment: a process started by a test has one device unless it says otherwise.
 jax.config.update('jax_num_cpu_devices', 8)
-# Several simulated devices can deadlock when their collectives wait for one another in the same thread pool.
+# Several simulated devices can deadlock when their collectives wait for one another in the same
+# thread pool.
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
-    """Where datasets and feature networks are kept: fresh, so that no test leans on what an older version left."""
+    """Where datasets and feature networks are kept: fresh, so that no test leans on what an older
+    version left."""
     folder = tmp_path_factory.mktemp('cache')
     os.environ['FDISTILL_CACHE'] = str(folder)
     return folder

@@ -1,8 +1,10 @@
-"""Cases that diffusers' schedulers and our samplers both solve, and how their answers were recorded.
+"""Cases that diffusers' schedulers and our samplers both solve, and how their answers were
+recorded.
 
-`python tests/diffusers_goldens.py` writes data/diffusers_goldens.npz; it needs torch and the extra `diffusers`.
-Recorded with diffusers 0.42.1 and torch 2.13.0 on a CPU. The denoiser is a mixture's closed form in numpy, so that the
-recorder shares no code with what it judges; the schedulers are driven as pipelines drive them.
+`python tests/diffusers_goldens.py` writes data/diffusers_goldens.npz; it needs torch and the extra
+`diffusers`. Recorded with diffusers 0.42.1 and torch 2.13.0 on a CPU. The denoiser is a mixture's
+closed form in numpy, so that the recorder shares no code with what it judges; the schedulers are
+driven as pipelines drive them.
 """
 
 import pathlib
@@ -17,13 +19,21 @@ STEPS = (6, 10, 20)
 WEIGHTS, MEANS, STDS = (1.0, 2.0, 3.0), ((-1.0, 0.0), (1.0, 0.5), (0.0, -1.0)), (0.1, 0.2, 0.3)
 SIGMA_DATA = 0.5
 # The state of these is alpha x, of the others x.
-_VARIANCE_PRESERVING = ('DPMSolverMultistep', 'UniPCMultistep', 'DEISMultistep', 'DDIM', 'IPNDM', 'LCM')
+_VARIANCE_PRESERVING = (
+    'DPMSolverMultistep',
+    'UniPCMultistep',
+    'DEISMultistep',
+    'DDIM',
+    'IPNDM',
+    'LCM',
+)
 # These round their state to float32 in each step, whatever they are given.
 _SINGLE = ('EulerDiscrete', 'EulerAncestralDiscrete', 'DPMSolverMultistep')
 
 
 class Case(NamedTuple):
-    """`<scheduler>Scheduler(**options).step(..., **step)` and the sampler of ours that is the same method with options `ours`."""
+    """`<scheduler>Scheduler(**options).step(..., **step)` and the sampler of ours that is the same
+    method with options `ours`."""
 
     scheduler: str
     sampler: str
@@ -34,8 +44,9 @@ class Case(NamedTuple):
 
 _KARRAS = {'use_karras_sigmas': True}
 _EXPONENTIAL = {'use_exponential_sigmas': True}
-# Schedulers lower the order of the last steps where there are fewer than 15 of them, UniPC always; ours where the grid ends
-# in 0, of DPM-Solver++ the last step and of UniPC the last order - 1, as they do.
+# Schedulers lower the order of the last steps where there are fewer than 15 of them, UniPC always;
+# ours where the grid ends in 0, of DPM-Solver++ the last step and of UniPC the last order - 1, as
+# they do.
 _SAME_ORDER = {'lower_order_final': False}
 _SIGMA_MIN = {'final_sigmas_type': 'sigma_min', **_SAME_ORDER}
 _SDE = {'algorithm_type': 'sde-dpmsolver++'}
@@ -43,7 +54,9 @@ _SDE = {'algorithm_type': 'sde-dpmsolver++'}
 
 def _unipc(order, variant, **options):
     ours = {'order': order, 'variant': variant}
-    return Case('UniPCMultistep', 'unipc', {'solver_order': order, 'solver_type': variant, **options}, ours)
+    return Case(
+        'UniPCMultistep', 'unipc', {'solver_order': order, 'solver_type': variant, **options}, ours
+    )
 
 
 CASES = {
@@ -69,9 +82,16 @@ CASES = {
     # DEIS never goes to 0. On Karras' levels its last step stands still.
     'deis 2': Case('DEISMultistep', 'deis', {'solver_order': 2, **_SAME_ORDER}, {'order': 2}),
     'deis 3': Case('DEISMultistep', 'deis', {'solver_order': 3, **_SAME_ORDER}, {'order': 3}),
-    'deis 2 karras': Case('DEISMultistep', 'deis', {'solver_order': 2, **_SAME_ORDER, **_KARRAS}, {'order': 2}),
-    'deis 3 karras': Case('DEISMultistep', 'deis', {'solver_order': 3, **_SAME_ORDER, **_KARRAS}, {'order': 3}),
-    **{f'lms {k}': Case('LMSDiscrete', 'lms', _KARRAS, {'order': k}, {'order': k}) for k in (2, 3, 4)},
+    'deis 2 karras': Case(
+        'DEISMultistep', 'deis', {'solver_order': 2, **_SAME_ORDER, **_KARRAS}, {'order': 2}
+    ),
+    'deis 3 karras': Case(
+        'DEISMultistep', 'deis', {'solver_order': 3, **_SAME_ORDER, **_KARRAS}, {'order': 3}
+    ),
+    **{
+        f'lms {k}': Case('LMSDiscrete', 'lms', _KARRAS, {'order': k}, {'order': k})
+        for k in (2, 3, 4)
+    },
     'lms 4 exponential': Case('LMSDiscrete', 'lms', _EXPONENTIAL, {'order': 4}),
     'ipndm': Case('IPNDM', 'adams_bashforth', {}, {'order': 4}),
     'ancestral': Case('EulerAncestralDiscrete', 'ancestral'),
@@ -90,7 +110,8 @@ def tolerance(case):
 
 
 def inputs():
-    """Unit noise: the start [5,2], before its multiplication by sigmas[0], and that of the steps [20,5,2]."""
+    """Unit noise: the start [5,2], before its multiplication by sigmas[0], and that of the steps
+    [20,5,2]."""
     draws = np.random.RandomState(0).standard_normal((1 + max(STEPS), 5, 2))
     return draws[0], draws[1:]
 
@@ -125,16 +146,21 @@ def solve(case, steps):
     state = torch.from_numpy(levels[0] * noise / (np.hypot(1, levels[0]) if vp else 1))
     # Not all of them can be handed noise, and some draw it in float32.
     module = sys.modules[type(scheduler).__module__]
-    with mock.patch.object(module, 'randn_tensor', lambda *args, **options: next(draws), create=True):
+    with mock.patch.object(
+        module, 'randn_tensor', lambda *args, **options: next(draws), create=True
+    ):
         for level, timestep in zip(levels, scheduler.timesteps):
             given = scheduler.scale_model_input(state, timestep)
-            state = scheduler.step(_network(case.scheduler, given.numpy(), level), timestep, state, **case.step).prev_sample
+            state = scheduler.step(
+                _network(case.scheduler, given.numpy(), level), timestep, state, **case.step
+            ).prev_sample
     # Heun's levels are there twice, and where a last step stands still its level is.
     return np.unique(levels)[::-1], state.numpy() * (np.hypot(1, levels[-1]) if vp else 1)
 
 
 def _widen(scheduler):
-    """sigma at which the network is called each time, then the last; computed with in float64 henceforth."""
+    """sigma at which the network is called each time, then the last; computed with in float64
+    henceforth."""
     if hasattr(scheduler, 'sigmas'):
         scheduler.sigmas = scheduler.sigmas.double()
         return scheduler.sigmas.numpy()
@@ -148,7 +174,8 @@ def _widen(scheduler):
 
 
 def _network(scheduler, given, sigma):
-    """What a network predicts: EDM's F for an input of unit variance, v for IPNDM, eps for the others."""
+    """What a network predicts: EDM's F for an input of unit variance, v for IPNDM, eps for the
+    others."""
     import torch
 
     if scheduler.startswith('EDM'):
@@ -165,7 +192,8 @@ def _network(scheduler, given, sigma):
 
 
 def record():
-    """Writes GOLDENS: '<case>/sigmas' for all STEPS one after the other, and '<case>/x0' [STEPS,5,2]."""
+    """Writes GOLDENS: '<case>/sigmas' for all STEPS one after the other, and '<case>/x0'
+    [STEPS,5,2]."""
     arrays = {}
     for name, case in {**CASES, 'published 3m': PUBLISHED_3M}.items():
         sigmas, x0 = zip(*(solve(case, steps) for steps in STEPS))

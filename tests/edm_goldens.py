@@ -1,7 +1,9 @@
-"""Small U-Nets with weights drawn by name, and how their outputs were recorded from EDM's own PyTorch networks.
+"""Small U-Nets with weights drawn by name, and how their outputs were recorded from EDM's own
+PyTorch networks.
 
-`python tests/edm_goldens.py CHECKOUT` writes data/edm_goldens.npz; CHECKOUT is a clone of github.com/NVlabs/edm.
-Recorded at its commit 008a4e5 with torch 2.13.0+cpu in float32, in an environment of its own with requests and pillow.
+`python tests/edm_goldens.py CHECKOUT` writes data/edm_goldens.npz; CHECKOUT is a clone of
+github.com/NVlabs/edm. Recorded at its commit 008a4e5 with torch 2.13.0+cpu in float32, in an
+environment of its own with requests and pillow.
 """
 
 import functools
@@ -20,7 +22,12 @@ CASES = {
     'ddpmpp': dict(attn_resolutions=(8,), **_SONG),
     'ncsnpp': dict(attn_resolutions=(16, 4), **_SONG),
     'adm': dict(
-        resolution=16, model_channels=32, channel_mult=(1, 2, 4), num_blocks=1, attn_resolutions=(8, 4), **_COMMON
+        resolution=16,
+        model_channels=32,
+        channel_mult=(1, 2, 4),
+        num_blocks=1,
+        attn_resolutions=(8, 4),
+        **_COMMON,
     ),
 }
 
@@ -45,17 +52,26 @@ def inputs():
     random = np.random.RandomState(0)
     x = random.standard_normal((3, 16, 16, 3)).astype(np.float32)
     augment = random.standard_normal((3, 9)).astype(np.float32)
-    return x, np.log(np.array([0.002, 0.5, 80.0])).astype(np.float32) / 4, np.array([3, -1, 0]), augment
+    return (
+        x,
+        np.log(np.array([0.002, 0.5, 80.0])).astype(np.float32) / 4,
+        np.array([3, -1, 0]),
+        augment,
+    )
 
 
 def record(checkout):
-    """Runs EDM's networks and writes GOLDENS: outputs, the encoder activations of the first image, names and shapes."""
+    """Runs EDM's networks and writes GOLDENS: outputs, the encoder activations of the first image,
+    names and shapes."""
     sys.path.insert(0, checkout)
     import torch
     from training import networks
 
     fourier = dict(
-        embedding_type='fourier', encoder_type='residual', channel_mult_noise=2, resample_filter=[1, 3, 3, 1]
+        embedding_type='fourier',
+        encoder_type='residual',
+        channel_mult_noise=2,
+        resample_filter=[1, 3, 3, 1],
     )
     types = {
         'ddpmpp': (networks.SongUNet, {}),
@@ -70,17 +86,31 @@ def record(checkout):
     one_hot = (label[:, None] == np.arange(_COMMON['num_classes'])).astype(np.float32)
     arrays = {}
     for case, (network, options) in types.items():
-        settings = dict(CASES[case], img_resolution=CASES[case]['resolution'], label_dim=_COMMON['num_classes'])
-        settings = {key: value for key, value in settings.items() if key not in ('resolution', 'num_classes')}
+        settings = dict(
+            CASES[case], img_resolution=CASES[case]['resolution'], label_dim=_COMMON['num_classes']
+        )
+        settings = {
+            key: value
+            for key, value in settings.items()
+            if key not in ('resolution', 'num_classes')
+        }
         model = network(in_channels=3, out_channels=3, **settings, **options).eval()
         entries = {name: list(array.shape) for name, array in model.state_dict().items()}
-        drawn = {name: weight(name, shape) for name, shape in entries.items() if not name.endswith('resample_filter')}
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in drawn.items()}, strict=False)
+        drawn = {
+            name: weight(name, shape)
+            for name, shape in entries.items()
+            if not name.endswith('resample_filter')
+        }
+        model.load_state_dict(
+            {name: torch.from_numpy(array) for name, array in drawn.items()}, strict=False
+        )
         activations = {}
         for name, block in model.enc.items():
             block.register_forward_hook(functools.partial(keep, activations, name.split('_')[0]))
         with torch.no_grad():
-            out = model(*map(torch.from_numpy, (x.transpose(0, 3, 1, 2), c_noise, one_hot, augment)))
+            out = model(
+                *map(torch.from_numpy, (x.transpose(0, 3, 1, 2), c_noise, one_hot, augment))
+            )
         arrays[f'{case}/out'] = out.numpy().transpose(0, 2, 3, 1)
         for i, activation in enumerate(activations.values()):
             arrays[f'{case}/feature{i}'] = activation.numpy()[0].transpose(1, 2, 0)

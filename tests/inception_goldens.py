@@ -1,7 +1,9 @@
-"""Weights of the FID InceptionV3 drawn by name, and how their features were recorded from pytorch-fid's network.
+"""Weights of the FID InceptionV3 drawn by name, and how their features were recorded from
+pytorch-fid's network.
 
-`python tests/inception_goldens.py` writes data/inception_goldens.npz, in an environment of its own with pytorch-fid.
-Recorded with pytorch-fid 0.3.0 and torch 2.13.0+cpu in float64, so that all of the difference is ours.
+`python tests/inception_goldens.py` writes data/inception_goldens.npz, in an environment of its own
+with pytorch-fid. Recorded with pytorch-fid 0.3.0 and torch 2.13.0+cpu in float64, so that all of
+the difference is ours.
 """
 
 import pathlib
@@ -15,7 +17,8 @@ SIZES = [(75, 75), (98, 107), (299, 299)]
 
 
 def weight(name, shape):
-    """The array of the state dict's entry `name`: no statistic of the batch norms is trivial, activations stay of order one."""
+    """The array of the state dict's entry `name`: no statistic of the batch norms is trivial,
+    activations stay of order one."""
     draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith('running_var'):
         draw = np.exp(0.3 * draw)
@@ -37,14 +40,17 @@ def images(height, width):
 
 
 def network():
-    """pytorch-fid's FID network before it is cut into blocks, with the weights above, in float64."""
+    """pytorch-fid's FID network before it is cut into blocks, with the weights above, in
+    float64."""
     import pytorch_fid.inception
     import torch
 
     from fdistill.networks import inception
 
     # In place of the download. Torch refuses names and shapes that are not the network's.
-    state = {name: torch.from_numpy(weight(name, shape)) for name, shape in inception.shapes().items()}
+    state = {
+        name: torch.from_numpy(weight(name, shape)) for name, shape in inception.shapes().items()
+    }
     pytorch_fid.inception.load_state_dict_from_url = lambda *args, **kwargs: state
     return pytorch_fid.inception.fid_inception_v3().eval().double()
 
@@ -55,11 +61,15 @@ def features(inception, images):
 
     kept = {}
     hooks = [
-        layer.register_forward_hook(lambda module, inputs, output, name=name: kept.update({name: output}))
+        layer.register_forward_hook(
+            lambda module, inputs, output, name=name: kept.update({name: output})
+        )
         for name, layer in [('pool', inception.avgpool), ('spatial', inception.Mixed_6d.branch1x1)]
     ]
     with torch.no_grad():
-        logits = inception(torch.from_numpy(images).permute(0, 3, 1, 2).double()) - inception.fc.bias
+        logits = (
+            inception(torch.from_numpy(images).permute(0, 3, 1, 2).double()) - inception.fc.bias
+        )
     for hook in hooks:
         hook.remove()
     spatial = kept['spatial'][:, :7].permute(0, 2, 3, 1).flatten(1)
@@ -74,7 +84,11 @@ def record():
         for name, array in zip(('pool', 'spatial', 'logits'), features(inception, images(*size))):
             arrays[f'{size[0]}x{size[1]}/{name}'] = array.astype(np.float32)
     state = {name: tuple(array.shape) for name, array in inception.state_dict().items()}
-    kept = [f'{name} {" ".join(map(str, shape))}' for name, shape in state.items() if not name.endswith('num_batches_tracked')]
+    kept = [
+        f'{name} {" ".join(map(str, shape))}'
+        for name, shape in state.items()
+        if not name.endswith('num_batches_tracked')
+    ]
     np.savez_compressed(GOLDENS, shapes=np.array(kept), **arrays)
 
 

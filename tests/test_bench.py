@@ -29,7 +29,10 @@ def measure(tmp_path, monkeypatch):
 
 def test_student(measure):
     report = measure(
-        f'--config={ROOT}/configs/ring.py:js', '--batch=8', '--config.network.width=32', '--config.network.blocks=1'
+        f'--config={ROOT}/configs/ring.py:js',
+        '--batch=8',
+        '--config.network.width=32',
+        '--config.network.blocks=1',
     )
     assert list(report['programs']) == ['student step', 'critic step', 'sampling']
     assert report['overrides'] == ['--config.network.width=32', '--config.network.blocks=1']
@@ -40,7 +43,12 @@ def test_student(measure):
 
 
 def test_teacher_of_given_shape_counts_every_evaluation(measure):
-    words = [f'--config={ROOT}/configs/digits_teacher.py', '--shape=4,4,1', '--classes=3', '--batch=4']
+    words = [
+        f'--config={ROOT}/configs/digits_teacher.py',
+        '--shape=4,4,1',
+        '--classes=3',
+        '--batch=4',
+    ]
     reports = [measure(*words, f'--config.method.grid.steps={steps}') for steps in (2, 4)]
     few, many = ({**report['programs']['sampling'], 'nfe': report['nfe']} for report in reports)
     assert list(reports[0]['programs']) == ['student step', 'sampling']
@@ -76,8 +84,14 @@ def test_every_config_needs_neither_data_nor_teacher(file, tmp_path, monkeypatch
         (['--colour'], 'unknown argument --colour'),
         (['--config.seed'], 'unknown argument --config.seed'),
         (['--config=nowhere.py'], '--config=nowhere.py: no such file'),
-        ([f'--config={ROOT}/configs/digits_sid.py', '--config.data.name=zoo'], "no shape known for data 'zoo'"),
-        ([f'--config={ROOT}/configs/digits_sid.py', '--config.method.alhpa=1'], 'did you mean config.method.alpha'),
+        (
+            [f'--config={ROOT}/configs/digits_sid.py', '--config.data.name=zoo'],
+            "no shape known for data 'zoo'",
+        ),
+        (
+            [f'--config={ROOT}/configs/digits_sid.py', '--config.method.alhpa=1'],
+            'did you mean config.method.alpha',
+        ),
     ],
 )
 def test_mistakes_are_one_line(words, message):

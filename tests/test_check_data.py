@@ -19,7 +19,8 @@ from fdistill.errors import UserError
 
 
 def image(seed=None, size=(8, 8), mode='RGB'):
-    """A smooth random picture, so that two of them do not correlate by chance and JPEG keeps them."""
+    """A smooth random picture, so that two of them do not correlate by chance and JPEG keeps
+    them."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 4) + ((3,) if mode == 'RGB' else ()), np.uint8)
     return PIL.Image.fromarray(coarse).resize(size[::-1], PIL.Image.Resampling.BICUBIC)
@@ -35,10 +36,18 @@ def png(depth, kind, rows, *, size=(8, 8), extra=b''):
     """A PNG written by hand, for what Pillow does not write."""
 
     def chunk(name, data):
-        return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+        return (
+            struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+        )
 
     header = chunk(b'IHDR', struct.pack('>IIBBBBB', *size, depth, kind, 0, 0, 0))
-    return b'\x89PNG\r\n\x1a\n' + header + extra + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + header
+        + extra
+        + chunk(b'IDAT', zlib.compress(rows))
+        + chunk(b'IEND', b'')
+    )
 
 
 def folder(root, counts, **options):
@@ -73,7 +82,11 @@ BAD_FILES = {
     'text': ('notes.txt', b'hello', 'is not a PNG or JPEG file: remove'),
     'other format': ('x.png', encoded(image(1), 'BMP'), 'cannot be read as a PNG or JPEG image'),
     'empty': ('x.png', b'', 'cannot be read as a PNG or JPEG image'),
-    'truncated PNG': ('x.png', encoded(image(1, (64, 64)))[:900], r'cannot be read as an image \(.*truncated'),
+    'truncated PNG': (
+        'x.png',
+        encoded(image(1, (64, 64)))[:900],
+        r'cannot be read as an image \(.*truncated',
+    ),
     'truncated JPEG': (
         'x.jpg',
         encoded(image(1, (64, 64)), 'JPEG')[:-300],
@@ -102,7 +115,11 @@ BAD_FILES = {
         ),
         'has a transparent colour',
     ),
-    'animated': ('x.png', encoded(image(1), save_all=True, append_images=[image(2)]), 'holds 2 pictures'),
+    'animated': (
+        'x.png',
+        encoded(image(1), save_all=True, append_images=[image(2)]),
+        'holds 2 pictures',
+    ),
     'several in a JPEG': (
         'x.jpg',
         encoded(image(1), 'MPO', save_all=True, append_images=[image(2)]),
@@ -131,17 +148,24 @@ def test_what_training_refuses_is_an_error(tmp_path, kind, place):
         with pytest.raises(UserError, match=message) as refusal:
             for split in sources.SPLITS:
                 sources.load('image_folder', split, path=path, held_out=0.001)
-    assert str(refusal.value) == f"'cat/{name}' in {str(path)!r} " + error.removeprefix(f'cat/{name}: ')
+    assert str(refusal.value) == f"'cat/{name}' in {str(path)!r} " + error.removeprefix(
+        f'cat/{name}: '
+    )
     assert not caught
     assert set(tmp_path.iterdir()) == {root, path}  # Nothing was extracted.
 
 
 @pytest.mark.parametrize(
     'depth, row, levels',
-    [(2, b'\x1b\x1b', [0, 85, 170, 255] * 2), (4, b'\x01\x23\xef\x0f', [0, 17, 34, 51, 238, 255, 0, 255])],
+    [
+        (2, b'\x1b\x1b', [0, 85, 170, 255] * 2),
+        (4, b'\x01\x23\xef\x0f', [0, 17, 34, 51, 238, 255, 0, 255]),
+    ],
 )
 def test_fewer_bits_are_scaled_to_eight(depth, row, levels):
-    np.testing.assert_array_equal(sources.decode(png(depth, 0, (b'\0' + row) * 8))[..., 0], [levels] * 8)
+    np.testing.assert_array_equal(
+        sources.decode(png(depth, 0, (b'\0' + row) * 8))[..., 0], [levels] * 8
+    )
 
 
 def test_all_bad_files_are_listed_and_twenty_shown(tmp_path, capsys):
@@ -162,12 +186,17 @@ def test_all_bad_files_are_listed_and_twenty_shown(tmp_path, capsys):
     )
     shown = [line for line in out.splitlines() if line.startswith('  ')]
     assert len(shown) == 21 and shown[-1] == '  ... and 5 more, all in check_data.json'
-    assert '7 of 8x8 RGB, as cat/0.png; 2 of 8x5 RGB, as dog/small.png; 1 of 8x8 grey, as dog/z_grey.png' in shown[0]
+    assert (
+        '7 of 8x8 RGB, as cat/0.png; 2 of 8x5 RGB, as dog/small.png; 1 of 8x8 grey, as dog/z_grey.png'
+        in shown[0]
+    )
     errors = json.loads((tmp_path / 'out' / 'check_data.json').read_text())['errors']
     assert len(errors) == 25 and not (tmp_path / 'out' / 'contact_sheet.png').exists()
     assert 'loose.png: lies beside the class folders: move it into one of them' in errors
     assert any(error.startswith('dog/clear.png: has an alpha channel') for error in errors)
-    with pytest.raises(UserError, match=r"'cat/n00.txt' in .*; `fdistill check-data` lists 22 more"):
+    with pytest.raises(
+        UserError, match=r"'cat/n00.txt' in .*; `fdistill check-data` lists 22 more"
+    ):
         sources.load('image_folder', path=root)
 
 
@@ -189,7 +218,9 @@ def test_permissions_and_links(tmp_path, monkeypatch):
     (root / 'cat' / 'dangling.png').symlink_to(root / 'nowhere.png')
     errors = looked(root)[0]['errors']
     assert errors[0].startswith('cat/dangling.png: cannot be read (No such file or directory)')
-    assert errors[1].startswith('cat/3.png: cannot be read (Permission denied): mend its permissions')
+    assert errors[1].startswith(
+        'cat/3.png: cannot be read (Permission denied): mend its permissions'
+    )
     assert len(errors) == 2
 
     def walk(root, onerror):
@@ -197,7 +228,9 @@ def test_permissions_and_links(tmp_path, monkeypatch):
         return iter(())
 
     monkeypatch.setattr('os.walk', walk)
-    assert looked(root)[0]['errors'] == ['cat: cannot be read (Permission denied): mend its permissions or remove it']
+    assert looked(root)[0]['errors'] == [
+        'cat: cannot be read (Permission denied): mend its permissions or remove it'
+    ]
 
 
 def member(**fields):
@@ -251,7 +284,9 @@ def test_encrypted_and_damaged_members(tmp_path):
     (error,) = looked(path)[0]['errors']
     assert error.startswith("0.png: cannot be read (Bad CRC-32 for file '0.png')")
     future = bytearray(data)
-    future[start + 6] = 90  # The version needed, 9.0, of which zipfile raises a NotImplementedError.
+    future[start + 6] = (
+        90  # The version needed, 9.0, of which zipfile raises a NotImplementedError.
+    )
     for damaged in (data[:-30], future):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match='is no zip that can be opened'):
@@ -264,14 +299,19 @@ def test_too_many_bytes_are_not_read(tmp_path, monkeypatch):
     (tmp_path / 'x.png').write_bytes(bytes(1001))
     (tmp_path / 'dataset.json').write_bytes(bytes(1001))
     errors = looked(tmp_path)[0]['errors']
-    assert [error.split(' bytes')[0] for error in errors] == ['dataset.json: has 1001', 'x.png: has 1001']
+    assert [error.split(' bytes')[0] for error in errors] == [
+        'dataset.json: has 1001',
+        'x.png: has 1001',
+    ]
 
 
 def edm(root, labels, count=30):
     (root / '00000').mkdir(parents=True)
     for i in range(count):
         image(i).save(root / '00000' / f'img{i:08}.png')
-    (root / 'dataset.json').write_text(labels if isinstance(labels, str) else json.dumps({'labels': labels}))
+    (root / 'dataset.json').write_text(
+        labels if isinstance(labels, str) else json.dumps({'labels': labels})
+    )
     return root
 
 
@@ -290,7 +330,9 @@ def test_a_data_set_in_edm_layout(tmp_path, place):
     path = root if place == 'folder' else zipped(root, tmp_path / 'data.zip')
     report, train = looked(path)
     assert (
-        train.num_classes == 1 and not train.labels.any() and report['splits']['train']['classes'] == {'0': len(kept)}
+        train.num_classes == 1
+        and not train.labels.any()
+        and report['splits']['train']['classes'] == {'0': len(kept)}
     )
 
 
@@ -305,7 +347,10 @@ FIRST = '00000/img00000000.png'
         ('{}', 'dataset.json: holds no'),
         ('[' * 100000, 'dataset.json: holds no .*RecursionError'),
         ([[FIRST]], 'dataset.json: holds no'),
-        ([[FIRST, 'cat']], "gives '00000/img00000000.png' the class 'cat': it must be an integer in 0..65535"),
+        (
+            [[FIRST, 'cat']],
+            "gives '00000/img00000000.png' the class 'cat': it must be an integer in 0..65535",
+        ),
         ([[FIRST, 1.0]], 'the class 1.0: it must be an integer'),
         ([[FIRST, True]], 'the class True: it must be an integer'),
         ([[FIRST, -1]], 'the class -1: it must be an integer'),
@@ -314,7 +359,10 @@ FIRST = '00000/img00000000.png'
         ([[7, 0]], 'gives 7 the class 0'),
         ([[FIRST, 0], [FIRST, 0]], 'a class twice'),
         ([[FIRST, 0]], '00000/img00000001.png: has no class in dataset.json: add one'),
-        ([[FIRST, 0], ['00000/img00000001.png', 1], ['gone.png', 1]], "gives 'gone.png' a class, which is not there"),
+        (
+            [[FIRST, 0], ['00000/img00000001.png', 1], ['gone.png', 1]],
+            "gives 'gone.png' a class, which is not there",
+        ),
     ],
 )
 def test_bad_labels_of_edm(tmp_path, labels, message):
@@ -336,7 +384,9 @@ def test_a_zip_is_the_folder_it_was_made_of(tmp_path, layout):
     with zipfile.ZipFile(path, 'a') as archive:
         archive.writestr('__MACOSX/ant/._0.png', 'x')
     one, other = looked(root)[0], looked(path)[0]
-    assert one == other and one['splits']['train']['count'] + one['splits']['held_out']['count'] == sum(layout.values())
+    assert one == other and one['splits']['train']['count'] + one['splits']['held_out'][
+        'count'
+    ] == sum(layout.values())
     assert len(one['splits']['train']['sha256']) == 64
 
 
@@ -361,7 +411,12 @@ def test_numbers(monkeypatch, chunk, channels):
     images = noise(20, shape=(5, 7, channels)) // 3 + 40
     numbers = checked(source(images), source(noise(4, 1, (5, 7, channels))))['splits']['train']
     values = sources.to_float(images, 255).astype(np.float64)
-    assert (numbers['count'], numbers['height'], numbers['width'], numbers['channels']) == (20, 5, 7, channels)
+    assert (numbers['count'], numbers['height'], numbers['width'], numbers['channels']) == (
+        20,
+        5,
+        7,
+        channels,
+    )
     assert (numbers['min'], numbers['max']) == (images.min(), images.max())
     assert numbers['levels_used'] == len(np.unique(images))
     np.testing.assert_allclose(numbers['mean'], values.mean(axis=(0, 1, 2)), atol=1e-7)
@@ -376,9 +431,13 @@ def test_duplicates_are_found_where_they_are():
     train[9] = train[3]
     held_out[4] = held_out[2]
     held_out[5] = train[20]
-    train[30] = np.clip(train[31].astype(int) + rng.integers(-3, 4, train[31].shape), 0, 255)  # r = 0.9997
+    train[30] = np.clip(
+        train[31].astype(int) + rng.integers(-3, 4, train[31].shape), 0, 255
+    )  # r = 0.9997
     held_out[6] = train[40] // 2 + 30  # Half the contrast of the same picture.
-    train[41] = np.clip(train[42].astype(int) + rng.normal(0, 30, train[42].shape), 0, 255)  # r = 0.93: another one
+    train[41] = np.clip(
+        train[42].astype(int) + rng.normal(0, 30, train[42].shape), 0, 255
+    )  # r = 0.93: another one
     labels = np.zeros(50)
     labels[9] = 1
     report = checked(source(train, labels, 2), source(held_out, num_classes=2))
@@ -394,7 +453,10 @@ def test_duplicates_are_found_where_they_are():
         'between': [['train[40]', 'held_out[6]']],
     }
     assert found['labels_differ'] == [['train[3]', 'train[7]', 'train[9]']]
-    assert 'between train and held_out: 1 groups of equal samples: train[20] = held_out[5]' in report['warnings']
+    assert (
+        'between train and held_out: 1 groups of equal samples: train[20] = held_out[5]'
+        in report['warnings']
+    )
 
 
 def test_a_group_over_both_splits_is_in_all_places():
@@ -402,7 +464,9 @@ def test_a_group_over_both_splits_is_in_all_places():
     train[1] = train[0]
     held_out[2] = held_out[3] = train[0]
     exact = checked(source(train), source(held_out))['duplicates']['exact']
-    assert exact['train'] == [['train[0]', 'train[1]']] and exact['held_out'] == [['held_out[2]', 'held_out[3]']]
+    assert exact['train'] == [['train[0]', 'train[1]']] and exact['held_out'] == [
+        ['held_out[2]', 'held_out[3]']
+    ]
     assert exact['between'] == [['train[0]', 'train[1]', 'held_out[2]', 'held_out[3]']]
 
 
@@ -419,7 +483,10 @@ def test_blocks_are_no_further_apart_than_images(shape):
 def test_near_is_what_comparing_all_pairs_finds():
     images = np.stack([np.asarray(image(seed, (12, 12))) for seed in range(60)])
     noisy = np.clip(
-        images[:30] + np.random.default_rng(1).normal(0, np.arange(30)[:, None, None, None], images[:30].shape), 0, 255
+        images[:30]
+        + np.random.default_rng(1).normal(0, np.arange(30)[:, None, None, None], images[:30].shape),
+        0,
+        255,
     )
     images = np.concatenate([images, noisy]).astype(np.uint8)
     correlation = np.corrcoef(images.reshape(len(images), -1))
@@ -446,7 +513,9 @@ def test_near_is_what_comparing_all_pairs_finds():
             'train: the channels of every image are equal: convert the images to grey, which is cheaper',
         ),
         (
-            lambda s: s._replace(images=np.where(np.arange(99)[:, None, None, None] == 5, np.uint8(7), s.images)),
+            lambda s: s._replace(
+                images=np.where(np.arange(99)[:, None, None, None] == 5, np.uint8(7), s.images)
+            ),
             'train: 1 images have one colour alone: train[5]',
         ),
     ],
@@ -466,7 +535,9 @@ def test_shape_and_few_images(tmp_path):
     report, train = looked(root)
     assert not report['errors'] and list(report['splits']) == ['train'] and len(train.labels) > 5
     empty, square = report['warnings']
-    assert empty.startswith('held_out is empty') and square.startswith('images of 6x8 are not square')
+    assert empty.startswith('held_out is empty') and square.startswith(
+        'images of 6x8 are not square'
+    )
     assert list(report['duplicates']['exact']) == ['train']
 
 
@@ -490,7 +561,11 @@ def test_points():
     numbers = report['splits']['train']
     assert (numbers['count'], numbers['dimensions'], report['errors']) == (500, 2, [])
     np.testing.assert_allclose(numbers['std'], train.images.std(axis=0), rtol=1e-5)
-    assert report['duplicates']['exact'] == {'train': [['train[3]', 'train[8]']], 'held_out': [], 'between': []}
+    assert report['duplicates']['exact'] == {
+        'train': [['train[3]', 'train[8]']],
+        'held_out': [],
+        'between': [],
+    }
     assert check.sheet(train, numbers['classes']).shape == (384, 384, 3)
     assert check.sheet(sources.load('mixture', mixture='pair', n=9), {}) is None
     train.images[6, 1] = np.nan
@@ -535,16 +610,24 @@ def test_command_of_a_config(tmp_path, capsys):
     assert cli.main(['check-data', f'--config={path}', f'--out={tmp_path}/out']) == 0
     out, err = capsys.readouterr()
     assert err == '' and '1442' in out and '734795de973b17bc' in out and 'errors: none' in out
-    assert out.splitlines()[-2:] == [f'{tmp_path}/out/check_data.json', f'{tmp_path}/out/contact_sheet.png']
+    assert out.splitlines()[-2:] == [
+        f'{tmp_path}/out/check_data.json',
+        f'{tmp_path}/out/contact_sheet.png',
+    ]
     with PIL.Image.open(tmp_path / 'out' / 'contact_sheet.png') as sheet:
         assert sheet.size[1] == 10 * 50 and sheet.mode == 'RGB'
     kept = json.loads((tmp_path / 'out' / 'check_data.json').read_text())
     source = sources.load('digits')
     assert kept['splits']['train']['sha256'] == sources.fingerprint(source)
-    assert kept['splits']['train']['classes'] == {str(k): int((source.labels == k).sum()) for k in range(10)}
+    assert kept['splits']['train']['classes'] == {
+        str(k): int((source.labels == k).sum()) for k in range(10)
+    }
     assert cli.main(['check-data', f'--config={path}', f'--out={tmp_path}/out', '--json']) == 0
     assert json.loads(capsys.readouterr().out) == kept
-    assert sorted(file.name for file in (tmp_path / 'out').iterdir()) == ['check_data.json', 'contact_sheet.png']
+    assert sorted(file.name for file in (tmp_path / 'out').iterdir()) == [
+        'check_data.json',
+        'contact_sheet.png',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -552,7 +635,10 @@ def test_command_of_a_config(tmp_path, capsys):
     [
         ([], 'give either PATH'),
         (['{}/data', '--config=x.py'], 'give either PATH'),
-        (['{}/data', '--config.data.path=x'], '--config.data.path=x: is for --config, not for PATH'),
+        (
+            ['{}/data', '--config.data.path=x'],
+            '--config.data.path=x: is for --config, not for PATH',
+        ),
         (['{}/none'], "none' does not exist: give a folder or a zip"),
         (['{}/empty'], 'has no images for'),
         (['{}/text.zip'], 'is no zip that can be opened'),
@@ -570,4 +656,6 @@ def test_mistakes_are_one_line(tmp_path, capsys, words, message):
     assert cli.main(['check-data', *(word.format(tmp_path) for word in words)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('fdistill: ') and message in line
-    assert before == {file: hashlib.sha256(file.read_bytes()).digest() for file in tmp_path.rglob('*.*')}
+    assert before == {
+        file: hashlib.sha256(file.read_bytes()).digest() for file in tmp_path.rglob('*.*')
+    }

@@ -73,7 +73,20 @@ def test_evaluate(calls, path, tmp_path, capsys):
 
 def test_sample(calls):
     assert cli.main(['sample', '--workdir=w', '--n=5', '--label=3', '--out=x.png']) == 0
-    assert calls == [('w', {'n': 5, 'seed': 0, 'label': 3, 'out': 'x.png', 'sampler': None, 'steps': None, 'trajectory': False})]
+    assert calls == [
+        (
+            'w',
+            {
+                'n': 5,
+                'seed': 0,
+                'label': 3,
+                'out': 'x.png',
+                'sampler': None,
+                'steps': None,
+                'trajectory': False,
+            },
+        )
+    ]
 
 
 @pytest.mark.parametrize(
@@ -82,15 +95,24 @@ def test_sample(calls):
         ([], 'required: command'),
         (['trian'], 'unknown command trian; did you mean train?'),
         (['go'], 'unknown command go; known: train, evaluate, sample, sweep'),
-        (['train', '--confg=x.py', '--workdir=w'], 'unknown argument --confg=x.py; did you mean --config?'),
+        (
+            ['train', '--confg=x.py', '--workdir=w'],
+            'unknown argument --confg=x.py; did you mean --config?',
+        ),
         (['train', '--config=x.py'], 'train: --workdir is missing'),
         (['train', '--workdir=w'], 'train: --config is missing'),
         (['train', '--workdir=w', '--config'], 'argument --config: expected one argument'),
         (['train', '--workdir=w', '--config=nosuch.py'], '--config=nosuch.py: no such file'),
         (['train', 'x.py', '--workdir=w'], 'unknown argument x.py'),
         (['evaluate', '--workdir=nosuch', '--config.steps=3'], 'has no config.json'),
-        (['evaluate', '--workdir=w', '--samples=few'], "argument --samples: invalid int value: 'few'"),
-        (['sample', '--workdir=w', '--config.steps=3'], 'sample takes the config kept in the workdir'),
+        (
+            ['evaluate', '--workdir=w', '--samples=few'],
+            "argument --samples: invalid int value: 'few'",
+        ),
+        (
+            ['sample', '--workdir=w', '--config.steps=3'],
+            'sample takes the config kept in the workdir',
+        ),
     ],
 )
 def test_a_mistake_is_one_line(calls, capsys, words, message):
@@ -101,7 +123,10 @@ def test_a_mistake_is_one_line(calls, capsys, words, message):
 @pytest.mark.parametrize(
     'override, message',
     [
-        ('--config.optimizer.studnet.rate=1', 'config.optimizer.studnet; did you mean config.optimizer.student?'),
+        (
+            '--config.optimizer.studnet.rate=1',
+            'config.optimizer.studnet; did you mean config.optimizer.student?',
+        ),
         ('--config.steps=1.5', '--config.steps=1.5: not of type int; the config has 10'),
         ('--config.optimizer={}', 'a section cannot be replaced'),
     ],
@@ -111,7 +136,9 @@ def test_a_bad_override_is_one_line(calls, capsys, path, override, message):
     assert not calls
 
 
-@pytest.mark.parametrize('text', ['def get_config(:', 'x = 1', 'def get_config(): return 1/0', 'import nosuchmodule'])
+@pytest.mark.parametrize(
+    'text', ['def get_config(:', 'x = 1', 'def get_config(): return 1/0', 'import nosuchmodule']
+)
 def test_a_bad_config_file_is_one_line(calls, capsys, path, text):
     path.write_text(text)
     assert f'--config={path}' in refused(capsys, ['train', f'--config={path}', '--workdir=w'])
@@ -127,9 +154,15 @@ def test_user_errors_are_one_line_and_bugs_keep_their_traceback(calls, capsys, p
         monkeypatch.setattr(fdistill.build, 'train', train)
 
     fail(UserError('config.data.batch_size: 3 does not divide\nby 2 devices; use 4'))
-    assert refused(capsys, words) == 'fdistill: config.data.batch_size: 3 does not divide by 2 devices; use 4'
+    assert (
+        refused(capsys, words)
+        == 'fdistill: config.data.batch_size: 3 does not divide by 2 devices; use 4'
+    )
     fail(PermissionError(13, 'Permission denied', 'w/eval'))
-    assert refused(capsys, words) == 'fdistill: w/eval: Permission denied; mend its permissions or choose another place'
+    assert (
+        refused(capsys, words)
+        == 'fdistill: w/eval: Permission denied; mend its permissions or choose another place'
+    )
     fail(ValueError('a bug'))
     with pytest.raises(ValueError, match='a bug'):
         cli.main(words)
@@ -166,10 +199,20 @@ def test_help_is_quick():
         '    assert done.code == 0\nassert not {"jax", "numpy", "ml_collections"} & set(sys.modules)'
     )
     for words in ([], ['train'], ['evaluate'], ['sample'], ['sweep'], ['check-data']):
-        run = subprocess.run([sys.executable, '-c', code, *words, '--help'], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, '-c', code, *words, '--help'],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert 'usage: fdistill' in run.stdout and run.stderr == ''
 
 
 def test_module_is_the_command():
-    run = subprocess.run([sys.executable, '-m', 'fdistill', 'trian'], capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (2, 'fdistill: unknown command trian; did you mean train?\n')
+    run = subprocess.run(
+        [sys.executable, '-m', 'fdistill', 'trian'], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (
+        2,
+        'fdistill: unknown command trian; did you mean train?\n',
+    )

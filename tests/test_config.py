@@ -57,15 +57,27 @@ def test_overrides_follow_references_and_the_last_one_wins():
     'argument, message',
     [
         ('--config.stesp=3', 'unknown key config.stesp; did you mean config.steps?'),
-        ('--config.optimizer.studnet.rate=3', 'config.optimizer.studnet; did you mean config.optimizer.student?'),
-        ('--config.optimizer.zzz=3', 'config.optimizer.zzz; known: config.optimizer.critic, config.optimizer.student'),
-        ('--config.steps.rate=3', 'unknown key config.steps.rate: config.steps is a value, 10, not a section'),
+        (
+            '--config.optimizer.studnet.rate=3',
+            'config.optimizer.studnet; did you mean config.optimizer.student?',
+        ),
+        (
+            '--config.optimizer.zzz=3',
+            'config.optimizer.zzz; known: config.optimizer.critic, config.optimizer.student',
+        ),
+        (
+            '--config.steps.rate=3',
+            'unknown key config.steps.rate: config.steps is a value, 10, not a section',
+        ),
         ('--config.steps=1.5', '--config.steps=1.5: not of type int; the config has 10'),
         ('--config.rate=fast', '--config.rate=fast: not of type float; the config has 0.001'),
         ('--config.flag=maybe', '--config.flag=maybe: not of type bool; the config has False'),
         ('--config.shape=(1,', 'not of type tuple; the config has (1, 2)'),
         ('--config.limit=x', 'not of type int; the config has None'),
-        ('--config.optimizer={"student": 1}', 'a section cannot be replaced as a whole; set its keys'),
+        (
+            '--config.optimizer={"student": 1}',
+            'a section cannot be replaced as a whole; set its keys',
+        ),
         ('--config.nothing=3', 'config_dict.placeholder'),
         ('--config.listed=3', 'write a tuple for a list'),
     ],
@@ -140,13 +152,26 @@ def test_read(tmp_path):
     assert config.read(tmp_path).shape == (1, 2)
 
 
-def method(*, divergence: str, rate: float = 1.0, shape: tuple[int, ...] = (), steps: int | None = None, network):
+def method(
+    *,
+    divergence: str,
+    rate: float = 1.0,
+    shape: tuple[int, ...] = (),
+    steps: int | None = None,
+    network,
+):
     return divergence, rate, shape, steps, network
 
 
 def test_call():
     section = ConfigDict({'divergence': 'js', 'rate': 2, 'shape': (1, 2), 'steps': None})
-    assert config.call(method, section, 'config.method', network='n') == ('js', 2, (1, 2), None, 'n')
+    assert config.call(method, section, 'config.method', network='n') == (
+        'js',
+        2,
+        (1, 2),
+        None,
+        'n',
+    )
     assert config.call(lambda **rest: rest, {'a': 1}, 'config.any') == {'a': 1}
 
 
@@ -157,10 +182,22 @@ def test_call():
         ({'divergence': 'js', 'network': 1}, 'config.method.network: unknown'),
         ({'rate': 1.0}, 'config.method.divergence: missing; it has no default'),
         ({'divergence': 3}, 'config.method.divergence: 3 is of type int; expected str'),
-        ({'divergence': 'js', 'rate': 'x'}, "config.method.rate: 'x' is of type str; expected float"),
-        ({'divergence': 'js', 'rate': True}, 'config.method.rate: True is of type bool; expected float'),
-        ({'divergence': 'js', 'steps': 1.5}, 'config.method.steps: 1.5 is of type float; expected int | None'),
-        ({'divergence': 'js', 'shape': (1, 'a')}, "(1, 'a') is of type tuple; expected tuple[int, ...]"),
+        (
+            {'divergence': 'js', 'rate': 'x'},
+            "config.method.rate: 'x' is of type str; expected float",
+        ),
+        (
+            {'divergence': 'js', 'rate': True},
+            'config.method.rate: True is of type bool; expected float',
+        ),
+        (
+            {'divergence': 'js', 'steps': 1.5},
+            'config.method.steps: 1.5 is of type float; expected int | None',
+        ),
+        (
+            {'divergence': 'js', 'shape': (1, 'a')},
+            "(1, 'a') is of type tuple; expected tuple[int, ...]",
+        ),
         ({'divergence': 'js', 'shape': 1}, 'config.method.shape: 1 is of type int'),
     ],
 )
@@ -181,7 +218,10 @@ def test_call_tells_our_errors_from_bugs():
         return caught.value
 
     ours, theirs = raised_in('fdistill.training.optim'), raised_in('numpy.linalg')
-    assert isinstance(ours, UserError) and str(ours) == 'config.optimizer: rate=-1; it must not be negative'
+    assert (
+        isinstance(ours, UserError)
+        and str(ours) == 'config.optimizer: rate=-1; it must not be negative'
+    )
     assert not isinstance(theirs, UserError)
 
 
@@ -201,13 +241,25 @@ def test_pick():
 
 
 def test_what_a_config_leaves_to_its_default_can_be_set():
-    """Of the arguments of the functions that take the section; what they do not take is unknown as ever."""
+    """Of the arguments of the functions that take the section; what they do not take is unknown as
+    ever."""
     chosen = config.load(str(pathlib.Path(__file__).parents[1] / 'configs' / 'digits_teacher.py'))
     words = ['evaluate_every=50', 'wandb=mine', 'keep=3']
-    build.override(chosen, [f'--config.training.{word}' for word in words] + ['--config.evaluation.protocol=edm'])
-    assert (chosen.training.evaluate_every, chosen.training.wandb, chosen.training.keep) == (50, 'mine', 3)
+    build.override(
+        chosen,
+        [f'--config.training.{word}' for word in words] + ['--config.evaluation.protocol=edm'],
+    )
+    assert (chosen.training.evaluate_every, chosen.training.wandb, chosen.training.keep) == (
+        50,
+        'mine',
+        3,
+    )
     assert chosen.evaluation.protocol == 'edm'
-    wrong = (('evaluate_evry=50', 'unknown key'), ('evaluate_every=x', 'not of type int'), ('stop_at=3', 'unknown key'))
+    wrong = (
+        ('evaluate_evry=50', 'unknown key'),
+        ('evaluate_every=x', 'not of type int'),
+        ('stop_at=3', 'unknown key'),
+    )
     for word, said in wrong:
         with pytest.raises(UserError, match=said):
             build.override(chosen, [f'--config.training.{word}'])

@@ -1,4 +1,5 @@
-"""Every file in configs/ as it stands, at its full size: it loads, is consistent, and its steps trace."""
+"""Every file in configs/ as it stands, at its full size: it loads, is consistent, and its steps
+trace."""
 
 import functools
 import json
@@ -22,9 +23,14 @@ FILES = sorted(path.name for path in FOLDER.glob('*.py'))
 LARGE = ('imagenet64_dmd2.py', 'imagenet64_f_distill.py')
 
 # What the data sets that are not at hand would give: shape of an image, classes.
-SHAPES = {'mnist': ((28, 28, 1), 10), 'cifar10': ((32, 32, 3), 10), 'imagenet_resized/64x64': ((64, 64, 3), 1000)}
+SHAPES = {
+    'mnist': ((28, 28, 1), 10),
+    'cifar10': ((32, 32, 3), 10),
+    'imagenet_resized/64x64': ((64, 64, 3), 1000),
+}
 
-# Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its augmentation labels.
+# Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its
+# augmentation labels.
 SIZES = {'cifar10': 55735299 - 9 * 128, 'imagenet64': 295899267}
 MAKERS = dict(networks.NETWORKS)
 
@@ -39,13 +45,18 @@ def network(name, arguments):
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch):
     def wrap(name, make):
-        return functools.wraps(make)(lambda **arguments: network(name, tuple(sorted(arguments.items()))))
+        return functools.wraps(make)(
+            lambda **arguments: network(name, tuple(sorted(arguments.items())))
+        )
 
-    monkeypatch.setattr(networks, 'NETWORKS', {name: wrap(name, make) for name, make in MAKERS.items()})
+    monkeypatch.setattr(
+        networks, 'NETWORKS', {name: wrap(name, make) for name, make in MAKERS.items()}
+    )
 
 
 def resolved(file, folder):
-    """The resolved config of a file; its teacher is that of the config named like the teacher's folder."""
+    """The resolved config of a file; its teacher is that of the config named like the teacher's
+    folder."""
     settings = config.load(str(FOLDER / file))
     if settings.data['name'] == 'tfds':
         shape, classes = SHAPES[settings.data.dataset]
@@ -68,7 +79,9 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize('file', [pytest.param(f, marks=pytest.mark.slow) if f in LARGE else f for f in FILES])
+@pytest.mark.parametrize(
+    'file', [pytest.param(f, marks=pytest.mark.slow) if f in LARGE else f for f in FILES]
+)
 def test_config_traces_at_full_size(file, tmp_path):
     plain = resolved(file, tmp_path)
     built = build.experiment(plain)
@@ -82,11 +95,15 @@ def test_config_traces_at_full_size(file, tmp_path):
     }
     frozen = {}
     if built.teacher_workdir:
-        frozen['teacher'] = jax.eval_shape(built.teacher.init, jax.random.key(0), batch['image'], batch['label'])
+        frozen['teacher'] = jax.eval_shape(
+            built.teacher.init, jax.random.key(0), batch['image'], batch['label']
+        )
     state = jax.eval_shape(lambda b, f: init_state(method, optimizers, 0, b, f), batch, frozen)
     assert jax.tree.structure(state.ema) == jax.tree.structure(state.params['student'])
 
-    step = make_step(method, optimizers, ema_decay(training['ema_half_life'], training['batch_size']), seed=0)
+    step = make_step(
+        method, optimizers, ema_decay(training['ema_half_life'], training['batch_size']), seed=0
+    )
     roles = sorted(set().union(*(method.cycle(i) for i in range(20))))
     assert roles == sorted(method.losses)
     # What each set of roles in the cycle does is in this one, and each network is traced once only.
@@ -108,12 +125,15 @@ def test_config_traces_at_full_size(file, tmp_path):
 def has_head(plain):
     """Reverse KL without a GAN has no use for its discriminator."""
     method = plain['method']
-    return 'discriminator' in plain and (method.get('gan_weight', 1) > 0 or method['divergence'] != 'reverse_kl')
+    return 'discriminator' in plain and (
+        method.get('gan_weight', 1) > 0 or method['divergence'] != 'reverse_kl'
+    )
 
 
 @pytest.mark.parametrize('file', FILES)
 def test_config_is_complete(file):
-    """What only `train` would look at: the settings of the loop, the batch on eight devices; and the docstring."""
+    """What only `train` would look at: the settings of the loop, the batch on eight devices; and
+    the docstring."""
     settings = config.load(str(FOLDER / file))
     training = settings.training.to_dict()
     known = set(loop.train.__kwdefaults__) | {'steps', 'batch_size', 'ema_half_life'}
@@ -129,18 +149,26 @@ def test_config_is_complete(file):
 
 
 def test_what_may_differ_when_a_run_goes_on(tmp_path):
-    """Where data and teacher lie and how often is logged, but nothing that the numbers depend on."""
+    """Where data and teacher lie and how often is logged, but nothing that the numbers depend
+    on."""
 
     def plain(place, log_every, **others):
         data = {'name': 'image_folder', 'path': place, 'data_dir': place}
-        sections = {'data': data, 'teacher': {'workdir': place}, 'training': {'log_every': log_every, 'steps': 5}}
+        sections = {
+            'data': data,
+            'teacher': {'workdir': place},
+            'training': {'log_every': log_every, 'steps': 5},
+        }
         return {'seed': 0, **sections, 'origin': {'data': 'ab', 'teacher': 'cd'}, **others}
 
     writer.write_json(tmp_path / 'config.json', plain('here', 10))
     build._check_resumable(plain('there', 20), tmp_path)
     for other, message in (
         ({'seed': 1}, 'holds a run with config.seed=0, now 1'),
-        ({'training': {'log_every': 10, 'steps': 6}}, 'holds a run with config.training.steps=5, now 6'),
+        (
+            {'training': {'log_every': 10, 'steps': 6}},
+            'holds a run with config.training.steps=5, now 6',
+        ),
         ({'origin': {'data': 'ba', 'teacher': 'cd'}}, 'began with other data'),
         ({'origin': {'data': 'ab', 'teacher': 'dc'}}, 'began with other weights of its teacher'),
     ):

@@ -24,13 +24,16 @@ def write_images(folder, counts, size=(4, 4), mode='RGB', suffix='png'):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             shape = size + ((3,) if mode == 'RGB' else ())
-            PIL.Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name / f'{i}.{suffix}')
+            PIL.Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(
+                folder / name / f'{i}.{suffix}'
+            )
     return folder
 
 
 @pytest.fixture(scope='module')
 def tfds_folder(tmp_path_factory):
-    """Tiny TFDS data sets, grey images and no images at all, written as a user would and without TensorFlow."""
+    """Tiny TFDS data sets, grey images and no images at all, written as a user would and without
+    TensorFlow."""
     import tensorflow_datasets as tfds
 
     class TinyGrey(tfds.core.GeneratorBasedBuilder):
@@ -39,8 +42,12 @@ def tfds_folder(tmp_path_factory):
         VERSION = tfds.core.Version('1.2.3')
 
         def _info(self):
-            features = tfds.features.FeaturesDict({
-                'picture': tfds.features.Image(shape=(6, 5, 1)), 'kind': tfds.features.ClassLabel(num_classes=3)})
+            features = tfds.features.FeaturesDict(
+                {
+                    'picture': tfds.features.Image(shape=(6, 5, 1)),
+                    'kind': tfds.features.ClassLabel(num_classes=3),
+                }
+            )
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, manager):
@@ -84,21 +91,35 @@ def options(tmp_path, tfds_folder):
 def test_every_source_keeps_the_type(name, split, options):
     source = load(name, split, **options[name])
     assert len(source.images) == len(source.labels) > 0
-    assert source.labels.dtype == np.int32 and 0 <= source.labels.min() and source.labels.max() < source.num_classes
+    assert (
+        source.labels.dtype == np.int32
+        and 0 <= source.labels.min()
+        and source.labels.max() < source.num_classes
+    )
     if source.levels:
-        assert source.images.dtype == np.uint8 and source.images.ndim == 4 and source.images.max() <= source.levels
+        assert (
+            source.images.dtype == np.uint8
+            and source.images.ndim == 4
+            and source.images.max() <= source.levels
+        )
     else:
         assert source.images.dtype == np.float32 and source.images.ndim == 2
     again = load(name, split, **options[name])
     assert sources.fingerprint(source) == sources.fingerprint(again)
     batch = next(batches(source, 8, seed=0))
-    assert batch['image'].dtype == np.float32 and batch['image'].shape == (8,) + source.images.shape[1:]
+    assert (
+        batch['image'].dtype == np.float32
+        and batch['image'].shape == (8,) + source.images.shape[1:]
+    )
     assert batch['label'].dtype == np.int32
 
 
 @pytest.mark.parametrize('name', sources.SOURCES)
 def test_splits_have_no_sample_in_common(name, options):
-    train, held_out = ({row.tobytes() for row in load(name, split, **options[name]).images} for split in sources.SPLITS)
+    train, held_out = (
+        {row.tobytes() for row in load(name, split, **options[name]).images}
+        for split in sources.SPLITS
+    )
     if name == 'tfds':  # Its test split is filled with the first levels of its train split.
         assert len(held_out & train) == len(held_out) == 7
     else:
@@ -108,7 +129,9 @@ def test_splits_have_no_sample_in_common(name, options):
 def test_digits_split_is_pinned():
     train, held_out = load('digits'), load('digits', 'held_out')
     assert len(train.images) == 1442 and len(held_out.images) == 355
-    np.testing.assert_array_equal(np.bincount(held_out.labels), [35, 36, 35, 36, 36, 36, 36, 35, 34, 36])
+    np.testing.assert_array_equal(
+        np.bincount(held_out.labels), [35, 36, 35, 36, 36, 36, 36, 35, 34, 36]
+    )
     assert sources.fingerprint(train)[:8] == '734795de'
     assert sources.fingerprint(held_out)[:8] == '12449a31'
 
@@ -131,14 +154,20 @@ def test_mixture_has_its_parameters(name):
 
 def test_tfds_reads_every_image_once_and_keeps_it(tfds_folder, monkeypatch):
     source = load('tfds', dataset='tiny_grey', data_dir=tfds_folder)
-    assert source.images.shape == (20, 6, 5, 1) and source.num_classes == 3 and source.name == 'tiny_grey'
+    assert (
+        source.images.shape == (20, 6, 5, 1)
+        and source.num_classes == 3
+        and source.name == 'tiny_grey'
+    )
     np.testing.assert_array_equal(np.sort(source.images[:, 0, 0, 0]), np.arange(20))
     np.testing.assert_array_equal(source.labels, source.images[:, 0, 0, 0] % 3)
     monkeypatch.setattr(PIL.Image, 'open', lambda file: pytest.fail('decoded again'))
     by_folder = load('tfds', data_dir=tfds_folder / 'tiny_grey' / '1.2.3')
     np.testing.assert_array_equal(by_folder.images, source.images)
     monkeypatch.undo()
-    part = load('tfds', 'held_out', dataset='tiny_grey', data_dir=tfds_folder, held_out='train[15:]')
+    part = load(
+        'tfds', 'held_out', dataset='tiny_grey', data_dir=tfds_folder, held_out='train[15:]'
+    )
     assert len(part.images) == 5
 
 
@@ -158,8 +187,14 @@ def test_image_folder_reads_the_pixels(tmp_path, mode, channels, suffix):
     (tmp_path / '.DS_Store').write_text('')
     parts = [load('image_folder', split, path=tmp_path, held_out=0.5) for split in sources.SPLITS]
     assert all(part.num_classes == 2 and part.levels == 255 for part in parts)
-    found = {(image.tobytes(), label) for part in parts for image, label in zip(part.images, part.labels, strict=True)}
-    files = [(file, label) for label, name in enumerate('ab') for file in (tmp_path / name).iterdir()]
+    found = {
+        (image.tobytes(), label)
+        for part in parts
+        for image, label in zip(part.images, part.labels, strict=True)
+    }
+    files = [
+        (file, label) for label, name in enumerate('ab') for file in (tmp_path / name).iterdir()
+    ]
     assert found == {(np.asarray(PIL.Image.open(file)).tobytes(), label) for file, label in files}
     assert parts[0].images.shape[1:] == (4, 7, channels)
 
@@ -171,7 +206,9 @@ def test_image_folder_without_classes_and_growing(tmp_path):
     PIL.Image.new('RGB', (4, 4)).save(tmp_path / 'later.png')
     train, held_out = (load('image_folder', split, path=tmp_path) for split in sources.SPLITS)
     assert len(train.images) + len(held_out.images) == 31
-    assert {image.tobytes() for image in before.images} <= {image.tobytes() for image in held_out.images}
+    assert {image.tobytes() for image in before.images} <= {
+        image.tobytes() for image in held_out.images
+    }
 
 
 def test_image_folder_sees_a_changed_file(tmp_path):
@@ -199,14 +236,17 @@ def broken_folder(tmp_path, kind):
     return tmp_path
 
 
-@pytest.mark.parametrize('kind, message', [
-    ('mixed sizes', 'same size'),
-    ('grey among colour', 'same size and kind'),
-    ('transparent', r'clear.png.*RGBA.*convert'),
-    ('a text', r'notes.txt.*not a PNG'),
-    ('damaged', r'0.png.*cannot be read'),
-    ('loose file', r'loose.png.*beside the class folders'),
-])
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('mixed sizes', 'same size'),
+        ('grey among colour', 'same size and kind'),
+        ('transparent', r'clear.png.*RGBA.*convert'),
+        ('a text', r'notes.txt.*not a PNG'),
+        ('damaged', r'0.png.*cannot be read'),
+        ('loose file', r'loose.png.*beside the class folders'),
+    ],
+)
 def test_broken_image_folders_are_named(tmp_path, kind, message):
     broken_folder(tmp_path, kind)
     with pytest.raises(UserError, match=message) as error:
@@ -216,17 +256,20 @@ def test_broken_image_folders_are_named(tmp_path, kind, message):
     assert not [file for file in cache.folder('data').iterdir() if file.stat().st_size == 0]
 
 
-@pytest.mark.parametrize('call, message', [
-    (lambda tmp: load('digit'), r"'digit'.*did you mean digits"),
-    (lambda tmp: load('digits', 'test'), r"unknown split 'test'"),
-    (lambda tmp: load('mixture', mixture='rings'), r"'rings'.*did you mean ring"),
-    (lambda tmp: load('image_folder', path=tmp / 'none'), r'none.*does not exist'),
-    (lambda tmp: load('image_folder', path=tmp), r'no images'),
-    (lambda tmp: load('image_folder', path=tmp, held_out=2), r'held_out=2'),
-    (lambda tmp: load('tfds'), r'give dataset'),
-    (lambda tmp: load('tfds', dataset='none', data_dir=tmp), r"'none' in .*array_record"),
-    (lambda tmp: load('tfds', data_dir=tmp), r'cannot read .*array_record'),
-])
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda tmp: load('digit'), r"'digit'.*did you mean digits"),
+        (lambda tmp: load('digits', 'test'), r"unknown split 'test'"),
+        (lambda tmp: load('mixture', mixture='rings'), r"'rings'.*did you mean ring"),
+        (lambda tmp: load('image_folder', path=tmp / 'none'), r'none.*does not exist'),
+        (lambda tmp: load('image_folder', path=tmp), r'no images'),
+        (lambda tmp: load('image_folder', path=tmp, held_out=2), r'held_out=2'),
+        (lambda tmp: load('tfds'), r'give dataset'),
+        (lambda tmp: load('tfds', dataset='none', data_dir=tmp), r"'none' in .*array_record"),
+        (lambda tmp: load('tfds', data_dir=tmp), r'cannot read .*array_record'),
+    ],
+)
 def test_user_errors_are_one_line(tmp_path, call, message):
     with pytest.raises(UserError, match=message) as error:
         call(tmp_path)
@@ -288,8 +331,10 @@ def take(iterator, count):
 def test_each_sample_once_per_epoch(batch_size):
     n, epochs = 30, 7
     stream = batches(numbered(n), batch_size, seed=3)
-    labels = np.concatenate([batch['label'] for batch in take(stream, -(-n * epochs // batch_size))])
-    orders = labels[:n * epochs].reshape(epochs, n)
+    labels = np.concatenate(
+        [batch['label'] for batch in take(stream, -(-n * epochs // batch_size))]
+    )
+    orders = labels[: n * epochs].reshape(epochs, n)
     np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(n), (epochs, 1)))
     assert len({tuple(order) for order in orders}) == epochs
 
@@ -319,8 +364,10 @@ def test_resumes_in_mid_epoch(threads):
 def test_processes_share_the_global_batch(processes):
     source = numbered(30)
     whole = take(batches(source, 8, seed=1, flip=True), 9)
-    parts = [take(batches(source, 8, seed=1, flip=True, process_index=p, process_count=processes), 9)
-             for p in range(processes)]
+    parts = [
+        take(batches(source, 8, seed=1, flip=True, process_index=p, process_count=processes), 9)
+        for p in range(processes)
+    ]
     for step in range(9):
         for key in ('image', 'label'):
             joined = np.concatenate([part[step][key] for part in parts])
@@ -336,24 +383,37 @@ def test_flips_half_of_the_images_left_to_right():
     assert (same ^ mirrored).all() and 140 < mirrored.sum() < 260
 
 
-@pytest.mark.parametrize('bad, message', [
-    ({'batch_size': 0}, 'batch_size=0'),
-    ({'batch_size': 9, 'process_count': 2}, 'batch_size=9'),
-    ({'process_index': 2, 'process_count': 2}, 'process_index=2'),
-    ({'seed': -1}, 'seed=-1'),
-    ({'start_step': -1}, 'start_step=-1'),
-    ({'flip': True, 'source': Source(np.zeros((4, 2), np.float32), np.zeros(4, np.int32), 1, 0, 'ring')}, 'flip'),
-    ({'source': numbered(4)._replace(images=np.zeros((0, 2, 2, 1), np.uint8))}, 'empty'),
-])
+@pytest.mark.parametrize(
+    'bad, message',
+    [
+        ({'batch_size': 0}, 'batch_size=0'),
+        ({'batch_size': 9, 'process_count': 2}, 'batch_size=9'),
+        ({'process_index': 2, 'process_count': 2}, 'process_index=2'),
+        ({'seed': -1}, 'seed=-1'),
+        ({'start_step': -1}, 'start_step=-1'),
+        (
+            {
+                'flip': True,
+                'source': Source(np.zeros((4, 2), np.float32), np.zeros(4, np.int32), 1, 0, 'ring'),
+            },
+            'flip',
+        ),
+        ({'source': numbered(4)._replace(images=np.zeros((0, 2, 2, 1), np.uint8))}, 'empty'),
+    ],
+)
 def test_pipeline_errors(bad, message):
     with pytest.raises(ValueError, match=message):
         batches(**{'source': numbered(4), 'batch_size': 2, 'seed': 0, **bad})
 
 
 def test_import_is_light():
-    code = ("import sys, fdistill.data.pipeline; "
-            "print([m for m in ('tensorflow', 'torch', 'sklearn', 'tensorflow_datasets') if m in sys.modules])")
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY)
+    code = (
+        'import sys, fdistill.data.pipeline; '
+        "print([m for m in ('tensorflow', 'torch', 'sklearn', 'tensorflow_datasets') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY
+    )
     assert run.stdout.strip() == '[]', run.stdout + run.stderr
 
 

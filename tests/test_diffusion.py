@@ -1,4 +1,5 @@
-"""Noise levels, schedules, denoisers and samplers against the closed forms of a Gaussian mixture."""
+"""Noise levels, schedules, denoisers and samplers against the closed forms of a Gaussian
+mixture."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,14 @@ import numpy as np
 import pytest
 
 from fdistill.diffusion import noise, samplers
-from fdistill.diffusion.denoiser import PREDICTIONS, Denoiser, bind, from_prediction, guide, precondition
+from fdistill.diffusion.denoiser import (
+    PREDICTIONS,
+    Denoiser,
+    bind,
+    from_prediction,
+    guide,
+    precondition,
+)
 from fdistill.diffusion.oracle import mixture
 from fdistill.methods import losses
 from fdistill.networks import Network
@@ -42,7 +50,9 @@ LABELS = jnp.asarray([0, 1, 2, -1, 0, 1, -1])
 def test_tweedie_and_score(label, x64):
     p, x, sigma = in_the_plane(), points(), levels()
     score = p.score(x, sigma, label)
-    np.testing.assert_allclose(p.denoise(x, sigma, label), x + sigma[:, None] ** 2 * score, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        p.denoise(x, sigma, label), x + sigma[:, None] ** 2 * score, rtol=1e-10, atol=1e-12
+    )
     exact = jax.grad(lambda x: jnp.sum(p.log_prob(x, sigma, label)))(x)
     np.testing.assert_allclose(score, exact, rtol=1e-9, atol=1e-12)
 
@@ -59,7 +69,9 @@ def test_density_integrates_to_one(sigma, x64):
 def test_density_of_one_gaussian(x64):
     x, p = points(), gaussian()
     variance = 0.4**2 + 0.5**2
-    expected = -0.5 * np.sum((x - np.array([0.3, -0.6])) ** 2, axis=1) / variance - np.log(2 * np.pi * variance)
+    expected = -0.5 * np.sum((x - np.array([0.3, -0.6])) ** 2, axis=1) / variance - np.log(
+        2 * np.pi * variance
+    )
     np.testing.assert_allclose(p.log_prob(x, 0.5), expected, rtol=1e-12)
 
 
@@ -71,7 +83,9 @@ def test_denoiser_is_the_posterior_mean(x64):
     for x in (-3.0, -0.2, 0.0, 1.7):
         posterior = prior * np.exp(-0.5 * (x - x0) ** 2 / sigma**2)
         expected = np.sum(posterior * x0) / np.sum(posterior)
-        assert float(p.denoise(jnp.asarray([[x]]), sigma)[0, 0]) == pytest.approx(expected, rel=1e-9)
+        assert float(p.denoise(jnp.asarray([[x]]), sigma)[0, 0]) == pytest.approx(
+            expected, rel=1e-9
+        )
 
 
 def test_denoiser_ends_at_the_identity_and_at_the_mean(x64):
@@ -88,7 +102,9 @@ def test_labels_choose_components(x64):
         for of in ('denoise', 'score', 'log_prob'):
             chosen = getattr(p, of)(x, sigma, jnp.full(7, k))
             np.testing.assert_allclose(chosen, getattr(alone, of)(x, sigma), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(p.denoise(x, sigma, jnp.full(7, -1)), p.denoise(x, sigma), rtol=1e-12)
+    np.testing.assert_allclose(
+        p.denoise(x, sigma, jnp.full(7, -1)), p.denoise(x, sigma), rtol=1e-12
+    )
 
 
 def test_oracle_as_denoiser():
@@ -103,7 +119,11 @@ def test_oracle_as_denoiser():
 
 def test_oracle_far_away_is_finite():
     x = jnp.asarray([[300.0, -300.0], [0.0, 1e4]])
-    for value in (in_the_plane().denoise(x, 0.01), in_the_plane().score(x, 0.01), in_the_plane().log_prob(x, 0.01)):
+    for value in (
+        in_the_plane().denoise(x, 0.01),
+        in_the_plane().score(x, 0.01),
+        in_the_plane().log_prob(x, 0.01),
+    ):
         assert np.all(np.isfinite(value))
 
 
@@ -112,7 +132,9 @@ def test_moments_of_samples():
     x = np.asarray(p.sample(jax.random.key(0), n), np.float64)
     weights, means, stds = (np.asarray(a, np.float64) for a in p)
     mean = weights @ means
-    covariance = np.einsum('k,ki,kj->ij', weights, means - mean, means - mean) + weights @ stds**2 * np.eye(2)
+    covariance = np.einsum(
+        'k,ki,kj->ij', weights, means - mean, means - mean
+    ) + weights @ stds**2 * np.eye(2)
     # Five standard errors.
     np.testing.assert_allclose(x.mean(0), mean, atol=5 * np.sqrt(np.max(covariance) / n))
     np.testing.assert_allclose(np.cov(x.T), covariance, atol=5 * np.sqrt(2 / n))
@@ -180,18 +202,30 @@ def quantile(law, sigma):
 
 
 @pytest.mark.parametrize(
-    ('index', 'sigma'), [(2, 0.00210), (20, 0.00323), (500, 2.527), (980, 72.05), (998, 79.56), (999, 80.0)]
+    ('index', 'sigma'),
+    [(2, 0.00210), (20, 0.00323), (500, 2.527), (980, 72.05), (998, 79.56), (999, 80.0)],
 )
 def test_karras_levels(index, sigma, x64):
     """Of the 1000 levels that the published codes draw from."""
     exact = noise.karras_grid(1000)[999 - index]
     assert exact == pytest.approx(sigma, rel=3e-3)
-    assert float(noise.karras_uniform().cdf(jnp.asarray(exact))) == pytest.approx(index / 999, abs=1e-9)
+    assert float(noise.karras_uniform().cdf(jnp.asarray(exact))) == pytest.approx(
+        index / 999, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(
     ('u', 'sigma'),
-    [(0.1, 0.0167), (0.2, 0.0851), (0.3, 0.318), (0.4, 0.965), (0.5, 2.515), (0.6, 5.84), (0.7, 12.4), (0.8, 24.4)],
+    [
+        (0.1, 0.0167),
+        (0.2, 0.0851),
+        (0.3, 0.318),
+        (0.4, 0.965),
+        (0.5, 2.515),
+        (0.6, 5.84),
+        (0.7, 12.4),
+        (0.8, 24.4),
+    ],
 )
 def test_sid_levels(u, sigma):
     assert quantile(noise.karras_uniform(), sigma) == pytest.approx(u, abs=1e-3)
@@ -201,7 +235,9 @@ def test_sid_law_ends_at_24():
     assert quantile(noise.karras_uniform(high=0.8), 24.4) == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize(('stds', 'sigma'), [(-2, 0.0273), (-1, 0.0907), (0, 0.301), (1, 1.0), (2, 3.32)])
+@pytest.mark.parametrize(
+    ('stds', 'sigma'), [(-2, 0.0273), (-1, 0.0907), (0, 0.301), (1, 1.0), (2, 3.32)]
+)
 def test_lognormal_quantiles(stds, sigma):
     expected = {-2: 0.02275, -1: 0.15866, 0: 0.5, 1: 0.84134, 2: 0.97725}[stds]
     assert quantile(noise.lognormal(), sigma) == pytest.approx(expected, abs=1e-3)
@@ -343,14 +379,20 @@ def network(function):
     """A `Network` without parameters: function(x, c_noise, label) -> out."""
     return Network(
         lambda key, x, c_noise, label: {'shapes': (x.shape, c_noise.shape)},
-        lambda params, x, c_noise, label, key=None, augment=None: (function(x, c_noise, label), (c_noise,)),
+        lambda params, x, c_noise, label, key=None, augment=None: (
+            function(x, c_noise, label),
+            (c_noise,),
+        ),
     )
 
 
 def test_preconditioning_formula(x64):
-    """EDM's table 1, and that of a network of zeros: the best linear denoiser of data with std sigma_data."""
+    """EDM's table 1, and that of a network of zeros: the best linear denoiser of data with std
+    sigma_data."""
     x, sigma, sigma_data = points(), levels(), 0.7
-    denoiser = precondition(network(lambda x, c_noise, label: jnp.tanh(x) + c_noise[:, None]), sigma_data=sigma_data)
+    denoiser = precondition(
+        network(lambda x, c_noise, label: jnp.tanh(x) + c_noise[:, None]), sigma_data=sigma_data
+    )
     total = np.sqrt(sigma**2 + sigma_data**2)[:, None]
     inner = np.tanh(x / total) + np.log(sigma)[:, None] / 4
     expected = sigma_data**2 / total**2 * x + sigma[:, None] * sigma_data / total * inner
@@ -364,13 +406,16 @@ def test_preconditioning_formula(x64):
 
 @pytest.mark.parametrize('sigma', [0.002, 0.1, 1.0, 80.0])
 def test_preconditioning_has_unit_variance(sigma, x64):
-    """Of the network's input and of its target (x0 - c_skip x)/c_out; and the edm weight makes the loss' scale 1."""
+    """Of the network's input and of its target (x0 - c_skip x)/c_out; and the edm weight makes the
+    loss' scale 1."""
     n, sigma_data = 100_000, 0.5
     rng = np.random.default_rng(0)
     x0 = sigma_data * rng.normal(size=(n, 1))
     x = x0 + sigma * rng.normal(size=(n, 1))
     seen = []
-    denoiser = precondition(network(lambda x, c_noise, label: seen.append(x) or 0 * x), sigma_data=sigma_data)
+    denoiser = precondition(
+        network(lambda x, c_noise, label: seen.append(x) or 0 * x), sigma_data=sigma_data
+    )
     arguments = jnp.full(n, sigma), jnp.zeros(n, jnp.int32)
     skip = denoiser.apply({}, jnp.asarray(x), *arguments)[0]
     ones = precondition(network(lambda x, c_noise, label: jnp.ones_like(x)), sigma_data=sigma_data)
@@ -378,7 +423,9 @@ def test_preconditioning_has_unit_variance(sigma, x64):
     # The standard error of a variance is sqrt(2/n) = .0045.
     assert np.var(seen[0]) == pytest.approx(1, abs=0.025)
     assert np.var((x0 - np.asarray(skip)) / c_out) == pytest.approx(1, abs=0.025)
-    assert float(noise.WEIGHTINGS['edm'](sigma, sigma_data)) * c_out**2 == pytest.approx(1, rel=1e-9)
+    assert float(noise.WEIGHTINGS['edm'](sigma, sigma_data)) * c_out**2 == pytest.approx(
+        1, rel=1e-9
+    )
 
 
 def test_preconditioning_broadcasts_over_images_and_passes_through():
@@ -389,9 +436,13 @@ def test_preconditioning_broadcasts_over_images_and_passes_through():
         called.update(params=params, label=label, key=key, augment=augment)
         return x, ()
 
-    denoiser = precondition(Network(lambda *given: [g if g is None else jnp.shape(g) for g in given], apply))
+    denoiser = precondition(
+        Network(lambda *given: [g if g is None else jnp.shape(g) for g in given], apply)
+    )
     assert denoiser.init(None, x, jnp.zeros(3, jnp.int32)) == [None, (3, 4, 4, 2), (3,), (3,)]
-    out, _ = denoiser.apply('params', x, jnp.asarray([0.1, 1.0, 10.0]), 'label', key='key', augment='augment')
+    out, _ = denoiser.apply(
+        'params', x, jnp.asarray([0.1, 1.0, 10.0]), 'label', key='key', augment='augment'
+    )
     assert out.shape == x.shape
     assert called == {'params': 'params', 'label': 'label', 'key': 'key', 'augment': 'augment'}
 
@@ -411,7 +462,8 @@ def perfect(prediction, alpha, sigma, x_t, x0):
 @pytest.mark.parametrize('name', noise.SCHEDULES)
 @pytest.mark.parametrize('prediction', PREDICTIONS)
 def test_perfect_network_is_the_oracle(prediction, name, x64):
-    """Under any schedule, with x_t = alpha x0 + sigma eps, E[x0 | x_t] computed in x_t's own coordinates."""
+    """Under any schedule, with x_t = alpha x0 + sigma eps, E[x0 | x_t] computed in x_t's own
+    coordinates."""
     chosen, time_scale = schedule(name), 3.0
     mean, std = np.array([0.3, -0.6]), 0.4
 
@@ -421,7 +473,9 @@ def test_perfect_network_is_the_oracle(prediction, name, x64):
         x0 = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
         return perfect(prediction, alpha, sigma, x_t, x0)
 
-    denoiser = from_prediction(network(predict), prediction=prediction, schedule=chosen, time_scale=time_scale)
+    denoiser = from_prediction(
+        network(predict), prediction=prediction, schedule=chosen, time_scale=time_scale
+    )
     x, sigma = points(), levels()
     x0, features = denoiser.apply({}, x, sigma, LABELS)
     np.testing.assert_allclose(x0, gaussian(mean, std).denoise(x, sigma), rtol=1e-8, atol=1e-10)
@@ -430,7 +484,9 @@ def test_perfect_network_is_the_oracle(prediction, name, x64):
 
 def test_unknown_prediction():
     with pytest.raises(ValueError, match="'score'.*x0, eps, v, flow"):
-        from_prediction(network(lambda x, c_noise, label: x), prediction='score', schedule=noise.flow())
+        from_prediction(
+            network(lambda x, c_noise, label: x), prediction='score', schedule=noise.flow()
+        )
 
 
 def guided_gaussians():
@@ -458,16 +514,21 @@ def test_guidance_extrapolates(scale, x64):
     unconditional, _ = denoiser.apply({}, x, sigma, label - 1)
     guided = guide(denoiser, scale)
     x0, features = guided.apply({}, x, sigma, label)
-    np.testing.assert_allclose(x0, conditional + (scale - 1) * (conditional - unconditional), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        x0, conditional + (scale - 1) * (conditional - unconditional), rtol=1e-12, atol=1e-12
+    )
     np.testing.assert_array_equal(features[0], np.ones((7, 1)))
     assert guided.init(None, x, label) == 'params'
     # A sample without a label has nothing to be guided by.
-    np.testing.assert_allclose(guided.apply({}, x, sigma, label - 1)[0], unconditional, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        guided.apply({}, x, sigma, label - 1)[0], unconditional, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize('scale', [1.0, 2.0, 3.5])
 def test_fixed_point_of_guided_distribution_matching(scale, x64):
-    """A student N(m, 1) comes to rest at m = scale: guidance moves the mean beyond the conditional's."""
+    """A student N(m, 1) comes to rest at m = scale: guidance moves the mean beyond the
+    conditional's."""
     teacher, sigma = guide(guided_gaussians(), scale), 0.8
     z, mass = np.polynomial.hermite_e.hermegauss(20)
     mass = jnp.asarray(np.outer(mass, mass).ravel() / (2 * np.pi))

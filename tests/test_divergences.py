@@ -63,7 +63,8 @@ TABLE = {
     'skew_js(0.75)': (0.057692, 0.15, 0.1875, 0.214286, 0.241935),
 }
 
-# f at r = 3 from the specification's formulas: f itself, not only its second derivative, has to be right.
+# f at r = 3 from the specification's formulas: f itself, not only its second derivative, has to be
+# right.
 F_AT_3 = {
     'reverse_kl': -math.log(3),
     'softened_reverse_kl': 4 * math.log(2 / 3),
@@ -130,7 +131,9 @@ def test_zero_at_one_and_convex(name, closed_form, x64):
     assert float(f(1.0)) == pytest.approx(0, abs=1e-15)
     assert np.all(np.asarray(weight(f)(at)) > 0)
     # Convex as a function, whatever its derivatives claim: below every chord.
-    chord = (f(at[:-2]) * (at[2:] - at[1:-1]) + f(at[2:]) * (at[1:-1] - at[:-2])) / (at[2:] - at[:-2])
+    chord = (f(at[:-2]) * (at[2:] - at[1:-1]) + f(at[2:]) * (at[1:-1] - at[:-2])) / (
+        at[2:] - at[:-2]
+    )
     assert np.all(np.asarray(chord - f(at[1:-1])) > 0)
 
 
@@ -153,7 +156,9 @@ def test_symmetric_exactly_where_it_should_be(name, x64):
     ],
 )
 def test_swapped_arguments(name, swapped, x64):
-    np.testing.assert_allclose(weight(get(swapped))(PROBE), PROBE * weight(get(name))(1 / PROBE), rtol=1e-9)
+    np.testing.assert_allclose(
+        weight(get(swapped))(PROBE), PROBE * weight(get(name))(1 / PROBE), rtol=1e-9
+    )
 
 
 def test_sums_of_divergences(x64):
@@ -173,7 +178,9 @@ def test_weight_is_elementwise_under_jit_and_vmap(name):
 
 def test_own_generator():
     f = get(lambda r: (r - 1) ** 4 / 12 + 0.5 * (r - 1) ** 2)
-    np.testing.assert_allclose(weight(f)(jnp.asarray([0.5, 1.0, 3.0])), [0.3125, 1.0, 45.0], rtol=1e-5)
+    np.testing.assert_allclose(
+        weight(f)(jnp.asarray([0.5, 1.0, 3.0])), [0.3125, 1.0, 45.0], rtol=1e-5
+    )
 
 
 def test_float32_constant_in_own_generator_is_forgiven():

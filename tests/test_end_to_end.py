@@ -1,4 +1,5 @@
-"""Everything a user does, through the command line: a teacher, a student by every method, its numbers, its samples."""
+"""Everything a user does, through the command line: a teacher, a student by every method, its
+numbers, its samples."""
 
 import json
 import pathlib
@@ -26,8 +27,8 @@ def get_config():
         method=dict(name='{method}', {laws}),
         {discriminator}
         optimizer=dict(student=dict(learning_rate=1e-4), critic=dict(learning_rate=1e-4)),
-        training=dict(steps=10, batch_size=16, ema_half_life=1e3, log_every=5, checkpoint_every=0, sample_every=10),
-        evaluation=dict(samples=64, batch_size=64),
+        training=dict(steps=10, batch_size=16, ema_half_life=1e3, log_every=5, checkpoint_every=0,
+        sample_every=10), evaluation=dict(samples=64, batch_size=64),
     ))
 """
 
@@ -43,17 +44,39 @@ def run(capsys, *words):
 def teacher(tmp_path_factory):
     """The digits teacher of configs/, smaller and after 20 steps."""
     workdir = tmp_path_factory.mktemp('end') / 'teacher'
-    small = {'network.width': 32, 'network.blocks': 1, 'network.embedding': 16, 'method.grid.steps': 4}
-    small |= {'training.steps': 20, 'training.log_every': 10, 'optimizer.student.warmup': 5, 'evaluation.samples': 64}
+    small = {
+        'network.width': 32,
+        'network.blocks': 1,
+        'network.embedding': 16,
+        'method.grid.steps': 4,
+    }
+    small |= {
+        'training.steps': 20,
+        'training.log_every': 10,
+        'optimizer.student.warmup': 5,
+        'evaluation.samples': 64,
+    }
     overrides = [f'--config.{name}={value}' for name, value in small.items()]
-    assert cli.main(['train', f'--config={CONFIGS / "digits_teacher.py"}', f'--workdir={workdir}', *overrides]) == 0
+    assert (
+        cli.main(
+            [
+                'train',
+                f'--config={CONFIGS / "digits_teacher.py"}',
+                f'--workdir={workdir}',
+                *overrides,
+            ]
+        )
+        == 0
+    )
     return workdir
 
 
 def check_run(capsys, workdir, steps, nfe):
     """Evaluates and samples a run through the command line and through from_workdir."""
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    assert lines[-1]['step'] == steps and all(np.isfinite(list(line.values())).all() for line in lines)
+    assert lines[-1]['step'] == steps and all(
+        np.isfinite(list(line.values())).all() for line in lines
+    )
 
     row = json.loads(run(capsys, 'evaluate', f'--workdir={workdir}', '--quiet').out)
     assert (row['step'], row['nfe']) == (steps, nfe)
@@ -70,12 +93,18 @@ def check_run(capsys, workdir, steps, nfe):
         # Three rows of three digits of 8 x 8 pixels, each eight times as large and framed.
         assert picture.size == (3 * 66, 3 * 66) and picture.mode == 'RGB'
     array = workdir / 'few.npy'
-    run(capsys, 'sample', f'--workdir={workdir}', '--n=9', '--seed=3', '--label=7', f'--out={array}')
+    run(
+        capsys, 'sample', f'--workdir={workdir}', '--n=9', '--seed=3', '--label=7', f'--out={array}'
+    )
 
     loaded = build.from_workdir(workdir)
     samples = loaded.generate(jax.random.key(3), 9, 7)
     np.testing.assert_array_equal(samples, np.load(array))
-    assert samples.shape == (9, 8, 8, 1) and (loaded.step, loaded.nfe, loaded.num_classes) == (steps, nfe, 10)
+    assert samples.shape == (9, 8, 8, 1) and (loaded.step, loaded.nfe, loaded.num_classes) == (
+        steps,
+        nfe,
+        10,
+    )
     assert not np.array_equal(samples, loaded.generate(jax.random.key(4), 9, 7))
     x0 = loaded.denoise(samples + 0.01, 0.01)
     np.testing.assert_allclose(x0, samples, atol=0.05)
@@ -84,27 +113,39 @@ def check_run(capsys, workdir, steps, nfe):
 
 def test_teacher(teacher, capsys):
     loaded = check_run(capsys, teacher, 20, 7)
-    # Heun with twice the steps, and Euler, are other samples by other costs; the run in the folder stays as it is.
+    # Heun with twice the steps, and Euler, are other samples by other costs; the run in the folder
+    # stays as it is.
     assert build.from_workdir(teacher, steps=8).nfe == 15
     assert build.from_workdir(teacher, sampler='euler').nfe == 4
     label = np.zeros(2, np.int32)
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype(np.float32)
-    np.testing.assert_array_equal(loaded.sample(noise, label), build.from_workdir(teacher).sample(noise, label))
+    np.testing.assert_array_equal(
+        loaded.sample(noise, label), build.from_workdir(teacher).sample(noise, label)
+    )
 
 
 def test_samplers_of_a_teacher(teacher, capsys):
-    """By name with options, its trajectory as a picture and as an array; samples with noise are functions of their start."""
+    """By name with options, its trajectory as a picture and as an array; samples with noise are
+    functions of their start."""
     words = ['sample', f'--workdir={teacher}', '--n=3', '--seed=1']
     run(capsys, *words, '--sampler=ghvb', '--order=3.8', '--steps=5', f'--out={teacher}/ghvb.npy')
     section = {'name': 'ghvb', 'order': 3.8}
     np.testing.assert_array_equal(
-        np.load(teacher / 'ghvb.npy'), build.from_workdir(teacher, sampler=section, steps=5).generate(jax.random.key(1), 3)
+        np.load(teacher / 'ghvb.npy'),
+        build.from_workdir(teacher, sampler=section, steps=5).generate(jax.random.key(1), 3),
     )
     run(capsys, *words, '--trajectory', '--steps=5', f'--out={teacher}/path.png')
     with Image.open(teacher / 'path.png') as picture:
         # A row a sample; the network's estimates at five levels, then the sample.
         assert picture.size == (6 * 66, 3 * 66)
-    run(capsys, *words, '--trajectory', '--sampler=ancestral', '--steps=5', f'--out={teacher}/path.npy')
+    run(
+        capsys,
+        *words,
+        '--trajectory',
+        '--sampler=ancestral',
+        '--steps=5',
+        f'--out={teacher}/path.npy',
+    )
     path = np.load(teacher / 'path.npy')
     assert path.shape == (3, 6, 8, 8, 1)
     random = build.from_workdir(teacher, sampler='ancestral', steps=5)
@@ -122,7 +163,9 @@ def test_samplers_of_a_teacher(teacher, capsys):
 def test_student(teacher, tmp_path, capsys, method):
     file, workdir = tmp_path / f'{method}.py', tmp_path / 'run'
     discriminator = GAN if method in ('dmd2', 'f_distill') else ''
-    file.write_text(STUDENT.format(teacher=teacher, method=method, laws=LAWS, discriminator=discriminator))
+    file.write_text(
+        STUDENT.format(teacher=teacher, method=method, laws=LAWS, discriminator=discriminator)
+    )
     run(capsys, 'train', f'--config={file}', f'--workdir={workdir}')
     assert (workdir / 'samples' / '000000010.png').exists()
     assert any((workdir / 'tensorboard').iterdir())
@@ -130,7 +173,9 @@ def test_student(teacher, tmp_path, capsys, method):
     file.unlink()
     check_run(capsys, workdir, 10, 1)
     assert '--trajectory: ' in refused(capsys, 'sample', f'--workdir={workdir}', '--trajectory')
-    assert 'takes neither --sampler nor --steps' in refused(capsys, 'sample', f'--workdir={workdir}', '--steps=5')
+    assert 'takes neither --sampler nor --steps' in refused(
+        capsys, 'sample', f'--workdir={workdir}', '--steps=5'
+    )
 
 
 def refused(capsys, *words):
@@ -155,7 +200,9 @@ def test_what_can_be_wrong_with_a_run_is_one_line(teacher, tmp_path, capsys):
     for path in (copy / 'checkpoints').rglob('d/*'):
         path.write_bytes(b'')
     for command in ('evaluate', 'sample'):
-        assert re.search('no checkpoint in .* can be restored', refused(capsys, command, f'--workdir={copy}'))
+        assert re.search(
+            'no checkpoint in .* can be restored', refused(capsys, command, f'--workdir={copy}')
+        )
     shutil.rmtree(copy / 'checkpoints')
     assert 'has no checkpoint yet' in refused(capsys, 'sample', f'--workdir={copy}')
     (copy / 'config.json').write_text('{')

@@ -10,7 +10,13 @@ from fdistill.data import cache
 from fdistill.data.sources import MIXTURES, Source, load, mixture_parameters, quantise, to_float
 from fdistill.evaluation import features, metrics
 from fdistill.evaluation.evaluate import evaluate, reference, reference_rows, sample
-from fdistill.evaluation.frechet import Moments, _distance, _factor, frechet_distance, frechet_infinity
+from fdistill.evaluation.frechet import (
+    Moments,
+    _distance,
+    _factor,
+    frechet_distance,
+    frechet_infinity,
+)
 from fdistill.evaluation.protocol import Protocol
 from fdistill.networks.classifier import classifier
 
@@ -40,20 +46,26 @@ def test_frechet_of_equal_gaussians_is_zero(d):
 def test_frechet_of_a_shift_is_its_square():
     sigma = covariance(5, 50, 0)
     shift = np.array([1.0, -2, 0, 0.5, 3])
-    assert frechet_distance(np.zeros(5), sigma, shift, sigma) == pytest.approx((shift**2).sum(), abs=1e-10)
+    assert frechet_distance(np.zeros(5), sigma, shift, sigma) == pytest.approx(
+        (shift**2).sum(), abs=1e-10
+    )
 
 
 def test_frechet_of_diagonal_covariances():
     a, b = np.array([1.0, 4, 0, 9]), np.array([4.0, 1, 2, 0])
     expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    assert frechet_distance(np.zeros(4), np.diag(a), np.zeros(4), np.diag(b)) == pytest.approx(expected, abs=1e-12)
+    assert frechet_distance(np.zeros(4), np.diag(a), np.zeros(4), np.diag(b)) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_frechet_of_commuting_covariances():
     basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))
     a, b = np.arange(1.0, 7), np.arange(6.0, 0, -1) ** 2
     expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    found = frechet_distance(np.zeros(6), basis @ np.diag(a) @ basis.T, np.zeros(6), basis @ np.diag(b) @ basis.T)
+    found = frechet_distance(
+        np.zeros(6), basis @ np.diag(a) @ basis.T, np.zeros(6), basis @ np.diag(b) @ basis.T
+    )
     assert found == pytest.approx(expected, abs=1e-10)
 
 
@@ -71,12 +83,17 @@ def test_frechet_of_ill_conditioned_covariances(lowest):
     a = np.geomspace(1, lowest, 24)
     for b in (a[::-1], np.roll(a, 5), np.ones(24)):
         expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-        found = frechet_distance(np.zeros(24), (basis * a) @ basis.T, np.zeros(24), (basis * b) @ basis.T)
-        # Nobody can tell what eigenvalues below 1e-15 of the largest are in float64; their roots are below 1e-7.
+        found = frechet_distance(
+            np.zeros(24), (basis * a) @ basis.T, np.zeros(24), (basis * b) @ basis.T
+        )
+        # Nobody can tell what eigenvalues below 1e-15 of the largest are in float64; their roots
+        # are below 1e-7.
         assert found == pytest.approx(expected, rel=1e-10 if lowest > 1e-15 else 1e-6)
 
 
-@pytest.mark.parametrize('d, n', [(1, 5), (16, 100), (40, 10), (40, 41), (40, 40), (300, 7), (300, 200)])
+@pytest.mark.parametrize(
+    'd, n', [(1, 5), (16, 100), (40, 10), (40, 41), (40, 40), (300, 7), (300, 200)]
+)
 def test_frechet_hides_nothing_when_it_takes_negative_values_for_zero(d, n):
     sigma = covariance(d, n, 0)
     for other in (sigma, sigma * (1 + 1e-15), sigma + 1e-16 * np.trace(sigma) * np.eye(d)):
@@ -94,7 +111,8 @@ def test_frechet_agrees_with_scipy(d, n1, n2):
 
 @pytest.mark.parametrize('n1, n2', [(10, 10), (2, 100), (100, 2), (2, 2)])
 def test_frechet_of_fewer_samples_than_dimensions(n1, n2):
-    # tr (S1 S2)^(1/2) is the nuclear norm of X1 X2' for centred data X / sqrt(n - 1): no roots of singular matrices.
+    # tr (S1 S2)^(1/2) is the nuclear norm of X1 X2' for centred data X / sqrt(n - 1): no roots of
+    # singular matrices.
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(n1, 40)), 2 * rng.normal(size=(n2, 40)) + 1
     one, other = moments_of(x), moments_of(y)
@@ -111,16 +129,19 @@ def test_frechet_of_points_is_their_distance():
     assert frechet_distance(np.zeros(3), zero, np.ones(3), zero) == 3
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'mu1': np.zeros(2)}, 'shapes'),
-    ({'sigma2': np.eye(4)}, 'shapes'),
-    ({'sigma1': np.ones(3)}, 'shapes'),
-    ({'mu1': 1.0}, 'shapes'),
-    ({'mu1': [], 'sigma1': np.zeros((0, 0)), 'mu2': [], 'sigma2': np.zeros((0, 0))}, 'shapes'),
-    ({'mu2': np.array([0, np.nan, 0])}, 'mu2 is not finite'),
-    ({'sigma1': np.full((3, 3), np.inf)}, 'sigma1 is not finite'),
-    ({'sigma1': np.triu(np.ones((3, 3)))}, 'not symmetric'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'mu1': np.zeros(2)}, 'shapes'),
+        ({'sigma2': np.eye(4)}, 'shapes'),
+        ({'sigma1': np.ones(3)}, 'shapes'),
+        ({'mu1': 1.0}, 'shapes'),
+        ({'mu1': [], 'sigma1': np.zeros((0, 0)), 'mu2': [], 'sigma2': np.zeros((0, 0))}, 'shapes'),
+        ({'mu2': np.array([0, np.nan, 0])}, 'mu2 is not finite'),
+        ({'sigma1': np.full((3, 3), np.inf)}, 'sigma1 is not finite'),
+        ({'sigma1': np.triu(np.ones((3, 3)))}, 'not symmetric'),
+    ],
+)
 def test_frechet_errors(change, message):
     good = {'mu1': np.zeros(3), 'sigma1': np.eye(3), 'mu2': np.zeros(3), 'sigma2': np.eye(3)}
     with pytest.raises(ValueError, match=message):
@@ -129,12 +150,15 @@ def test_frechet_errors(change, message):
 
 @pytest.mark.parametrize('d', [8, 32])
 def test_frechet_infinity_of_equal_gaussians(d):
-    # To second order in S - I, whose squared norm is (d^2 + d) / N: E d^2 = d / N + (d^2 + d) / 4N, and 0 in the limit.
+    # To second order in S - I, whose squared norm is (d^2 + d) / N: E d^2 = d / N + (d^2 + d) / 4N,
+    # and 0 in the limit.
     fits, finite = [], []
     for seed in range(20):
         x = np.random.default_rng([seed, d]).normal(size=(4000, d))
         fits.append(frechet_infinity(x, np.zeros(d), np.eye(d), smallest=500, seed=seed))
-        finite.append(frechet_distance(x.mean(axis=0), np.cov(x, rowvar=False), np.zeros(d), np.eye(d)))
+        finite.append(
+            frechet_distance(x.mean(axis=0), np.cov(x, rowvar=False), np.zeros(d), np.eye(d))
+        )
     value, slope, error = np.array(fits).T
     sem = value.std() / np.sqrt(20)
     assert abs(value.mean()) < 4 * sem < 0.5 * np.mean(finite)
@@ -150,50 +174,68 @@ def test_frechet_infinity_of_known_gaussians(d):
     exact = (shift**2).sum() + ((stds - 1) ** 2).sum()
     x = shift + stds * rng.normal(size=(20000, d))
     value, slope, error = frechet_infinity(x, np.zeros(d), np.eye(d), smallest=1000)
-    # A random sample of 20000 leaves d^2 uncertain by 2 |shift|, 2 (std - 1) times the errors of mean and std.
+    # A random sample of 20000 leaves d^2 uncertain by 2 |shift|, 2 (std - 1) times the errors of
+    # mean and std.
     noise = 2 * np.sqrt(((shift * stds) ** 2 + (stds - 1) ** 2 * stds**2 / 2).sum() / 20000)
     assert abs(value - exact) < 4 * noise + 4 * error and noise < 0.03 * exact
     # To second order, a root's error: with stds of 1 it would be d + d (d + 1) / 4.
     assert 0.5 < slope / (d + d * (d + 1) / 4) < 1.5
     assert frechet_infinity(x, np.zeros(d), np.eye(d), smallest=1000) == (value, slope, error)
-    assert frechet_infinity(x, np.zeros(d), np.eye(d), smallest=1000, seed=1) != (value, slope, error)
+    assert frechet_infinity(x, np.zeros(d), np.eye(d), smallest=1000, seed=1) != (
+        value,
+        slope,
+        error,
+    )
 
 
 def test_frechet_infinity_is_the_line_of_numpy(monkeypatch):
     sizes = np.linspace(5, 50, 15).astype(int)
     distances = iter(3 + 2 / sizes + np.random.default_rng(0).normal(size=15))
     monkeypatch.setattr('fdistill.evaluation.frechet._distance', lambda *_: next(distances))
-    found = frechet_infinity(np.random.default_rng(1).normal(size=(50, 2)), np.zeros(2), np.eye(2), smallest=5)
-    line, cov = np.polyfit(1 / sizes, 3 + 2 / sizes + np.random.default_rng(0).normal(size=15), 1, cov=True)
+    found = frechet_infinity(
+        np.random.default_rng(1).normal(size=(50, 2)), np.zeros(2), np.eye(2), smallest=5
+    )
+    line, cov = np.polyfit(
+        1 / sizes, 3 + 2 / sizes + np.random.default_rng(0).normal(size=15), 1, cov=True
+    )
     assert found == pytest.approx((line[1], line[0], np.sqrt(cov[1, 1])), rel=1e-9)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'points': 14}, 'points=14'),
-    ({'smallest': 3}, 'above 3, below 40'),
-    ({'smallest': 40}, 'above 3, below 40'),
-    ({'features': np.zeros(40)}, 'shape'),
-    ({'features': np.full((40, 3), np.nan)}, 'not finite'),
-    ({'mu': np.zeros(4)}, 'shapes'),
-    ({'sigma': np.full((3, 3), np.nan)}, 'sigma1 is not finite'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'points': 14}, 'points=14'),
+        ({'smallest': 3}, 'above 3, below 40'),
+        ({'smallest': 40}, 'above 3, below 40'),
+        ({'features': np.zeros(40)}, 'shape'),
+        ({'features': np.full((40, 3), np.nan)}, 'not finite'),
+        ({'mu': np.zeros(4)}, 'shapes'),
+        ({'sigma': np.full((3, 3), np.nan)}, 'sigma1 is not finite'),
+    ],
+)
 def test_frechet_infinity_errors(change, message):
     good = {'features': np.zeros((40, 3)), 'mu': np.zeros(3), 'sigma': np.eye(3), 'smallest': 20}
     with pytest.raises(ValueError, match=message):
         frechet_infinity(**{**good, **change})
 
 
-@pytest.mark.parametrize('sizes', [[1000], [1, 999], [0, 500, 0, 500], [333, 333, 334], [1] * 50 + [950]])
+@pytest.mark.parametrize(
+    'sizes', [[1000], [1, 999], [0, 500, 0, 500], [333, 333, 334], [1] * 50 + [950]]
+)
 def test_moments_in_any_pieces_are_those_of_numpy(sizes):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1000, 8)) @ rng.normal(size=(8, 8)) + 1000
     pieces = np.split(x, np.cumsum(sizes)[:-1])
-    one_by_one = functools.reduce(lambda moments, piece: moments.update(piece), pieces, Moments.empty(8))
+    one_by_one = functools.reduce(
+        lambda moments, piece: moments.update(piece), pieces, Moments.empty(8)
+    )
     merged = functools.reduce(Moments.merge, [moments_of(piece) for piece in reversed(pieces)])
     for moments in (one_by_one, merged):
         assert moments.count == 1000
         np.testing.assert_allclose(moments.mean, x.mean(axis=0), rtol=1e-13)
-        np.testing.assert_allclose(moments.covariance, np.cov(x, rowvar=False), rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(
+            moments.covariance, np.cov(x, rowvar=False), rtol=1e-10, atol=1e-10
+        )
 
 
 def test_moments_are_float64():
@@ -215,21 +257,37 @@ def test_moments_errors():
 
 def test_accuracy_and_diversity_against_naive():
     rng = np.random.default_rng(0)
-    images, labels, logits = rng.normal(size=(60, 3, 3, 1)), rng.integers(0, 4, 60), rng.normal(size=(60, 4))
-    assert metrics.accuracy(logits, labels) == np.mean([np.argmax(z) == y for z, y in zip(logits, labels, strict=True)])
-    naive = [np.std([image[i, j, 0] for image, y in zip(images, labels, strict=True) if y == label])
-             for label in range(4) for i, j in itertools.product(range(3), repeat=2)]
+    images, labels, logits = (
+        rng.normal(size=(60, 3, 3, 1)),
+        rng.integers(0, 4, 60),
+        rng.normal(size=(60, 4)),
+    )
+    assert metrics.accuracy(logits, labels) == np.mean(
+        [np.argmax(z) == y for z, y in zip(logits, labels, strict=True)]
+    )
+    naive = [
+        np.std([image[i, j, 0] for image, y in zip(images, labels, strict=True) if y == label])
+        for label in range(4)
+        for i, j in itertools.product(range(3), repeat=2)
+    ]
     assert metrics.diversity(images, labels) == pytest.approx(np.mean(naive), rel=1e-12)
-    assert metrics.diversity(images, np.zeros(60)) == pytest.approx(images.std(axis=0).mean(), rel=1e-12)
+    assert metrics.diversity(images, np.zeros(60)) == pytest.approx(
+        images.std(axis=0).mean(), rel=1e-12
+    )
 
 
 def naive_inception_score(p, splits):
     """By loops; p [N, classes] without zeros."""
     scores = []
     for i in range(splits):
-        part = p[i * len(p) // splits:(i + 1) * len(p) // splits]
+        part = p[i * len(p) // splits : (i + 1) * len(p) // splits]
         marginal = [sum(row[c] for row in part) / len(part) for c in range(p.shape[1])]
-        scores.append(np.exp(sum(q * np.log(q / m) for row in part for q, m in zip(row, marginal, strict=True)) / len(part)))
+        scores.append(
+            np.exp(
+                sum(q * np.log(q / m) for row in part for q, m in zip(row, marginal, strict=True))
+                / len(part)
+            )
+        )
     return np.mean(scores), np.std(scores)
 
 
@@ -242,9 +300,13 @@ def test_inception_score_against_loops(n, splits, scale):
     expected = pytest.approx(naive_inception_score(p, splits), rel=1e-12, abs=1e-12)
     assert metrics.inception_score(logits, splits) == expected
     assert metrics.inception_score(np.log(p), splits) == expected
-    assert metrics.inception_score(logits + 1000, splits) == pytest.approx(naive_inception_score(p, splits), rel=1e-3)
+    assert metrics.inception_score(logits + 1000, splits) == pytest.approx(
+        naive_inception_score(p, splits), rel=1e-3
+    )
     order = np.random.default_rng(5).permutation(n)
-    assert metrics.inception_score(logits, splits, seed=5) == metrics.inception_score(logits[order], splits)
+    assert metrics.inception_score(logits, splits, seed=5) == metrics.inception_score(
+        logits[order], splits
+    )
 
 
 def test_inception_score_of_known_cases():
@@ -254,19 +316,24 @@ def test_inception_score_of_known_cases():
     assert metrics.inception_score(sure, splits=1) == pytest.approx((5, 0), rel=1e-14)
     assert metrics.inception_score(sure, splits=2, seed=0)[0] > 4.5
     with np.errstate(divide='ignore'):
-        assert metrics.inception_score(np.log(np.eye(5)), splits=1) == pytest.approx((5, 0), rel=1e-14)
+        assert metrics.inception_score(np.log(np.eye(5)), splits=1) == pytest.approx(
+            (5, 0), rel=1e-14
+        )
     assert metrics.inception_score(np.zeros((30, 5))) == pytest.approx((1, 0), abs=1e-14)
 
 
-@pytest.mark.parametrize('logits, splits, message', [
-    (np.zeros((9, 5)), 10, 'splits=10'),
-    (np.zeros((9, 5)), 0, 'splits=0'),
-    (np.zeros(9), 1, 'shape'),
-    (np.zeros((0, 5)), 1, 'shape'),
-    (np.full((9, 5), np.nan), 1, 'not finite'),
-    (np.array([[0, np.inf]]), 1, 'not finite'),
-    (np.array([[-np.inf, -np.inf]]), 1, 'not finite'),
-])
+@pytest.mark.parametrize(
+    'logits, splits, message',
+    [
+        (np.zeros((9, 5)), 10, 'splits=10'),
+        (np.zeros((9, 5)), 0, 'splits=0'),
+        (np.zeros(9), 1, 'shape'),
+        (np.zeros((0, 5)), 1, 'shape'),
+        (np.full((9, 5), np.nan), 1, 'not finite'),
+        (np.array([[0, np.inf]]), 1, 'not finite'),
+        (np.array([[-np.inf, -np.inf]]), 1, 'not finite'),
+    ],
+)
 def test_inception_score_errors(logits, splits, message):
     with pytest.raises(ValueError, match=message):
         metrics.inception_score(logits, splits)
@@ -277,7 +344,10 @@ def test_nearest_neighbour_against_naive(block):
     rng = np.random.default_rng(0)
     train = rng.integers(0, 17, (50, 4, 4, 1), np.uint8)
     samples = np.concatenate([rng.normal(size=(30, 4, 4, 1)), to_float(train[3:5], 16)])
-    naive = [min(np.sqrt(((x - t) ** 2).sum()) for t in to_float(train, 16).astype(np.float64)) for x in samples]
+    naive = [
+        min(np.sqrt(((x - t) ** 2).sum()) for t in to_float(train, 16).astype(np.float64))
+        for x in samples
+    ]
     found = metrics.nearest_neighbour(samples, train, 16, block=block)
     np.testing.assert_allclose(found, naive, rtol=1e-6)
     assert (found[-2:] == 0).all()
@@ -304,7 +374,8 @@ def test_mode_coverage_of_exact_samples(name):
     # Modes of the grid are 6.25 std apart: a point 3 std away may already belong to another one.
     assert row['high_quality'] == pytest.approx(1 - np.exp(-4.5), abs=4e-3)
     assert row['within'] == pytest.approx(np.sqrt(1 - 4.5 / np.expm1(4.5)), abs=0.01)
-    # 2 n KL is chi-squared with K - 1 degrees of freedom, but for the few points nearer to another mode.
+    # 2 n KL is chi-squared with K - 1 degrees of freedom, but for the few points nearer to another
+    # mode.
     assert 0 <= row['kl'] < (len(weights) + 6 * np.sqrt(2 * len(weights))) / (2 * n)
 
 
@@ -313,7 +384,9 @@ def test_mode_coverage_of_bad_samples():
     half = metrics.mode_coverage(draw('ring', 20000, keep=[0, 1, 2, 3]), *parameters)
     assert half['modes'] == 4 and half['kl'] == pytest.approx(np.log(2), abs=0.01)
     narrow = metrics.mode_coverage(draw('ring', 20000, scale=0.5), *parameters)
-    assert narrow['within'] == pytest.approx(0.5, abs=0.01) and narrow['high_quality'] == pytest.approx(1, abs=1e-3)
+    assert narrow['within'] == pytest.approx(0.5, abs=0.01) and narrow[
+        'high_quality'
+    ] == pytest.approx(1, abs=1e-3)
     nowhere = metrics.mode_coverage(np.full((100, 2), 50.0), *parameters)
     assert nowhere['modes'] == 0 and nowhere['high_quality'] == 0 and np.isnan(nowhere['within'])
 
@@ -321,16 +394,34 @@ def test_mode_coverage_of_bad_samples():
 def test_protocol_names():
     protocol = Protocol('digits-clf', 2000, 'held-out', 16, 'balanced', 0)
     assert protocol.name('fd') == 'fd[digits-clf,2k,held-out,q16,balanced,seed0]'
-    assert protocol._replace(samples=355, levels=0).name('fd') == 'fd[digits-clf,355,held-out,float,balanced,seed0]'
+    assert (
+        protocol._replace(samples=355, levels=0).name('fd')
+        == 'fd[digits-clf,355,held-out,float,balanced,seed0]'
+    )
     # Whatever is different has another name.
-    changes = {'features': 'pixels', 'samples': 2001, 'reference': 'train', 'levels': 255, 'labels': 'own', 'seed': 1}
-    assert len({protocol._replace(**{key: value}).name('fd') for key, value in changes.items()}) == len(changes)
+    changes = {
+        'features': 'pixels',
+        'samples': 2001,
+        'reference': 'train',
+        'levels': 255,
+        'labels': 'own',
+        'seed': 1,
+    }
+    assert len(
+        {protocol._replace(**{key: value}).name('fd') for key, value in changes.items()}
+    ) == len(changes)
 
 
 @pytest.mark.parametrize('name', features.FEATURES)
 def test_every_feature_keeps_the_type(name):
     rng = np.random.default_rng(0)
-    source = Source(rng.integers(0, 17, (40, 8, 8, 1), np.uint8), np.arange(40, dtype=np.int32) % 3, 3, 16, 'noise')
+    source = Source(
+        rng.integers(0, 17, (40, 8, 8, 1), np.uint8),
+        np.arange(40, dtype=np.int32) % 3,
+        3,
+        16,
+        'noise',
+    )
     options = {'classifier': {'steps': 3, 'progress': False}, 'pixels': {}}[name]
     extractor = features.get(name, source, **options)
     images = to_float(source.images, 16)
@@ -359,7 +450,9 @@ def test_blocks_are_padded_and_cut(monkeypatch):
 
 
 def test_classifier_is_kept_and_deterministic(digits, monkeypatch):
-    path, = (file for file in cache.folder('classifiers').iterdir() if file.name.startswith('digits-'))
+    (path,) = (
+        file for file in cache.folder('classifiers').iterdir() if file.name.startswith('digits-')
+    )
     first = np.load(path)
     assert all(first[key].dtype == np.float32 for key in first)
     images = to_float(load('digits', 'held_out').images, 16)
@@ -368,7 +461,9 @@ def test_classifier_is_kept_and_deterministic(digits, monkeypatch):
     np.testing.assert_array_equal(features.get('classifier', load('digits')).apply(images), values)
     monkeypatch.undo()
     path.unlink()
-    np.testing.assert_array_equal(features.get('classifier', load('digits'), progress=False).apply(images), values)
+    np.testing.assert_array_equal(
+        features.get('classifier', load('digits'), progress=False).apply(images), values
+    )
 
 
 def test_damaged_classifier_is_named(digits):
@@ -384,7 +479,9 @@ def test_classifier_runs_in_full_precision():
     model = classifier(num_classes=2, image_shape=(16, 16, 1))
     x = np.zeros((1, 16, 16, 1), np.float32)
     text = str(jax.make_jaxpr(model.apply)(model.init(jax.random.key(0), x), x))
-    assert text.count('HIGHEST') >= text.count('conv_general_dilated') + text.count('dot_general') > 0
+    assert (
+        text.count('HIGHEST') >= text.count('conv_general_dilated') + text.count('dot_general') > 0
+    )
 
 
 def test_samples_do_not_depend_on_the_batch_size():
@@ -411,16 +508,29 @@ def test_samples_do_not_depend_on_the_batch_size():
     assert not np.isin(other, whole).any()
 
 
-@pytest.mark.parametrize('generate, message', [
-    (lambda noise, label: noise[:, 0], 'shape'),
-    (lambda noise, label: noise * np.nan, 'not finite'),
-])
+@pytest.mark.parametrize(
+    'generate, message',
+    [
+        (lambda noise, label: noise[:, 0], 'shape'),
+        (lambda noise, label: noise * np.nan, 'not finite'),
+    ],
+)
 def test_broken_generators_are_named(generate, message):
     with pytest.raises(ValueError, match=message):
         sample(generate, (2, 2, 1), np.zeros(4), progress=False)
 
 
-KEYS = {'nfe', 'fd_held_out', 'fd_train', 'pixel_fd', 'accuracy', 'diversity', 'nn_ratio', 'seconds', 'protocol'}
+KEYS = {
+    'nfe',
+    'fd_held_out',
+    'fd_train',
+    'pixel_fd',
+    'accuracy',
+    'diversity',
+    'nn_ratio',
+    'seconds',
+    'protocol',
+}
 
 
 def test_real_digits_get_the_numbers_of_real_digits(digits):
@@ -437,7 +547,8 @@ def test_real_digits_get_the_numbers_of_real_digits(digits):
 
 
 def test_evaluating_a_copier_of_the_training_data(digits):
-    # Sample i copies a training image of its label, so that everything but memorisation looks right.
+    # Sample i copies a training image of its label, so that everything but memorisation looks
+    # right.
     members = np.stack([np.flatnonzero(digits.train.labels == label)[:130] for label in range(10)])
 
     def generate(noise, label):
@@ -445,13 +556,23 @@ def test_evaluating_a_copier_of_the_training_data(digits):
         # Less than half a grey level away: quantisation takes it back.
         return to_float(digits.train.images[members[label, choice]], 16) + 0.06
 
-    row = evaluate(generate, digits.train, digits.held_out, nfe=1, samples=1000, against=digits, progress=False)
+    row = evaluate(
+        generate, digits.train, digits.held_out, nfe=1, samples=1000, against=digits, progress=False
+    )
     assert set(row) == KEYS and row['nfe'] == 1
     assert row['nn_ratio'] == 0 and row['accuracy'] > 0.99 and row['fd_train'] < 0.1
     assert row['protocol']['fd_train'] == 'fd[digits-clf,1k,train,q16,balanced,seed0]'
     assert set(row['protocol']) == KEYS - {'nfe', 'seconds', 'protocol'}
-    again = evaluate(generate, digits.train, digits.held_out, nfe=1, samples=1000, batch_size=77, against=digits,
-                     progress=False)
+    again = evaluate(
+        generate,
+        digits.train,
+        digits.held_out,
+        nfe=1,
+        samples=1000,
+        batch_size=77,
+        against=digits,
+        progress=False,
+    )
     timeless = {key: value for key, value in row.items() if key != 'seconds'}
     assert timeless == {key: value for key, value in again.items() if key != 'seconds'}
 
@@ -462,8 +583,16 @@ def test_samples_are_quantised_like_stored_images(digits):
 
     def rows(images):
         count = itertools.count()
-        return evaluate(lambda noise, label: images[30 * next(count):][:30], digits.train, digits.held_out, nfe=1,
-                        samples=60, batch_size=30, against=digits, progress=False)
+        return evaluate(
+            lambda noise, label: images[30 * next(count) :][:30],
+            digits.train,
+            digits.held_out,
+            nfe=1,
+            samples=60,
+            batch_size=30,
+            against=digits,
+            progress=False,
+        )
 
     raw, stored = rows(table), rows(quantise(table, 16))
     assert raw['pixel_fd'] == stored['pixel_fd'] and raw['fd_train'] == stored['fd_train']
@@ -473,23 +602,55 @@ def test_samples_are_quantised_like_stored_images(digits):
 def test_evaluating_points(name):
     train, held_out = (load('mixture', split, mixture=name) for split in ('train', 'held_out'))
     weights, means, stds = mixture_parameters(name)
-    row = evaluate(lambda noise, label: means[label] + stds[label, None] * noise, train, held_out, nfe=3, samples=4000,
-                   progress=False)
-    assert set(row) == {'nfe', 'modes', 'kl', 'high_quality', 'within', 'spread', 'pixel_fd', 'seconds', 'protocol'}
+    row = evaluate(
+        lambda noise, label: means[label] + stds[label, None] * noise,
+        train,
+        held_out,
+        nfe=3,
+        samples=4000,
+        progress=False,
+    )
+    assert set(row) == {
+        'nfe',
+        'modes',
+        'kl',
+        'high_quality',
+        'within',
+        'spread',
+        'pixel_fd',
+        'seconds',
+        'protocol',
+    }
     assert row['spread'] == pytest.approx(1, abs=0.03)
-    assert row['modes'] == len(weights) and row['high_quality'] > 0.98 and row['kl'] < 0.02 and row['pixel_fd'] < 0.01
+    assert (
+        row['modes'] == len(weights)
+        and row['high_quality'] > 0.98
+        and row['kl'] < 0.02
+        and row['pixel_fd'] < 0.01
+    )
     assert row['protocol']['kl'] == f'kl[pixels,4k,{name},float,as-train,seed0]'
 
 
 def test_points_of_no_mixture_have_a_distance_and_a_spread():
     rng = np.random.default_rng(0)
-    points = Source(rng.normal(size=(500, 3)).astype(np.float32), np.zeros(500, np.int32), 1, 0, 'own')
+    points = Source(
+        rng.normal(size=(500, 3)).astype(np.float32), np.zeros(500, np.int32), 1, 0, 'own'
+    )
     row = evaluate(lambda noise, label: noise, points, points, nfe=1, samples=500, progress=False)
-    assert set(row) == {'nfe', 'spread', 'pixel_fd', 'seconds', 'protocol'} and row['pixel_fd'] < 0.1
+    assert (
+        set(row) == {'nfe', 'spread', 'pixel_fd', 'seconds', 'protocol'} and row['pixel_fd'] < 0.1
+    )
 
 
 def test_evaluate_errors(digits):
     with pytest.raises(ValueError, match='samples=1'):
-        evaluate(lambda noise, label: noise, digits.train, digits.held_out, nfe=1, samples=1, against=digits)
+        evaluate(
+            lambda noise, label: noise,
+            digits.train,
+            digits.held_out,
+            nfe=1,
+            samples=1,
+            against=digits,
+        )
     with pytest.raises(ValueError, match='two splits'):
         reference(digits.train, load('mixture', n=10))

@@ -1,4 +1,5 @@
-"""The method that knows everything but the student: it goes where theory says, through the library's own trainer."""
+"""The method that knows everything but the student: it goes where theory says, through the
+library's own trainer."""
 
 import json
 import pathlib
@@ -26,7 +27,13 @@ def settings(divergence='reverse_kl', **changes):
 
 @pytest.mark.parametrize(
     ('divergence', 'spread'),
-    [('reverse_kl', 0.25), ('jeffreys', 0.878), ('squared_hellinger', 0.976), ('js', 0.997), ('forward_kl', STD)],
+    [
+        ('reverse_kl', 0.25),
+        ('jeffreys', 0.878),
+        ('squared_hellinger', 0.976),
+        ('js', 0.997),
+        ('forward_kl', STD),
+    ],
 )
 def test_standard_deviation_is_that_of_the_divergence(divergence, spread, tmp_path):
     build.train(settings(divergence), tmp_path, quiet=True)
@@ -36,7 +43,8 @@ def test_standard_deviation_is_that_of_the_divergence(divergence, spread, tmp_pa
 
 @pytest.mark.parametrize('name', ['reverse_kl', 'js', 'jeffreys'])
 def test_gradient_is_that_of_the_divergence(name, x64):
-    """Against automatic differentiation of E_q f(p/q), by quadrature, in the student's mean and standard deviation."""
+    """Against automatic differentiation of E_q f(p/q), by quadrature, in the student's mean and
+    standard deviation."""
     sigma, start, f = 0.3, jnp.asarray([-0.4, 0.6]), divergences.get(name)
     p = build.oracle.mixture(*build.sources.mixture_parameters('pair'))
     grid = jnp.linspace(-8, 8, 4001)[:, None]
@@ -46,7 +54,9 @@ def test_gradient_is_that_of_the_divergence(name, x64):
 
     def divergence(params):
         log_q = student(params).log_prob(grid, sigma)
-        return jnp.sum(jnp.exp(log_q) * f(jnp.exp(p.log_prob(grid, sigma) - log_q))) * (grid[1, 0] - grid[0, 0])
+        return jnp.sum(jnp.exp(log_q) * f(jnp.exp(p.log_prob(grid, sigma) - log_q))) * (
+            grid[1, 0] - grid[0, 0]
+        )
 
     nodes, mass = np.polynomial.hermite_e.hermegauss(60)
     z, e = (jnp.asarray(a.ravel()) for a in np.meshgrid(nodes, nodes))
@@ -56,17 +66,25 @@ def test_gradient_is_that_of_the_divergence(name, x64):
         x = (params[0] + params[1] * z)[:, None]
         x_t = x + sigma * e[:, None]
         r = jnp.exp(p.log_prob(x_t, sigma) - q.log_prob(x_t, sigma))
-        gap = losses.score_gap(x, p.denoise(x_t, sigma), q.denoise(x_t, sigma), divergences.weight(f)(r) / sigma**2)
+        gap = losses.score_gap(
+            x, p.denoise(x_t, sigma), q.denoise(x_t, sigma), divergences.weight(f)(r) / sigma**2
+        )
         return jnp.sum(np.outer(mass, mass).ravel() / (2 * np.pi) * gap)
 
-    np.testing.assert_allclose(jax.grad(loss)(start), jax.grad(divergence)(start), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(loss)(start), jax.grad(divergence)(start), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_seeds_start_elsewhere_and_end_in_either_mode(tmp_path):
     means = []
     for seed in range(4):
         folder = tmp_path / str(seed)
-        build.train(settings(seed=seed, **{'network.spread': 1.0, 'training.steps': 200}), folder, quiet=True)
+        build.train(
+            settings(seed=seed, **{'network.spread': 1.0, 'training.steps': 200}),
+            folder,
+            quiet=True,
+        )
         means.append(float(jnp.mean(build.from_workdir(folder).generate(jax.random.key(0), 500))))
     np.testing.assert_allclose(np.abs(means), 1, atol=0.05)
     assert len(set(np.sign(means))) == 2
@@ -101,13 +119,17 @@ def test_annealed_weights_end_where_the_second_divergence_does(tmp_path):
     with annealed.unlocked():
         annealed.training.evaluate_every = 100
     build.train(annealed, whole, quiet=True)
-    on_the_way = {path.name: json.loads(path.read_text()) for path in sorted((whole / 'eval').glob('*.json'))}
+    on_the_way = {
+        path.name: json.loads(path.read_text()) for path in sorted((whole / 'eval').glob('*.json'))
+    }
     row = build.evaluate(None, whole, quiet=True)
     assert row['spread'] == pytest.approx(1, abs=0.1)
     # The last of those on the way is the same, measured on a mesh; the others are of other weights.
     last = [*on_the_way.values()][-1]
     assert len(on_the_way) == annealed.training.steps // 100 and last['step'] == row['step']
-    assert last['details'] == row['details'] and last['spread'] == pytest.approx(row['spread'], rel=1e-4)
+    assert last['details'] == row['details'] and last['spread'] == pytest.approx(
+        row['spread'], rel=1e-4
+    )
     assert len({one['details']['checkpoint'] for one in on_the_way.values()}) == len(on_the_way)
     build.train(annealed, broken, quiet=True, stop_at=120)
     build.train(annealed, broken, quiet=True)

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / 'fdistill'
 
-# A unit is a file or a folder right below fdistill/. It may import units on lower floors, and on its own floor as long
-# as there is no circle.
+# A unit is a file or a folder right below fdistill/. It may import units on lower floors, and on
+# its own floor as long as there is no circle.
 FLOORS = {
     'errors': 0,
     'divergences': 1,
@@ -45,12 +45,16 @@ DOORS = {
     'tensorflow': (),
 }
 
-FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted(ROOT.rglob('*.py'))}
+FILES = {
+    str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted(ROOT.rglob('*.py'))
+}
 
 
 def module_of(file):
     """'fdistill.data' for data/__init__.py, 'fdistill.data.sources' for data/sources.py."""
-    return '.'.join(['fdistill', *pathlib.PurePath(file.removesuffix('.py')).parts]).removesuffix('.__init__')
+    return '.'.join(['fdistill', *pathlib.PurePath(file.removesuffix('.py')).parts]).removesuffix(
+        '.__init__'
+    )
 
 
 MODULES = {module_of(file) for file in FILES}
@@ -67,7 +71,8 @@ def imports(file):
 
 
 def own_imports(file):
-    """The modules of fdistill that a file imports; `from package import x` is package.x where that is a module."""
+    """The modules of fdistill that a file imports; `from package import x` is package.x where that
+    is a module."""
     for module, name in imports(file):
         if module.split('.')[0] == 'fdistill':
             target = f'{module}.{name}'
@@ -87,7 +92,10 @@ def circle(graph):
             return path[path.index(node) :] + [node]
         if node in done:
             return None
-        found = next(filter(None, (visit(other, [*path, node]) for other in sorted(graph.get(node, ())))), None)
+        found = next(
+            filter(None, (visit(other, [*path, node]) for other in sorted(graph.get(node, ())))),
+            None,
+        )
         done.add(node)
         return found
 
@@ -118,20 +126,27 @@ def test_no_circles_between_units():
     graph = {}
     for file in FILES:
         unit = unit_of(module_of(file))
-        graph.setdefault(unit, set()).update({unit_of(target) for target in own_imports(file)} - {unit})
+        graph.setdefault(unit, set()).update(
+            {unit_of(target) for target in own_imports(file)} - {unit}
+        )
     assert circle(graph) is None
 
 
 def test_no_circles_between_modules():
-    # A package's __init__.py holds its types and the table of its modules, so that they import one another.
+    # A package's __init__.py holds its types and the table of its modules, so that they import one
+    # another.
     graph = {}
     for file in FILES:
         module = module_of(file)
-        graph[module] = {target for target in own_imports(file) if not module.startswith(f'{target}.')}
+        graph[module] = {
+            target for target in own_imports(file) if not module.startswith(f'{target}.')
+        }
     assert circle(graph) is None
 
 
-@pytest.mark.parametrize('file', [file for file in FILES if file.startswith(('data/', 'training/', 'evaluation/'))])
+@pytest.mark.parametrize(
+    'file', [file for file in FILES if file.startswith(('data/', 'training/', 'evaluation/'))]
+)
 def test_methods_are_known_only_by_their_type(file):
     for module, name in imports(file):
         target = module if name is None else f'{module}.{name}'
@@ -143,7 +158,9 @@ def test_methods_are_known_only_by_their_type(file):
 def test_doors(file):
     for module, _ in imports(file):
         door = DOORS.get(module.split('.')[0])
-        assert door is None or file.startswith(door), f'{file} imports {module}, which belongs to {door or "no one"}'
+        assert door is None or file.startswith(door), (
+            f'{file} imports {module}, which belongs to {door or "no one"}'
+        )
 
 
 def test_importing_everything_needs_neither_torch_nor_tensorflow():

@@ -1,4 +1,5 @@
-"""Sampling grids against their closed forms, the search of one by evolution, and its command line."""
+"""Sampling grids against their closed forms, the search of one by evolution, and its command
+line."""
 
 import importlib.util
 import itertools
@@ -25,7 +26,9 @@ GRIDS = {
     'karras': [{}, {'rho': 3.0}],
     'loguniform': [{}, {'sigma_min': 0.1, 'sigma_max': 3.0}],
     'linear': [{}, {'sigma_min': 0.1, 'sigma_max': 3.0}],
-    'timesteps': [{'schedule': name, 'power': power} for name in noise.SCHEDULES for power in (1.0, 2.0)],
+    'timesteps': [
+        {'schedule': name, 'power': power} for name in noise.SCHEDULES for power in (1.0, 2.0)
+    ],
     'levels': [{'sigmas': (3.0, 1.0, 0.2)}, {'sigmas': (1e-3,)}],
 }
 CASES = [(name, options) for name, several in GRIDS.items() for options in several]
@@ -50,7 +53,8 @@ def test_grid_from_a_config(name):
     """As a section: its name, and the function's signature as the schema."""
     for options in GRIDS[name]:
         np.testing.assert_array_equal(
-            configs.call(noise.GRIDS[name], options, 'config.method.grid'), noise.GRIDS[name](**options)
+            configs.call(noise.GRIDS[name], options, 'config.method.grid'),
+            noise.GRIDS[name](**options),
         )
 
 
@@ -68,7 +72,9 @@ RATIOS = {
     'vp_linear': lambda t: np.sqrt(np.expm1(0.1 * t + 0.5 * 19.9 * t**2)),
     'cosine': lambda t: np.tan(np.pi / 2 * t),
     'flow': lambda t: t / (1 - t),
-    'discrete': lambda t: np.sqrt(1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[np.asarray(t, int)] - 1),
+    'discrete': lambda t: np.sqrt(
+        1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[np.asarray(t, int)] - 1
+    ),
 }
 
 
@@ -123,7 +129,11 @@ def test_euler_on_timesteps_is_ddim(name, x64):
         alpha, sigma = chosen.alpha(t), chosen.sigma(t)
         d = p.denoise(x / alpha, sigma / alpha)
         eps = (x - alpha * d) / sigma
-        x = chosen.alpha(times[i + 1]) * d + chosen.sigma(times[i + 1]) * eps if i + 1 < len(times) else d
+        x = (
+            chosen.alpha(times[i + 1]) * d + chosen.sigma(times[i + 1]) * eps
+            if i + 1 < len(times)
+            else d
+        )
     np.testing.assert_allclose(samplers.euler(p.denoise, grid[0] * unit, grid), x, rtol=1e-8)
 
 
@@ -134,7 +144,11 @@ def test_euler_on_timesteps_is_ddim(name, x64):
         ('linear', {'sigma_min': 3.0, 'sigma_max': 2.0}, 'sigma_min=3.0, sigma_max=2.0'),
         ('linear', {'sigma_min': 0.0}, 'sigma_min=0.0'),
         ('timesteps', {'steps': 2.5}, 'steps=2.5'),
-        ('timesteps', {'schedule': 'vp'}, "schedule='vp': known are vp_linear, cosine, flow, discrete"),
+        (
+            'timesteps',
+            {'schedule': 'vp'},
+            "schedule='vp': known are vp_linear, cosine, flow, discrete",
+        ),
         ('timesteps', {'power': 0.0}, 'power=0.0'),
         ('timesteps', {'t_min': 0.5, 't_max': 0.5}, 't_min=0.5, t_max=0.5'),
         ('timesteps', {'t_min': -0.1}, 't_min=-0.1'),
@@ -165,7 +179,8 @@ CANDIDATES = noise.karras_grid(30)[:-1]
 
 
 def toy(sigmas):
-    """Squared distance in ln sigma from a geometric grid with another range; one wants the levels, not the noise."""
+    """Squared distance in ln sigma from a geometric grid with another range; one wants the levels,
+    not the noise."""
     wanted = np.log(np.geomspace(5, 0.05, sigmas.shape[1] - 1))
     return np.sum((np.log(sigmas[:, :-1]) - wanted) ** 2, axis=1)
 
@@ -228,16 +243,23 @@ def test_first_population():
 
 
 def test_children_come_from_the_best():
-    """Parents around one corner: mutations keep 3/4 of a parent, a crossover has nothing that no parent has."""
+    """Parents around one corner: mutations keep 3/4 of a parent, a crossover has nothing that no
+    parent has."""
     settings = {'population': 40, 'parents': 6, 'mutations': 20, 'crossovers': 12}
     state = search.start(noise.karras_grid(201)[:-1], 6, **settings)
     parents = [list(range(6 * i, 6 * i + 6)) for i in range(6)]
     others = [list(range(100 + 6 * i, 106 + 6 * i)) for i in range(6)]
     state = state._replace(visited=others + parents, scores=[2.0] * 6 + [1.0] * 6, best=[1.0])
     children = search.proposals(state)
-    kept = np.array([max(len(set(child) & set(parent)) for parent in parents) for child in children])
-    # Of 6 levels each is kept with probability 3/4; a child with all of them is none. The mean is (4.5 - 6 * .178)/.822.
-    assert np.mean(kept[:20]) == pytest.approx(4.18, abs=4 * 0.9 / np.sqrt(20)) and kept[:20].max() == 5
+    kept = np.array(
+        [max(len(set(child) & set(parent)) for parent in parents) for child in children]
+    )
+    # Of 6 levels each is kept with probability 3/4; a child with all of them is none. The mean is
+    # (4.5 - 6 * .178)/.822.
+    assert (
+        np.mean(kept[:20]) == pytest.approx(4.18, abs=4 * 0.9 / np.sqrt(20))
+        and kept[:20].max() == 5
+    )
     assert all(max(child) < 36 for child in children[20:32])
     crossed = [{index // 6 for index in child} for child in children[20:32]]
     assert all(len(of) == 2 for of in crossed)
@@ -246,7 +268,9 @@ def test_children_come_from_the_best():
 
 @pytest.mark.parametrize('steps', [2, 5])
 def test_search_is_a_function_of_its_seed(steps):
-    one, again, other = (search.search(toy, CANDIDATES, steps, epochs=3, seed=seed, **SMALL) for seed in (3, 3, 4))
+    one, again, other = (
+        search.search(toy, CANDIDATES, steps, epochs=3, seed=seed, **SMALL) for seed in (3, 3, 4)
+    )
     assert one == again
     assert one.visited != other.visited
 
@@ -279,12 +303,21 @@ def test_a_finished_search_is_returned_as_it_is():
 
 @pytest.mark.parametrize(
     'changed',
-    [{'seed': 1}, {'population': 13}, {'parents': 3}, {'mutations': 5}, {'crossovers': 3}, {'mutation_rate': 0.3}],
+    [
+        {'seed': 1},
+        {'population': 13},
+        {'parents': 3},
+        {'mutations': 5},
+        {'crossovers': 3},
+        {'mutation_rate': 0.3},
+    ],
     ids=lambda changed: next(iter(changed)),
 )
 def test_another_setting_is_refused(changed):
     state = search.search(toy, CANDIDATES, 3, epochs=1, **SMALL)
-    with pytest.raises(ValueError, match=f'{next(iter(changed))}=.*now {next(iter(changed.values()))}'):
+    with pytest.raises(
+        ValueError, match=f'{next(iter(changed))}=.*now {next(iter(changed.values()))}'
+    ):
         search.search(toy, CANDIDATES, 3, state=state, **{**SMALL, **changed})
 
 
@@ -321,13 +354,17 @@ def test_search_refuses(options):
         search.search(toy, **{'candidates': CANDIDATES, 'steps': 3, **options})
 
 
-@pytest.mark.parametrize('scores', [lambda n: [0.0], lambda n: [[0.0]] * n, lambda n: [np.nan] * n, lambda n: 0.0])
+@pytest.mark.parametrize(
+    'scores', [lambda n: [0.0], lambda n: [[0.0]] * n, lambda n: [np.nan] * n, lambda n: 0.0]
+)
 def test_scores_of_a_wrong_kind_are_refused(scores):
     with pytest.raises(ValueError, match='score'):
         search.search(lambda sigmas: scores(len(sigmas)), CANDIDATES, 3, **SMALL)
 
 
-@pytest.mark.parametrize('values', [{}, [], {'visited': [[0]], 'scores': [], 'best': [], 'settings': {}}, {'visited': 3}])
+@pytest.mark.parametrize(
+    'values', [{}, [], {'visited': [[0]], 'scores': [], 'best': [], 'settings': {}}, {'visited': 3}]
+)
 def test_what_is_no_state_is_refused(values):
     with pytest.raises(ValueError, match='not the state of a search'):
         search.restore(values)
@@ -336,12 +373,15 @@ def test_what_is_no_state_is_refused(values):
 
 
 def test_search_beats_the_uniform_grid(x64):
-    """T-AD3: Euler with four steps on three Gaussians, against a fine solution from the same noise."""
+    """T-AD3: Euler with four steps on three Gaussians, against a fine solution from the same
+    noise."""
     p = mixture([0.3, 0.4, 0.3], [[-2.0], [0.5], [2.0]], [0.3, 0.5, 0.2])
     unit, held_out = np.random.default_rng(0).normal(size=(2, 200, 1))
 
     def scored(unit):
-        fine = jax.jit(lambda x, grid: samplers.heun(p.denoise, x, grid))(80 * unit, noise.karras_grid(1000))
+        fine = jax.jit(lambda x, grid: samplers.heun(p.denoise, x, grid))(
+            80 * unit, noise.karras_grid(1000)
+        )
 
         def error(grid):
             return jnp.sqrt(jnp.mean((samplers.euler(p.denoise, grid[0] * unit, grid) - fine) ** 2))
@@ -363,7 +403,9 @@ def test_search_beats_the_uniform_grid(x64):
 
 # The command line.
 
-spec = importlib.util.spec_from_file_location('search_grid', pathlib.Path(__file__).parents[1] / 'experiments' / 'search_grid.py')
+spec = importlib.util.spec_from_file_location(
+    'search_grid', pathlib.Path(__file__).parents[1] / 'experiments' / 'search_grid.py'
+)
 search_grid = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(search_grid)
 
@@ -379,10 +421,15 @@ def workdir(tmp_path_factory):
             network=dict(name='mlp', width=16, blocks=1, embedding=8),
             denoiser=dict(sigma_data=1.0),
             method=dict(
-                name='pretrain', law=dict(name='lognormal'), sampler='heun', grid=dict(name='karras', steps=6, sigma_max=20.0)
+                name='pretrain',
+                law=dict(name='lognormal'),
+                sampler='heun',
+                grid=dict(name='karras', steps=6, sigma_max=20.0),
             ),
             optimizer=dict(student=dict(learning_rate=1e-2)),
-            training=dict(steps=20, batch_size=64, ema_half_life=100.0, log_every=10, checkpoint_every=20),
+            training=dict(
+                steps=20, batch_size=64, ema_half_life=100.0, log_every=10, checkpoint_every=20
+            ),
         )
     )
     build.train(config, str(folder), quiet=True)
@@ -390,7 +437,14 @@ def workdir(tmp_path_factory):
 
 
 def command(folder, out, **changed):
-    options = {'workdir': folder, 'steps': 3, 'sampler': 'euler', 'samples': 60, 'batch': 25, 'candidates': 9}
+    options = {
+        'workdir': folder,
+        'steps': 3,
+        'sampler': 'euler',
+        'samples': 60,
+        'batch': 25,
+        'candidates': 9,
+    }
     options |= {'population': 6, 'out': out, **changed}
     return [f'--{name}={value}' for name, value in options.items()]
 
@@ -412,13 +466,19 @@ def test_command_searches_and_resumes(workdir, tmp_path, capsys):
     assert section.pop('name') == 'levels'
     np.testing.assert_array_equal(noise.levels_grid(**section), grid)
     rows = {(row['grid'], row['noise']): row for row in result['rows']}
-    assert list(rows) == [(grid, of) for grid in ('searched', 'karras') for of in ('searched', 'other')]
+    assert list(rows) == [
+        (grid, of) for grid in ('searched', 'karras') for of in ('searched', 'other')
+    ]
     assert rows['searched', 'searched']['pixel_fd'] == pytest.approx(score, rel=1e-9)
     assert rows['searched', 'other']['pixel_fd'] != pytest.approx(score, rel=1e-3)
     assert rows['karras', 'other']['protocol'] == rows['searched', 'other']['protocol']
     assert str(whole) in printed
 
-    for changed, name in (({'samples': 61}, 'samples=60'), ({'steps': 4}, 'steps=3'), ({'seed': 2}, 'seed=1')):
+    for changed, name in (
+        ({'samples': 61}, 'samples=60'),
+        ({'steps': 4}, 'steps=3'),
+        ({'seed': 2}, 'seed=1'),
+    ):
         with pytest.raises(UserError, match=f'--out=.*holds a search with {name}, now'):
             search_grid.main(command(workdir, whole, **changed))
     with pytest.raises(UserError, match='sampler=euler, now heun'):

@@ -1,9 +1,11 @@
-"""Every loss against theory, in float64 and by quadrature: exact teacher, exact fake score, exact density ratio.
+"""Every loss against theory, in float64 and by quadrature: exact teacher, exact fake score, exact
+density ratio.
 
-The fixture is in one dimension: a teacher of two Gaussians and a student that draws component k as x = m_k + s_k z,
-with parameters theta = (m_1, m_2, ln s_1, ln s_2). Expectations over (k, z, eps) are Gauss-Hermite sums of what the
-library's loss returns per sample. x and x_t move with theta, while teacher and fake score are those of THETA. Expected
-numbers are from an independent implementation with finite differences, hence their fewer digits.
+The fixture is in one dimension: a teacher of two Gaussians and a student that draws component k as
+x = m_k + s_k z, with parameters theta = (m_1, m_2, ln s_1, ln s_2). Expectations over (k, z, eps)
+are Gauss-Hermite sums of what the library's loss returns per sample. x and x_t move with theta,
+while teacher and fake score are those of THETA. Expected numbers are from an independent
+implementation with finite differences, hence their fewer digits.
 """
 
 import functools
@@ -74,7 +76,9 @@ def teacher():
 def student(theta):
     """The student's density, a function of theta."""
     theta = jnp.asarray(theta)
-    return mixture([0.5, 0.5], [[0.0], [0.0]], 1.0)._replace(means=theta[:2, None], stds=jnp.exp(theta[2:]))
+    return mixture([0.5, 0.5], [[0.0], [0.0]], 1.0)._replace(
+        means=theta[:2, None], stds=jnp.exp(theta[2:])
+    )
 
 
 def normal(nodes=100):
@@ -84,12 +88,17 @@ def normal(nodes=100):
 
 
 def draws(theta, sigma=SIGMA, weights=(0.5, 0.5)):
-    """All (x[N,1], x_t[N,1], mass[N]) of the student at noise level sigma, differentiable in theta."""
+    """All (x[N,1], x_t[N,1], mass[N]) of the student at noise level sigma, differentiable in
+    theta."""
     theta, (z, mass) = jnp.asarray(theta), normal()
     z, eps = (grid.ravel() for grid in np.meshgrid(z, z, indexing='ij'))
     mass = np.outer(mass, mass).ravel()
     x = (theta[:2, None] + jnp.exp(theta[2:, None]) * z).reshape(-1, 1)
-    return x, x + sigma * np.tile(eps, 2)[:, None], np.concatenate([weights[0] * mass, weights[1] * mass])
+    return (
+        x,
+        x + sigma * np.tile(eps, 2)[:, None],
+        np.concatenate([weights[0] * mass, weights[1] * mass]),
+    )
 
 
 def expectation(loss, stop=(), sigma=SIGMA):
@@ -118,7 +127,8 @@ def gradient(function):
 
 
 def line(half_width=12.0, points=4001):
-    """A grid for integrals over the real line: trapezoids converge geometrically for what vanishes at both ends."""
+    """A grid for integrals over the real line: trapezoids converge geometrically for what vanishes
+    at both ends."""
     x = np.linspace(-half_width, half_width, points)
     return x[:, None], x[1] - x[0]
 
@@ -135,19 +145,23 @@ def divergence(f, sigma=SIGMA):
 
 
 def score_divergence(distance, sigma=SIGMA, frozen=False):
-    """E_{q_t} d(s_q - s_p) by quadrature, a function of theta; with `frozen` the expectation is under q of THETA."""
+    """E_{q_t} d(s_q - s_p) by quadrature, a function of theta; with `frozen` the expectation is
+    under q of THETA."""
 
     def of(theta):
         x, dx = line()
         density = jnp.exp(student(THETA if frozen else theta).log_prob(x, sigma))
-        return dx * jnp.sum(density * distance(student(theta).score(x, sigma) - teacher().score(x, sigma)))
+        return dx * jnp.sum(
+            density * distance(student(theta).score(x, sigma) - teacher().score(x, sigma))
+        )
 
     return of
 
 
 @functools.cache
 def _score_gap_gradient(sigma):
-    """(theta, weight per quadrature point) -> gradient of E score_gap, compiled once for all divergences."""
+    """(theta, weight per quadrature point) -> gradient of E score_gap, compiled once for all
+    divergences."""
 
     def loss(theta, weight):
         def per_sample(x, d_teacher, d_fake, r):
@@ -190,7 +204,14 @@ def test_score_gap_at_another_noise_level(name):
 
 def test_sums_of_divergences_and_of_their_gradients():
     of = {}
-    for name in ('reverse_kl', 'softened_reverse_kl', 'js', 'forward_kl', 'jeffreys', 'softened_forward_kl'):
+    for name in (
+        'reverse_kl',
+        'softened_reverse_kl',
+        'js',
+        'forward_kl',
+        'jeffreys',
+        'softened_forward_kl',
+    ):
         f = divergences.get(name)
         of[name] = np.append(divergence(f)(THETA), score_gap_gradient(divergences.weight(f)))
     close(of['js'] + of['softened_reverse_kl'], of['reverse_kl'])
@@ -222,7 +243,8 @@ def test_divergence_falls_along_the_step():
     ],
 )
 def test_de_bruijn(name, expected):
-    """d D_f/d sigma^2 = -E_q[h |s_p - s_q|^2]/2, and minus half the square is what score_gap has as its value."""
+    """d D_f/d sigma^2 = -E_q[h |s_p - s_q|^2]/2, and minus half the square is what score_gap has as
+    its value."""
     f = divergences.get(name)
     h = divergences.weight(f)
     exact = compiled(jax.grad(lambda variance: divergence(f, jnp.sqrt(variance))(THETA)))(SIGMA**2)
@@ -276,7 +298,10 @@ def implicit(distance, total_gradient=False, sigma=SIGMA):
 
 
 HUBER = 1.0
-DISTANCES = {'squared_l2': lambda: losses.squared_l2, 'pseudo_huber': lambda: losses.pseudo_huber(HUBER)}
+DISTANCES = {
+    'squared_l2': lambda: losses.squared_l2,
+    'pseudo_huber': lambda: losses.pseudo_huber(HUBER),
+}
 SIM = {
     'squared_l2': [1.0090561549, -1.2647782959, -0.2136356728, -0.0779072616],
     'pseudo_huber': [0.4200345158, -0.5078508333, -0.0919320686, -0.0264626307],
@@ -319,7 +344,9 @@ def test_sim_breaks_with_a_stop_gradient(name, stop):
 
 
 def sid(alpha, sigma=SIGMA):
-    return lambda x, d_teacher, d_fake, r: losses.sid(x, d_teacher, d_fake, jnp.full(x.shape[0], sigma**-4), alpha)
+    return lambda x, d_teacher, d_fake, r: losses.sid(
+        x, d_teacher, d_fake, jnp.full(x.shape[0], sigma**-4), alpha
+    )
 
 
 SID = {
@@ -339,10 +366,16 @@ def test_sid(alpha):
 
 @pytest.mark.parametrize('sigma', [SIGMA, 0.75])
 def test_sid_is_the_fisher_divergence_at_one_half_and_sim_at_one(sigma):
-    at_zero, at_half, at_one = (gradient(expectation(sid(alpha, sigma), sigma=sigma)) for alpha in (0.0, 0.5, 1.0))
+    at_zero, at_half, at_one = (
+        gradient(expectation(sid(alpha, sigma), sigma=sigma)) for alpha in (0.0, 0.5, 1.0)
+    )
     close(2 * at_half, gradient(score_divergence(losses.squared_l2, sigma)))
     close(2 * at_one, gradient(score_divergence(losses.squared_l2, sigma, frozen=True)))
-    close(2 * at_one, gradient(expectation(implicit(losses.squared_l2, sigma=sigma), sigma=sigma)), 1e-12)
+    close(
+        2 * at_one,
+        gradient(expectation(implicit(losses.squared_l2, sigma=sigma), sigma=sigma)),
+        1e-12,
+    )
     close(at_zero + at_one, 2 * at_half, 1e-12)
 
 
@@ -372,10 +405,15 @@ def images(batch=5):
 
 @pytest.mark.parametrize('alpha', SID)
 def test_sid_without_the_networks_is_the_score_gap(alpha):
-    """The bridge between the families: x's own part of the gradient is weight (D_F - D_T)/n for every alpha."""
+    """The bridge between the families: x's own part of the gradient is weight (D_F - D_T)/n for
+    every alpha."""
     x, d_teacher, d_fake, weight = images()
     stopped = jax.grad(lambda x: jnp.sum(losses.sid(x, d_teacher, d_fake, weight, alpha)))(x)
-    close(stopped, jax.grad(lambda x: jnp.sum(losses.score_gap(x, d_teacher, d_fake, weight)))(x), 1e-14)
+    close(
+        stopped,
+        jax.grad(lambda x: jnp.sum(losses.score_gap(x, d_teacher, d_fake, weight)))(x),
+        1e-14,
+    )
     reverse_kl = gradient(divergence(divergences.get('reverse_kl')))
     close(gradient(expectation(sid(alpha), ('teacher', 'fake'))), reverse_kl / SIGMA**2)
 
@@ -384,7 +422,8 @@ def test_sid_without_the_networks_is_the_score_gap(alpha):
 
 
 def test_entropy_and_conditional_score():
-    """A fake score alone is the entropy's gradient; a draw's own score, -eps/sigma, has none: SDS knows no entropy."""
+    """A fake score alone is the entropy's gradient; a draw's own score, -eps/sigma, has none: SDS
+    knows no entropy."""
 
     def entropy(theta):
         x, dx = line()
@@ -435,13 +474,17 @@ def test_denoising_is_minimised_by_the_posterior_mean(weighting):
         total = 0.0
         for sigma in sigmas:
             x, x_t, mass = draws(THETA, sigma)
-            features = jnp.concatenate([jnp.ones_like(x_t), x_t, jnp.tanh(sigma * x_t), x_t**2 / sigma], axis=-1)
+            features = jnp.concatenate(
+                [jnp.ones_like(x_t), x_t, jnp.tanh(sigma * x_t), x_t**2 / sigma], axis=-1
+            )
             denoised = student(THETA).denoise(x_t, sigma) + features @ change[:, None]
             weight = noise.WEIGHTINGS[weighting](jnp.full(len(mass), sigma), 0.5)
             total += jnp.sum(mass * losses.denoising(denoised, x, weight))
         return total
 
-    slope, curvature = compiled(lambda at: (jax.grad(loss)(at), jax.hessian(loss)(at)))(jnp.zeros(4))
+    slope, curvature = compiled(lambda at: (jax.grad(loss)(at), jax.hessian(loss)(at)))(
+        jnp.zeros(4)
+    )
     assert np.max(np.abs(slope)) < 1e-9
     assert np.min(np.linalg.eigvalsh(curvature)) > 0
 
@@ -461,7 +504,8 @@ def log_ratio(x_t):
 
 
 def test_optimal_logit_is_the_log_ratio():
-    """No change of the logit lowers the loss, with several heads as with one; a real sample's logit is positive."""
+    """No change of the logit lowers the loss, with several heads as with one; a real sample's logit
+    is positive."""
     (_, fake_t, fake_mass), (real_t, real_mass) = draws(THETA), teacher_draws()
 
     def loss(change, heads):
@@ -476,7 +520,9 @@ def test_optimal_logit_is_the_log_ratio():
         return jnp.sum(fake_mass * of_fake) + jnp.sum(real_mass * of_real)
 
     for heads in (1, 3):
-        derivatives = compiled(lambda at, heads=heads: (jax.grad(loss)(at, heads), jax.hessian(loss)(at, heads)))
+        derivatives = compiled(
+            lambda at, heads=heads: (jax.grad(loss)(at, heads), jax.hessian(loss)(at, heads))
+        )
         slope, curvature = derivatives(jnp.zeros(4))
         assert np.max(np.abs(slope)) < 1e-11
         assert np.min(np.linalg.eigvalsh(curvature)) > 0
@@ -493,7 +539,8 @@ def test_optimal_logit_is_the_log_ratio():
     ids=['gan_generator', 'saturating', 'logit', 'exp'],
 )
 def test_generator_loss_is_a_divergence(loss, name):
-    """With the optimal discriminator each generator loss has the gradient of a divergence, whose h is known."""
+    """With the optimal discriminator each generator loss has the gradient of a divergence, whose h
+    is known."""
 
     def total(theta):
         _, x_t, mass = draws(theta)
@@ -514,7 +561,9 @@ def test_ratio_at_the_optimal_logit():
     close(jnp.sum(mass * r), 1.0, 1e-10)
     at = jnp.asarray([-4.0, -2, -1, 0, 1, 2, 3, 5])[:, None]
     expected = [2.01, 1.40, 0.750, 0.592, 1.241, 2.673, 7.315, 127]
-    np.testing.assert_allclose(losses.ratio_from_logits(log_ratio(at)[:, None], **UNCLIPPED), expected, rtol=4e-3)
+    np.testing.assert_allclose(
+        losses.ratio_from_logits(log_ratio(at)[:, None], **UNCLIPPED), expected, rtol=4e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -538,7 +587,9 @@ def test_mean_weight(name, expected):
 
 def test_ratio_is_the_mean_logit_clipped_twice():
     logits = jnp.asarray([[1.0, 3.0], [0.0, 0.0], [-40.0, 0.0], [50.0, 50.0], [-2.0, -2.0]])
-    np.testing.assert_allclose(losses.ratio_from_logits(logits), [np.exp(2.0), 1.0, 0.1, 20.0, np.exp(-2.0)], rtol=1e-12)
+    np.testing.assert_allclose(
+        losses.ratio_from_logits(logits), [np.exp(2.0), 1.0, 0.1, 20.0, np.exp(-2.0)], rtol=1e-12
+    )
     by_logit = losses.ratio_from_logits(logits, logit_clip=1.0, low=0.0, high=np.inf)
     np.testing.assert_allclose(by_logit, np.exp([1.0, 0.0, -1.0, 1.0, -1.0]), rtol=1e-12)
     assert not np.any(jax.jacobian(losses.ratio_from_logits)(logits))
@@ -551,7 +602,9 @@ def ratios(batch=64):
 
 def test_constant_ratio_within_a_bin_becomes_one():
     position = jnp.asarray([0.0, 0.05, 0.3, 0.35, 0.99, 1.0])
-    normalised, bins = losses.normalise_ratio(jnp.asarray([2.0, 2, 0.5, 0.5, 7, 7]), position, jnp.ones(10), 0.0)
+    normalised, bins = losses.normalise_ratio(
+        jnp.asarray([2.0, 2, 0.5, 0.5, 7, 7]), position, jnp.ones(10), 0.0
+    )
     np.testing.assert_allclose(normalised, np.ones(6), rtol=3e-6)
     np.testing.assert_allclose(bins, [2, 1, 1, 0.5, 1, 1, 1, 1, 1, 7], rtol=1e-12)
 
@@ -568,7 +621,9 @@ def test_running_mean_of_the_bins():
 
 
 def test_positions_outside_the_law_fall_into_the_end_bins():
-    _, bins = losses.normalise_ratio(jnp.asarray([3.0, 5.0]), jnp.asarray([-0.2, 1.3]), jnp.ones(4), 0.0)
+    _, bins = losses.normalise_ratio(
+        jnp.asarray([3.0, 5.0]), jnp.asarray([-0.2, 1.3]), jnp.ones(4), 0.0
+    )
     np.testing.assert_allclose(bins, [3, 1, 1, 5])
 
 
@@ -591,7 +646,9 @@ def test_normalisation_of_a_sharded_batch_is_global():
         normalised, bins = losses.normalise_ratio(r, position, jnp.ones(10), 0.5)
         return normalised, bins, losses.normalise_weight(r)
 
-    sharded = compiled(both, in_shardings=spread, out_shardings=(spread, whole, spread))(r, position)
+    sharded = compiled(both, in_shardings=spread, out_shardings=(spread, whole, spread))(
+        r, position
+    )
     for actual, expected in zip(sharded, both(r, position), strict=True):
         close(actual, expected, 1e-14)
 
@@ -599,12 +656,16 @@ def test_normalisation_of_a_sharded_batch_is_global():
 def test_normalised_weight_has_mean_one():
     r, _ = ratios()
     for f in divergences.DIVERGENCES.values():
-        assert float(jnp.mean(losses.normalise_weight(divergences.weight(f)(r)))) == pytest.approx(1, abs=1e-5)
+        assert float(jnp.mean(losses.normalise_weight(divergences.weight(f)(r)))) == pytest.approx(
+            1, abs=1e-5
+        )
 
 
 def test_normalisation_has_no_gradient():
     r, position = ratios()
-    assert not np.any(jax.jacobian(lambda r: losses.normalise_ratio(r, position, jnp.ones(10), 0.5))(r)[0])
+    assert not np.any(
+        jax.jacobian(lambda r: losses.normalise_ratio(r, position, jnp.ones(10), 0.5))(r)[0]
+    )
     assert not np.any(jax.jacobian(losses.normalise_weight)(r))
 
 
@@ -628,7 +689,9 @@ def test_sim_in_the_plane(name):
         x, dx = line(7.0, 141)
         plane = np.stack(np.meshgrid(x[:, 0], x[:, 0]), axis=-1).reshape(-1, 2)
         density = jnp.exp(q(start).log_prob(plane, SIGMA))
-        return dx**2 * jnp.sum(density * distance(q(means).score(plane, SIGMA) - p.score(plane, SIGMA)))
+        return dx**2 * jnp.sum(
+            density * distance(q(means).score(plane, SIGMA) - p.score(plane, SIGMA))
+        )
 
     def loss(means):
         z, mass = normal(24)
@@ -639,7 +702,9 @@ def test_sim_in_the_plane(name):
             x = means[k] + std * z[:, :2]
             x_t = x + SIGMA * z[:, 2:]
             scale = jnp.full(len(z), SIGMA**-2)
-            per_sample = losses.implicit(x, p.denoise(x_t, SIGMA), q(start).denoise(x_t, SIGMA), scale, distance)
+            per_sample = losses.implicit(
+                x, p.denoise(x_t, SIGMA), q(start).denoise(x_t, SIGMA), scale, distance
+            )
             total += 0.5 * jnp.sum(mass * per_sample)
         return total
 
@@ -725,7 +790,10 @@ def affine():
     params = {'shift': jnp.asarray([0.2, -0.1]), 'scale': jnp.asarray(0.8)}
     return Denoiser(
         lambda key, x, label: params,
-        lambda params, x, sigma, label, key=None, augment=None: (params['shift'] + params['scale'] * x, (x,)),
+        lambda params, x, sigma, label, key=None, augment=None: (
+            params['shift'] + params['scale'] * x,
+            (x,),
+        ),
     )
 
 
@@ -747,13 +815,18 @@ def test_f_distill_with_a_constant_weight_is_dmd2():
     methods = dmd2(*networks, **options), f_distill(*networks, divergence='reverse_kl', **options)
     params = {
         'student': affine().init(None, None, None),
-        'critic': {'fake_score': affine().init(None, None, None), 'discriminator': jnp.asarray([[0.3], [-0.2]])},
+        'critic': {
+            'fake_score': affine().init(None, None, None),
+            'discriminator': jnp.asarray([[0.3], [-0.2]]),
+        },
     }
     batch = {'image': jnp.zeros((16, 2)), 'label': jnp.zeros(16, jnp.int32)}
 
     def student_gradient(chosen):
         def loss(student):
-            return chosen.losses['student']({**params, 'student': student}, {}, batch, jax.random.key(0), {})[0]
+            return chosen.losses['student'](
+                {**params, 'student': student}, {}, batch, jax.random.key(0), {}
+            )[0]
 
         return compiled(jax.grad(loss))(params['student'])
 
@@ -784,7 +857,16 @@ def test_cycles_of_the_specification():
     assert all('critic' in dmd2_cycle(step) for step in range(10))
     # FastGen counts iterations from 1.
     assert [step + 1 for step in range(10) if fastgen(step) == ('student',)] == [5, 10]
-    assert [step + 1 for step in range(10) if fastgen(step) == ('critic',)] == [1, 2, 3, 4, 6, 7, 8, 9]
+    assert [step + 1 for step in range(10) if fastgen(step) == ('critic',)] == [
+        1,
+        2,
+        3,
+        4,
+        6,
+        7,
+        8,
+        9,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The FID InceptionV3 is pytorch-fid's network: names, shapes and features, recorded and, where torch is there, live."""
+"""The FID InceptionV3 is pytorch-fid's network: names, shapes and features, recorded and, where
+torch is there, live."""
 
 import importlib.util
 import pathlib
@@ -15,14 +16,18 @@ from fdistill.errors import UserError
 from fdistill.networks import inception
 
 ROOT = pathlib.Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location('bench_inception', ROOT / 'experiments' / 'bench_inception.py')
+spec = importlib.util.spec_from_file_location(
+    'bench_inception', ROOT / 'experiments' / 'bench_inception.py'
+)
 bench = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
 
 
 @pytest.fixture(scope='module')
 def params():
-    return inception.from_arrays({name: inception_goldens.weight(name, shape) for name, shape in inception.shapes().items()})
+    return inception.from_arrays(
+        {name: inception_goldens.weight(name, shape) for name, shape in inception.shapes().items()}
+    )
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +40,8 @@ apply = jax.jit(inception.apply, static_argnames='chunk')
 
 
 def assert_close(features, expected, bound=1e-4):
-    """The error of each feature, in its largest value and, which is stricter, in what tells the images apart."""
+    """The error of each feature, in its largest value and, which is stricter, in what tells the
+    images apart."""
     for name, got, wanted in zip(inception.InceptionFeatures._fields, features, expected):
         assert got.shape == wanted.shape and got.dtype == np.float32, name
         assert np.abs(got - wanted).max() <= bound * np.abs(wanted).max(), name
@@ -46,18 +52,24 @@ def test_names_and_shapes_are_those_of_pytorch_fid(goldens):
     entries = [entry.split() for entry in goldens['shapes'].tolist()]
     expected = {name: tuple(map(int, shape)) for name, *shape in entries}
     assert inception.shapes() == expected
-    trained = sum(np.prod(shape) for name, shape in expected.items() if not name.endswith(('mean', 'var')))
+    trained = sum(
+        np.prod(shape) for name, shape in expected.items() if not name.endswith(('mean', 'var'))
+    )
     assert trained == 23_834_568 + 8 * 2049  # torchvision's count has 1000 classes
 
 
 @pytest.mark.parametrize('size', inception_goldens.SIZES)
 def test_features_are_those_of_pytorch_fid(params, goldens, size):
-    expected = [goldens[f'{size[0]}x{size[1]}/{name}'] for name in inception.InceptionFeatures._fields]
+    expected = [
+        goldens[f'{size[0]}x{size[1]}/{name}'] for name in inception.InceptionFeatures._fields
+    ]
     assert_close(apply(params, inception_goldens.images(*size)), expected)
 
 
 def test_sizes_of_the_features(params):
-    got = jax.eval_shape(inception.apply, params, jax.ShapeDtypeStruct((5, 299, 299, 3), jnp.float32))
+    got = jax.eval_shape(
+        inception.apply, params, jax.ShapeDtypeStruct((5, 299, 299, 3), jnp.float32)
+    )
     assert [feature.shape for feature in got] == [(5, 2048), (5, 2023), (5, 1008)]
 
 
@@ -79,7 +91,9 @@ def equations(jaxpr):
 def test_every_product_is_of_the_highest_precision(params):
     images = jax.ShapeDtypeStruct((2, 80, 80, 3), jnp.float32)
     jaxpr = jax.make_jaxpr(inception.apply)(params, images).jaxpr
-    products = [e for e in equations(jaxpr) if e.primitive.name in ('dot_general', 'conv_general_dilated')]
+    products = [
+        e for e in equations(jaxpr) if e.primitive.name in ('dot_general', 'conv_general_dilated')
+    ]
     assert len(products) == len(params)  # each layer once
     highest = jax.lax.Precision.HIGHEST
     assert {equation.params['precision'] for equation in products} == {(highest, highest)}
@@ -98,14 +112,22 @@ def test_random_parameters_keep_activations_of_order_one():
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'fc.bias': None, 'Mixed_6d.branch1x1.bn.running_var': None}, r'2 missing \(Mixed_6d.*running_var; fc.bias\)'),
+        (
+            {'fc.bias': None, 'Mixed_6d.branch1x1.bn.running_var': None},
+            r'2 missing \(Mixed_6d.*running_var; fc.bias\)',
+        ),
         ({'AuxLogits.fc.bias': np.zeros(1000)}, r'1 not of this network \(AuxLogits.fc.bias\)'),
-        ({'fc.weight': np.zeros((1000, 2048))}, r'1 of another shape \(fc.weight \(1000, 2048\), not \(1008, 2048\)\)'),
+        (
+            {'fc.weight': np.zeros((1000, 2048))},
+            r'1 of another shape \(fc.weight \(1000, 2048\), not \(1008, 2048\)\)',
+        ),
         ({f'{i}': np.zeros(1) for i in range(4)}, r'4 not of this network \(0; 1; 2; \.\.\.\)'),
     ],
 )
 def test_wrong_arrays_are_named_in_one_line(change, message):
-    arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in inception.shapes().items()}
+    arrays = {
+        name: np.broadcast_to(np.float32(0), shape) for name, shape in inception.shapes().items()
+    }
     arrays = {name: array for name, array in (arrays | change).items() if array is not None}
     with pytest.raises(ValueError, match=message) as error:
         inception.from_arrays(arrays)

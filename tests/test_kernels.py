@@ -9,7 +9,9 @@ from fdistill.evaluation.kernels import kid, mmd_rbf
 def sets(n, m, d, dtype=np.float32):
     """Two sets of features that differ in mean and spread."""
     rng = np.random.default_rng(0)
-    return rng.normal(size=(n, d)).astype(dtype) + 1, (1.3 * rng.normal(size=(m, d)) + 0.8).astype(dtype)
+    return rng.normal(size=(n, d)).astype(dtype) + 1, (1.3 * rng.normal(size=(m, d)) + 0.8).astype(
+        dtype
+    )
 
 
 def cubic(a, b):
@@ -23,7 +25,11 @@ def mean_of_kernel(kernel, x, y, distinct=False):
 
 def naive_kid(x, y):
     """Unbiased MMD^2 of all features, by loops."""
-    return mean_of_kernel(cubic, x, x, True) + mean_of_kernel(cubic, y, y, True) - 2 * mean_of_kernel(cubic, x, y)
+    return (
+        mean_of_kernel(cubic, x, x, True)
+        + mean_of_kernel(cubic, y, y, True)
+        - 2 * mean_of_kernel(cubic, x, y)
+    )
 
 
 def test_kid_of_one_full_subset_against_loops():
@@ -36,16 +42,25 @@ def test_kid_averages_over_seeded_subsets():
     x, y = sets(30, 25, 4)
     mean, std = kid(x, y, subsets=7, subset_size=6, seed=3)
     rng = np.random.default_rng(3)
-    values = [naive_kid(x[rng.choice(30, 6, replace=False)], y[rng.choice(25, 6, replace=False)]) for _ in range(7)]
-    assert mean == pytest.approx(np.mean(values), rel=1e-12) and std == pytest.approx(np.std(values), rel=1e-12)
+    values = [
+        naive_kid(x[rng.choice(30, 6, replace=False)], y[rng.choice(25, 6, replace=False)])
+        for _ in range(7)
+    ]
+    assert mean == pytest.approx(np.mean(values), rel=1e-12) and std == pytest.approx(
+        np.std(values), rel=1e-12
+    )
     assert kid(x, y, subsets=7, subset_size=6, seed=3) == (mean, std)
     assert kid(x, y, subsets=7, subset_size=6, seed=4)[0] != mean
 
 
 def test_kid_is_unbiased():
-    # Two sets of one distribution: the biased estimate would be 2 E[k(x, x) - k(x, y)] / 50 = .3 too high.
+    # Two sets of one distribution: the biased estimate would be 2 E[k(x, x) - k(x, y)] / 50 = .3
+    # too high.
     rng = np.random.default_rng(0)
-    values = [kid(rng.normal(size=(50, 8)), rng.normal(size=(50, 8)), subsets=1, subset_size=50)[0] for _ in range(200)]
+    values = [
+        kid(rng.normal(size=(50, 8)), rng.normal(size=(50, 8)), subsets=1, subset_size=50)[0]
+        for _ in range(200)
+    ]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(200) < 0.03
 
 
@@ -61,7 +76,11 @@ def naive_mmd(x, y, sigma):
     def kernel(a, b):
         return np.exp(-np.square(a - b).sum() / (2 * sigma**2))
 
-    return 1000 * (mean_of_kernel(kernel, x, x) + mean_of_kernel(kernel, y, y) - 2 * mean_of_kernel(kernel, x, y))
+    return 1000 * (
+        mean_of_kernel(kernel, x, x)
+        + mean_of_kernel(kernel, y, y)
+        - 2 * mean_of_kernel(kernel, x, y)
+    )
 
 
 @pytest.mark.parametrize('n, m, d', [(20, 31, 6), (7, 7, 1), (1, 1, 3), (1, 9, 2)])
@@ -76,19 +95,27 @@ def test_mmd_against_loops(n, m, d, sigma, block):
 
 def test_mmd_of_two_points_and_of_copies():
     # Opposite directions are 2 apart: 1000 (1 + 1 - 2 exp(-4 / 200)).
-    assert mmd_rbf(np.array([[3.0, 0]]), np.array([[-0.1, 0]])) == pytest.approx(2000 * -np.expm1(-0.02), rel=1e-12)
+    assert mmd_rbf(np.array([[3.0, 0]]), np.array([[-0.1, 0]])) == pytest.approx(
+        2000 * -np.expm1(-0.02), rel=1e-12
+    )
     x, _ = sets(40, 1, 5)
     assert mmd_rbf(x, 7 * x[::-1]) == pytest.approx(0, abs=1e-10)
     assert mmd_rbf(x, np.concatenate([x, x]), block=9) == pytest.approx(0, abs=1e-10)
 
 
-@pytest.mark.parametrize('function, minimum', [(lambda x, y: kid(x, y, subset_size=10), 10), (mmd_rbf, 1)])
+@pytest.mark.parametrize(
+    'function, minimum', [(lambda x, y: kid(x, y, subset_size=10), 10), (mmd_rbf, 1)]
+)
 def test_bad_features_are_named(function, minimum):
     x, y = sets(10, 10, 3)
-    for few in (x[:minimum - 1], y[:0]):
-        with pytest.raises(ValueError, match=f'{len(few)} features of the samples: at least {minimum}'):
+    for few in (x[: minimum - 1], y[:0]):
+        with pytest.raises(
+            ValueError, match=f'{len(few)} features of the samples: at least {minimum}'
+        ):
             function(few, y)
-        with pytest.raises(ValueError, match=f'{len(few)} features of the reference: at least {minimum}'):
+        with pytest.raises(
+            ValueError, match=f'{len(few)} features of the reference: at least {minimum}'
+        ):
             function(x, few)
     for value in (np.nan, np.inf):
         with pytest.raises(ValueError, match='reference are not finite'):

@@ -1,4 +1,5 @@
-"""Lanes: a number a lane acts as the float of a run alone, in every setting that may differ; one lane's failure is its own."""
+"""Lanes: a number a lane acts as the float of a run alone, in every setting that may differ; one
+lane's failure is its own."""
 
 import inspect
 import itertools
@@ -17,13 +18,17 @@ from fdistill.training import checkpoint, lanes, loop, optim
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
-PAIR = configs.to_json(configs.load(str(pathlib.Path(__file__).parents[1] / 'configs' / 'pair_exact.py')))
+PAIR = configs.to_json(
+    configs.load(str(pathlib.Path(__file__).parents[1] / 'configs' / 'pair_exact.py'))
+)
 VALUES = (0.3, 0.999, 7.0)
 
 
 def traced(function, *values):
     """function(Number, ...) of every lane, as a compiled program has it."""
-    return jax.jit(jax.vmap(lambda lane: function(*(lanes.Number(each, lane) for each in values))))(jnp.arange(len(values[0])))
+    return jax.jit(jax.vmap(lambda lane: function(*(lanes.Number(each, lane) for each in values))))(
+        jnp.arange(len(values[0]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,31 +44,58 @@ def traced(function, *values):
         lambda n, x: jnp.minimum(n, x) + jnp.clip(x, -n, n),
         lambda n, x: jnp.where(x < n, x, n),
         lambda n, x: jnp.full(3, n, jnp.float32),
-        lambda n, x: jnp.asarray(jax.random.bernoulli(jax.random.key(0), n / 10, (3,)), jnp.float32),
+        lambda n, x: jnp.asarray(
+            jax.random.bernoulli(jax.random.key(0), n / 10, (3,)), jnp.float32
+        ),
     ],
 )
 def test_a_number_is_the_float_of_its_lane(function):
     x = jnp.array([0.2, 1.0, 3.0])
-    alone = np.array([jax.jit(lambda x, value=value: jnp.asarray(function(value, x), jnp.float32))(x) for value in VALUES])
-    np.testing.assert_allclose(traced(lambda n: jnp.asarray(function(n, x)), VALUES), alone, rtol=2e-7)
+    alone = np.array(
+        [
+            jax.jit(lambda x, value=value: jnp.asarray(function(value, x), jnp.float32))(x)
+            for value in VALUES
+        ]
+    )
+    np.testing.assert_allclose(
+        traced(lambda n: jnp.asarray(function(n, x)), VALUES), alone, rtol=2e-7
+    )
 
 
 def test_python_arithmetic_keeps_the_digits():
     """In float32, 1 - .999 would be wrong in its fifth digit."""
-    np.testing.assert_array_equal(traced(lambda n: jnp.asarray(1 - n), VALUES), np.float32([1 - value for value in VALUES]))
+    np.testing.assert_array_equal(
+        traced(lambda n: jnp.asarray(1 - n), VALUES), np.float32([1 - value for value in VALUES])
+    )
 
 
 def test_a_number_decides_for_all_lanes_or_is_refused():
-    assert traced(lambda n: jnp.ones(()) if 0 < n < 8 and n else jnp.zeros(()), VALUES).tolist() == [1, 1, 1]
-    assert traced(lambda n: jnp.ones(()) if n > 8 or n == 1 else jnp.zeros(()), VALUES).tolist() == [0, 0, 0]
+    assert traced(
+        lambda n: jnp.ones(()) if 0 < n < 8 and n else jnp.zeros(()), VALUES
+    ).tolist() == [1, 1, 1]
+    assert traced(
+        lambda n: jnp.ones(()) if n > 8 or n == 1 else jnp.zeros(()), VALUES
+    ).tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match='decides for some lanes otherwise'):
         traced(lambda n: jnp.ones(()) if n > 1 else jnp.zeros(()), VALUES)
-    for refused in (float, int, hash, lambda n: np.ones(3) * n, lambda n: np.asarray(n) * jnp.ones(3)):
+    for refused in (
+        float,
+        int,
+        hash,
+        lambda n: np.ones(3) * n,
+        lambda n: np.asarray(n) * jnp.ones(3),
+    ):
         with pytest.raises(TypeError):
             traced(refused, VALUES)
 
 
-OPTIONS = {'mean': (-1.2, 0.0), 'std': (1.2, 0.7), 'sigma_min': (0.02, 0.1), 'sigma_max': (8.0, 80.0), 'rho': (7.0, 3.0)}
+OPTIONS = {
+    'mean': (-1.2, 0.0),
+    'std': (1.2, 0.7),
+    'sigma_min': (0.02, 0.1),
+    'sigma_max': (8.0, 80.0),
+    'rho': (7.0, 3.0),
+}
 
 
 @pytest.mark.parametrize('name', noise.LAWS)
@@ -83,15 +115,26 @@ def test_laws_of_lanes(name):
 
 def test_guidance_of_lanes():
     def guided(scale):
-        base = denoiser.Denoiser(None, lambda params, x, sigma, label, key, augment: (x * (label[:, None] + 3.0), ()))
-        return denoiser.guide(base, scale).apply({}, jnp.ones((2, 1)), jnp.ones(2), jnp.zeros(2, jnp.int32))[0]
+        base = denoiser.Denoiser(
+            None, lambda params, x, sigma, label, key, augment: (x * (label[:, None] + 3.0), ())
+        )
+        return denoiser.guide(base, scale).apply(
+            {}, jnp.ones((2, 1)), jnp.ones(2), jnp.zeros(2, jnp.int32)
+        )[0]
 
-    np.testing.assert_allclose(traced(guided, (1.5, 4.0)), np.stack([guided(1.5), guided(4.0)]), rtol=1e-6)
+    np.testing.assert_allclose(
+        traced(guided, (1.5, 4.0)), np.stack([guided(1.5), guided(4.0)]), rtol=1e-6
+    )
 
 
 LAW = {'name': 'loguniform', 'sigma_min': 0.1, 'sigma_max': 3.0}
 STUDENT = {'student_law': LAW, 'critic_law': LAW, 'from_teacher': False, 'sigma_init': 1.4}
-GAN = {'gan_weight': (0.1, 1.0), 'discriminator_weight': (1.0, 0.3), 'r1_weight': (0.1, 0.5), 'logit_clip': (0.01, 10.0)}
+GAN = {
+    'gan_weight': (0.1, 1.0),
+    'discriminator_weight': (1.0, 0.3),
+    'r1_weight': (0.1, 0.5),
+    'logit_clip': (0.01, 10.0),
+}
 # method -> (its options, {setting: values of two lanes}).
 SETTINGS = {
     'f_distill': (
@@ -100,11 +143,19 @@ SETTINGS = {
     ),
     'sid': (
         STUDENT | {'alpha': 1.2},
-        {'method.alpha': (0.5, 1.2), 'method.sigma_init': (1.4, 2.0), 'fake_score.sigma_data': (0.7, 1.0)},
+        {
+            'method.alpha': (0.5, 1.2),
+            'method.sigma_init': (1.4, 2.0),
+            'fake_score.sigma_data': (0.7, 1.0),
+        },
     ),
     'sim': (
         STUDENT | {'c': 0.1},
-        {'method.c': (0.1, 0.5), 'denoiser.sigma_data': (1.4, 1.0), 'method.student_law.sigma_max': (3.0, 2.0)},
+        {
+            'method.c': (0.1, 0.5),
+            'denoiser.sigma_data': (1.4, 1.0),
+            'method.student_law.sigma_max': (3.0, 2.0),
+        },
     ),
     'pretrain': (
         {'law': LAW, 'grid': 'karras', 'label_dropout': 0.1},
@@ -114,7 +165,10 @@ SETTINGS = {
 QUICK = ('f_distill', 'pretrain')
 
 
-@pytest.mark.parametrize('name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS])
+@pytest.mark.parametrize(
+    'name',
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS],
+)
 def test_losses_of_lanes(name):
     """With settings of its own, a lane's losses are those of a run alone."""
     options, settings = SETTINGS[name]
@@ -131,13 +185,20 @@ def test_losses_of_lanes(name):
         del plain['discriminator']
     assert all(build.common(plain)[key] == '*' for key in settings)
     batch = {'image': jnp.ones((16, 2)), 'label': jnp.zeros(16, jnp.int32)}
-    params, aux = jax.jit(lambda: build.experiment(plain).method.init(jax.random.key(0), batch, {}))()
+    params, aux = jax.jit(
+        lambda: build.experiment(plain).method.init(jax.random.key(0), batch, {})
+    )()
 
     def losses(*values):
         method = build.experiment(build.replaced(plain, dict(zip(settings, values)))).method
-        return [loss(params, {}, batch, jax.random.key(1), aux)[0] for _, loss in sorted(method.losses.items())]
+        return [
+            loss(params, {}, batch, jax.random.key(1), aux)[0]
+            for _, loss in sorted(method.losses.items())
+        ]
 
-    alone = np.stack([jax.jit(lambda values=values: losses(*values))() for values in zip(*settings.values())], 1)
+    alone = np.stack(
+        [jax.jit(lambda values=values: losses(*values))() for values in zip(*settings.values())], 1
+    )
     assert np.all(abs(alone[:, 0] - alone[:, 1]) > 1e-3 * abs(alone[:, 0]))
     np.testing.assert_allclose(traced(losses, *settings.values()), alone, rtol=1e-5)
 
@@ -152,7 +213,9 @@ def test_every_continuous_setting_exists():
     }
     for pattern in build.CONTINUOUS.keys() - {'teacher.guidance'}:
         section, *_, name = pattern.removesuffix('.*').split('.')
-        assert any(name in inspect.signature(function).parameters for function in takes[section]), pattern
+        assert any(name in inspect.signature(function).parameters for function in takes[section]), (
+            pattern
+        )
 
 
 @pytest.mark.parametrize(
@@ -199,12 +262,20 @@ class Toy:
 
     def lane(self, seed, image=1.0, rate=0.1, b2=0.999):
         batches = itertools.repeat({'image': np.full((4, 2), image, np.float32)})
-        return lanes.Lane(seed, lambda start: batches, self.folder / str(seed), {'seed': seed}, {'rate': rate, 'b2': b2})
+        return lanes.Lane(
+            seed,
+            lambda start: batches,
+            self.folder / str(seed),
+            {'seed': seed},
+            {'rate': rate, 'b2': b2},
+        )
 
     def alone(self, lane):
         """The state of a run alone."""
         method, optimizers, decay = self.make(lane.settings)
-        step = jax.jit(make_step(method, optimizers, decay, seed=lane.seed), static_argnames='roles')
+        step = jax.jit(
+            make_step(method, optimizers, decay, seed=lane.seed), static_argnames='roles'
+        )
         batch = next(lane.batches(0))
         state = init_state(method, optimizers, lane.seed, batch, {})
         for _ in range(20):
@@ -214,7 +285,12 @@ class Toy:
 
 def test_lanes_are_runs_and_one_that_is_not_finite_fails_alone(tmp_path):
     toy = Toy(tmp_path)
-    trained = [toy.lane(0), toy.lane(1, np.nan), toy.lane(2, 2.0, rate=0.03, b2=0.9), toy.lane(3, rate=1e38)]
+    trained = [
+        toy.lane(0),
+        toy.lane(1, np.nan),
+        toy.lane(2, 2.0, rate=0.03, b2=0.9),
+        toy.lane(3, rate=1e38),
+    ]
     first, second, third, fourth = lanes.train(toy.make, {}, trained, quiet=True, **toy.options)
     assert first is None and third is None
     for error in (second, fourth):
@@ -223,7 +299,9 @@ def test_lanes_are_runs_and_one_that_is_not_finite_fails_alone(tmp_path):
         assert len((lane.workdir / 'metrics.jsonl').read_text().splitlines()) == 2
         expected = toy.alone(lane).ema
         with checkpoint.Checkpoints(lane.workdir) as checkpoints:
-            found, _ = checkpoints.restore({'ema': checkpoint.abstract(expected, {'scale': build._first_device()})})
+            found, _ = checkpoints.restore(
+                {'ema': checkpoint.abstract(expected, {'scale': build._first_device()})}
+            )
         np.testing.assert_allclose(found['ema']['scale'], expected['scale'], rtol=1e-6)
     assert not any((tmp_path / name / 'checkpoints').exists() for name in '13')
 

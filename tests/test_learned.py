@@ -1,4 +1,5 @@
-"""The divergences differ where everything is learned: fake score, density ratio and a student too small for its target."""
+"""The divergences differ where everything is learned: fake score, density ratio and a student too
+small for its target."""
 
 import functools
 
@@ -54,7 +55,9 @@ def _variances(divergence):
         ratio_high=100.0,
     )
     optimizers = {
-        role: optim.adam(steps=STEPS, learning_rate=3e-3, b1=0.5, b2=0.99, schedule='cosine', final=0.05)
+        role: optim.adam(
+            steps=STEPS, learning_rate=3e-3, b1=0.5, b2=0.99, schedule='cosine', final=0.05
+        )
         for role in method.losses
     }
 
@@ -66,7 +69,9 @@ def _variances(divergence):
 
     def run(seed):
         batches = pipeline.batches(data, BATCH, seed)
-        state = jax.jit(lambda batch: init_state(method, optimizers, seed, batch, {}))(next(batches))
+        state = jax.jit(lambda batch: init_state(method, optimizers, seed, batch, {}))(
+            next(batches)
+        )
         for _ in range(STEPS):
             state = step(state, next(batches), np.int32(seed))
         matrix = np.asarray(state.ema['matrix'])
@@ -77,7 +82,8 @@ def _variances(divergence):
 
 @pytest.mark.slow
 def test_variance_follows_from_mode_seeking_to_covering():
-    """True variance is 1 + .04 - .04 = 1.0: reverse KL stays below JS, JS below forward KL, in each of three seeds."""
+    """True variance is 1 + .04 - .04 = 1.0: reverse KL stays below JS, JS below forward KL, in each
+    of three seeds."""
     reverse, js, forward = map(_variances, ('reverse_kl', 'js', 'forward_kl'))
     print(reverse, js, forward)
     assert np.all(reverse < js) and np.all(js < forward)

@@ -1,4 +1,5 @@
-"""Every method through the same checks: any mesh gives the same numbers, a stop anywhere changes nothing, a step is pinned."""
+"""Every method through the same checks: any mesh gives the same numbers, a stop anywhere changes
+nothing, a step is pinned."""
 
 import functools
 import json
@@ -20,7 +21,10 @@ from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
 # A critic-only and a student step lie among the first four of each cycle.
-CYCLES = {'dmd2': dict(cycle='dmd2', student_every=3), 'f_distill': dict(cycle='fastgen', student_every=3)}
+CYCLES = {
+    'dmd2': dict(cycle='dmd2', student_every=3),
+    'f_distill': dict(cycle='fastgen', student_every=3),
+}
 GAN = dict(gan_weight=0.1, features='input')
 OPTIONS = {
     'diff_instruct': dict(cycle='alternate', student_every=2),
@@ -38,10 +42,19 @@ def _config(name, steps=8):
     """A tiny run of a method: points of the ring, the oracle as teacher."""
     law = dict(name='lognormal', mean=-1.0, std=1.0)
     if name == 'pretrain':
-        method = dict(name=name, law=law, grid=dict(name='karras', steps=3, sigma_min=0.02, sigma_max=5.0))
+        method = dict(
+            name=name, law=law, grid=dict(name='karras', steps=3, sigma_min=0.02, sigma_max=5.0)
+        )
         roles = ('student',)
     else:
-        method = dict(name=name, sigma_init=1.0, from_teacher=False, student_law=law, critic_law=law, **OPTIONS[name])
+        method = dict(
+            name=name,
+            sigma_init=1.0,
+            from_teacher=False,
+            student_law=law,
+            critic_law=law,
+            **OPTIONS[name],
+        )
         roles = ('student', 'critic')
     config = dict(
         seed=3,
@@ -51,7 +64,12 @@ def _config(name, steps=8):
         method=method,
         optimizer={role: dict(learning_rate=1e-2) for role in roles},
         training=dict(
-            steps=steps, batch_size=BATCH, ema_half_life=100.0, log_every=3, checkpoint_every=0, sample_every=0
+            steps=steps,
+            batch_size=BATCH,
+            ema_half_life=100.0,
+            log_every=3,
+            checkpoint_every=0,
+            sample_every=0,
         ),
         mesh=dict(data=-1, fsdp=1),
         evaluation=dict(samples=200, batch_size=100),
@@ -82,7 +100,9 @@ def _initial(name, dtype):
 
     def init(batch):
         state = init_state(method, optimizers, 0, batch, {})
-        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+        return jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+        )
 
     return method, optimizers, batch, jax.device_get(jax.jit(init, compiler_options=FAST)(batch(0)))
 
@@ -104,7 +124,12 @@ def _state_after(name, shape, steps, dtype=jnp.float32):
         compiler_options=FAST,
     )
     for i in range(steps):
-        state = step(state, {}, sharding.put_batch(batch(i), sharding.batch_sharding(mesh)), roles=method.cycle(i))
+        state = step(
+            state,
+            {},
+            sharding.put_batch(batch(i), sharding.batch_sharding(mesh)),
+            roles=method.cycle(i),
+        )
     split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
     assert bool(split) == (mesh.shape['fsdp'] > 1)
     return jax.device_get(state)
@@ -135,7 +160,8 @@ def test_any_mesh_gives_the_same_numbers_in_float64(name, x64):
 
 @pytest.mark.parametrize('name', METHODS)
 def test_a_stop_changes_nothing(name, tmp_path):
-    """Stopped twice, between logs, after a critic-only step and after a student step: state and metrics.jsonl bit-equal."""
+    """Stopped twice, between logs, after a critic-only step and after a student step: state and
+    metrics.jsonl bit-equal."""
     config = _config(name)
     unbroken = build.train(config, tmp_path / 'unbroken', quiet=True)
     cycle = build.experiment(build.resolve(config, build.load_data(config, 'train'))).method.cycle
@@ -144,20 +170,28 @@ def test_a_stop_changes_nothing(name, tmp_path):
     for stop in (critic_only, student):
         build.train(config, tmp_path / 'broken', quiet=True, stop_at=stop)
     resumed = build.train(config, tmp_path / 'broken', quiet=True)
-    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(unbroken), jax.tree.leaves(resumed)):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=jax.tree_util.keystr(path))
+    for (path, one), other in zip(
+        jax.tree_util.tree_leaves_with_path(unbroken), jax.tree.leaves(resumed)
+    ):
+        np.testing.assert_array_equal(
+            np.asarray(one), np.asarray(other), err_msg=jax.tree_util.keystr(path)
+        )
     # A method without a density ratio has no histograms.
     files = sorted(path.name for path in (tmp_path / 'unbroken').glob('*s.jsonl'))
-    logs = [[(tmp_path / folder / name).read_bytes() for name in files] for folder in ('unbroken', 'broken')]
+    logs = [
+        [(tmp_path / folder / name).read_bytes() for name in files]
+        for folder in ('unbroken', 'broken')
+    ]
     assert logs[0] == logs[1] and files[-1] == 'metrics.jsonl' and logs[0][-1].count(b'\n') == 3
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_real_steps_are_pinned(name):
-    """The sum of squares of each role's parameters after ten steps, against tests/data/one_step.json.
+    """The sum of squares of each role's parameters after ten steps, against
+    tests/data/one_step.json.
 
-    A change here means that training changed. If that is meant, record again: FDISTILL_RECORD=1 pytest tests/test_methods.py
-    -k pinned, and say in the commit why the numbers moved.
+    A change here means that training changed. If that is meant, record again: FDISTILL_RECORD=1
+    pytest tests/test_methods.py -k pinned, and say in the commit why the numbers moved.
     """
     state = _state_after(name, (1, 1), 10)
     found = {

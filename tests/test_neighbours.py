@@ -7,7 +7,9 @@ BLOCKS = [1, 7, 40, 2000]
 
 
 def naive(samples, reference, k=3, k_density=5):
-    """The four by full matrices of distances from differences in float64: the two papers' definitions."""
+    """The four by full matrices of distances from differences in float64: the two papers'
+    definitions."""
+
     def distances(a, b):
         return np.sqrt([[np.square(p.astype(np.float64) - q).sum() for q in b] for p in a])
 
@@ -31,8 +33,10 @@ def sets(n, m, d, seed=0):
 
 
 @pytest.mark.parametrize('block', BLOCKS)
-@pytest.mark.parametrize('n, m, d, k, k_density',
-                         [(40, 57, 6, 3, 5), (80, 40, 3, 5, 2), (30, 33, 1, 1, 1), (4, 6, 2, 3, 5)])
+@pytest.mark.parametrize(
+    'n, m, d, k, k_density',
+    [(40, 57, 6, 3, 5), (80, 40, 3, 5, 2), (30, 33, 1, 1, 1), (4, 6, 2, 3, 5)],
+)
 def test_against_full_matrices(block, n, m, d, k, k_density):
     samples, reference = sets(n, m, d)
     expected = naive(samples, reference, k, k_density)
@@ -43,8 +47,11 @@ def test_against_full_matrices(block, n, m, d, k, k_density):
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64, np.int64])
 def test_types_and_large_means_lose_nothing(dtype):
-    # Squared norms are 1e12 times the squared distances: all digits of |x|^2 + |y|^2 - 2 x.y about the origin.
-    samples, reference = (np.round(64 * features + 6e7).astype(dtype) for features in sets(50, 60, 4))
+    # Squared norms are 1e12 times the squared distances: all digits of |x|^2 + |y|^2 - 2 x.y about
+    # the origin.
+    samples, reference = (
+        np.round(64 * features + 6e7).astype(dtype) for features in sets(50, 60, 4)
+    )
     expected = naive(samples, reference)
     assert 0.1 < expected['precision'] < 1 and 0.1 < expected['coverage'] < 1
     assert prdc(samples, reference) == pytest.approx(expected, abs=1e-12)
@@ -52,10 +59,16 @@ def test_types_and_large_means_lose_nothing(dtype):
 
 @pytest.mark.parametrize('block', BLOCKS)
 def test_copies_lie_in_the_balls_they_are_on_the_edge_of(block):
-    # Every sample is the k-th neighbour of some real point, exactly: only exact ties give the same for all blocks.
+    # Every sample is the k-th neighbour of some real point, exactly: only exact ties give the same
+    # for all blocks.
     _, reference = sets(1, 60, 5)
     copies = reference.astype(np.float32)[::-1]
-    assert prdc(copies, copies[::-1], block=block) == {'precision': 1, 'recall': 1, 'density': 1, 'coverage': 1}
+    assert prdc(copies, copies[::-1], block=block) == {
+        'precision': 1,
+        'recall': 1,
+        'density': 1,
+        'coverage': 1,
+    }
     half = prdc(copies[:30], copies, block=block)
     assert half == pytest.approx(naive(copies[:30], copies), abs=1e-12) and half['precision'] == 1
 
@@ -64,13 +77,18 @@ def test_copies_lie_in_the_balls_they_are_on_the_edge_of(block):
 def test_ties_on_a_grid(block):
     # Nearly all distances occur many times.
     rng = np.random.default_rng(1)
-    samples, reference = (rng.integers(0, 4, (size, 3)).astype(np.float32) + 1000 for size in (45, 50))
-    assert prdc(samples, reference, block=block) == pytest.approx(naive(samples, reference), abs=1e-12)
+    samples, reference = (
+        rng.integers(0, 4, (size, 3)).astype(np.float32) + 1000 for size in (45, 50)
+    )
+    assert prdc(samples, reference, block=block) == pytest.approx(
+        naive(samples, reference), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize('block', BLOCKS)
 def test_ties_in_rounded_units(block):
-    # A third has no end in binary: equal distances come out unequal by the rounding of their sums, and yet are ties.
+    # A third has no end in binary: equal distances come out unequal by the rounding of their sums,
+    # and yet are ties.
     rng = np.random.default_rng(1)
     samples, reference = (rng.integers(0, 4, (size, 3)) for size in (45, 50))
     expected = naive(samples, reference)
@@ -87,21 +105,33 @@ def test_collapsed_samples(block):
     assert found == pytest.approx(naive(collapsed, reference), abs=1e-12)
     assert found['precision'] == 1 and found['recall'] == 1 / 40 and found['coverage'] < 0.5
     # Both are collapsed, to one point or to two that differ in the last digit only.
-    assert prdc(collapsed, collapsed, block=block) == {'precision': 1, 'recall': 1, 'density': 0, 'coverage': 0}
+    assert prdc(collapsed, collapsed, block=block) == {
+        'precision': 1,
+        'recall': 1,
+        'density': 0,
+        'coverage': 0,
+    }
     other = np.nextafter(collapsed, np.inf)
-    assert prdc(other, collapsed, block=block) == {'precision': 0, 'recall': 0, 'density': 0, 'coverage': 0}
+    assert prdc(other, collapsed, block=block) == {
+        'precision': 0,
+        'recall': 0,
+        'density': 0,
+        'coverage': 0,
+    }
 
 
 @pytest.mark.parametrize('block', BLOCKS)
 def test_copies_are_told_from_near_misses_far_out(block):
-    # Six copies of each far point, so that its ball has radius 0. About the mean, squares are 1e9 and their rounding is
-    # 1e-6, a thousand times the squared distance of the near misses.
+    # Six copies of each far point, so that its ball has radius 0. About the mean, squares are 1e9
+    # and their rounding is 1e-6, a thousand times the squared distance of the near misses.
     rng = np.random.default_rng(0)
     far = 1e4 * rng.normal(size=(12, 50))
     reference = np.concatenate([np.repeat(far, 6, axis=0), rng.normal(size=(20, 50))])
     samples = np.concatenate([far[:6], far[6:] + 1e-5 * rng.normal(size=(6, 50))])
     found = prdc(samples, reference, block=block)
-    assert found == pytest.approx(naive(samples, reference), abs=1e-12) and found['precision'] == 0.5
+    assert (
+        found == pytest.approx(naive(samples, reference), abs=1e-12) and found['precision'] == 0.5
+    )
 
 
 def test_which_is_precision():
@@ -116,10 +146,18 @@ def test_which_is_precision():
 
 
 def test_expected_values_for_equal_distributions():
-    # Naeem et al.: E[density] = 1 and E[coverage] = 1 - (M - 1) ... (M - k) / ((N + M - 1) ... (N + M - k)).
+    # Naeem et al.: E[density] = 1 and E[coverage] = 1 - (M - 1) ... (M - k) / ((N + M - 1) ... (N +
+    # M - k)).
     n, m, k = 300, 200, 5
-    rows = [prdc(*(np.random.default_rng([seed, i]).normal(size=(size, 3)) for i, size in enumerate((n, m))))
-            for seed in range(30)]
+    rows = [
+        prdc(
+            *(
+                np.random.default_rng([seed, i]).normal(size=(size, 3))
+                for i, size in enumerate((n, m))
+            )
+        )
+        for seed in range(30)
+    ]
     density, coverage = (np.array([row[key] for row in rows]) for key in ('density', 'coverage'))
     expected = 1 - np.prod([(m - i) / (n + m - i) for i in range(1, k + 1)])
     assert abs(density.mean() - 1) < 4 * density.std() / np.sqrt(30) < 0.05

@@ -17,9 +17,16 @@ from fdistill.networks.unet import adm, ddpmpp, ncsnpp
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 CLASSES = 3
-# One level and one block: compilation is most of the time here; test_unet_parity.py has the deeper networks.
+# One level and one block: compilation is most of the time here; test_unet_parity.py has the deeper
+# networks.
 UNET = dict(
-    resolution=8, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=(8,), augment_dim=2, dropout=0.5
+    resolution=8,
+    model_channels=8,
+    channel_mult=(1,),
+    num_blocks=1,
+    attn_resolutions=(8,),
+    augment_dim=2,
+    dropout=0.5,
 )
 SMALL = {
     'ddpmpp': UNET,
@@ -29,7 +36,12 @@ SMALL = {
 }
 assert SMALL.keys() == NETWORKS.keys() - {'gaussian'}  # Which has no layers, and a test of its own.
 UNETS = ('ddpmpp', 'ncsnpp', 'adm')
-LAST_LAYER = {'ddpmpp': 'dec_8x8_aux_conv', 'ncsnpp': 'dec_8x8_aux_conv', 'adm': 'out_conv', 'mlp': 'output'}
+LAST_LAYER = {
+    'ddpmpp': 'dec_8x8_aux_conv',
+    'ncsnpp': 'dec_8x8_aux_conv',
+    'adm': 'out_conv',
+    'mlp': 'output',
+}
 
 
 def build(name, **changes):
@@ -54,7 +66,11 @@ def params_of(name):
 
     def draw(path, leaf):
         values = random.standard_normal(leaf.shape).astype(np.float32)
-        return values / np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.2 * values + (path[-1].key == 'scale')
+        return (
+            values / np.sqrt(np.prod(leaf.shape[:-1]))
+            if leaf.ndim > 1
+            else 0.2 * values + (path[-1].key == 'scale')
+        )
 
     return jax.tree.map_with_path(draw, jax.eval_shape(build(name).init, key_of(0), *batch()))
 
@@ -65,7 +81,11 @@ def apply_of(name):
 
 
 def accepting(argument):
-    return [name for name, network in NETWORKS.items() if argument in inspect.signature(network).parameters]
+    return [
+        name
+        for name, network in NETWORKS.items()
+        if argument in inspect.signature(network).parameters
+    ]
 
 
 def assert_close(value, expected, relative):
@@ -86,7 +106,9 @@ def test_shapes_and_types(name, bfloat16):
 
 @pytest.mark.parametrize('name', UNETS)
 def test_unet_features_go_from_the_highest_resolution_to_the_bottleneck(name):
-    network = build(name, channel_mult=(1, 2, 4), channel_mult_emb=1, resolution=16, attn_resolutions=())
+    network = build(
+        name, channel_mult=(1, 2, 4), channel_mult_emb=1, resolution=16, attn_resolutions=()
+    )
     inputs = (jnp.zeros((4, 16, 16, 3)), *batch()[1:])
     params = jax.eval_shape(network.init, key_of(0), *inputs)
     features = jax.eval_shape(network.apply, params, *inputs)[1]
@@ -136,12 +158,17 @@ def test_label_matters(name):
 def test_no_label_and_no_augmentation_are_zeros(name):
     x, c_noise, label = batch()
     params = params_of(name)
-    blind = dict(params, map_label=dict(params['map_label'], kernel=jnp.zeros_like(params['map_label']['kernel'])))
+    blind = dict(
+        params,
+        map_label=dict(params['map_label'], kernel=jnp.zeros_like(params['map_label']['kernel'])),
+    )
     apply = apply_of(name)
     unlabelled, _ = apply(params, x, c_noise, jnp.full_like(label, -1))
     np.testing.assert_array_equal(apply(blind, x, c_noise, label)[0], unlabelled)
 
-    augmented = compiled(lambda augment: build(name).apply(params, x, c_noise, label, augment=augment)[0])
+    augmented = compiled(
+        lambda augment: build(name).apply(params, x, c_noise, label, augment=augment)[0]
+    )
     out, _ = apply(params, x, c_noise, label)
     assert_close(augmented(jnp.zeros((4, 2))), out, 1e-6)
     assert np.abs(augmented(jnp.ones((4, 2))) - out).max() > 1e-3
@@ -175,12 +202,20 @@ def test_remat_leaves_gradients_alone(name):
 
     def gradient(remat):
         apply = build(name, remat=remat).apply
-        return jax.grad(lambda mapping: jnp.sum(apply({**params, **mapping}, *batch(), key=key_of(3))[0] ** 2))
+        return jax.grad(
+            lambda mapping: jnp.sum(apply({**params, **mapping}, *batch(), key=key_of(3))[0] ** 2)
+        )
 
-    assert ['remat' in str(jax.make_jaxpr(gradient(remat))(mapping)) for remat in (False, True)] == [False, True]
-    plain, remat = compiled(lambda mapping: (gradient(False)(mapping), gradient(True)(mapping)))(mapping)
+    assert [
+        'remat' in str(jax.make_jaxpr(gradient(remat))(mapping)) for remat in (False, True)
+    ] == [False, True]
+    plain, remat = compiled(lambda mapping: (gradient(False)(mapping), gradient(True)(mapping)))(
+        mapping
+    )
     for layer in plain:
-        jax.tree.map(lambda value, expected: assert_close(value, expected, 1e-4), remat[layer], plain[layer])
+        jax.tree.map(
+            lambda value, expected: assert_close(value, expected, 1e-4), remat[layer], plain[layer]
+        )
         # The frequencies are constants, and there are no augmentation labels here.
         moves = any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain[layer]))
         assert moves == (layer not in ('map_noise', 'map_augment'))
@@ -207,11 +242,19 @@ def test_bad_arguments_are_named(network, changes, message):
 def test_bad_inputs_are_named():
     x, c_noise, label = batch()
     with pytest.raises(ValueError, match=r'\[B, 16, 16, 3\]'):
-        jax.eval_shape(build('ddpmpp', resolution=16, attn_resolutions=()).init, jax.random.key(0), x, c_noise, label)
+        jax.eval_shape(
+            build('ddpmpp', resolution=16, attn_resolutions=()).init,
+            jax.random.key(0),
+            x,
+            c_noise,
+            label,
+        )
     network = build('ddpmpp', augment_dim=0)
     params = jax.eval_shape(network.init, jax.random.key(0), x, c_noise, label)
     with pytest.raises(ValueError, match='augment_dim=0'):
-        jax.eval_shape(functools.partial(network.apply, augment=jnp.zeros((4, 9))), params, x, c_noise, label)
+        jax.eval_shape(
+            functools.partial(network.apply, augment=jnp.zeros((4, 9))), params, x, c_noise, label
+        )
 
 
 @pytest.mark.parametrize('channels', [130, 144])
@@ -233,7 +276,9 @@ def test_upsample_is_four_times_the_adjoint_of_downsample(taps):
     random = np.random.RandomState(0)
     fine, coarse = random.standard_normal((2, 8, 12, 3)), random.standard_normal((2, 4, 6, 3))
     coarse[0] = 1
-    up, down = compiled(lambda coarse, fine: (upsample(coarse, taps), downsample(fine, taps)))(coarse, fine)
+    up, down = compiled(lambda coarse, fine: (upsample(coarse, taps), downsample(fine, taps)))(
+        coarse, fine
+    )
     np.testing.assert_allclose(np.sum(up * fine), 4 * np.sum(coarse * down), rtol=1e-4)
     # Away from the border a constant image stays what it is.
     np.testing.assert_allclose(up[0, 2:-2, 2:-2], 1, rtol=1e-5)
@@ -266,17 +311,31 @@ def test_conv_head_takes_any_resolution(resolution):
 
 def test_conv_head_of_imagenet_has_the_published_layers():
     """DMD2 at 8x8x768: two 4x4 convolutions, their norms, a 1x1 convolution to one logit."""
-    params = jax.eval_shape(conv_head().init, jax.random.key(0), (jnp.zeros((1, 8, 8, 768)),), None, None)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 2 * (16 * 768**2 + 768 + 2 * 768) + 768 + 1
+    params = jax.eval_shape(
+        conv_head().init, jax.random.key(0), (jnp.zeros((1, 8, 8, 768)),), None, None
+    )
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(params))
+        == 2 * (16 * 768**2 + 768 + 2 * 768) + 768 + 1
+    )
 
 
 def test_conv_head_reads_the_features_it_was_told_to():
-    features = [np.random.RandomState(r).standard_normal((2, r, r, 8)).astype(np.float32) for r in (8, 4, 2)]
+    features = [
+        np.random.RandomState(r).standard_normal((2, r, r, 8)).astype(np.float32) for r in (8, 4, 2)
+    ]
     head = conv_head(indices=(0, -1))
     params = compiled(head.init)(key_of(0), features, None, None)
     apply = compiled(lambda features: head.apply(params, features, None, None))
-    changes = [np.abs(apply([f + (i == k) * f**2 for i, f in enumerate(features)]) - apply(features)) for k in range(3)]
-    assert [(change.max(0) > 0).tolist() for change in changes] == [[True, False], [False, False], [False, True]]
+    changes = [
+        np.abs(apply([f + (i == k) * f**2 for i, f in enumerate(features)]) - apply(features))
+        for k in range(3)
+    ]
+    assert [(change.max(0) > 0).tolist() for change in changes] == [
+        [True, False],
+        [False, False],
+        [False, True],
+    ]
 
 
 def test_conv_head_names_what_it_cannot_read():
@@ -296,7 +355,10 @@ def test_gaussian_is_one_scale_and_one_offset():
     params = network.init(jax.random.key(0), x, c_noise, label)
     assert {name: leaf.shape for name, leaf in params.items()} == {'scale': (), 'offset': (2,)}
     np.testing.assert_allclose(network.apply(params, x, c_noise, label)[0], 1.5)
-    starts = [NETWORKS['gaussian'](spread=1.0).init(jax.random.key(seed), x, c_noise, label)['offset'] for seed in (0, 1)]
+    starts = [
+        NETWORKS['gaussian'](spread=1.0).init(jax.random.key(seed), x, c_noise, label)['offset']
+        for seed in (0, 1)
+    ]
     assert np.abs(starts[0] - starts[1]).min() > 0.01
     with pytest.raises(ValueError, match='num_classes=3'):
         NETWORKS['gaussian'](num_classes=3)

@@ -1,4 +1,5 @@
-"""The notebooks run from a clean kernel, in order, and what is kept of their outputs is small and names no place."""
+"""The notebooks run from a clean kernel, in order, and what is kept of their outputs is small and
+names no place."""
 
 import json
 import pathlib
@@ -18,8 +19,17 @@ def kernel(tmp_path_factory):
     """Name of a kernel of this Python, whatever is installed for the user."""
     folder = tmp_path_factory.mktemp('jupyter') / 'kernels' / 'fdistill-test'
     folder.mkdir(parents=True)
-    argv = [sys.executable, '-Xfrozen_modules=off', '-m', 'ipykernel_launcher', '-f', '{connection_file}']
-    (folder / 'kernel.json').write_text(json.dumps({'argv': argv, 'display_name': 'test', 'language': 'python'}))
+    argv = [
+        sys.executable,
+        '-Xfrozen_modules=off',
+        '-m',
+        'ipykernel_launcher',
+        '-f',
+        '{connection_file}',
+    ]
+    (folder / 'kernel.json').write_text(
+        json.dumps({'argv': argv, 'display_name': 'test', 'language': 'python'})
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('JUPYTER_PATH', str(folder.parents[1]))
         yield folder.name
@@ -29,7 +39,9 @@ def kernel(tmp_path_factory):
 def test_runs_from_a_clean_kernel(path, kernel, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     resources = {'metadata': {'path': str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=180, kernel_name=kernel, resources=resources).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=180, kernel_name=kernel, resources=resources
+    ).execute()
     for cell in notebook.cells:
         for output in cell.get('outputs', []):
             assert output.output_type != 'stream' or output.name != 'stderr', output.text

@@ -1,4 +1,5 @@
-"""Every command and every piece of Python in the README runs, in short form, and what the documents name exists."""
+"""Every command and every piece of Python in the README runs, in short form, and what the documents
+name exists."""
 
 import ast
 import pathlib
@@ -76,13 +77,17 @@ def test_commands_for_published_files_parse():
         options = cli._parsers()[0].parse_args(_words(line)[1:])
         assert options.command in cli.COMMANDS
         # Tests of weights, statistics and scores run them on files of their own.
-        assert getattr(options, 'protocol', 'edm') in PROTOCOLS and getattr(options, 'kind', 'inception') in CONVERTERS
+        assert (
+            getattr(options, 'protocol', 'edm') in PROTOCOLS
+            and getattr(options, 'kind', 'inception') in CONVERTERS
+        )
     assert lines
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Runs the `fdistill` commands one after another, each training cut to a few steps; gives the folder of the runs."""
+    """Runs the `fdistill` commands one after another, each training cut to a few steps; gives the
+    folder of the runs."""
     folder = tmp_path_factory.mktemp('readme')
     for line in LINES:
         words = _words(re.sub(r'(?<=[= ])runs/', f'{folder}/', line))
@@ -108,19 +113,30 @@ def test_python_runs(runs):
     for block in _blocks('python'):
         if block.startswith("'"):  # The row of a table.
             name = ast.literal_eval(block.split(':')[0])
-            block = 'import jax.numpy as jnp\nfrom fdistill.divergences import get\nget({' + block + f'}}[{name!r}])'
+            block = (
+                'import jax.numpy as jnp\nfrom fdistill.divergences import get\nget({'
+                + block
+                + f'}}[{name!r}])'
+            )
         exec(block.replace("'runs/", f"'{runs}/"), {})
 
 
 def test_configs_are_those_that_exist():
     files = {path.name for path in (ROOT / 'configs').glob('*.py')}
-    named = set(re.findall(r'\b([\w*]+\.py)\b', ' '.join(line for line in README.splitlines() if line.startswith('| `configs/'))))
+    named = set(
+        re.findall(
+            r'\b([\w*]+\.py)\b',
+            ' '.join(line for line in README.splitlines() if line.startswith('| `configs/')),
+        )
+    )
     covered = {path.name for pattern in named for path in (ROOT / 'configs').glob(pattern)}
     assert covered == files
     assert all(list((ROOT / 'configs').glob(pattern)) for pattern in named)
 
 
-@pytest.mark.parametrize('document', ['README.md', 'docs/methods.md', 'docs/results.md', 'docs/architecture.md'])
+@pytest.mark.parametrize(
+    'document', ['README.md', 'docs/methods.md', 'docs/results.md', 'docs/architecture.md']
+)
 def test_links_lead_somewhere(document):
     path = ROOT / document
     for target in re.findall(r'\]\(([^)#]+)\)', path.read_text()):
@@ -149,7 +165,14 @@ def test_every_registered_thing_has_its_equation():
     """Methods and losses; a row less is a claim less, so nobody would miss it."""
     for path in (ROOT / 'fdistill' / 'methods' / 'losses.py', ROOT / 'fdistill' / 'divergences.py'):
         for name in _defined(path):
-            if not name.startswith('_') and name not in ('EPSILON', 'PROBE', 'FAMILIES', 'EDGES', 'LEVELS', 'histogram'):
+            if not name.startswith('_') and name not in (
+                'EPSILON',
+                'PROBE',
+                'FAMILIES',
+                'EDGES',
+                'LEVELS',
+                'histogram',
+            ):
                 assert f'{path.name}:{name}`' in METHODS, name
     from fdistill.methods import DISTILLATIONS
 

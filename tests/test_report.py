@@ -1,4 +1,5 @@
-"""Reports: the statistics against scipy and by simulation, what may be compared with what, and the page as a browser gets it."""
+"""Reports: the statistics against scipy and by simulation, what may be compared with what, and the
+page as a browser gets it."""
 
 import base64
 import hashlib
@@ -21,22 +22,48 @@ from fdistill.errors import UserError
 from fdistill.report import collect, page, pictures, plots, statistics, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
-PROTOCOL = {'kl': 'kl[pixels,10k,pair,float,as-train,seed0]', 'pixel_fd': 'fd[pixels,10k,train,float,as-train,seed0]'}
+PROTOCOL = {
+    'kl': 'kl[pixels,10k,pair,float,as-train,seed0]',
+    'pixel_fd': 'fd[pixels,10k,train,float,as-train,seed0]',
+}
 
 
-def make(folder, divergence='js', seed=0, status='done', protocol=None, mixture='pair', config=True, nfe=1, steps=100, **row):
+def make(
+    folder,
+    divergence='js',
+    seed=0,
+    status='done',
+    protocol=None,
+    mixture='pair',
+    config=True,
+    nfe=1,
+    steps=100,
+    **row,
+):
     """A run folder as a sweep leaves it, without a checkpoint."""
     folder.mkdir(parents=True)
     overrides = {'method.divergence': divergence, 'seed': seed}
     if config:
         method = {'name': 'exact', 'divergence': divergence, 'nfe': nfe}
         data = {'name': 'mixture', 'mixture': mixture}
-        written = {'data': data, 'method': method, 'seed': seed, 'training': {'steps': steps}, 'mesh': {'data': -1}}
+        written = {
+            'data': data,
+            'method': method,
+            'seed': seed,
+            'training': {'steps': steps},
+            'mesh': {'data': -1},
+        }
         (folder / 'config.json').write_text(json.dumps(written))
     outcome = {'overrides': overrides, 'fingerprint': f'f{seed}', 'status': status, 'seconds': 2.0}
     if status == 'done':
         row = {'kl': 0.1, 'pixel_fd': 1.0} | row
-        outcome['row'] = {'step': steps, 'nfe': nfe, **row, 'seconds': 0.1, 'protocol': protocol or PROTOCOL}
+        outcome['row'] = {
+            'step': steps,
+            'nfe': nfe,
+            **row,
+            'seconds': 0.1,
+            'protocol': protocol or PROTOCOL,
+        }
     else:
         outcome['error'] = row.get('error', 'it diverged')
     (folder / 'result.json').write_text(json.dumps(outcome))
@@ -47,7 +74,12 @@ def make_sweep(folder, values):
     """values: {divergence: [pixel_fd by seed]}."""
     for name, of in values.items():
         for seed, value in enumerate(of):
-            make(folder / 'trials' / f'{len(list(folder.glob("trials/*")))}', name, seed, pixel_fd=value)
+            make(
+                folder / 'trials' / f'{len(list(folder.glob("trials/*")))}',
+                name,
+                seed,
+                pixel_fd=value,
+            )
     return folder
 
 
@@ -57,7 +89,9 @@ def test_interval_is_students(n, level):
     values = np.random.default_rng(n).normal(3, 2, n)
     found = statistics.interval(values, level)
     low, high = stats.t.interval(level, n - 1, loc=values.mean(), scale=stats.sem(values))
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high), rel=1e-12)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(
+        (low, high), rel=1e-12
+    )
     assert found.std == pytest.approx(np.std(values, ddof=1)) and found.n == n
 
 
@@ -87,7 +121,9 @@ def test_paired_is_scipys(n):
     known = stats.ttest_rel(a, b)
     assert (found.t, found.p) == pytest.approx((known.statistic, known.pvalue), rel=1e-9)
     low, high = known.confidence_interval(0.95)
-    assert (found.difference - found.half, found.difference + found.half) == pytest.approx((low, high), rel=1e-9)
+    assert (found.difference - found.half, found.difference + found.half) == pytest.approx(
+        (low, high), rel=1e-9
+    )
 
 
 def test_paired_uses_common_seeds_only():
@@ -116,7 +152,9 @@ def test_without_a_test_nothing_is_separated(a, b, n, note):
 
 def test_holm_by_hand():
     # Sorted .005 x 4, .01 x 3, .03 x 2, .04 x 1, made monotone.
-    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02], rtol=1e-12)
+    np.testing.assert_allclose(
+        statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02], rtol=1e-12
+    )
     np.testing.assert_allclose(statistics.holm([0.6, 0.5]), [1, 1])
     np.testing.assert_allclose(statistics.holm([0.02, 0.02]), [0.04, 0.04])
     assert len(statistics.holm([])) == 0
@@ -132,7 +170,8 @@ def test_holm_lies_between_none_and_bonferroni():
 
 
 def test_nothing_is_separated_where_nothing_differs():
-    """Family-wise: in at most 5 % of the simulated sweeps is any of the six pairs separated; the seeds' own effect is large."""
+    """Family-wise: in at most 5 % of the simulated sweeps is any of the six pairs separated; the
+    seeds' own effect is large."""
     rng, wrong, sweeps = np.random.default_rng(0), 0, 600
     for _ in range(sweeps):
         effect = rng.normal(0, 5, 5)
@@ -145,7 +184,10 @@ def test_nothing_is_separated_where_nothing_differs():
 def test_pairing_sees_through_what_seeds_share():
     rng = np.random.default_rng(1)
     effect = rng.normal(0, 10, 6)
-    scores = {name: dict(enumerate(effect + shift + rng.normal(0, 0.1, 6))) for name, shift in (('a', 0), ('b', 1))}
+    scores = {
+        name: dict(enumerate(effect + shift + rng.normal(0, 0.1, 6)))
+        for name, shift in (('a', 0), ('b', 1))
+    }
     (pair,) = statistics.compare(scores)
     assert pair.separated and pair.test.difference == pytest.approx(-1, abs=0.2)
     assert stats.ttest_ind(list(scores['a'].values()), list(scores['b'].values())).pvalue > 0.5
@@ -159,9 +201,17 @@ def test_critical_is_where_the_corrected_p_is_a_twentieth(n, m):
 
 def test_places_count_separated_groups_only():
     noise = np.array([0, 0.01, -0.01, 0.02, -0.02])
-    scores = {'far': dict(enumerate(9 + noise)), 'a': dict(enumerate(1 + noise[::-1])), 'b': dict(enumerate(1.001 + noise**2))}
+    scores = {
+        'far': dict(enumerate(9 + noise)),
+        'a': dict(enumerate(1 + noise[::-1])),
+        'b': dict(enumerate(1.001 + noise**2)),
+    }
     pairs = statistics.compare(scores)
-    assert {(pair.a, pair.b): pair.separated for pair in pairs} == {('far', 'a'): True, ('far', 'b'): True, ('a', 'b'): False}
+    assert {(pair.a, pair.b): pair.separated for pair in pairs} == {
+        ('far', 'a'): True,
+        ('far', 'b'): True,
+        ('a', 'b'): False,
+    }
     less = statistics.places(scores, pairs, -1)
     assert list(less)[-1] == 'far'
     assert less == {'a': (1, 2, ['b']), 'b': (1, 2, ['a']), 'far': (3, 3, [])}
@@ -173,12 +223,17 @@ def test_groups_are_equal_in_all_but_the_seed(tmp_path):
     make_sweep(tmp_path, {'js': [1.0, 2.0, 3.0], 'reverse_kl': [4.0, 5.0, 6.5]})
     found = summary.summarise(collect.runs([tmp_path]))
     (comparison,) = found['comparisons']
-    assert comparison['measure'] == 'pixel_fd' and list(comparison['measures']) == ['pixel_fd', 'kl']
+    assert comparison['measure'] == 'pixel_fd' and list(comparison['measures']) == [
+        'pixel_fd',
+        'kl',
+    ]
     js, reverse = comparison['groups']
     assert (js['name'], reverse['name']) == ('js', 'reverse_kl') and js['seeds'] == [0, 1, 2]
     measured = js['measures']['pixel_fd']
     assert measured['values'] == {'0': 1.0, '1': 2.0, '2': 3.0}
-    assert (measured['mean'], measured['n']) == (2.0, 3) and measured['half'] == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert (measured['mean'], measured['n']) == (2.0, 3) and measured['half'] == pytest.approx(
+        4.302653 / 3**0.5, rel=1e-6
+    )
     assert found['differing'] == {'method.divergence': {'js': 'js', 'reverse_kl': 'reverse_kl'}}
     assert found['common']['data.mixture'] == 'pair' and 'seed' not in found['common']
     (test,) = comparison['rankings']['pixel_fd']['tests']
@@ -190,9 +245,16 @@ def test_the_words_never_separate_what_the_tests_do_not(tmp_path):
     (comparison,) = summary.summarise(collect.runs([tmp_path]))['comparisons']
     ranking = comparison['rankings']['pixel_fd']
     words = ' '.join(ranking['words'])
-    assert 'separated: 0 of 3' in words and 'not separated: js, of the lowest mean, and reverse_kl, pearson.' in words
-    assert 'n is small' in words and all((row['best'], row['worst']) == (1, 3) for row in ranking['rows'])
-    assert 'in all seeds, so that t is undefined: 3;' in ' '.join(comparison['rankings']['kl']['words'])
+    assert (
+        'separated: 0 of 3' in words
+        and 'not separated: js, of the lowest mean, and reverse_kl, pearson.' in words
+    )
+    assert 'n is small' in words and all(
+        (row['best'], row['worst']) == (1, 3) for row in ranking['rows']
+    )
+    assert 'in all seeds, so that t is undefined: 3;' in ' '.join(
+        comparison['rankings']['kl']['words']
+    )
 
 
 def test_protocols_and_data_are_never_mixed(tmp_path):
@@ -209,26 +271,36 @@ def test_protocols_and_data_are_never_mixed(tmp_path):
     assert any('incomparable' in note for note in found['notes'])
     for one in found['comparisons']:
         names = {group['name'] for group in one['groups']}
-        assert {name for test in one['rankings']['kl']['tests'] for name in (test['a'], test['b'])} <= names
+        assert {
+            name for test in one['rankings']['kl']['tests'] for name in (test['a'], test['b'])
+        } <= names
 
 
 def test_a_run_counts_once(tmp_path):
     make_sweep(tmp_path / 's', {'js': [1.0, 2.0]})
     twin = make(tmp_path / 'twin', 'js', 1, pixel_fd=7.0)
-    found = summary.summarise(collect.runs([tmp_path / 's', tmp_path / 's' / 'trials' / '0', tmp_path / 's', twin]))
+    found = summary.summarise(
+        collect.runs([tmp_path / 's', tmp_path / 's' / 'trials' / '0', tmp_path / 's', twin])
+    )
     (group,) = found['comparisons'][0]['groups']
     assert group['measures']['pixel_fd']['values'] == {'0': 1.0, '1': 2.0}
-    assert len(found['runs']) == 3 and any('left out' in note and 'twin' in note for note in found['notes'])
+    assert len(found['runs']) == 3 and any(
+        'left out' in note and 'twin' in note for note in found['notes']
+    )
 
 
 def test_failed_and_missing_trials_are_shown(tmp_path):
     make_sweep(tmp_path, {'js': [1.0, 2.0]})
     make(tmp_path / 'trials' / 'late', 'js', 2, 'failed', error='loss is nan')
-    make(tmp_path / 'trials' / 'early', 'pearson', 0, 'failed', config=False, error='no <such> thing')
+    make(
+        tmp_path / 'trials' / 'early', 'pearson', 0, 'failed', config=False, error='no <such> thing'
+    )
     (tmp_path / 'trials' / 'waiting').mkdir()
     found = summary.summarise(collect.runs([tmp_path]))
     groups = {group['name']: group for group in found['comparisons'][0]['groups']}
-    assert [one['error'] for one in groups['js']['failed']] == ['loss is nan'] and groups['js']['seeds'] == [0, 1]
+    assert [one['error'] for one in groups['js']['failed']] == ['loss is nan'] and groups['js'][
+        'seeds'
+    ] == [0, 1]
     assert groups['pearson']['seeds'] == [] and groups['pearson']['failed'][0]['name'] == 'early'
     assert any('waiting' in note for note in found['notes'])
     shown = page.html(found | {'paths': ['x']}, [[]])
@@ -241,7 +313,9 @@ def test_values_that_are_not_finite_are_counted(tmp_path):
     (comparison,) = summary.summarise(collect.runs([tmp_path / 'a', tmp_path / 'b']))['comparisons']
     found = comparison['groups'][0]['measures']['kl']
     assert found['mean'] == 1.0 and found['n'] == 1 and found['not_finite'] == 1
-    assert '1 not finite' in page.markdown({'paths': [], **summary.summarise(collect.runs([tmp_path / 'b']))}, [[]])
+    assert '1 not finite' in page.markdown(
+        {'paths': [], **summary.summarise(collect.runs([tmp_path / 'b']))}, [[]]
+    )
 
 
 def test_a_run_folder_has_its_latest_evaluation(tmp_path):
@@ -252,13 +326,16 @@ def test_a_run_folder_has_its_latest_evaluation(tmp_path):
         collect.runs([folder])
     (folder / 'eval').mkdir()
     for step, value in ((50, 3.0), (100, 2.0)):
-        (folder / 'eval' / f'step-{step:09d}.json').write_text(json.dumps(row | {'step': step, 'kl': value}))
+        (folder / 'eval' / f'step-{step:09d}.json').write_text(
+            json.dumps(row | {'step': step, 'kl': value})
+        )
     (run,) = collect.runs([folder])
     assert run.row['kl'] == 2.0 and len(run.fingerprint) == 16 and 'step' not in run.settings
 
 
 def test_quality_on_the_way(tmp_path):
-    """Evaluations of several steps are curves, unless the number changed its protocol; those of one step are one row."""
+    """Evaluations of several steps are curves, unless the number changed its protocol; those of one
+    step are one row."""
     for seed in (0, 1):
         folder = make(tmp_path / f'{seed}', seed=seed)
         (folder / 'result.json').unlink()
@@ -266,39 +343,69 @@ def test_quality_on_the_way(tmp_path):
         for step in (50, 100):
             names = {'kl': 'kl[a]', 'modes': f'modes[{step}]'}
             row = {'step': step, 'nfe': 1, 'kl': step / 100 + seed, 'modes': 2, 'protocol': names}
-            (folder / 'eval' / f'step-{step:09d}.json').write_text(json.dumps(row | {'details': {'versions': {'jax': '1'}}}))
+            (folder / 'eval' / f'step-{step:09d}.json').write_text(
+                json.dumps(row | {'details': {'versions': {'jax': '1'}}})
+            )
         for rules, value in (('edm', 3.0), ('adm', 9.0)):
-            row = {'step': 100, 'fid5k': value, 'protocol': {'fid5k': f'fid5k[{rules}]'}, 'details': {'rules': {'name': rules}}}
+            row = {
+                'step': 100,
+                'fid5k': value,
+                'protocol': {'fid5k': f'fid5k[{rules}]'},
+                'details': {'rules': {'name': rules}},
+            }
             (folder / 'eval' / f'step-000000100-{rules}-5k.json').write_text(json.dumps(row))
     found = collect.runs([tmp_path / '0', tmp_path / '1'])
     assert {'kl': 1.0, 'fid5k edm': 3.0, 'fid5k adm': 9.0}.items() <= found[0].row.items()
     assert found[0].row['details']['versions'] == {'jax': '1'}
     (comparison,) = summary.summarise(found)['comparisons']
     curves = {key: by['all runs'] for key, by in comparison['quality'].items()}
-    assert set(curves) == {'kl'} and curves['kl']['step'] == [50, 100] and curves['kl']['mean'] == [1.0, 1.5]
+    assert (
+        set(curves) == {'kl'}
+        and curves['kl']['step'] == [50, 100]
+        and curves['kl']['mean'] == [1.0, 1.5]
+    )
     kind = summary.measure('fid5k edm')
     assert kind.title == 'Fréchet inception distance, of 5k samples, under edm' and kind.sign == -1
     assert any(figure.part == 'quality' for figure in report._figures(comparison, [], True))
 
 
 def test_another_protocol_neither_splits_a_comparison_nor_is_lost(tmp_path):
-    """A trial of a sweep, evaluated again under a published protocol, keeps its result and has one measure more."""
+    """A trial of a sweep, evaluated again under a published protocol, keeps its result and has one
+    measure more."""
     for seed in (0, 1):
         make(tmp_path / 'sweep' / 'trials' / f'{seed}', seed=seed, kl=1.0 + seed)
     folder = tmp_path / 'sweep' / 'trials' / '0'
     (folder / 'eval').mkdir()
     measured = {'fid': 3.0, 'precision': 0.7, 'recall': 0.5}
-    details = {'rules': {'name': 'edm'}, 'detector': {'sha256': 'ab' * 32}, 'statistics': {'sha256': 'cd' * 32}}
-    row = {'step': 100, **measured, 'protocol': {key: f'{key}[edm]' for key in measured}, 'details': details}
+    details = {
+        'rules': {'name': 'edm'},
+        'detector': {'sha256': 'ab' * 32},
+        'statistics': {'sha256': 'cd' * 32},
+    }
+    row = {
+        'step': 100,
+        **measured,
+        'protocol': {key: f'{key}[edm]' for key in measured},
+        'details': details,
+    }
     (folder / 'eval' / 'step-000000100-edm.json').write_text(json.dumps(row))
     # An own evaluation with other samples is another number than the sweep's, which stays.
-    (folder / 'eval' / 'step-000000100.json').write_text(json.dumps({'step': 100, 'kl': 9.0, 'protocol': {'kl': 'kl[other]'}}))
+    (folder / 'eval' / 'step-000000100.json').write_text(
+        json.dumps({'step': 100, 'kl': 9.0, 'protocol': {'kl': 'kl[other]'}})
+    )
     (comparison,) = summary.summarise(collect.runs([tmp_path / 'sweep']))['comparisons']
     (group,) = comparison['groups']
-    assert group['measures']['kl']['values'] == {'0': 1.0, '1': 2.0} and group['measures']['fid edm']['values'] == {'0': 3.0}
+    assert group['measures']['kl']['values'] == {'0': 1.0, '1': 2.0} and group['measures'][
+        'fid edm'
+    ]['values'] == {'0': 3.0}
     assert comparison['protocol'] == PROTOCOL | {f'{key} edm': f'{key}[edm]' for key in measured}
-    assert any(figure.name == 'precision edm against recall edm' for figure in report._figures(comparison, [], True))
-    text = page.markdown({'paths': [], **summary.summarise(collect.runs([tmp_path / 'sweep']))}, [[]])
+    assert any(
+        figure.name == 'precision edm against recall edm'
+        for figure in report._figures(comparison, [], True)
+    )
+    text = page.markdown(
+        {'paths': [], **summary.summarise(collect.runs([tmp_path / 'sweep']))}, [[]]
+    )
     assert 'ab' * 8 in text and 'cd' * 8 in text
 
 
@@ -306,7 +413,11 @@ def test_wall_time_goes_on_through_a_resume(tmp_path):
     folder = make(tmp_path / 'a')
     lines = [{'step': step, 'student/loss': 1.0 / step} for step in (10, 20, 30, 40)]
     (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 5')
-    timing = [{'step': 10, 'seconds': 5.0}, {'step': 20, 'seconds': 9.0}, {'step': 40, 'seconds': 4.0}]
+    timing = [
+        {'step': 10, 'seconds': 5.0},
+        {'step': 20, 'seconds': 9.0},
+        {'step': 40, 'seconds': 4.0},
+    ]
     (folder / 'timing.jsonl').write_text('\n'.join(map(json.dumps, timing)))
     steps, metrics, seconds = collect.logged(collect.runs([folder])[0])
     assert steps == [10, 20, 30, 40] and metrics['student/loss'][1] == 0.05
@@ -316,7 +427,10 @@ def test_wall_time_goes_on_through_a_resume(tmp_path):
 def test_logged_statistics_by_hand(tmp_path):
     for seed, norms in enumerate(([1.0, 3.0, 5.0], [2.0, 2.0, 8.0])):
         folder = make(tmp_path / f'{seed}', seed=seed)
-        lines = [{'step': step, 'student/grad_norm': norm, 'student/skipped': 0.0} for step, norm in enumerate(norms)]
+        lines = [
+            {'step': step, 'student/grad_norm': norm, 'student/skipped': 0.0}
+            for step, norm in enumerate(norms)
+        ]
         (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     (comparison,) = summary.summarise(collect.runs([tmp_path / '0', tmp_path / '1']))['comparisons']
     logged = comparison['groups'][0]['logged']
@@ -324,7 +438,11 @@ def test_logged_statistics_by_hand(tmp_path):
     assert logged['grad_norm_variance']['values'] == {'0': 4.0, '1': 12.0}
     assert logged['grad_norm_noise']['values'] == {'0': 2.0, '1': 9.0}
     curve = comparison['curves']['student/grad_norm']['all runs']
-    assert curve['mean'] == [1.5, 2.5, 6.5] and curve['n'] == [2, 2, 2] and curve['seconds'] == [None] * 3
+    assert (
+        curve['mean'] == [1.5, 2.5, 6.5]
+        and curve['n'] == [2, 2, 2]
+        and curve['seconds'] == [None] * 3
+    )
     assert 'student/skipped' not in comparison['curves']
 
 
@@ -334,7 +452,11 @@ def test_names_of_groups_are_short_and_differ(tmp_path):
     make(tmp_path / 'c', 'pearson', steps=200)
     found = summary.summarise(collect.runs([tmp_path / name for name in 'abc']))
     names = [group['name'] for group in found['comparisons'][0]['groups']]
-    assert set(names) == {'divergence=js, steps=100', 'divergence=js, steps=200', 'divergence=pearson, steps=200'}
+    assert set(names) == {
+        'divergence=js, steps=100',
+        'divergence=js, steps=200',
+        'divergence=pearson, steps=200',
+    }
 
 
 @pytest.mark.parametrize(
@@ -379,16 +501,26 @@ def check_page(text):
     """That a page needs nothing but itself; returns it parsed."""
     parsed = Parsed(text)
     outward = ('src', 'href', 'srcset', 'action', 'background', 'poster')
-    addresses = [attributes[name] for _, attributes in parsed.tags for name in outward if name in attributes]
+    addresses = [
+        attributes[name] for _, attributes in parsed.tags for name in outward if name in attributes
+    ]
     assert addresses and all(address.startswith('data:') for address in addresses)
-    assert {tag for tag, _ in parsed.tags}.isdisjoint({'iframe', 'object', 'embed', 'form', 'base', 'audio', 'video'})
+    assert {tag for tag, _ in parsed.tags}.isdisjoint(
+        {'iframe', 'object', 'embed', 'form', 'base', 'audio', 'video'}
+    )
     assert not any(name.startswith('on') for _, attributes in parsed.tags for name in attributes)
     assert 'url(' not in text and '@import' not in text
-    assert '//' not in re.sub(r'base64,[\w+/=]*', '', ''.join(re.findall(r'<[^>]*>', text)) + page.STYLE + page.SCRIPT)
+    assert '//' not in re.sub(
+        r'base64,[\w+/=]*', '', ''.join(re.findall(r'<[^>]*>', text)) + page.STYLE + page.SCRIPT
+    )
     # One script, and the policy lets no other run.
     (script,) = parsed.scripts
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    (policy,) = (a['content'] for tag, a in parsed.tags if tag == 'meta' and a.get('http-equiv') == 'Content-Security-Policy')
+    (policy,) = (
+        a['content']
+        for tag, a in parsed.tags
+        if tag == 'meta' and a.get('http-equiv') == 'Content-Security-Policy'
+    )
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
     assert all(attributes.get('alt') for tag, attributes in parsed.tags if tag == 'img')
     assert 'prefers-color-scheme:dark' in text and 'width=device-width' in text
@@ -412,7 +544,9 @@ def test_nothing_from_a_config_becomes_markup(tmp_path):
         assert len({len(re.findall(r'(?<!\\)\|', line)) for line in table.splitlines()}) == 1, table
     # No checkpoint, no picture, and that is said.
     notes = json.loads(written['report.json'].read_text())['notes']
-    assert any('no picture' in note for note in notes) and any('without a curve' in note for note in notes)
+    assert any('no picture' in note for note in notes) and any(
+        'without a curve' in note for note in notes
+    )
 
 
 def test_tables_can_be_sorted_without_a_mouse(tmp_path):
@@ -422,7 +556,11 @@ def test_tables_can_be_sorted_without_a_mouse(tmp_path):
     heads = sum(attributes.get('scope') == 'col' for _, attributes in parsed.tags)
     assert heads == sum(tag == 'button' for tag, _ in parsed.tags) > 5
     assert 'aria-sort' in page.SCRIPT and 'data-v' in page.SCRIPT
-    values = [attributes['data-v'] for tag, attributes in parsed.tags if tag == 'td' and 'data-v' in attributes]
+    values = [
+        attributes['data-v']
+        for tag, attributes in parsed.tags
+        if tag == 'td' and 'data-v' in attributes
+    ]
     assert values and all(value == '' or np.isfinite(float(value)) for value in values)
 
 
@@ -476,15 +614,24 @@ def test_report_of_a_sweep(real):
     workdir, results = real
     found = json.loads((workdir / 'report' / 'report.json').read_text())
     (comparison,) = found['comparisons']
-    assert comparison['measure'] == 'kl' and {group['name'] for group in comparison['groups']} == {'reverse_kl', 'js'}
+    assert comparison['measure'] == 'kl' and {group['name'] for group in comparison['groups']} == {
+        'reverse_kl',
+        'js',
+    }
     for trial, outcome in results:
-        (group,) = (group for group in comparison['groups'] if group['name'] == trial.config.method.divergence)
+        (group,) = (
+            group
+            for group in comparison['groups']
+            if group['name'] == trial.config.method.divergence
+        )
         for key, kept in group['measures'].items():
             assert kept['values'][str(trial.config.seed)] == outcome['row'][key]
         assert comparison['protocol'] == outcome['row']['protocol']
         (run,) = (run for run in found['runs'] if run['name'] == trial.name)
         assert run['fingerprint'] == outcome['fingerprint'] == sweep.fingerprint(trial.config)
-    assert {'ratio', 'h', 'clipped', 'grad_norm', 'grad_norm_variance'} <= set(comparison['groups'][0]['logged'])
+    assert {'ratio', 'h', 'clipped', 'grad_norm', 'grad_norm_variance'} <= set(
+        comparison['groups'][0]['logged']
+    )
     assert 'student/grad_norm' in comparison['curves'] and found['versions']['fdistill']
 
 
@@ -493,14 +640,29 @@ def test_page_of_a_sweep(real):
     assert file.stat().st_size < 5e6
     parsed = check_page(file.read_text())
     pictures_shown = [attributes['src'] for tag, attributes in parsed.tags if tag == 'img']
-    decoded = [base64.b64decode(source.removeprefix('data:image/png;base64,'), validate=True) for source in pictures_shown]
+    decoded = [
+        base64.b64decode(source.removeprefix('data:image/png;base64,'), validate=True)
+        for source in pictures_shown
+    ]
     assert all(Image.open(io.BytesIO(data)).format == 'PNG' for data in decoded)
     captions = [attributes['alt'] for tag, attributes in parsed.tags if tag == 'img']
-    known = ('4000 samples', 'kl (nats)', 'weight h(r)', 'variance of the gradient norm', 'Coverage of the modes')
+    known = (
+        '4000 samples',
+        'kl (nats)',
+        'weight h(r)',
+        'variance of the gradient norm',
+        'Coverage of the modes',
+    )
     for wanted in ('Distribution of log r', 'Distribution of log h', *known):
         assert any(wanted in caption for caption in captions), wanted
     text = ' '.join(parsed.text)
-    for wanted in ('not separated', 'Holm', 'kl[pixels,500,pair,float,as-train,seed0]', 'fingerprint', 'Versions'):
+    for wanted in (
+        'not separated',
+        'Holm',
+        'kl[pixels,500,pair,float,as-train,seed0]',
+        'fingerprint',
+        'Versions',
+    ):
         assert wanted in text, wanted
 
 
@@ -512,16 +674,25 @@ def test_a_page_has_a_limit(tmp_path, monkeypatch):
     cut = report.write([tmp_path / 'a'], quiet=True)['report.html']
     text = cut.read_text()
     check_page(text)
-    assert cut.stat().st_size < size - 2000 and 0 < text.count('<img') < count and 'figures are not in the page' in text
+    assert (
+        cut.stat().st_size < size - 2000
+        and 0 < text.count('<img') < count
+        and 'figures are not in the page' in text
+    )
     assert len(list(cut.parent.glob('*.png'))) == count
 
 
 def test_markdown_has_its_pictures_beside_it(real):
     folder = real[0] / 'report'
     names = re.findall(r'!\[.*?\]\((.*?)\)', (folder / 'report.md').read_text())
-    embedded = {a['src'] for tag, a in Parsed((folder / 'report.html').read_text()).tags if tag == 'img'}
+    embedded = {
+        a['src'] for tag, a in Parsed((folder / 'report.html').read_text()).tags if tag == 'img'
+    }
     assert len(names) == len(set(names)) == len(embedded)
-    assert {'data:image/png;base64,' + base64.b64encode((folder / name).read_bytes()).decode() for name in names} == embedded
+    assert {
+        'data:image/png;base64,' + base64.b64encode((folder / name).read_bytes()).decode()
+        for name in names
+    } == embedded
 
 
 def fake_run(shape, classes, seen):
@@ -534,14 +705,24 @@ def fake_run(shape, classes, seen):
     return types.SimpleNamespace(shape=shape, num_classes=classes, sample=sample, config={})
 
 
-@pytest.mark.parametrize(('shape', 'groups', 'n'), [((8, 8, 1), 3, 25), ((32, 32, 3), 60, 9), ((2,), 3, 4000), ((1,), 3, 4000)])
+@pytest.mark.parametrize(
+    ('shape', 'groups', 'n'),
+    [((8, 8, 1), 3, 25), ((32, 32, 3), 60, 9), ((2,), 3, 4000), ((1,), 3, 4000)],
+)
 def test_pictures_come_from_the_same_noise_and_fit(shape, groups, n, monkeypatch):
     seen = []
     monkeypatch.setattr(pictures.build, 'from_workdir', lambda folder: fake_run(shape, 10, seen))
-    real = types.SimpleNamespace(images=np.random.default_rng(0).normal(size=(100, *shape)).astype(np.float32), name='other')
+    real = types.SimpleNamespace(
+        images=np.random.default_rng(0).normal(size=(100, *shape)).astype(np.float32), name='other'
+    )
     monkeypatch.setattr(pictures.build, 'load_data', lambda config, split: real)
     (png, shown), again = pictures.draw('a', groups), pictures.draw('b', groups)
-    assert again[0] == png and shown.startswith(f'{n} samples') and np.array_equal(*seen) and len(seen[0]) == n
+    assert (
+        again[0] == png
+        and shown.startswith(f'{n} samples')
+        and np.array_equal(*seen)
+        and len(seen[0]) == n
+    )
     assert Image.open(io.BytesIO(png)).size[0] > 8 and len(png) * groups < 4e6
 
 
@@ -556,9 +737,14 @@ def test_quality_against_evaluations_where_they_differ(tmp_path):
         make(tmp_path / f'{nfe}-{seed}', 'js', seed, nfe=nfe, pixel_fd=1 / nfe + seed)
     for folder in (tmp_path / '1-0', tmp_path / '4-0'):
         comparison = summary.summarise(collect.runs([folder]))['comparisons'][0]
-        assert not any('evaluations' in figure.name for figure in report._figures(comparison, [], True))
+        assert not any(
+            'evaluations' in figure.name for figure in report._figures(comparison, [], True)
+        )
     (comparison,) = summary.summarise(collect.runs(list(tmp_path.iterdir())))['comparisons']
-    assert any(figure.name == 'pixel_fd against evaluations' for figure in report._figures(comparison, [], True))
+    assert any(
+        figure.name == 'pixel_fd against evaluations'
+        for figure in report._figures(comparison, [], True)
+    )
 
 
 def test_weights_leave_out_what_has_no_curve():
@@ -568,7 +754,11 @@ def test_weights_leave_out_what_has_no_curve():
     assert left_out == ['none such']
     wanted = {'reverse_kl': r**0, 'alpha(2)': r**2}
     js, anneal, by_sigma = 2 * r / (r + 1), *schedules
-    wanted |= {f'{anneal}, first update': js, f'{anneal}, half way': (1 + js) / 2, f'{anneal}, from update 10 on': r**0}
+    wanted |= {
+        f'{anneal}, first update': js,
+        f'{anneal}, half way': (1 + js) / 2,
+        f'{anneal}, from update 10 on': r**0,
+    }
     wanted |= {f'{by_sigma}, sigma below 0.5': r, f'{by_sigma}, sigma from 0.5 on': r**0}
     assert curves.keys() == wanted.keys()
     for label, (name, h) in curves.items():
@@ -580,15 +770,27 @@ def test_distributions_by_hand(tmp_path):
     for seed in (0, 1):
         folder = make(tmp_path / f'{seed}', seed=seed)
         lines = [
-            {'step': step, 'edges': [-1, 0, 1], 'student/log_h': [[step, step], [3 * (seed + 1), 3 * (1 - seed)]]}
+            {
+                'step': step,
+                'edges': [-1, 0, 1],
+                'student/log_h': [[step, step], [3 * (seed + 1), 3 * (1 - seed)]],
+            }
             for step in (25, 50, 75, 100)
         ]
-        (folder / 'histograms.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 12')
+        (folder / 'histograms.jsonl').write_text(
+            '\n'.join(map(json.dumps, lines)) + '\n{"step": 12'
+        )
     (comparison,) = summary.summarise(collect.runs([tmp_path / '0', tmp_path / '1']))['comparisons']
     found = comparison['groups'][0]['distributions']['student/log_h']
     # Of the second half: 75 and 100. Shares of the second level: (1/2, 1/2) and (1, 0).
-    assert found['edges'] == [-1, 0, 1] and found['n'] == 2 and found['mean'] == [[0.5, 0.5], [0.75, 0.25]]
-    assert found['half'][0] == [0.0, 0.0] and found['half'][1][0] == pytest.approx(stats.t.ppf(0.975, 1) * 0.25)
+    assert (
+        found['edges'] == [-1, 0, 1]
+        and found['n'] == 2
+        and found['mean'] == [[0.5, 0.5], [0.75, 0.25]]
+    )
+    assert found['half'][0] == [0.0, 0.0] and found['half'][1][0] == pytest.approx(
+        stats.t.ppf(0.975, 1) * 0.25
+    )
     names = [figure.name for figure in report._figures(comparison, [], True)]
     assert 'distribution student/log_h' in names and 'distribution student/log_ratio' not in names
 
@@ -596,12 +798,18 @@ def test_distributions_by_hand(tmp_path):
 def test_a_report_takes_the_figures_of_the_one_before_with_it(tmp_path):
     for seed in (0, 1):
         make(tmp_path / 'a', seed=0) if not seed else make(tmp_path / 'b', 'pearson', within=0.9)
-        written = report.write([tmp_path / name for name in 'ab'[: seed + 1]], tmp_path / 'out', quiet=True)
+        written = report.write(
+            [tmp_path / name for name in 'ab'[: seed + 1]], tmp_path / 'out', quiet=True
+        )
         if not seed:
             (tmp_path / 'out' / 'mine.png').write_bytes(b'mine')
             (tmp_path / 'out' / '1-99-mine.png').write_bytes(b'mine')
     kept = {path.name for path in (tmp_path / 'out').glob('*.png')}
-    assert kept == {*json.loads(written['report.json'].read_text())['figures'], 'mine.png', '1-99-mine.png'}
+    assert kept == {
+        *json.loads(written['report.json'].read_text())['figures'],
+        'mine.png',
+        '1-99-mine.png',
+    }
 
 
 def test_a_limit_on_the_groups_of_a_figure_is_said(tmp_path):
@@ -620,5 +828,8 @@ def test_plots_take_many_groups_with_odd_names():
     names = [f'_${index}^{{' + 'x' * index for index in range(50)]
     found = {'mean': 1.0, 'half': None, 'values': {'0': 1.0}}
     rows = [(name, index, found) for index, name in enumerate(names)]
-    for png in (plots.by_group(rows, 'a', 'b'), plots.plane([(*row, found) for row in rows], 'a', 'b')):
+    for png in (
+        plots.by_group(rows, 'a', 'b'),
+        plots.plane([(*row, found) for row in rows], 'a', 'b'),
+    ):
         assert Image.open(io.BytesIO(png)).format == 'PNG' and len(png) < 300_000

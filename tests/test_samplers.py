@@ -43,7 +43,8 @@ def solver(name, **options):
     return functools.partial(SAMPLERS[name].solve, **{**PLAIN[name], **options})
 
 
-# Order of convergence. `order` is that of Karras' grid, on which constant weights have two at best in sigma.
+# Order of convergence. `order` is that of Karras' grid, on which constant weights have two at best
+# in sigma.
 
 CASES = [
     *[(name, {}, 1) for name in ('euler', 'ancestral', 'consistency')],
@@ -65,9 +66,13 @@ CASES = [
 
 @pytest.fixture(scope='module')
 def oracles():
-    """[(denoise, starts, exact ends)] of a Gaussian and a mixture, from sigma = 10,000, whence Euler's first step is harmless."""
+    """[(denoise, starts, exact ends)] of a Gaussian and a mixture, from sigma = 10,000, whence
+    Euler's first step is harmless."""
     with jax.enable_x64(True):
-        one, three = gaussian(std=0.5), mixture([0.3, 0.3, 0.4], [[-1.0], [0.2], [1.0]], [0.4, 0.5, 0.45])
+        one, three = (
+            gaussian(std=0.5),
+            mixture([0.3, 0.3, 0.4], [[-1.0], [0.2], [1.0]], [0.4, 0.5, 0.45]),
+        )
         x, y = 1e4 * points(100), 1e4 * points(200, 1)
         grid = noise.karras_grid(12_001, sigma_min=0.02, sigma_max=1e4)[:-1]
         exact = jax.jit(lambda y: samplers.unipc(three.denoise, y, grid, order=3))(y)
@@ -84,21 +89,29 @@ def test_order_of_convergence(name, options, order, oracles, x64):
         return [solver(name, **options)(denoise, x, grid) for denoise, x, _ in oracles]
 
     errors = np.array(
-        [[np.median(np.abs(end - exact)) for end, (_, _, exact) in zip(ends(steps), oracles)] for steps in (few, many)]
+        [
+            [np.median(np.abs(end - exact)) for end, (_, _, exact) in zip(ends(steps), oracles)]
+            for steps in (few, many)
+        ]
     )
     slopes = -np.diff(np.log(errors), axis=0)[0] / np.log(many / few)
     np.testing.assert_allclose(slopes, order, atol=0.15)
 
 
 def with_history(p, x, top, low, steps, before=400):
-    """denoise, start and grid such that, at `top`, a multistep method looks back on the exact slopes of `before` levels."""
+    """denoise, start and grid such that, at `top`, a multistep method looks back on the exact
+    slopes of `before` levels."""
     step = (top - low) / steps
     early = top + step * np.arange(before, 0, -1)
 
     def denoise(x_now, sigma):
         # Before `top`, the slopes are those of the exact path, whatever the state.
         path = p.flow(x, top, sigma[0])
-        return jnp.where(sigma[:, None] > top + step / 2, x_now + p.denoise(path, sigma) - path, p.denoise(x_now, sigma))
+        return jnp.where(
+            sigma[:, None] > top + step / 2,
+            x_now + p.denoise(path, sigma) - path,
+            p.denoise(x_now, sigma),
+        )
 
     grid = np.concatenate([early, np.linspace(top, low, steps + 1)])
     return denoise, grid, before
@@ -107,21 +120,26 @@ def with_history(p, x, top, low, steps, before=400):
 @pytest.mark.parametrize(
     ('name', 'options', 'order', 'ratio'),
     [
-        *[('ghvb', {'order': r - 1 + 0.8}, r, 1 + (g - 1) * 0.25) for r, g in [(2, 2.2), (3, 2.11), (4, 2.08)]],
+        *[
+            ('ghvb', {'order': r - 1 + 0.8}, r, 1 + (g - 1) * 0.25)
+            for r, g in [(2, 2.2), (3, 2.11), (4, 2.08)]
+        ],
         ('heavy_ball', {'order': 2, 'beta': 0.8}, 1, 0.5),
         ('heavy_ball', {'order': 3, 'beta': 0.8}, 1, 0.5),
         ('heavy_ball', {'order': 1, 'beta': 0.8}, 1, 1.5),
     ],
 )
 def test_order_and_error_constant_on_a_uniform_grid_with_history(name, options, order, ratio, x64):
-    """Orders r of GHVB and 1 of HB, and errors against Adams-Bashforth's, or Euler's for HB (sheet: T-HB3 and T-HB4)."""
+    """Orders r of GHVB and 1 of HB, and errors against Adams-Bashforth's, or Euler's for HB (sheet:
+    T-HB3 and T-HB4)."""
     p, x = gaussian((0.0,), 0.5), jnp.full((1, 1), 3.0)
     exact = p.flow(x, 3.0, 0.5)
 
     def error(steps, name, **options):
         denoise, grid, before = with_history(p, x, 3.0, 0.5, steps)
         solve = solver(name, **options)
-        # Started so as to pass through x at 3: before, the state moves by a sum that does not depend on it.
+        # Started so as to pass through x at 3: before, the state moves by a sum that does not
+        # depend on it.
         shift = solve(denoise, x, grid[: before + 1]) - x
         return float((solve(denoise, x - shift, grid) - exact)[0, 0])
 
@@ -144,7 +162,10 @@ def test_coefficients_of_ghvb(beta):
         np.array([2 + b, -(2 - b)]) / (2 * b),
         np.array([18 + 5 * b, -(24 - 8 * b), 6 - b]) / (12 * b),
         np.array([46 + 9 * b, -(78 - 19 * b), 42 - 5 * b, -(10 - b)]) / (24 * b),
-        np.array([1650 + 251 * b, -(3420 - 646 * b), 2880 - 264 * b, -(1380 - 106 * b), 270 - 19 * b]) / (720 * b),
+        np.array(
+            [1650 + 251 * b, -(3420 - 646 * b), 2880 - 264 * b, -(1380 - 106 * b), 270 - 19 * b]
+        )
+        / (720 * b),
     ]
     for r, row in enumerate(rows, 1):
         weights = multistep.momentum_weights(r, beta)
@@ -189,7 +210,11 @@ def test_deis_is_the_closed_form():
 
 
 TABLES = {
-    **{f'{base}{r}': functools.partial(method, order=r) for base, (method, most) in BASES.items() for r in range(1, most + 1)},
+    **{
+        f'{base}{r}': functools.partial(method, order=r)
+        for base, (method, most) in BASES.items()
+        for r in range(1, most + 1)
+    },
     'sde': lambda sigmas: multistep.dpmpp(sigmas, 3, 0.7),
     'ghvb': lambda sigmas: multistep.adams_bashforth(sigmas, 4, 0.8),
     'unipc': lambda sigmas: multistep.unipc(sigmas, 3, 'bh2')[0],
@@ -207,7 +232,11 @@ def test_tables(name, x64):
             assert not np.any(np.triu(table.weights, 1)) and np.all(np.isfinite(table.weights))
             if steps == 9:
                 traced = jax.jit(lambda grid: TABLES[name](grid)[1:])(jnp.asarray(grid))
-                jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), traced, table[1:])
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
+                    traced,
+                    table[1:],
+                )
 
 
 def test_corrector_of_order_one_is_the_trapezoid_like_rule():
@@ -257,10 +286,13 @@ A = np.array([[0.0, 1.0], [-9.0, -10.0]])
 
 
 def stiff(name, steps=26, **options):
-    """Error, in the maximum norm, at t = 3 of x' = A x, x(0) = (-1, 0), whose rates are -1 and -9; sigma = 3 - t."""
+    """Error, in the maximum norm, at t = 3 of x' = A x, x(0) = (-1, 0), whose rates are -1 and -9;
+    sigma = 3 - t."""
     exact = np.array([1, -9]) * np.exp(-27) / 8 + np.array([-1, 1]) * 9 / 8 * np.exp(-3)
     x = solver(name, **options)(
-        lambda x, sigma: x + sigma[:, None] * (x @ A.T), jnp.asarray([[-1.0, 0.0]]), np.linspace(3, 0, steps + 1)
+        lambda x, sigma: x + sigma[:, None] * (x @ A.T),
+        jnp.asarray([[-1.0, 0.0]]),
+        np.linspace(3, 0, steps + 1),
     )
     return float(np.max(np.abs(x - exact)))
 
@@ -281,7 +313,8 @@ def test_stiff_toy(name, options, error, x64):
 
 
 def test_momentum_stays_bounded_where_adams_bashforth_diverges(x64):
-    # h = 3/82, so that 9 h = .329 lies between the limits .3 of AB4 and .353 of GHVB3.8 and .45 of HB4(.8).
+    # h = 3/82, so that 9 h = .329 lies between the limits .3 of AB4 and .353 of GHVB3.8 and .45 of
+    # HB4(.8).
     assert stiff('adams_bashforth', 82, order=4) > 100 * stiff('ghvb', 82, order=3.8)
     assert stiff('adams_bashforth', 26, order=4) > 1e6
     assert stiff('heavy_ball', 82, order=4, beta=0.8) < 0.05
@@ -296,12 +329,16 @@ def ends(solve, steps=12):
     return solve(in_the_plane().denoise, grid[0] * points(), grid)
 
 
-@pytest.mark.parametrize(('base', 'order'), [(base, r) for base, (_, most) in BASES.items() for r in range(1, most + 1)])
+@pytest.mark.parametrize(
+    ('base', 'order'), [(base, r) for base, (_, most) in BASES.items() for r in range(1, most + 1)]
+)
 def test_heavy_ball_of_beta_one_is_the_base(base, order, x64):
     names = {'dpmpp': {1: ('euler', {}), 2: ('dpmpp_2m', {}), 3: ('dpmpp_3m', {})}}
     name, options = names.get(base, {}).get(order, (base, {'order': order}))
     np.testing.assert_allclose(
-        ends(solver('heavy_ball', base=base, order=order, beta=1.0)), ends(solver(name, **options)), atol=1e-10
+        ends(solver('heavy_ball', base=base, order=order, beta=1.0)),
+        ends(solver(name, **options)),
+        atol=1e-10,
     )
 
 
@@ -314,7 +351,9 @@ def test_ghvb_of_whole_order_is_adams_bashforth(order, coords, x64):
 
 @pytest.mark.parametrize('beta', [0.3, 0.8])
 def test_ghvb_and_hb_of_order_one_are_the_same(beta, x64):
-    np.testing.assert_allclose(ends(solver('ghvb', order=beta)), ends(solver('heavy_ball', order=1, beta=beta)), rtol=1e-12)
+    np.testing.assert_allclose(
+        ends(solver('ghvb', order=beta)), ends(solver('heavy_ball', order=1, beta=beta)), rtol=1e-12
+    )
 
 
 def test_hb_averages_after_the_combination_and_ghvb_before(x64):
@@ -323,14 +362,19 @@ def test_hb_averages_after_the_combination_and_ghvb_before(x64):
     sigmas = np.array([4.0, 3.0, 2.0, 1.0])
 
     def denoise(x, sigma):
-        return x - sigma[:, None] * jnp.asarray([0.0, f[2], f[1], f[0]])[sigma.astype(int) - 1][:, None]
+        return (
+            x
+            - sigma[:, None] * jnp.asarray([0.0, f[2], f[1], f[0]])[sigma.astype(int) - 1][:, None]
+        )
 
     x = jnp.zeros((1, 1))
     g = [f[0], 1.5 * f[1] - 0.5 * f[0], 1.5 * f[2] - 0.5 * f[1]]
     v = [g[0]]
     v += [0.5 * v[0] + 0.5 * g[1]]
     v += [0.5 * v[1] + 0.5 * g[2]]
-    assert float(solver('heavy_ball', order=2, beta=0.5)(denoise, x, sigmas)[0, 0]) == pytest.approx(-sum(v))
+    assert float(
+        solver('heavy_ball', order=2, beta=0.5)(denoise, x, sigmas)[0, 0]
+    ) == pytest.approx(-sum(v))
     v = [f[0], 0.5 * f[0] + 0.5 * f[1]]
     v += [0.5 * v[1] + 0.5 * f[2]]
     moved = v[0] + (2.5 * v[1] - 1.5 * v[0]) + (2.5 * v[2] - 1.5 * v[1])
@@ -352,7 +396,9 @@ def test_constant_denoiser_is_returned(name):
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_one_step_to_zero_is_the_denoiser(name):
     p, x = in_the_plane(), 2 * points()
-    np.testing.assert_allclose(SAMPLERS[name].solve(p.denoise, x, [2.0, 0.0], KEY), p.denoise(x, 2.0), atol=1e-6)
+    np.testing.assert_allclose(
+        SAMPLERS[name].solve(p.denoise, x, [2.0, 0.0], KEY), p.denoise(x, 2.0), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
@@ -368,28 +414,41 @@ def test_evaluations_and_trajectory(name):
         for grid in (noise.karras_grid(steps), np.linspace(3, 1, steps + 1)):
             seen.clear()
             with jax.disable_jit():
-                x0, estimates = SAMPLERS[name].solve(denoise, grid[0] * points(3), grid, KEY, trajectory=True)
-            assert len(seen) == SAMPLERS[name].evaluations(steps) + (name == 'heun' and grid[-1] > 0)
-            np.testing.assert_allclose(sorted(set(seen), reverse=True)[:steps], grid[:-1], rtol=1e-6)
+                x0, estimates = SAMPLERS[name].solve(
+                    denoise, grid[0] * points(3), grid, KEY, trajectory=True
+                )
+            assert len(seen) == SAMPLERS[name].evaluations(steps) + (
+                name == 'heun' and grid[-1] > 0
+            )
+            np.testing.assert_allclose(
+                sorted(set(seen), reverse=True)[:steps], grid[:-1], rtol=1e-6
+            )
             assert x0.shape == (3, 2) and estimates.shape == (steps, 3, 2)
-            np.testing.assert_allclose(estimates[0], p.denoise(grid[0] * points(3), grid[0]), rtol=1e-5)
+            np.testing.assert_allclose(
+                estimates[0], p.denoise(grid[0] * points(3), grid[0]), rtol=1e-5
+            )
             if grid[-1] == 0 and name not in ('adams_bashforth', 'lms', 'heavy_ball', 'ghvb'):
                 np.testing.assert_allclose(estimates[-1], x0, atol=1e-5)
 
 
 MODES = (
-    [(name, {}) for name in SAMPLERS if name not in RANDOM] + list(RANDOM.items()) + [('heun', {}), ('ancestral', {'eta': 0.5})]
+    [(name, {}) for name in SAMPLERS if name not in RANDOM]
+    + list(RANDOM.items())
+    + [('heun', {}), ('ancestral', {'eta': 0.5})]
 )
 
 
 @pytest.mark.parametrize(('name', 'options'), MODES)
 def test_samples_have_the_moments_of_the_data(name, options):
-    # Renoising D, the mean given x, loses variance unless D is a sample; and first order converges slowly.
+    # Renoising D, the mean given x, loses variance unless D is a sample; and first order converges
+    # slowly.
     if name == 'consistency':
         pytest.skip('for students; see test_consistency_keeps_the_variance')
     p, n, grid = gaussian(), 20_000, noise.karras_grid(40, sigma_max=40.0)
     start = grid[0] * jax.random.normal(jax.random.key(0), (n, 2))
-    x0 = np.asarray(jax.jit(lambda x: SAMPLERS[name].solve(p.denoise, x, grid, KEY, **options))(start))
+    x0 = np.asarray(
+        jax.jit(lambda x: SAMPLERS[name].solve(p.denoise, x, grid, KEY, **options))(start)
+    )
     np.testing.assert_allclose(x0.mean(0), [0.3, -0.6], atol=0.03)
     slow = name in ('euler', 'heavy_ball', 'ancestral')
     np.testing.assert_allclose(x0.std(0), [0.4, 0.4], rtol=0.15 if slow else 0.03)
@@ -401,7 +460,9 @@ def test_images_under_jit_vmap_and_a_traced_grid(name, options):
     grid = noise.karras_grid(4)
 
     def solve(x, grid, key=KEY):
-        return SAMPLERS[name].solve(lambda x, sigma: x / (1 + sigma[:, None, None, None] ** 2), x, grid, key, **options)
+        return SAMPLERS[name].solve(
+            lambda x, sigma: x / (1 + sigma[:, None, None, None] ** 2), x, grid, key, **options
+        )
 
     eager = solve(x, grid)
     assert eager.shape == x.shape and eager.dtype == x.dtype
@@ -429,10 +490,14 @@ def test_float32_is_near_float64(name):
 def test_grids_are_searched_without_compiling_again():
     """One program for all grids of one length, vmapped over the grids."""
     x, p = 80 * points(), gaussian()
-    grids = jnp.stack([jnp.asarray(noise.karras_grid(6, rho=rho), jnp.float32) for rho in (3.0, 5.0, 7.0)])
+    grids = jnp.stack(
+        [jnp.asarray(noise.karras_grid(6, rho=rho), jnp.float32) for rho in (3.0, 5.0, 7.0)]
+    )
     many = jax.jit(jax.vmap(lambda grid: samplers.dpmpp_2m(p.denoise, x, grid)))(grids)
     for grid, end in zip(grids, many, strict=True):
-        np.testing.assert_allclose(end, samplers.dpmpp_2m(p.denoise, x, np.asarray(grid)), rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(
+            end, samplers.dpmpp_2m(p.denoise, x, np.asarray(grid)), rtol=2e-3, atol=2e-4
+        )
 
 
 @pytest.mark.parametrize('name', ['ghvb', 'unipc', 'heun', 'ancestral'])
@@ -471,7 +536,9 @@ def test_keys_are_functions_of_each_samples_noise():
     np.testing.assert_array_equal(jax.random.key_data(samplers.keys_of(unit[5:7])), keys[5:7])
     # Uncorrelated with the noise, and normal: four standard errors.
     drawn = np.asarray(jax.vmap(lambda key: jax.random.normal(key, (3,)))(samplers.keys_of(unit)))
-    assert np.all(np.abs(np.corrcoef(np.concatenate([drawn, unit], 1).T) - np.eye(6)) < 4 / np.sqrt(2000))
+    assert np.all(
+        np.abs(np.corrcoef(np.concatenate([drawn, unit], 1).T) - np.eye(6)) < 4 / np.sqrt(2000)
+    )
     np.testing.assert_allclose(drawn.std(), 1, atol=4 / np.sqrt(2 * 6000))
 
 
@@ -487,7 +554,8 @@ def test_keys_are_functions_of_each_samples_noise():
     ],
 )
 def test_marginals_of_a_point_mass_are_exact(name, options):
-    """For data at 0, D = 0 and x_n ~ N(0, sigma_n^2) at every level of every grid, however coarse."""
+    """For data at 0, D = 0 and x_n ~ N(0, sigma_n^2) at every level of every grid, however
+    coarse."""
     n = 20_000
     start = 10 * jax.random.normal(jax.random.key(0), (n, 1))
     for grid in ([10.0, 2.0], [10.0, 6.0, 1.0, 0.3]):
@@ -496,7 +564,8 @@ def test_marginals_of_a_point_mass_are_exact(name, options):
 
 
 def test_churn_adds_the_noise_it_should():
-    """With D = x nothing moves but by noise: variance sum (sigma_hat^2 - sigma^2) s_noise^2 over the levels in range."""
+    """With D = x nothing moves but by noise: variance sum (sigma_hat^2 - sigma^2) s_noise^2 over
+    the levels in range."""
     n, grid = 20_000, np.array([8.0, 4.0, 2.0, 1.0, 0.0])
     x = jnp.zeros((n, 1))
     options = {'s_churn': 1.2, 's_min': 1.5, 's_max': 5.0, 's_noise': 1.1}
@@ -523,7 +592,9 @@ def test_consistency_keeps_the_variance():
     start = 80 * jax.random.normal(jax.random.key(0), (n, 1))
     for levels in ([80.0, 0.0], [80.0, 0.821, 0.0]):
         x = samplers.consistency(consistency_function(p), start, np.array(levels), KEY)
-        assert float(jnp.std(x)) == pytest.approx(0.5 * math.sqrt(80**2 / (80**2 + 0.5**2)), rel=5 / np.sqrt(2 * n))
+        assert float(jnp.std(x)) == pytest.approx(
+            0.5 * math.sqrt(80**2 / (80**2 + 0.5**2)), rel=5 / np.sqrt(2 * n)
+        )
 
 
 def test_consistency_to_sigma_min():
@@ -542,7 +613,9 @@ def exact_steps(p, grid):
     """A denoiser whose Euler steps on the grid lie on the exact paths of a Gaussian."""
 
     def denoise(x, sigma):
-        then = jnp.asarray(grid)[jnp.searchsorted(-jnp.asarray(grid), -sigma, side='right')][:, None]
+        then = jnp.asarray(grid)[jnp.searchsorted(-jnp.asarray(grid), -sigma, side='right')][
+            :, None
+        ]
         sigma = sigma[:, None]
         return (p.flow(x, sigma, then) - then / sigma * x) / (1 - then / sigma)
 
@@ -550,11 +623,14 @@ def exact_steps(p, grid):
 
 
 def test_hand_over_to_the_student_leaves_the_path_unchanged(x64):
-    """Exact teacher, exact consistency student: the same sample wherever the student takes over (sheet: T-DV2)."""
+    """Exact teacher, exact consistency student: the same sample wherever the student takes over
+    (sheet: T-DV2)."""
     p, grid = gaussian(), noise.karras_grid(8)
     x = grid[0] * points()
     for k in range(9):
-        x0 = samplers.hybrid(exact_steps(p, grid), consistency_function(p), x, grid, evaluations=k, eta=0.0)
+        x0 = samplers.hybrid(
+            exact_steps(p, grid), consistency_function(p), x, grid, evaluations=k, eta=0.0
+        )
         np.testing.assert_allclose(x0, p.flow(x, grid[0], 0.0), atol=1e-9)
 
 
@@ -563,8 +639,13 @@ def test_hybrid_ends_are_the_student_and_the_teacher(x64):
     x = grid[0] * points()
     several = (5.0, 0.5, 0.0)
     alone = samplers.consistency(student, x, np.array([grid[0], *several]), KEY)
-    np.testing.assert_array_equal(samplers.hybrid(teacher, student, x, grid, KEY, evaluations=0, student_sigmas=several), alone)
-    np.testing.assert_array_equal(samplers.hybrid(teacher, student, x, grid, evaluations=4), samplers.euler(teacher, x, grid))
+    np.testing.assert_array_equal(
+        samplers.hybrid(teacher, student, x, grid, KEY, evaluations=0, student_sigmas=several),
+        alone,
+    )
+    np.testing.assert_array_equal(
+        samplers.hybrid(teacher, student, x, grid, evaluations=4), samplers.euler(teacher, x, grid)
+    )
     calls = {'teacher': 0, 'student': 0}
 
     def counted(name, denoise):
@@ -576,7 +657,13 @@ def test_hybrid_ends_are_the_student_and_the_teacher(x64):
 
     with jax.disable_jit():
         samplers.hybrid(
-            counted('teacher', teacher), counted('student', student), x, grid, KEY, evaluations=2, student_sigmas=several
+            counted('teacher', teacher),
+            counted('student', student),
+            x,
+            grid,
+            KEY,
+            evaluations=2,
+            student_sigmas=several,
         )
     # Of the student's levels, those below the hand-over are left.
     assert calls == {'teacher': 2, 'student': 1 + sum(0 < level < grid[2] for level in several)}
@@ -603,22 +690,35 @@ def primitives(jaxpr):
 
 
 def test_heun_is_one_program_without_the_host():
-    """A batch of 4096 digits, 18 steps: one scan whose body evaluates the network twice, and nothing that calls back."""
+    """A batch of 4096 digits, 18 steps: one scan whose body evaluates the network twice, and
+    nothing that calls back."""
     denoiser, label = digits_network(), jnp.zeros(4096, jnp.int32)
     x = jax.ShapeDtypeStruct((4096, 8, 8, 1), jnp.float32)
-    params = jax.eval_shape(lambda: denoiser.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), label[:1]))
+    params = jax.eval_shape(
+        lambda: denoiser.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), label[:1])
+    )
     grid = noise.karras_grid(18)
     traces = []
 
     def generate(params, x):
         traces.append(x.shape)
-        return samplers.heun(lambda x, sigma: denoiser.apply(params, x, sigma, label)[0], grid[0] * x, grid)
+        return samplers.heun(
+            lambda x, sigma: denoiser.apply(params, x, sigma, label)[0], grid[0] * x, grid
+        )
 
     jitted = jax.jit(generate)
     names = list(primitives(jitted.trace(params, x).jaxpr.jaxpr))
     assert names.count('scan') == 1 and names.count('while') == 0
-    assert not [name for name in names if 'callback' in name or 'infeed' in name or 'outfeed' in name]
-    once = list(primitives(jax.make_jaxpr(lambda p, x: denoiser.apply(p, x, jnp.ones(4096), label)[0])(params, x).jaxpr))
+    assert not [
+        name for name in names if 'callback' in name or 'infeed' in name or 'outfeed' in name
+    ]
+    once = list(
+        primitives(
+            jax.make_jaxpr(lambda p, x: denoiser.apply(p, x, jnp.ones(4096), label)[0])(
+                params, x
+            ).jaxpr
+        )
+    )
     assert names.count('dot_general') == 2 * once.count('dot_general')
     real = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
     small = jnp.zeros((4096, 8, 8, 1))
@@ -629,13 +729,18 @@ def test_heun_is_one_program_without_the_host():
 
 @pytest.mark.slow
 def test_heun_costs_its_evaluations():
-    """4096 digits, 18 steps, against 35 evaluations of the network: the median of ratios measured turn by turn."""
+    """4096 digits, 18 steps, against 35 evaluations of the network: the median of ratios measured
+    turn by turn."""
     denoiser, label = digits_network(), jnp.zeros(4096, jnp.int32)
     x = jax.random.normal(KEY, (4096, 8, 8, 1))
     params = denoiser.init(KEY, x[:1], label[:1])
     grid = noise.karras_grid(18)
     once = jax.jit(lambda params, x: denoiser.apply(params, x, jnp.ones(4096), label)[0])
-    whole = jax.jit(lambda params, x: samplers.heun(lambda x, sigma: denoiser.apply(params, x, sigma, label)[0], x, grid))
+    whole = jax.jit(
+        lambda params, x: samplers.heun(
+            lambda x, sigma: denoiser.apply(params, x, sigma, label)[0], x, grid
+        )
+    )
 
     def seconds(function, times):
         began = time.perf_counter()
@@ -645,7 +750,9 @@ def test_heun_costs_its_evaluations():
 
     seconds(once, 3), seconds(whole, 1)
     ratios = [seconds(whole, 1) / seconds(once, 35) for _ in range(9)]
-    print(f'\nHeun against 35 evaluations: {np.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}')
+    print(
+        f'\nHeun against 35 evaluations: {np.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}'
+    )
     assert np.median(ratios) < 1.1
 
 
@@ -654,7 +761,17 @@ def test_heun_costs_its_evaluations():
 
 @pytest.mark.parametrize('name', SAMPLERS)
 @pytest.mark.parametrize(
-    'sigmas', [[1.0], 1.0, [[2.0, 1.0]], [1.0, 2.0], [2.0, 2.0, 0.0], [1.0, -0.1], [np.inf, 1.0, 0.0], [1.0, np.nan]]
+    'sigmas',
+    [
+        [1.0],
+        1.0,
+        [[2.0, 1.0]],
+        [1.0, 2.0],
+        [2.0, 2.0, 0.0],
+        [1.0, -0.1],
+        [np.inf, 1.0, 0.0],
+        [1.0, np.nan],
+    ],
 )
 def test_levels_are_checked(name, sigmas):
     with pytest.raises(ValueError, match='sigmas'):
@@ -664,12 +781,21 @@ def test_levels_are_checked(name, sigmas):
 @pytest.mark.parametrize(
     ('name', 'options', 'message'),
     [
-        *[('adams_bashforth', {'order': r}, rf'order={r}: must be one of 1, 2, 3, 4, 5') for r in (0, 6, 2.5)],
+        *[
+            ('adams_bashforth', {'order': r}, rf'order={r}: must be one of 1, 2, 3, 4, 5')
+            for r in (0, 6, 2.5)
+        ],
         *[('lms', {'order': r}, rf'order={r}: must be one of 1, 2, 3, 4, 5') for r in (0, 6)],
         *[('deis', {'order': r}, rf'order={r}: must be one of 1, 2, 3, 4') for r in (0, 5)],
         *[('unipc', {'order': r}, rf'order={r}: must be one of 1, 2, 3') for r in (0, 4)],
-        *[('ghvb', {'order': m}, rf'order={m}: must lie in \(0, 5\]') for m in (0, -1, 5.1, 6, math.nan)],
-        *[('heavy_ball', {'beta': b}, rf'beta={b}: must lie in \(0, 1\]') for b in (0, -0.1, 1.5, math.nan)],
+        *[
+            ('ghvb', {'order': m}, rf'order={m}: must lie in \(0, 5\]')
+            for m in (0, -1, 5.1, 6, math.nan)
+        ],
+        *[
+            ('heavy_ball', {'beta': b}, rf'beta={b}: must lie in \(0, 1\]')
+            for b in (0, -0.1, 1.5, math.nan)
+        ],
         ('heavy_ball', {'base': 'heun'}, "base='heun': must be one of 'adams_bashforth', 'lms'"),
         ('heavy_ball', {'base': 'dpmpp', 'order': 4}, 'order=4: must be one of 1, 2, 3'),
         ('ghvb', {'coords': 'time'}, "coords='time': must be one of 'sigma', 'index'"),
@@ -696,5 +822,7 @@ def test_shapes_are_checked(name):
     for x in (jnp.float32(1.0), jnp.ones((2, 2), jnp.int32)):
         with pytest.raises(ValueError, match='x of shape'):
             SAMPLERS[name].solve(lambda x, sigma: x, x, grid, KEY)
-    with pytest.raises(ValueError, match=r'denoise returned shape \(7, 1\) for x of shape \(7, 2\)'):
+    with pytest.raises(
+        ValueError, match=r'denoise returned shape \(7, 1\) for x of shape \(7, 2\)'
+    ):
         SAMPLERS[name].solve(lambda x, sigma: x[:, :1], points(), grid, KEY)

@@ -1,4 +1,5 @@
-"""Published protocols from samples to named numbers, with a feature network small enough to check by hand."""
+"""Published protocols from samples to named numbers, with a feature network small enough to check
+by hand."""
 
 import json
 import os
@@ -29,14 +30,19 @@ D, SPATIAL, CLASSES = 6, 4, 5
 
 
 def tiny(chunk=None):
-    """A network of the form of Inception's: three kinds of features out of the mean over blocks of pixels."""
+    """A network of the form of Inception's: three kinds of features out of the mean over blocks of
+    pixels."""
     shapes = {'pool': (3, D), 'spatial': (3, SPATIAL), 'logits': (D, CLASSES)}
 
     def apply(params, x):
         mean = jnp.mean(x[:, ::16, ::16], axis=(1, 2))
         pool = jax.nn.softplus(jnp.dot(mean, params['pool'], precision='highest'))
         spatial = jnp.dot(x[:, 5, 7], params['spatial'], precision='highest')
-        return {'pool': pool, 'spatial': spatial, 'logits': jnp.dot(pool, params['logits'], precision='highest')}
+        return {
+            'pool': pool,
+            'spatial': spatial,
+            'logits': jnp.dot(pool, params['logits'], precision='highest'),
+        }
 
     return extract._Network(lambda: shapes, lambda arrays: jax.tree.map(jnp.asarray, arrays), apply)
 
@@ -51,7 +57,9 @@ def small_inception():
 
 def weights(path, seed=0):
     rng = np.random.default_rng(seed)
-    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in tiny().shapes().items()}
+    arrays = {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in tiny().shapes().items()
+    }
     store.save(path, arrays, {'kind': 'inception'})
     return str(path)
 
@@ -64,7 +72,13 @@ def images(n=301, size=8, channels=3, seed=0):
 
 def source(n=301, levels=255, **options):
     pictures = images(n, **options)
-    return Source(pictures if levels == 255 else (pictures // 16).astype(np.uint8), np.zeros(n, np.int32), 1, levels, 'squares')
+    return Source(
+        pictures if levels == 255 else (pictures // 16).astype(np.uint8),
+        np.zeros(n, np.int32),
+        1,
+        levels,
+        'squares',
+    )
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +88,12 @@ def files(tmp_path_factory):
     weights(folder / 'w.safetensors')
     mesh = sharding.make_mesh()
     made = scores.make_statistics(
-        source(), mesh, protocol='edm', detector=str(folder / 'w.safetensors'), keep=150, progress=False
+        source(),
+        mesh,
+        protocol='edm',
+        detector=str(folder / 'w.safetensors'),
+        keep=150,
+        progress=False,
     )
     statistics.write(folder / 'real.npz', made)
     return folder
@@ -91,7 +110,8 @@ def generator(mesh, seen=None):
 
 
 def by_hand(files, first, count, classes, quantise=True):
-    """The samples of a range as grey levels, and their features, with nothing of the library's pipeline in the way."""
+    """The samples of a range as grey levels, and their features, with nothing of the library's
+    pipeline in the way."""
     index = np.arange(first, first + count)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(index)
     z = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 3)))(keys)
@@ -136,7 +156,9 @@ def test_a_row_by_hand(files, batch_size):
         wanted.append(
             {
                 'fid': frechet(np.float64(ours['pool']), np.asarray(theirs['pool'], np.float64)),
-                'sfid': frechet(np.float64(ours['spatial']), np.asarray(theirs['spatial'], np.float64)),
+                'sfid': frechet(
+                    np.float64(ours['spatial']), np.asarray(theirs['spatial'], np.float64)
+                ),
                 'is': metrics.inception_score(ours['logits'])[0],
                 'mmd': kernels.mmd_rbf(ours['pool'], real.features, progress=False),
                 **neighbours.prdc(ours['pool'], real.features, progress=False),
@@ -150,17 +172,33 @@ def test_a_row_by_hand(files, batch_size):
         spread = row['details']['over_ranges'][f'{key}101']
         assert spread['min'] == pytest.approx(min(values), rel=2e-4, abs=1e-5)
         assert spread['std'] == pytest.approx(np.std(values, ddof=1), rel=1e-2, abs=1e-4)
-    assert row['protocol']['fid101'] == 'fid101[edm,3x101,squares,mean]' and row['protocol']['is101'] == 'is101[edm,3x101,mean]'
+    assert (
+        row['protocol']['fid101'] == 'fid101[edm,3x101,squares,mean]'
+        and row['protocol']['is101'] == 'is101[edm,3x101,mean]'
+    )
 
 
 def test_the_full_number_is_the_minimum_of_three(files, monkeypatch):
-    """With the protocol's own count the name is the published one; a smaller count cannot get it."""
+    """With the protocol's own count the name is the published one; a smaller count cannot get
+    it."""
     rules = protocol.get('edm')._replace(samples=40, seeds=((0, 39), (40, 79), (80, 119)))
     monkeypatch.setitem(protocol.PROTOCOLS, 'edm', rules)
     mesh = sharding.make_mesh()
-    options = {'protocol': 'edm', 'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz')}
+    options = {
+        'protocol': 'edm',
+        'detector': str(files / 'w.safetensors'),
+        'statistics': str(files / 'real.npz'),
+    }
     run = lambda **more: scores.evaluate(  # noqa: E731
-        generator(mesh), (8, 8, 3), 10, 1, mesh, metrics=('fid', 'is'), progress=False, **options, **more
+        generator(mesh),
+        (8, 8, 3),
+        10,
+        1,
+        mesh,
+        metrics=('fid', 'is'),
+        progress=False,
+        **options,
+        **more,
     )
     row = run()
     ranges = [found['fid'] for found in row['details']['ranges']]
@@ -174,15 +212,24 @@ def test_the_full_number_is_the_minimum_of_three(files, monkeypatch):
 
 
 def test_grey_images_of_few_levels(files):
-    """One channel is repeated, levels 0..15 become 0..255, rounded; 8 bits stay as they are, under truncation too."""
+    """One channel is repeated, levels 0..15 become 0..255, rounded; 8 bits stay as they are, under
+    truncation too."""
     mesh = sharding.make_mesh()
     seen = []
-    detector = extract.Detector('inception', 'ab' * 32, lambda grey: seen.append(grey) or {'pool': grey[:, 0, :D, 0] / 256})
+    detector = extract.Detector(
+        'inception', 'ab' * 32, lambda grey: seen.append(grey) or {'pool': grey[:, 0, :D, 0] / 256}
+    )
     for levels in (255, 15):
         real = source(levels=levels, channels=1)
-        scores.real_statistics(real, protocol.get('adm'), detector, mesh, keep=0, batch_size=400, progress=False)
+        scores.real_statistics(
+            real, protocol.get('adm'), detector, mesh, keep=0, batch_size=400, progress=False
+        )
         grey = seen.pop()[: len(real.images)]
-        wanted = real.images if levels == 255 else np.floor(real.images / 15 * 255 + 0.5).astype(np.uint8)
+        wanted = (
+            real.images
+            if levels == 255
+            else np.floor(real.images / 15 * 255 + 0.5).astype(np.uint8)
+        )
         np.testing.assert_array_equal(grey, wanted)
     prepared = protocol.prepare(protocol.get('adm'), images(3, channels=1))
     assert prepared.shape == (3, 299, 299, 3) and np.array_equal(prepared[..., 0], prepared[..., 2])
@@ -192,9 +239,13 @@ def test_kept_features(files, monkeypatch):
     """Those of the images drawn; features of all images are never held at once."""
     held = []
     collect = extract.collect
-    monkeypatch.setattr(extract, 'collect', lambda images, total, *of, keep=(), **options: (
-        held.append(total if keep else 0) or collect(images, total, *of, keep=keep, **options)
-    ))
+    monkeypatch.setattr(
+        extract,
+        'collect',
+        lambda images, total, *of, keep=(), **options: (
+            held.append(total if keep else 0) or collect(images, total, *of, keep=keep, **options)
+        ),
+    )
     mesh, rules = sharding.make_mesh(), protocol.get('edm')
     detector = extract.detector(rules, str(files / 'w.safetensors'), mesh)
     made = scores.real_statistics(source(), rules, detector, mesh, keep=20, progress=False)
@@ -211,7 +262,8 @@ def test_kept_features(files, monkeypatch):
 @pytest.mark.parametrize('devices', [1, 2, 8])
 @pytest.mark.parametrize('total', [2, 33, 101])
 def test_moments_are_numpys(devices, total):
-    """Odd numbers, padded last batches, several devices: mean and covariance of numpy in float64 to 1e-10."""
+    """Odd numbers, padded last batches, several devices: mean and covariance of numpy in float64 to
+    1e-10."""
     mesh = jax.make_mesh((devices, 1), ('data', 'fsdp'), devices=jax.devices()[:devices])
     by_batch = sharding.batch_sharding(mesh)
     values = np.random.default_rng(total).normal(3, 1, (total, 5)).astype(np.float32)
@@ -222,13 +274,21 @@ def test_moments_are_numpys(devices, total):
         return {name: extract.local_rows(value) for name, value in run(placed).items()}
 
     found = extract.collect(
-        lambda index: values[index], total, features, batch_size=10, devices=devices, keep=('pool',), progress=False
+        lambda index: values[index],
+        total,
+        features,
+        batch_size=10,
+        devices=devices,
+        keep=('pool',),
+        progress=False,
     )
     np.testing.assert_array_equal(found.features['pool'], 2 * values)
     for name, rows in (('pool', 2 * np.float64(values)), ('other', np.float64(values[:, :2]))):
         assert found.moments[name].count == total
         np.testing.assert_allclose(found.moments[name].mean, rows.mean(0), rtol=1e-10, atol=0)
-        np.testing.assert_allclose(found.moments[name].covariance, np.cov(rows.T), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            found.moments[name].covariance, np.cov(rows.T), rtol=1e-10, atol=1e-12
+        )
 
 
 def test_lost_images_are_noticed():
@@ -249,27 +309,37 @@ by_batch = sharding.batch_sharding(mesh)
 values = np.random.default_rng(0).normal(3, 1, (37, 5)).astype(np.float32)
 run = jax.jit(lambda x: {'pool': 2 * x}, out_shardings=by_batch)
 def features(rows):
-    return {'pool': extract.local_rows(run(jax.make_array_from_process_local_data(by_batch, rows))['pool'])}
+    return {'pool': extract.local_rows(run(jax.make_array_from_process_local_data(by_batch,
+    rows))['pool'])}
 found = extract.collect(
-    lambda index: values[index], 37, features, batch_size=8, devices=mesh.size, keep=('pool',), progress=False
+    lambda index: values[index], 37, features, batch_size=8, devices=mesh.size, keep=('pool',),
+    progress=False
 )
 moments = found.moments['pool']
-arrays = {'mean': moments.mean, 'covariance': moments.covariance, 'rows': found.features['pool'], 'n': moments.count}
-np.savez(f'{folder}/{process}.npz', **arrays)
+arrays = {'mean': moments.mean, 'covariance': moments.covariance, 'rows': found.features['pool'],
+'n': moments.count} np.savez(f'{folder}/{process}.npz', **arrays)
 """
 
 
 def test_moments_of_two_processes(tmp_path):
-    """Two processes of two devices, an odd number of images: both have numpy's float64 moments, and the rows in order."""
+    """Two processes of two devices, an odd number of images: both have numpy's float64 moments, and
+    the rows in order."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
     (tmp_path / 'process.py').write_text(PROCESS)
     command = ['timeout', '-k', '5', '120', sys.executable, str(tmp_path / 'process.py')]
-    environment = {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}
+    environment = {
+        'PYTHONPATH': str(ROOT),
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+        'JAX_PLATFORMS': 'cpu',
+    }
     running = [
         subprocess.Popen(
-            [*command, str(k), str(port), str(tmp_path)], env=os.environ | environment, stderr=subprocess.PIPE, text=True
+            [*command, str(k), str(port), str(tmp_path)],
+            env=os.environ | environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for k in range(2)
     ]
@@ -282,7 +352,9 @@ def test_moments_of_two_processes(tmp_path):
             assert found['n'] == 37
             np.testing.assert_array_equal(found['rows'], rows)
             np.testing.assert_allclose(found['mean'], np.float64(rows).mean(0), rtol=1e-10, atol=0)
-            np.testing.assert_allclose(found['covariance'], np.cov(np.float64(rows).T), rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(
+                found['covariance'], np.cov(np.float64(rows).T), rtol=1e-10, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize(
@@ -302,14 +374,24 @@ def test_moments_of_two_processes(tmp_path):
         ({'statistics': 'nosuch'}, "statistics 'nosuch': no such file"),
         ({'protocol': 'adm'}, "are of protocol 'edm' and detector 'inception', not of 'adm'"),
         ({'detector': 'other.safetensors'}, 'were made with other weights'),
-        ({'metrics': ('kid',), 'statistics': 'bare.npz'}, 'with features of 0 images, have not what it takes'),
+        (
+            {'metrics': ('kid',), 'statistics': 'bare.npz'},
+            'with features of 0 images, have not what it takes',
+        ),
         ({'metrics': ('fid_infinity',)}, 'samples=20: fid_infinity needs at least 5001'),
     ],
 )
 def test_bad_settings_are_one_line(files, change, message):
     weights(files / 'other.safetensors', 1)
-    statistics.write(files / 'bare.npz', statistics.read(files / 'real.npz')._replace(features=None))
-    options = {'protocol': 'edm', 'detector': 'w.safetensors', 'statistics': 'real.npz', 'samples': 20} | change
+    statistics.write(
+        files / 'bare.npz', statistics.read(files / 'real.npz')._replace(features=None)
+    )
+    options = {
+        'protocol': 'edm',
+        'detector': 'w.safetensors',
+        'statistics': 'real.npz',
+        'samples': 20,
+    } | change
     for name in ('detector', 'statistics'):
         options[name] = str(files / options[name]) if options[name] != 'nosuch' else 'nosuch'
     mesh = sharding.make_mesh()
@@ -321,8 +403,15 @@ def test_bad_settings_are_one_line(files, change, message):
 @pytest.mark.parametrize('shape', [(2,), (8, 8, 4)])
 def test_no_images(files, shape):
     mesh = sharding.make_mesh()
-    given = {'protocol': 'edm', 'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz'), 'samples': 20}
-    with pytest.raises(UserError, match=r'samples of shape .* is for images of one or three channels'):
+    given = {
+        'protocol': 'edm',
+        'detector': str(files / 'w.safetensors'),
+        'statistics': str(files / 'real.npz'),
+        'samples': 20,
+    }
+    with pytest.raises(
+        UserError, match=r'samples of shape .* is for images of one or three channels'
+    ):
         scores.evaluate(None, shape, 10, 1, mesh, progress=False, **given)
 
 
@@ -344,13 +433,23 @@ def test_a_generator_that_diverged(files):
 
 
 def test_from_the_command_line(files, tmp_path, capsys):
-    """Weights, statistics of the data of a config, evaluation of a run, its file and its place in a report."""
+    """Weights, statistics of the data of a config, evaluation of a run, its file and its place in a
+    report."""
     config = configs.load(str(ROOT / 'configs' / 'digits_teacher.py')).unlock()
     config.training.steps, config.training.batch_size, config.training.checkpoint_every = 2, 16, 0
     build.train(config, tmp_path / 'run', quiet=True)
     made = ['--protocol=edm', f'--detector={files / "w.safetensors"}', '--quiet', '--batch-size=64']
     assert (
-        cli.main(['stats', 'make', '--config', str(ROOT / 'configs' / 'digits_teacher.py'), *made, f'--out={tmp_path / "d.npz"}'])
+        cli.main(
+            [
+                'stats',
+                'make',
+                '--config',
+                str(ROOT / 'configs' / 'digits_teacher.py'),
+                *made,
+                f'--out={tmp_path / "d.npz"}',
+            ]
+        )
         == 0
     )
     shown = capsys.readouterr().out
@@ -365,27 +464,49 @@ def test_from_the_command_line(files, tmp_path, capsys):
     ]
     assert cli.main([*words, '--metrics=fid,prdc']) == 0
     row = json.loads(capsys.readouterr().out)
-    assert row['protocol']['fid40'] == 'fid40[edm,40,digits,seed0-39]' and {'recall40', 'coverage40'} <= row.keys()
+    assert (
+        row['protocol']['fid40'] == 'fid40[edm,40,digits,seed0-39]'
+        and {'recall40', 'coverage40'} <= row.keys()
+    )
     (kept,) = (tmp_path / 'run' / 'eval').glob('step-000000002-edm-40-*.json')
     assert json.loads(kept.read_text()) == row
-    # Another metric later is one more in the same file, and a number against other statistics has its own.
+    # Another metric later is one more in the same file, and a number against other statistics has
+    # its own.
     assert cli.main([*words, '--metrics=sfid']) == 0
     assert json.loads(capsys.readouterr().out).keys() == row.keys() | {'sfid40'}
-    assert json.loads(kept.read_text()).items() >= {key: row[key] for key in ('fid40', 'recall40')}.items()
-    assert cli.main([*words[:-3], f'--statistics={files / "real.npz"}', *words[-2:], '--metrics=fid']) == 0
-    assert len(list(kept.parent.glob('*-edm-40-*.json'))) == 2 and json.loads(kept.read_text())['fid40'] == row['fid40']
+    assert (
+        json.loads(kept.read_text()).items()
+        >= {key: row[key] for key in ('fid40', 'recall40')}.items()
+    )
+    assert (
+        cli.main([*words[:-3], f'--statistics={files / "real.npz"}', *words[-2:], '--metrics=fid'])
+        == 0
+    )
+    assert (
+        len(list(kept.parent.glob('*-edm-40-*.json'))) == 2
+        and json.loads(kept.read_text())['fid40'] == row['fid40']
+    )
     capsys.readouterr()
-    assert row['details']['detector']['sha256'] == store.load(files / 'w.safetensors')[1]['content_sha256']
+    assert (
+        row['details']['detector']['sha256']
+        == store.load(files / 'w.safetensors')[1]['content_sha256']
+    )
     assert (
         row['details']['checkpoint'] == build.from_workdir(tmp_path / 'run').digest
         and row['details']['versions']['jax'] == jax.__version__
     )
     assert cli.main(['report', str(tmp_path / 'run'), '--quiet']) == 0
     report = (tmp_path / 'run' / 'report' / 'report.md').read_text()
-    assert 'fid40 edm' in report and 'of 40 samples, under edm' in (tmp_path / 'run' / 'report' / 'report.json').read_text()
+    assert (
+        'fid40 edm' in report
+        and 'of 40 samples, under edm' in (tmp_path / 'run' / 'report' / 'report.json').read_text()
+    )
     assert cli.main(['stats', 'compare', str(tmp_path / 'd.npz'), str(tmp_path / 'd.npz')]) == 0
     distance, words = capsys.readouterr().out.splitlines()[-1].split(maxsplit=1)
-    assert float(distance) == pytest.approx(0, abs=1e-9) and words == 'Frechet distance under edm of digits and digits'
+    assert (
+        float(distance) == pytest.approx(0, abs=1e-9)
+        and words == 'Frechet distance under edm of digits and digits'
+    )
 
 
 DIGITS = str(ROOT / 'configs' / 'digits_teacher.py')
@@ -393,8 +514,18 @@ DIGITS = str(ROOT / 'configs' / 'digits_teacher.py')
 
 def test_a_bad_place_is_told_before_features_are_made(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scores, 'make_statistics', None)
-    for out, message in ((tmp_path / 'no' / 'd.npz', 'no such folder'), (tmp_path / 'd.txt', 'written to .npz files')):
-        words = ['stats', 'make', f'--config={DIGITS}', '--protocol=edm', '--detector=w', f'--out={out}']
+    for out, message in (
+        (tmp_path / 'no' / 'd.npz', 'no such folder'),
+        (tmp_path / 'd.txt', 'written to .npz files'),
+    ):
+        words = [
+            'stats',
+            'make',
+            f'--config={DIGITS}',
+            '--protocol=edm',
+            '--detector=w',
+            f'--out={out}',
+        ]
         assert cli.main(words) == 2 and message in capsys.readouterr().err
 
 
@@ -405,7 +536,14 @@ def test_the_other_processes_are_silent(tmp_path, monkeypatch, capsys, command):
     monkeypatch.setattr(build, 'make_statistics', lambda *given, **options: None)
     monkeypatch.setattr(build, 'evaluate', lambda *given, **options: {'fid': 1.0})
     words = {
-        'stats': ['stats', 'make', f'--config={DIGITS}', '--protocol=edm', '--detector=w', f'--out={tmp_path / "d.npz"}'],
+        'stats': [
+            'stats',
+            'make',
+            f'--config={DIGITS}',
+            '--protocol=edm',
+            '--detector=w',
+            f'--out={tmp_path / "d.npz"}',
+        ],
         'evaluate': ['evaluate', f'--workdir={tmp_path}'],
     }
     assert cli.main(words[command]) == 0 and capsys.readouterr().out == ''
@@ -441,7 +579,11 @@ def test_a_part_of_a_protocol_does_not_take_the_place_of_the_whole(files, tmp_pa
     build.train(config, tmp_path, quiet=True)
     rules = protocol.get('edm')._replace(samples=20, seeds=((0, 19), (20, 39), (40, 59)))
     monkeypatch.setitem(protocol.PROTOCOLS, 'edm', rules)
-    given = {'protocol': 'edm', 'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz')}
+    given = {
+        'protocol': 'edm',
+        'detector': str(files / 'w.safetensors'),
+        'statistics': str(files / 'real.npz'),
+    }
     for part in ({}, {'ranges': 1}, {'ranges': 2}, {'samples': 10}):
         build.evaluate(None, tmp_path, quiet=True, metrics=('fid',), **given, **part)
     names = {re.sub('-[0-9a-f]{8}[.]', '.', path.name) for path in (tmp_path / 'eval').iterdir()}
@@ -449,17 +591,27 @@ def test_a_part_of_a_protocol_does_not_take_the_place_of_the_whole(files, tmp_pa
 
 
 def test_on_the_way(files, tmp_path, monkeypatch):
-    """Statistics of another protocol are refused before the first step; the network is loaded once for all evaluations."""
+    """Statistics of another protocol are refused before the first step; the network is loaded once
+    for all evaluations."""
     config = configs.load(DIGITS).unlock()
     config.training.update(steps=2, batch_size=16, checkpoint_every=0, evaluate_every=1)
-    given = {'detector': str(files / 'w.safetensors'), 'statistics': str(files / 'real.npz'), 'samples': 20, 'ranges': 1}
+    given = {
+        'detector': str(files / 'w.safetensors'),
+        'statistics': str(files / 'real.npz'),
+        'samples': 20,
+        'ranges': 1,
+    }
     config.evaluation = {'protocol': 'adm', **given}
-    with pytest.raises(UserError, match="are of protocol 'edm' and detector 'inception', not of 'adm'"):
+    with pytest.raises(
+        UserError, match="are of protocol 'edm' and detector 'inception', not of 'adm'"
+    ):
         build.train(config, tmp_path / 'run', quiet=True)
     assert not (tmp_path / 'run').exists()
     config.evaluation = {'protocol': 'edm', 'metrics': ('fid',), **given}
     loaded, detector = [], extract.detector
-    monkeypatch.setattr(extract, 'detector', lambda *given: loaded.append(given) or detector(*given))
+    monkeypatch.setattr(
+        extract, 'detector', lambda *given: loaded.append(given) or detector(*given)
+    )
     build.train(config, tmp_path / 'run', quiet=True)
     assert len(loaded) == 1
     files_written = sorted((tmp_path / 'run' / 'eval').iterdir())
@@ -467,7 +619,10 @@ def test_on_the_way(files, tmp_path, monkeypatch):
     assert [path.name.rpartition('-')[0] for path in files_written] == wanted
     last = json.loads(files_written[-1].read_text())
     again = build.evaluate(None, tmp_path / 'run', quiet=True)
-    assert again['fid20'] == pytest.approx(last['fid20'], rel=1e-5) and again['details'] == last['details']
+    assert (
+        again['fid20'] == pytest.approx(last['fid20'], rel=1e-5)
+        and again['details'] == last['details']
+    )
 
 
 def test_own_features_by_name(tmp_path):
@@ -479,18 +634,23 @@ def test_own_features_by_name(tmp_path):
     row = build.evaluate(None, tmp_path / 'run', quiet=True)
     assert row['protocol']['pixel_fd'].startswith('fd[pixels,50,')
     config.evaluation = {'protocol': 'edm', 'samples': 30}
-    again = build.evaluate(config, tmp_path / 'run', quiet=True, protocol='own-features', samples=50)
+    again = build.evaluate(
+        config, tmp_path / 'run', quiet=True, protocol='own-features', samples=50
+    )
     assert again['pixel_fd'] == row['pixel_fd']
 
 
 @pytest.mark.slow
 def test_the_real_network_behind_the_door(tmp_path):
-    """Inception with random weights through a file and EDM's protocol is its own `apply` on prepared images."""
+    """Inception with random weights through a file and EDM's protocol is its own `apply` on
+    prepared images."""
     rng = np.random.default_rng(0)
     arrays = {
-        name: (np.ones(shape) if name.endswith('var') else rng.normal(0, 1 / np.sqrt(np.prod(shape[1:]) or 1), shape)).astype(
-            np.float32
-        )
+        name: (
+            np.ones(shape)
+            if name.endswith('var')
+            else rng.normal(0, 1 / np.sqrt(np.prod(shape[1:]) or 1), shape)
+        ).astype(np.float32)
         for name, shape in inception.shapes().items()
     }
     store.save(tmp_path / 'w.safetensors', arrays, {'kind': 'inception'})
@@ -499,7 +659,9 @@ def test_the_real_network_behind_the_door(tmp_path):
         mesh = sharding.make_mesh()
         rules = protocol.get('edm')
         found = extract.detector(rules, str(tmp_path / 'w.safetensors'), mesh).apply(images(8))
-    wanted = inception.apply(inception.from_arrays(arrays), protocol.prepare(rules, images(8)))._asdict()
+    wanted = inception.apply(
+        inception.from_arrays(arrays), protocol.prepare(rules, images(8))
+    )._asdict()
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4 * np.abs(value).max())
     assert noise(0, np.arange(2), (2,)).shape == (2, 2)

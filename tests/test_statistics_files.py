@@ -15,7 +15,16 @@ import fdistill
 from fdistill.errors import UserError
 from fdistill.evaluation import protocol, statistics
 from fdistill.evaluation.frechet import Moments, frechet_distance
-from fdistill.evaluation.statistics import Statistics, compare, convert, make, read, same_protocol, show, write
+from fdistill.evaluation.statistics import (
+    Statistics,
+    compare,
+    convert,
+    make,
+    read,
+    same_protocol,
+    show,
+    write,
+)
 
 D = 6
 SHA = 'ab' * 32
@@ -42,7 +51,8 @@ def npy(array, **options):
 
 
 def header(text, version=(1, 0), length=None):
-    """The beginning of an .npy member with any text as its header, and any length claimed for it."""
+    """The beginning of an .npy member with any text as its header, and any length claimed for
+    it."""
     text = text.encode('latin1')
     size = struct.pack('<H' if version == (1, 0) else '<I', len(text) if length is None else length)
     return b'\x93NUMPY' + bytes(version) + size + text
@@ -60,8 +70,14 @@ MU, SIGMA = gaussian()
 INDEFINITE = SIGMA - 1.1 * np.linalg.eigvalsh(SIGMA)[0] * np.eye(D)
 ASYMMETRIC = SIGMA + 1e-3 * np.triu(np.ones((D, D)), 1)
 ABOUT = {
-    'format': 1, 'protocol': 'own-features', 'detector': 'digits-clf', 'count': 50, 'reference': 'digits',
-    'source_sha256': SHA, 'weights_sha256': None, 'written': {'fdistill': '0'},
+    'format': 1,
+    'protocol': 'own-features',
+    'detector': 'digits-clf',
+    'count': 50,
+    'reference': 'digits',
+    'source_sha256': SHA,
+    'weights_sha256': None,
+    'written': {'fdistill': '0'},
 }
 
 
@@ -108,7 +124,7 @@ def lying(path):
     data = bytearray(path.read_bytes())
     start = data.index(b'PK\1\2')
     for offset in (20, 24):
-        data[start + offset:start + offset + 4] = struct.pack('<L', len(npy(MU)) - 8)
+        data[start + offset : start + offset + 4] = struct.pack('<L', len(npy(MU)) - 8)
     path.write_bytes(data)
 
 
@@ -151,7 +167,9 @@ def pickled_array(path):
 
 
 def claim(shape, descr='<f8', **options):
-    return header(f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n", **options)
+    return header(
+        f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n", **options
+    )
 
 
 SIDE = 2900
@@ -177,10 +195,20 @@ CORPUS = {
     'both names': (zip_of(mu=MU, sigma=SIGMA, ref_mu=MU, ref_sigma=SIGMA), 'expected mu and sigma'),
     'half a spatial': (zip_of(mu=MU, sigma=SIGMA, mu_s=MU), 'only one of mu_s and sigma_s'),
     'objects': (pickled_array, 'array of object'),
-    'objects in disguise': (zip_of(mu=header("{'descr': '|O', 'fortran_order': False, 'shape': (6,), }") + b'\0' * 48,
-                                   sigma=SIGMA), 'array of object'),
-    'structured': (zip_of(mu=np.zeros(D, [('a', '<f8'), ('b', 'O')]).astype([('a', '<f8'), ('b', '<f8')]), sigma=SIGMA),
-                   'expected float32'),
+    'objects in disguise': (
+        zip_of(
+            mu=header("{'descr': '|O', 'fortran_order': False, 'shape': (6,), }") + b'\0' * 48,
+            sigma=SIGMA,
+        ),
+        'array of object',
+    ),
+    'structured': (
+        zip_of(
+            mu=np.zeros(D, [('a', '<f8'), ('b', 'O')]).astype([('a', '<f8'), ('b', '<f8')]),
+            sigma=SIGMA,
+        ),
+        'expected float32',
+    ),
     'integers': (zip_of(mu=np.arange(D), sigma=SIGMA), 'expected float32'),
     'half precision': (zip_of(mu=MU.astype(np.float16), sigma=SIGMA), 'expected float32'),
     'complex': (zip_of(mu=MU, sigma=SIGMA.astype(complex)), 'expected float32'),
@@ -201,38 +229,98 @@ CORPUS = {
     'shape of 10^12': (zip_of(mu=claim((10**12,)), sigma=SIGMA), 'has the shape'),
     'shape of 10^4000': (zip_of(mu=claim(f'({"9" * 3900},)'), sigma=SIGMA), 'has the shape'),
     'negative shape': (zip_of(mu=claim((-6,)) + b'\0' * 48, sigma=SIGMA), 'has the shape'),
-    'less data than claimed': (zip_of(mu=claim((6,)) + b'\0' * 40, sigma=SIGMA), 'bytes for an array of'),
-    'more data than claimed': (zip_of(mu=claim((6,)) + b'\0' * 56, sigma=SIGMA), 'bytes for an array of'),
-    'header of 4 GB': (zip_of(mu=claim((6,), version=(2, 0), length=2**32 - 1), sigma=SIGMA), 'no readable'),
-    'long header': (zip_of(mu=header("{'descr': " + ' ' * 20000 + '}'), sigma=SIGMA), 'no readable'),
+    'less data than claimed': (
+        zip_of(mu=claim((6,)) + b'\0' * 40, sigma=SIGMA),
+        'bytes for an array of',
+    ),
+    'more data than claimed': (
+        zip_of(mu=claim((6,)) + b'\0' * 56, sigma=SIGMA),
+        'bytes for an array of',
+    ),
+    'header of 4 GB': (
+        zip_of(mu=claim((6,), version=(2, 0), length=2**32 - 1), sigma=SIGMA),
+        'no readable',
+    ),
+    'long header': (
+        zip_of(mu=header("{'descr': " + ' ' * 20000 + '}'), sigma=SIGMA),
+        'no readable',
+    ),
     'nested header': (zip_of(mu=header('(' * 3000), sigma=SIGMA), 'no readable'),
-    'header with code': (zip_of(mu=header("__import__('os').system('true')"), sigma=SIGMA), 'no readable'),
-    'unknown version': (zip_of(mu=claim((6,), version=(3, 0)) + b'\0' * 48, sigma=SIGMA), 'version (3, 0)'),
+    'header with code': (
+        zip_of(mu=header("__import__('os').system('true')"), sigma=SIGMA),
+        'no readable',
+    ),
+    'unknown version': (
+        zip_of(mu=claim((6,), version=(3, 0)) + b'\0' * 48, sigma=SIGMA),
+        'version (3, 0)',
+    ),
     'no magic': (zip_of(mu=b'\0' * 200, sigma=SIGMA), 'no readable'),
     'about: no JSON': (zip_of(mu=MU, sigma=SIGMA, about=np.array('{')), 'no readable'),
     'about: nested': (zip_of(mu=MU, sigma=SIGMA, about=np.array('[' * 4000)), 'no readable'),
     'about: long': (zip_of(mu=MU, sigma=SIGMA, about=np.array(' ' * 9999)), 'expands from'),
-    'about: objects': (zip_of(mu=MU, sigma=SIGMA, about=claim((), descr='|O') + b'\0' * 8), 'array of object'),
+    'about: objects': (
+        zip_of(mu=MU, sigma=SIGMA, about=claim((), descr='|O') + b'\0' * 8),
+        'array of object',
+    ),
     'about: a number': (zip_of(mu=MU, sigma=SIGMA, about=np.array(1.5)), 'expected text'),
     'about: newer': (zip_of(mu=MU, sigma=SIGMA, about=about(format=2)), 'newer'),
     'about: more': (zip_of(mu=MU, sigma=SIGMA, about=about(more=1)), 'newer'),
-    'about: unknown protocol': (zip_of(mu=MU, sigma=SIGMA, about=about(protocol='edm3')), 'unknown protocol'),
-    'about: no protocol': (zip_of(mu=MU, sigma=SIGMA, about=about(protocol=None)), 'unknown protocol'),
-    'about: list of protocols': (zip_of(mu=MU, sigma=SIGMA, about=about(protocol=['edm'])), 'no readable'),
+    'about: unknown protocol': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(protocol='edm3')),
+        'unknown protocol',
+    ),
+    'about: no protocol': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(protocol=None)),
+        'unknown protocol',
+    ),
+    'about: list of protocols': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(protocol=['edm'])),
+        'no readable',
+    ),
     'about: no detector': (zip_of(mu=MU, sigma=SIGMA, about=about(detector=None)), 'no detector'),
     'about: one image': (zip_of(mu=MU, sigma=SIGMA, about=about(count=1)), 'at least two'),
     'about: half an image': (zip_of(mu=MU, sigma=SIGMA, about=about(count=50.5)), 'at least two'),
-    'about: terminal codes': (zip_of(mu=MU, sigma=SIGMA, about=about(reference='\x1b[2J')), 'printable'),
+    'about: terminal codes': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(reference='\x1b[2J')),
+        'printable',
+    ),
     'about: two lines': (zip_of(mu=MU, sigma=SIGMA, about=about(written={'a': 'b\nc'})), 'damaged'),
-    'about: no digest': (zip_of(mu=MU, sigma=SIGMA, about=about(source_sha256='zz')), 'hexadecimal'),
-    'about: no digest of weights': (zip_of(mu=MU, sigma=SIGMA, about=about(weights_sha256=3)), 'hexadecimal'),
-    'features: of objects': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=claim((9, D), descr='|O')), 'array of object'),
-    'features: of others': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.zeros((9, D + 1))), 'expected float [M, 6]'),
-    'features: one': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.zeros((1, D))), 'M from 2'),
-    'features: not finite': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.full((9, D), np.nan)), 'not finite'),
-    'features: too many': (zip_of(mu=MU, sigma=SIGMA, about=about(), features=claim((10**9, D))), 'has the shape'),
-    'about: other detector': (zip_of(mu=MU, sigma=SIGMA, about=about(protocol='edm')), "is of 'inception'"),
-    'about: other dimension': (zip_of(mu=MU, sigma=SIGMA, about=about(protocol='edm', detector='inception')), '2048'),
+    'about: no digest': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(source_sha256='zz')),
+        'hexadecimal',
+    ),
+    'about: no digest of weights': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(weights_sha256=3)),
+        'hexadecimal',
+    ),
+    'features: of objects': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(), features=claim((9, D), descr='|O')),
+        'array of object',
+    ),
+    'features: of others': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.zeros((9, D + 1))),
+        'expected float [M, 6]',
+    ),
+    'features: one': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.zeros((1, D))),
+        'M from 2',
+    ),
+    'features: not finite': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(), features=np.full((9, D), np.nan)),
+        'not finite',
+    ),
+    'features: too many': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(), features=claim((10**9, D))),
+        'has the shape',
+    ),
+    'about: other detector': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(protocol='edm')),
+        "is of 'inception'",
+    ),
+    'about: other dimension': (
+        zip_of(mu=MU, sigma=SIGMA, about=about(protocol='edm', detector='inception')),
+        '2048',
+    ),
 }
 
 
@@ -273,23 +361,37 @@ def test_files_with_random_bytes_are_read_as_they_were_or_refused(compression, t
     assert refused > 100
 
 
-@pytest.mark.parametrize('build', [zip_of(mu=MU, sigma=SIGMA), squeezed(mu=MU, sigma=SIGMA),
-                                   zip_of(ref_mu=MU, ref_sigma=SIGMA), squeezed(mu=MU, sigma=SIGMA, arr_0=ZEROS)],
-                         ids=['edm', 'clean-fid', 'meanflow', 'images beside'])
+@pytest.mark.parametrize(
+    'build',
+    [
+        zip_of(mu=MU, sigma=SIGMA),
+        squeezed(mu=MU, sigma=SIGMA),
+        zip_of(ref_mu=MU, ref_sigma=SIGMA),
+        squeezed(mu=MU, sigma=SIGMA, arr_0=ZEROS),
+    ],
+    ids=['edm', 'clean-fid', 'meanflow', 'images beside'],
+)
 def test_strangers_files_are_read(build, tmp_path):
     path = tmp_path / 'cifar10-32x32.npz'
     build(path)
     found = read(path)
     np.testing.assert_array_equal(found.mean, MU)
     np.testing.assert_array_equal(found.covariance, SIGMA)
-    assert (found.protocol, found.detector, found.count, found.reference) == (None, None, None, 'cifar10-32x32')
+    assert (found.protocol, found.detector, found.count, found.reference) == (
+        None,
+        None,
+        None,
+        'cifar10-32x32',
+    )
     assert len(found.source_sha256) == 64 and found.spatial_mean is None
 
 
 @pytest.mark.parametrize('dtype', ['<f4', '>f4', '<f8', '>f8'])
 @pytest.mark.parametrize('order', 'CF')
 def test_types_and_orders(dtype, order, tmp_path):
-    path = archive(tmp_path / 'a.npz', mu=MU.astype(dtype), sigma=np.asarray(SIGMA, dtype, order=order))
+    path = archive(
+        tmp_path / 'a.npz', mu=MU.astype(dtype), sigma=np.asarray(SIGMA, dtype, order=order)
+    )
     found = read(path)
     assert found.covariance.dtype == np.float64 and found.mean.dtype == np.float64
     np.testing.assert_allclose(found.covariance, SIGMA, rtol=1e-6)
@@ -322,7 +424,9 @@ def test_eigenvalues_may_be_negative_by_rounding_only(relative, passes, tmp_path
 def test_spatial_statistics_of_adm(tmp_path):
     mu_s, sigma_s = gaussian(4, seed=1)
     images = np.zeros((3, 2, 2, 3), np.uint8)
-    path = archive(tmp_path / 'adm.npz', mu=MU, sigma=SIGMA, mu_s=mu_s, sigma_s=sigma_s, arr_0=images)
+    path = archive(
+        tmp_path / 'adm.npz', mu=MU, sigma=SIGMA, mu_s=mu_s, sigma_s=sigma_s, arr_0=images
+    )
     found = read(path)
     np.testing.assert_array_equal(found.spatial_covariance, sigma_s)
     with pytest.raises(UserError, match='the spatial covariance is not symmetric'):
@@ -331,8 +435,14 @@ def test_spatial_statistics_of_adm(tmp_path):
 
 @pytest.mark.parametrize('spatial', [False, True])
 def test_written_files_come_back_and_other_programs_read_them(spatial, tmp_path):
-    made = make([features()], 'own-features', 'digits', detector='digits-clf', source_sha256=SHA,
-                spatial=[features(d=4, seed=1)] if spatial else None)
+    made = make(
+        [features()],
+        'own-features',
+        'digits',
+        detector='digits-clf',
+        source_sha256=SHA,
+        spatial=[features(d=4, seed=1)] if spatial else None,
+    )
     path = tmp_path / 'digits.npz'
     write(path, made)
     found = read(path)
@@ -350,17 +460,20 @@ def test_written_files_come_back_and_other_programs_read_them(spatial, tmp_path)
     assert path.read_bytes() == first
 
 
-@pytest.mark.parametrize('changes, reason', [
-    (dict(protocol=None), 'without a protocol'),
-    (dict(protocol='edm3'), 'unknown protocol'),
-    (dict(covariance=INDEFINITE), 'negative eigenvalues'),
-    (dict(mean=MU.astype(np.float16)), 'expected float32'),
-    (dict(reference=''), 'printable'),
-    (dict(detector=None), "is of 'own'"),
-    (dict(source_sha256='1'), 'hexadecimal'),
-    (dict(count=True), 'at least two'),
-    (dict(spatial_mean=MU), 'only one of the spatial'),
-])
+@pytest.mark.parametrize(
+    'changes, reason',
+    [
+        (dict(protocol=None), 'without a protocol'),
+        (dict(protocol='edm3'), 'unknown protocol'),
+        (dict(covariance=INDEFINITE), 'negative eigenvalues'),
+        (dict(mean=MU.astype(np.float16)), 'expected float32'),
+        (dict(reference=''), 'printable'),
+        (dict(detector=None), "is of 'own'"),
+        (dict(source_sha256='1'), 'hexadecimal'),
+        (dict(count=True), 'at least two'),
+        (dict(spatial_mean=MU), 'only one of the spatial'),
+    ],
+)
 def test_nothing_is_written_that_is_not_read(changes, reason, tmp_path):
     with pytest.raises(UserError, match=reason):
         write(tmp_path / 'a.npz', own(**changes))
@@ -397,7 +510,10 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ['a.npz']
 
 
-@pytest.mark.parametrize('name, reason', [('no.npz', 'no such file'), ('.', 'no file but a folder'), ('a.txt', 'unknown suffix')])
+@pytest.mark.parametrize(
+    'name, reason',
+    [('no.npz', 'no such file'), ('.', 'no file but a folder'), ('a.txt', 'unknown suffix')],
+)
 def test_no_file(name, reason, tmp_path):
     (tmp_path / 'a.txt').touch()
     with pytest.raises(UserError, match=reason):
@@ -407,7 +523,9 @@ def test_no_file(name, reason, tmp_path):
 def test_make_takes_moments_or_blocks():
     x = features(101)
     whole = make(Moments.empty(D).update(x), 'own-features', 'a', detector='f')
-    blocks = make((x[start:start + 7] for start in range(0, 101, 7)), 'own-features', 'a', detector='f')
+    blocks = make(
+        (x[start : start + 7] for start in range(0, 101, 7)), 'own-features', 'a', detector='f'
+    )
     assert whole.count == blocks.count == 101 and whole.detector == 'f'
     np.testing.assert_allclose(blocks.covariance, np.cov(x, rowvar=False), rtol=1e-12)
     np.testing.assert_allclose(blocks.covariance, whole.covariance, rtol=1e-12)
@@ -453,22 +571,34 @@ def test_inception_has_no_negative_mean(small):
 
 def test_convert_names_what_a_file_is_of(tmp_path):
     source = archive(tmp_path / 'ref.npz', ref_mu=MU, ref_sigma=SIGMA)
-    written = convert(source, tmp_path / 'ours.npz', 'own-features', count=50, detector='digits-clf')
+    written = convert(
+        source, tmp_path / 'ours.npz', 'own-features', count=50, detector='digits-clf'
+    )
     found = read(tmp_path / 'ours.npz')
-    assert found[2:7] == written[2:7] == (50, 'own-features', 'digits-clf', 'ref', read(source).source_sha256)
+    assert (
+        found[2:7]
+        == written[2:7]
+        == (50, 'own-features', 'digits-clf', 'ref', read(source).source_sha256)
+    )
     np.testing.assert_array_equal(found.covariance, SIGMA)
-    assert convert(source, tmp_path / 'b.npz', 'own-features', reference='digits').reference == 'digits'
+    assert (
+        convert(source, tmp_path / 'b.npz', 'own-features', reference='digits').reference
+        == 'digits'
+    )
     assert read(tmp_path / 'b.npz').count is None
     again = convert(tmp_path / 'ours.npz', tmp_path / 'c.npz', 'own-features', reference='other')
     assert again.detector == 'digits-clf' and again.count == 50
 
 
-@pytest.mark.parametrize('changes, reason', [
-    (dict(count=51), 'its count is 50, not 51'),
-    (dict(detector='other'), "of 'digits-clf', not of 'other'"),
-    (dict(protocol='edm'), 'not of'),
-    (dict(protocol='edm3'), 'unknown protocol'),
-])
+@pytest.mark.parametrize(
+    'changes, reason',
+    [
+        (dict(count=51), 'its count is 50, not 51'),
+        (dict(detector='other'), "of 'digits-clf', not of 'other'"),
+        (dict(protocol='edm'), 'not of'),
+        (dict(protocol='edm3'), 'unknown protocol'),
+    ],
+)
 def test_convert_does_not_contradict_the_file(changes, reason, tmp_path):
     write(tmp_path / 'a.npz', own())
     with pytest.raises(UserError, match=reason):
@@ -505,10 +635,18 @@ def test_edm2_files_hold_two_detectors(foreign, small, tmp_path):
     foreign['tree'] = edm2()
     path = tmp_path / 'img64.pkl'
     path.write_bytes(b'\x80')
-    with pytest.raises(UserError, match='has statistics of inception and dinov2: convert it under a protocol of one'):
+    with pytest.raises(
+        UserError,
+        match='has statistics of inception and dinov2: convert it under a protocol of one',
+    ):
         read(path)
     found = read(path, 'dinov2')
-    assert (len(found.mean), found.detector, found.count, found.reference) == (D - 1, 'dinov2', 50000, 'img64')
+    assert (len(found.mean), found.detector, found.count, found.reference) == (
+        D - 1,
+        'dinov2',
+        50000,
+        'img64',
+    )
     assert convert(path, tmp_path / 'a.npz', 'edm2').detector == 'inception'
     assert len(read(tmp_path / 'a.npz').mean) == D
     assert convert(path, tmp_path / 'b.npz', 'edm2-dinov2').count == 50000
@@ -518,14 +656,17 @@ def test_edm2_files_hold_two_detectors(foreign, small, tmp_path):
         convert(path, tmp_path / 'c.npz', 'edm2', count=10)
 
 
-@pytest.mark.parametrize('tree, reason', [
-    ([], 'expected a dict with fid or fd_dinov2'),
-    ({'fid': [1, 2]}, 'no arrays'),
-    ({'fid': {'mu': MU}}, 'no arrays'),
-    ({'fid': {'mu': np.array([None] * D), 'sigma': SIGMA}}, 'expected float32'),
-    ({'fid': {'mu': MU[1:], 'sigma': SIGMA[1:, 1:]}}, '5 features'),
-    ({'num_images': '5', 'fid': edm2()['fid']}, 'at least two'),
-])
+@pytest.mark.parametrize(
+    'tree, reason',
+    [
+        ([], 'expected a dict with fid or fd_dinov2'),
+        ({'fid': [1, 2]}, 'no arrays'),
+        ({'fid': {'mu': MU}}, 'no arrays'),
+        ({'fid': {'mu': np.array([None] * D), 'sigma': SIGMA}}, 'expected float32'),
+        ({'fid': {'mu': MU[1:], 'sigma': SIGMA[1:, 1:]}}, '5 features'),
+        ({'num_images': '5', 'fid': edm2()['fid']}, 'at least two'),
+    ],
+)
 def test_broken_pickles_are_refused(tree, reason, foreign, small, tmp_path):
     foreign['tree'] = tree
     (tmp_path / 'a.pkl').touch()
@@ -535,21 +676,40 @@ def test_broken_pickles_are_refused(tree, reason, foreign, small, tmp_path):
 
 
 def test_the_same_protocol_gives_the_distance():
-    one, other = (make([features(seed=seed)], 'own-features', str(seed), detector='f') for seed in (0, 1))
-    assert compare(one, other) == frechet_distance(one.mean, one.covariance, other.mean, other.covariance) > 0
+    one, other = (
+        make([features(seed=seed)], 'own-features', str(seed), detector='f') for seed in (0, 1)
+    )
+    assert (
+        compare(one, other)
+        == frechet_distance(one.mean, one.covariance, other.mean, other.covariance)
+        > 0
+    )
     with pytest.raises(UserError, match='no spatial'):
         compare(one, other, spatial=True)
-    spatial = [make([features(seed=0)], 'own-features', 'a', detector='f', spatial=[features(d=3, seed=seed)])
-               for seed in (0, 1)]
-    assert compare(*spatial) == pytest.approx(0, abs=1e-12) and compare(*spatial, spatial=True) > 1e-4
+    spatial = [
+        make(
+            [features(seed=0)],
+            'own-features',
+            'a',
+            detector='f',
+            spatial=[features(d=3, seed=seed)],
+        )
+        for seed in (0, 1)
+    ]
+    assert (
+        compare(*spatial) == pytest.approx(0, abs=1e-12) and compare(*spatial, spatial=True) > 1e-4
+    )
 
 
-@pytest.mark.parametrize('changes, reason', [
-    (dict(protocol='edm'), "protocol own-features and 'digits' of protocol edm"),
-    (dict(protocol=None), 'protocol unknown'),
-    (dict(detector='pixels'), 'detector pixels'),
-    (dict(mean=MU[1:], covariance=SIGMA[1:, 1:]), '6 features'),
-])
+@pytest.mark.parametrize(
+    'changes, reason',
+    [
+        (dict(protocol='edm'), "protocol own-features and 'digits' of protocol edm"),
+        (dict(protocol=None), 'protocol unknown'),
+        (dict(detector='pixels'), 'detector pixels'),
+        (dict(mean=MU[1:], covariance=SIGMA[1:, 1:]), '6 features'),
+    ],
+)
 def test_other_protocols_are_not_compared(changes, reason):
     for pair in ((own(), own(**changes)),):
         for function in (same_protocol, compare):
@@ -561,7 +721,13 @@ def test_other_protocols_are_not_compared(changes, reason):
 def test_show_is_for_humans(tmp_path):
     write(tmp_path / 'a.npz', own())
     text = show(tmp_path / 'a.npz')
-    for part in ('own-features (own, resize none, scaling none)', 'digits-clf, 6 features', '50 images', SHA, 'a.npz'):
+    for part in (
+        'own-features (own, resize none, scaling none)',
+        'digits-clf, 6 features',
+        '50 images',
+        SHA,
+        'a.npz',
+    ):
         assert part in text
     archive(tmp_path / 'b.npz', mu=MU, sigma=SIGMA)
     assert show(tmp_path / 'b.npz').count('not told') == 4

@@ -16,11 +16,14 @@ KEY = jax.random.key(3)
 
 
 def start(p, n, sigma, dimension=2):
-    return p.sample(jax.random.key(1), n) + sigma * jax.random.normal(jax.random.key(2), (n, dimension))
+    return p.sample(jax.random.key(1), n) + sigma * jax.random.normal(
+        jax.random.key(2), (n, dimension)
+    )
 
 
 def alone(p, x, grid):
-    """(x0, log q, log q with the square's sign wrong) of one model's reverse SDE, written as a loop."""
+    """(x0, log q, log q with the square's sign wrong) of one model's reverse SDE, written as a
+    loop."""
     draw, log_q, wrong = samplers.draws(KEY, x), 0.0, 0.0
 
     @jax.jit
@@ -44,8 +47,12 @@ def right():
 
 
 def test_density_estimator_converges_with_the_root_of_the_steps(x64):
-    """RMS error of log q_i along the path against the exact densities: halved where steps are four times as many."""
-    p, other = mixture([1.0], [[0.5, 0.0]], 0.5), mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.3]], 0.4)
+    """RMS error of log q_i along the path against the exact densities: halved where steps are four
+    times as many."""
+    p, other = (
+        mixture([1.0], [[0.5, 0.0]], 0.5),
+        mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.3]], 0.4),
+    )
     x = start(p, 400, 80.0)
 
     def error(steps):
@@ -75,7 +82,9 @@ def test_or_is_a_sample_of_one_of_them_with_the_shares_of_the_weights():
     weights = np.array([0.3, 0.7])
     x = 80 * jax.random.normal(jax.random.key(0), (20_000, 2))
     grid = noise.karras_grid(400, sigma_min=0.02)
-    solve = functools.partial(superpose, (left().denoise, right().denoise), operator='or', bias=np.log(weights))
+    solve = functools.partial(
+        superpose, (left().denoise, right().denoise), operator='or', bias=np.log(weights)
+    )
     x0, log_q = jax.jit(lambda x: solve(x, grid, KEY))(x)
     means = np.concatenate([left().means, right().means])
     mode = np.argmin(np.linalg.norm(np.asarray(x0)[:, None] - means, axis=-1), axis=1)
@@ -90,8 +99,12 @@ def test_or_of_temperature_one_is_the_score_of_the_mixture(x64):
     joint = mixture([0.15, 0.15, 0.14, 0.56], np.concatenate([left().means, right().means]), 0.3)
     x, sigma = 2 * jax.random.normal(jax.random.key(0), (9, 2)), 1.3
     for b in range(9):
-        bias = jnp.log(jnp.asarray([0.3, 0.7])) + jnp.stack([q.log_prob(x[b : b + 1], sigma)[0] for q in (left(), right())])
-        x0, log_q = superpose((left().denoise, right().denoise), x[b : b + 1], [sigma, 0.0], KEY, bias=bias)
+        bias = jnp.log(jnp.asarray([0.3, 0.7])) + jnp.stack(
+            [q.log_prob(x[b : b + 1], sigma)[0] for q in (left(), right())]
+        )
+        x0, log_q = superpose(
+            (left().denoise, right().denoise), x[b : b + 1], [sigma, 0.0], KEY, bias=bias
+        )
         np.testing.assert_allclose(x0, joint.denoise(x[b : b + 1], sigma), rtol=1e-9)
         np.testing.assert_array_equal(log_q, 0)
 
@@ -100,18 +113,27 @@ def test_or_of_temperature_one_is_the_score_of_the_mixture(x64):
 @pytest.mark.parametrize('count', [2, 3])
 def test_and_lets_all_densities_grow_alike(count, lift, x64):
     models = (left(), right(), mixture([1.0], [[0.0, 3.0]], 0.7))[:count]
-    x, grid = 40 * jax.random.normal(jax.random.key(0), (50, 2)), noise.karras_grid(21, sigma_min=0.05, sigma_max=40)
+    x, grid = (
+        40 * jax.random.normal(jax.random.key(0), (50, 2)),
+        noise.karras_grid(21, sigma_min=0.05, sigma_max=40),
+    )
     _, log_q = superpose(tuple(m.denoise for m in models), x, grid, KEY, operator='and', lift=lift)
     np.testing.assert_allclose(log_q[:-1] - log_q[-1], 20 * lift, atol=1e-10)
 
 
 def test_and_is_likely_under_both():
-    """Two mixtures with one mode in common: that is where the samples are, and in float32 none is thrown out."""
+    """Two mixtures with one mode in common: that is where the samples are, and in float32 none is
+    thrown out."""
     shared = [0.0, 2.0]
-    one, two = mixture([0.5, 0.5], [shared, [-2.0, -1.0]], 0.3), mixture([0.5, 0.5], [shared, [2.0, -1.0]], 0.3)
+    one, two = (
+        mixture([0.5, 0.5], [shared, [-2.0, -1.0]], 0.3),
+        mixture([0.5, 0.5], [shared, [2.0, -1.0]], 0.3),
+    )
     x = 80 * jax.random.normal(jax.random.key(0), (4000, 2))
     grid = noise.karras_grid(200, sigma_min=0.02)
-    solve = jax.jit(lambda two, x: superpose((one.denoise, two.denoise), x, grid, KEY, operator='and'))
+    solve = jax.jit(
+        lambda two, x: superpose((one.denoise, two.denoise), x, grid, KEY, operator='and')
+    )
     x0, log_q = solve(two, x)
     near = np.linalg.norm(np.asarray(x0) - shared, axis=1) < 1.2
     assert near.mean() > 0.7
@@ -125,8 +147,12 @@ def test_and_is_likely_under_both():
 @pytest.mark.parametrize('operator', ['or', 'and'])
 @pytest.mark.parametrize('rounding', [0, 2])
 def test_one_model_twice_is_that_model(rounding, operator):
-    """And so where the two differ by rounding, whose direction would else cost the noise along it."""
-    p, grid = mixture([0.3, 0.7], [[0.5, -0.5], [-1.0, 0.0]], 0.4), noise.karras_grid(30, sigma_min=0.02)
+    """And so where the two differ by rounding, whose direction would else cost the noise along
+    it."""
+    p, grid = (
+        mixture([0.3, 0.7], [[0.5, -0.5], [-1.0, 0.0]], 0.4),
+        noise.karras_grid(30, sigma_min=0.02),
+    )
     x, factor = start(p, 500, 80.0), 1 + rounding * np.finfo(np.float32).eps
     models = p.denoise, lambda x, sigma: factor * p.denoise(x, sigma)
     expected, exact, _ = alone(p, x, grid)
@@ -145,7 +171,11 @@ def test_one_program_for_images_batches_and_vmap(operator, x64):
     def other(x, sigma):
         return 0.5 * jnp.tanh(one(x, sigma)) + 0.1
 
-    x, keys, grid = jax.random.normal(jax.random.key(0), (4, 3, 3, 1)), jax.random.split(KEY, 4), noise.karras_grid(4)
+    x, keys, grid = (
+        jax.random.normal(jax.random.key(0), (4, 3, 3, 1)),
+        jax.random.split(KEY, 4),
+        noise.karras_grid(4),
+    )
     solve = functools.partial(superpose, (one, other), operator=operator)
     together, log_q = solve(x, grid, keys)
     assert together.shape == x.shape and log_q.shape == (2, 4)

@@ -1,4 +1,5 @@
-"""Sweeps: which trials there are, that one's failure is its own, that what is done stays done, and that all ways to run agree."""
+"""Sweeps: which trials there are, that one's failure is its own, that what is done stays done, and
+that all ways to run agree."""
 
 import json
 import os
@@ -36,7 +37,9 @@ GRID = {'method.divergence': ('reverse_kl', 'js'), 'seed': (0, 1)}
 
 def write(folder, trials=GRID, steps=20, base='pair_exact.py', update=None):
     path = folder / 'sweep.py'
-    path.write_text(FILE.format(base=ROOT / 'configs' / base, sweep=trials, steps=steps, update=update or {}))
+    path.write_text(
+        FILE.format(base=ROOT / 'configs' / base, sweep=trials, steps=steps, update=update or {})
+    )
     return str(path)
 
 
@@ -46,7 +49,9 @@ def rows(results):
     for outcome in timeless.values():
         outcome.pop('seconds')
         # The number of devices is one of the versions.
-        outcome['row'] = {key: value for key, value in outcome['row'].items() if key not in ('seconds', 'details')}
+        outcome['row'] = {
+            key: value for key, value in outcome['row'].items() if key not in ('seconds', 'details')
+        }
     return timeless
 
 
@@ -59,10 +64,18 @@ def unbroken(tmp_path_factory):
 
 def test_trials_of_a_grid_and_of_a_list(tmp_path):
     trials = sweep.load(write(tmp_path))
-    assert [trial.name for trial in trials] == [f'divergence={d},seed={s}' for d in ('reverse_kl', 'js') for s in (0, 1)]
+    assert [trial.name for trial in trials] == [
+        f'divergence={d},seed={s}' for d in ('reverse_kl', 'js') for s in (0, 1)
+    ]
     assert trials[3].config.method.divergence == 'js' and trials[3].config.seed == 1
     trials = sweep.load(
-        write(tmp_path, [{'seed': 1}, {'method.divergence': 'alpha(0.5)', 'optimizer.student.learning_rate': 0.1}])
+        write(
+            tmp_path,
+            [
+                {'seed': 1},
+                {'method.divergence': 'alpha(0.5)', 'optimizer.student.learning_rate': 0.1},
+            ],
+        )
     )
     assert [trial.name for trial in trials] == ['seed=1', 'divergence=alpha(0.5),learning_rate=0.1']
     (trial,) = sweep.load(write(tmp_path, [{'seed': 5}]))
@@ -73,9 +86,15 @@ def test_trials_of_a_grid_and_of_a_list(tmp_path):
 @pytest.mark.parametrize(
     ('trials', 'message'),
     [
-        ({'method.divergnce': ('js',)}, 'unknown key config.method.divergnce; did you mean config.method.divergence'),
+        (
+            {'method.divergnce': ('js',)},
+            'unknown key config.method.divergnce; did you mean config.method.divergence',
+        ),
         ({'seed.x': (1,)}, 'unknown key config.seed.x'),
-        ({'training.steps': ('many',)}, "config.training.steps='many' is of type str; the config has 20"),
+        (
+            {'training.steps': ('many',)},
+            "config.training.steps='many' is of type str; the config has 20",
+        ),
         ([{'seed': 1}, {'seed': 1}], 'the trial base twice'),
         ([], 'returns no trial'),
         ({'seed': 3}, 'must return a dict of key: values'),
@@ -83,14 +102,20 @@ def test_trials_of_a_grid_and_of_a_list(tmp_path):
     ],
 )
 def test_bad_sweeps_are_one_line(trials, message, tmp_path, capsys):
-    assert cli.main(['sweep', f'--config={write(tmp_path, trials)}', f'--workdir={tmp_path / "w"}']) == 2
+    assert (
+        cli.main(['sweep', f'--config={write(tmp_path, trials)}', f'--workdir={tmp_path / "w"}'])
+        == 2
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / 'w').exists()
 
 
 def test_a_config_is_no_sweep(tmp_path, capsys):
-    assert cli.main(['sweep', f'--config={ROOT / "configs" / "ring.py"}', f'--workdir={tmp_path}']) == 2
+    assert (
+        cli.main(['sweep', f'--config={ROOT / "configs" / "ring.py"}', f'--workdir={tmp_path}'])
+        == 2
+    )
     assert 'has no get_sweep()' in capsys.readouterr().err
 
 
@@ -145,21 +170,31 @@ def test_a_failing_trial_fails_alone(tmp_path, capsys):
     captured = capsys.readouterr()
     assert '1 trials done, 2 failed' in captured.out and captured.err.count('FAILED') == 2
     first, second, third = (outcome for _, outcome in sweep.finished(workdir, sweep.load(path)))
-    assert 'no_such' in first['error'] and 'not finite' in second['error'] and third['status'] == 'done'
+    assert (
+        'no_such' in first['error']
+        and 'not finite' in second['error']
+        and third['status'] == 'done'
+    )
     # Not tried again, unless asked.
     assert sweep.missing(workdir, sweep.load(path)) == []
     assert len(sweep.missing(workdir, sweep.load(path), retry=True)) == 2
 
 
 def test_kill_leaves_what_is_done_and_nothing_half_done(tmp_path, unbroken):
-    """kill -9 in the second trial; then the same command: equal to the unbroken sweep, the first trial untouched."""
+    """kill -9 in the second trial; then the same command: equal to the unbroken sweep, the first
+    trial untouched."""
     _, _, results = unbroken
     path, workdir = write(tmp_path), tmp_path / 'w'
     words = [sys.executable, '-m', 'fdistill', 'sweep', f'--config={path}', f'--workdir={workdir}']
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
-    while not (workdir / 'trials' / 'divergence=reverse_kl,seed=1').exists() and time.monotonic() < deadline:
+    while (
+        not (workdir / 'trials' / 'divergence=reverse_kl,seed=1').exists()
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -172,7 +207,8 @@ def test_kill_leaves_what_is_done_and_nothing_half_done(tmp_path, unbroken):
 
 
 def test_sigterm_ends_the_sweep_and_leaves_no_result(tmp_path, monkeypatch, capsys):
-    """A trial stopped by the scheduler is not done: it has no result, no trial begins after it, and it goes on later."""
+    """A trial stopped by the scheduler is not done: it has no result, no trial begins after it, and
+    it goes on later."""
     path, started = write(tmp_path), []
 
     def train(config, workdir, quiet):
@@ -182,10 +218,16 @@ def test_sigterm_ends_the_sweep_and_leaves_no_result(tmp_path, monkeypatch, caps
     train_all = build.train
     monkeypatch.setattr(build, 'train', train)
     words = ['sweep', f'--config={path}', f'--workdir={tmp_path / "sweep"}']
-    assert cli.main(words) == 130 and len(started) == 1 and 'give the same command again' in capsys.readouterr().err
+    assert (
+        cli.main(words) == 130
+        and len(started) == 1
+        and 'give the same command again' in capsys.readouterr().err
+    )
     assert not list((tmp_path / 'sweep').glob('trials/*/result.json'))
     assert cli.main(words) == 0
-    results = [json.loads(file.read_text()) for file in (tmp_path / 'sweep').glob('trials/*/result.json')]
+    results = [
+        json.loads(file.read_text()) for file in (tmp_path / 'sweep').glob('trials/*/result.json')
+    ]
     assert results and {known['row']['step'] for known in results} == {20}
 
 
@@ -193,7 +235,18 @@ def test_in_processes_of_their_own(tmp_path, unbroken, monkeypatch, capsys):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     _, _, results = unbroken
     path, workdir = write(tmp_path), tmp_path / 'w'
-    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}', '--executor=local', '--parallel=2']) == 0
+    assert (
+        cli.main(
+            [
+                'sweep',
+                f'--config={path}',
+                f'--workdir={workdir}',
+                '--executor=local',
+                '--parallel=2',
+            ]
+        )
+        == 0
+    )
     ours, theirs = rows(sweep.finished(workdir, sweep.load(path))), rows(results)
     for name in theirs:
         # On one device instead of eight.
@@ -207,19 +260,34 @@ def test_in_processes_of_their_own(tmp_path, unbroken, monkeypatch, capsys):
 def test_slurm_gets_one_array_job(tmp_path, monkeypatch, capsys):
     """With commands in the place of Slurm's that keep the script they are given."""
     path, workdir, programs = write(tmp_path), tmp_path / 'w', tmp_path / 'bin'
-    words = ['sweep', f'--config={path}', f'--workdir={workdir}', '--executor=slurm', '--parallel=3']
+    words = [
+        'sweep',
+        f'--config={path}',
+        f'--workdir={workdir}',
+        '--executor=slurm',
+        '--parallel=3',
+    ]
     monkeypatch.setenv('PATH', '/usr/bin:/bin')
     assert cli.main(words) == 2
     assert 'srun' in capsys.readouterr().err
     programs.mkdir()
-    for name, body in {'srun': '', 'sbatch': f'cp "$1" {tmp_path}/script; echo Submitted batch job 77'}.items():
+    for name, body in {
+        'srun': '',
+        'sbatch': f'cp "$1" {tmp_path}/script; echo Submitted batch job 77',
+    }.items():
         (programs / name).write_text(f'#!/bin/sh\n{body}\n')
         (programs / name).chmod(0o755)
     monkeypatch.setenv('PATH', f'{programs}:/usr/bin:/bin')
     assert cli.main([*words, '--slurm_partition=gpu', '--timeout_min=60', '--gpus_per_node=1']) == 0
     assert 'queued 4 trials as job 77' in capsys.readouterr().out
     script = (tmp_path / 'script').read_text()
-    for line in ('--array=0-3%3', '--partition=gpu', '--time=60', '--gpus-per-node=1', '--job-name=fdistill-sweep'):
+    for line in (
+        '--array=0-3%3',
+        '--partition=gpu',
+        '--time=60',
+        '--gpus-per-node=1',
+        '--job-name=fdistill-sweep',
+    ):
         assert f'#SBATCH {line}\n' in script
     assert 'srun' in script and not list(workdir.rglob('result.json'))
 
@@ -228,12 +296,15 @@ def test_parameters_of_submitit_are_checked(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='nonsense'):
         sweep.executor('local', tmp_path, 2, nonsense=3)
     monkeypatch.setitem(sys.modules, 'submitit', None)
-    with pytest.raises(UserError, match=r"needs submitit; install it with pip install -e '.\[slurm\]'"):
+    with pytest.raises(
+        UserError, match=r"needs submitit; install it with pip install -e '.\[slurm\]'"
+    ):
         sweep.executor('local', tmp_path, 2)
 
 
 RATE = 'optimizer.student.learning_rate'
-# name -> base, trials, relative error of parameters (measured: 1e-7, 4e-6), shared settings that the base lacks.
+# name -> base, trials, relative error of parameters (measured: 1e-7, 4e-6), shared settings that
+# the base lacks.
 TOGETHER = {
     'exact': ('pair_exact.py', {RATE: (0.02, 0.05), 'seed': (0, 1)}, 2e-6, {}),
     'f_distill': (
@@ -267,7 +338,8 @@ TOGETHER = {
 
 @pytest.mark.parametrize('name', ['exact', pytest.param('f_distill', marks=pytest.mark.slow)])
 def test_as_one_program(name, tmp_path, monkeypatch):
-    """The numbers of one after another, to rounding, in ordinary run folders, though a first attempt was killed."""
+    """The numbers of one after another, to rounding, in ordinary run folders, though a first
+    attempt was killed."""
     base, trials, error, update = TOGETHER[name]
     path = write(tmp_path, trials, base=base, update=update)
     # So that nothing but the lanes differs.
@@ -283,16 +355,25 @@ def test_as_one_program(name, tmp_path, monkeypatch):
     ours = rows(sweep.run(path, tmp_path / 'w', vmap_seeds=True, quiet=True))
     for trial in loaded:
         row, other = ours[trial.name].pop('row'), theirs[trial.name].pop('row')
-        assert row.pop('protocol') == other.pop('protocol') and row == pytest.approx(other, rel=1e-2, abs=1e-3)
+        assert row.pop('protocol') == other.pop('protocol') and row == pytest.approx(
+            other, rel=1e-2, abs=1e-3
+        )
         lane, alone = (sweep.folder_of(tmp_path / folder, trial) for folder in ('w', 'one'))
-        assert json.loads((lane / 'config.json').read_text()) == json.loads((alone / 'config.json').read_text())
+        assert json.loads((lane / 'config.json').read_text()) == json.loads(
+            (alone / 'config.json').read_text()
+        )
         files = [(folder / 'metrics.jsonl').read_text().splitlines() for folder in (lane, alone)]
         logged, expected = ([json.loads(line) for line in lines] for lines in files)
         assert [line['step'] for line in logged] == [10, 20]
-        assert [json.loads(line)['step'] for line in (lane / 'histograms.jsonl').read_text().splitlines()] == [10, 20]
+        assert [
+            json.loads(line)['step']
+            for line in (lane / 'histograms.jsonl').read_text().splitlines()
+        ] == [10, 20]
         for line, other in zip(logged, expected):
             assert line == pytest.approx(other, rel=error, abs=1e-6)
-        for value, other in zip(*(jax.tree.leaves(build.from_workdir(folder).params) for folder in (lane, alone))):
+        for value, other in zip(
+            *(jax.tree.leaves(build.from_workdir(folder).params) for folder in (lane, alone))
+        ):
             np.testing.assert_allclose(value, other, rtol=0, atol=error * np.abs(other).max())
     assert ours == theirs
     # Ordinary runs, which are not trained again.
@@ -300,9 +381,12 @@ def test_as_one_program(name, tmp_path, monkeypatch):
 
 
 def test_groups(tmp_path):
-    """Of trials in which a divergence and a seed differ, and whether they have begun; what else goes together: test_lanes."""
+    """Of trials in which a divergence and a seed differ, and whether they have begun; what else
+    goes together: test_lanes."""
     trials = sweep.load(write(tmp_path))
-    assert [[trial.config.seed for trial in group] for group in sweep.lanes(tmp_path / 'w', trials)] == [[0, 1], [0, 1]]
+    assert [
+        [trial.config.seed for trial in group] for group in sweep.lanes(tmp_path / 'w', trials)
+    ] == [[0, 1], [0, 1]]
     (sweep.folder_of(tmp_path / 'w', trials[0]) / 'checkpoints').mkdir(parents=True)
     assert sorted(len(group) for group in sweep.lanes(tmp_path / 'w', trials)) == [1, 1, 2]
 
@@ -326,17 +410,32 @@ def test_what_does_not_run_together_goes_in_halves(tmp_path, monkeypatch, capsys
     sweep.run(path, tmp_path / 'w', vmap_seeds=True)
     assert trained == [[0, 1], [3, 4]]
     said = capsys.readouterr().err
-    assert '5 trials as one program: MemoryError: 5 lanes need 2.00 GiB, 1.00 GiB are free; so in halves' in said
-    assert said.count('in halves') == 2 and said.count('FAILED: not finite') == 1 and '[1/5] seed=0 and 4 others at once' in said
+    assert (
+        '5 trials as one program: MemoryError: 5 lanes need 2.00 GiB, 1.00 GiB are free; so in halves'
+        in said
+    )
+    assert (
+        said.count('in halves') == 2
+        and said.count('FAILED: not finite') == 1
+        and '[1/5] seed=0 and 4 others at once' in said
+    )
 
 
 def test_a_new_divergence_is_in_the_shipped_sweep_with_its_row(tmp_path, monkeypatch):
-    monkeypatch.setitem(divergences.DIVERGENCES, 'symmetric_chi2', lambda r: (r - 1) ** 2 * (r + 1) / r)
+    monkeypatch.setitem(
+        divergences.DIVERGENCES, 'symmetric_chi2', lambda r: (r - 1) ** 2 * (r + 1) / r
+    )
     path = str(ROOT / 'configs' / 'sweeps' / 'mixtures.py')
     assert len(sweep.load(path)) == 5 * len(divergences.DIVERGENCES)
-    only, short = ['divergence=symmetric_chi2,seed=0'], ['--config.training.steps=10', '--config.evaluation.samples=500']
+    only, short = (
+        ['divergence=symmetric_chi2,seed=0'],
+        ['--config.training.steps=10', '--config.evaluation.samples=500'],
+    )
     ((_, outcome),) = sweep.run(path, tmp_path, overrides=short, only=only, quiet=True)
-    assert outcome['status'] == 'done' and outcome['overrides']['method.divergence'] == 'symmetric_chi2'
+    assert (
+        outcome['status'] == 'done'
+        and outcome['overrides']['method.divergence'] == 'symmetric_chi2'
+    )
 
 
 def test_a_job_whose_time_is_up_leaves_no_result(tmp_path, monkeypatch):
@@ -353,7 +452,9 @@ def test_a_job_whose_time_is_up_leaves_no_result(tmp_path, monkeypatch):
     assert sweep.result(tmp_path / 'w', trial) is None
 
 
-@pytest.mark.parametrize('name', sorted(path.name for path in (ROOT / 'configs' / 'sweeps').glob('*.py')))
+@pytest.mark.parametrize(
+    'name', sorted(path.name for path in (ROOT / 'configs' / 'sweeps').glob('*.py'))
+)
 def test_shipped_sweeps_load(name):
     trials = sweep.load(str(ROOT / 'configs' / 'sweeps' / name))
     assert len({trial.name for trial in trials}) == len(trials) >= 15

@@ -1,7 +1,8 @@
-"""The divergences really differ: a student too poor for its target shows which one it was trained with.
+"""The divergences really differ: a student too poor for its target shows which one it was trained
+with.
 
-One Gaussian x = m + s z against two modes at -1 and 1. Everything is exact: teacher, fake score (the student is one
-Gaussian) and density ratio; only the step is the library's.
+One Gaussian x = m + s z against two modes at -1 and 1. Everything is exact: teacher, fake score
+(the student is one Gaussian) and density ratio; only the step is the library's.
 """
 
 import functools
@@ -34,7 +35,9 @@ def trained(divergence, mean=-0.5, std=0.5, ratio_high=1e4):
         x = m + s * jax.random.normal(key_z, (BATCH, 1))
         sigma = law.sample(key_sigma, BATCH)
         x_t = x + sigma[:, None] * jax.random.normal(key_eps, x.shape)
-        q = GaussianMixture(jnp.ones(1), jax.lax.stop_gradient(m)[None, None], jax.lax.stop_gradient(s)[None])
+        q = GaussianMixture(
+            jnp.ones(1), jax.lax.stop_gradient(m)[None, None], jax.lax.stop_gradient(s)[None]
+        )
         logits = (p.log_prob(x_t, sigma) - q.log_prob(x_t, sigma))[:, None]
         r = losses.ratio_from_logits(logits, low=1 / ratio_high, high=ratio_high)
         weight = h(r) / sigma**2
@@ -47,7 +50,9 @@ def trained(divergence, mean=-0.5, std=0.5, ratio_high=1e4):
 
     params = jnp.asarray([mean, np.log(std)], jnp.float32)
     keys = jax.random.split(jax.random.key(0), STEPS)
-    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((params, optimizer.init(params)))
+    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))(
+        (params, optimizer.init(params))
+    )
     return float(params[0]), float(jnp.exp(params[1]))
 
 
@@ -66,10 +71,12 @@ def test_reverse_kl_takes_the_other_mode_from_the_other_side():
 
 
 @pytest.mark.parametrize(
-    ('divergence', 'std'), [('forward_kl', STD), ('js', 0.997), ('squared_hellinger', 0.976), ('jeffreys', 0.878)]
+    ('divergence', 'std'),
+    [('forward_kl', STD), ('js', 0.997), ('squared_hellinger', 0.976), ('jeffreys', 0.878)],
 )
 def test_covering_divergences_cover(divergence, std):
-    """Both modes; forward KL of a Gaussian matches the moments exactly, the others lie below it, in this order."""
+    """Both modes; forward KL of a Gaussian matches the moments exactly, the others lie below it, in
+    this order."""
     mean, actual = trained(divergence)
     assert mean == pytest.approx(MEAN, abs=0.06)
     assert actual == pytest.approx(std, abs=0.03)

@@ -1,6 +1,8 @@
-"""The trainer: what a step, a checkpoint and a stop do when all goes well, and above all when it does not.
+"""The trainer: what a step, a checkpoint and a stop do when all goes well, and above all when it
+does not.
 
-What holds for every method (any mesh, any stop, one step pinned) is in test_methods.py; here are the parts they share.
+What holds for every method (any mesh, any stop, one step pinned) is in test_methods.py; here are
+the parts they share.
 """
 
 import functools
@@ -33,14 +35,20 @@ BATCH = 8
 
 def mesh_of(data, fsdp):
     devices = jax.devices()[: data * fsdp]
-    return jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh(
+        (data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
 
 
 def assert_equal(one, other):
     """Two pytrees are equal bit for bit."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        np.testing.assert_array_equal(
+            np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path)
+        )
 
 
 # --- a method of two roles that fails on demand
@@ -49,7 +57,8 @@ FINE, LOSS, GRADIENT, UPDATE, CRITIC = range(5)
 
 
 def toy(cycle='alternate', every=1):
-    """Both roles follow the mean of the images. The label of the first image says what is to go wrong, and for whom."""
+    """Both roles follow the mean of the images. The label of the first image says what is to go
+    wrong, and for whom."""
 
     def fit(w, batch, code, aux):
         loss = jnp.mean((w - jnp.mean(batch['image'])) ** 2)
@@ -66,15 +75,21 @@ def toy(cycle='alternate', every=1):
         return fit(params['student']['w'], batch, jnp.where(code == CRITIC, FINE, code), aux)
 
     def critic(params, frozen, batch, key, aux):
-        return fit(params['critic']['w'], batch, jnp.where(batch['label'][0] == CRITIC, LOSS, FINE), aux)
+        return fit(
+            params['critic']['w'], batch, jnp.where(batch['label'][0] == CRITIC, LOSS, FINE), aux
+        )
 
     def init(key, batch, frozen):
-        return {role: {'w': jnp.ones(4)} for role in ('student', 'critic')}, {'updates': jnp.zeros(())}
+        return {role: {'w': jnp.ones(4)} for role in ('student', 'critic')}, {
+            'updates': jnp.zeros(())
+        }
 
     def generate(params, noise, label):
         return noise * params['w'][0]
 
-    return Method(init, {'student': student, 'critic': critic}, make_cycle(cycle, every), generate, 1)
+    return Method(
+        init, {'student': student, 'critic': critic}, make_cycle(cycle, every), generate, 1
+    )
 
 
 OPTIMIZERS = {role: optim.adam(steps=100, learning_rate=0.1) for role in ('student', 'critic')}
@@ -98,8 +113,17 @@ def toy_batches(codes=()):
 
 
 def train_toy(workdir, batches=None, **options):
-    given = dict(steps=12, batch_size=BATCH, ema_half_life=30.0, log_every=5, checkpoint_every=4, sample_every=0)
-    given |= dict(workdir=workdir, mesh=mesh_of(1, 1), config={'seed': 0}, seed=0, num_classes=0, quiet=True)
+    given = dict(
+        steps=12,
+        batch_size=BATCH,
+        ema_half_life=30.0,
+        log_every=5,
+        checkpoint_every=4,
+        sample_every=0,
+    )
+    given |= dict(
+        workdir=workdir, mesh=mesh_of(1, 1), config={'seed': 0}, seed=0, num_classes=0, quiet=True
+    )
     return loop.train(toy(), OPTIMIZERS, {}, batches or toy_batches(), **given | options)
 
 
@@ -107,7 +131,9 @@ def train_toy(workdir, batches=None, **options):
 def toy_step():
     method = toy()
     step = make_step(method, OPTIMIZERS, ema_decay(30.0, BATCH), seed=0, max_skipped=3)
-    return init_state(method, OPTIMIZERS, 0, toy_batch(), {}), jax.jit(step, static_argnames='roles')
+    return init_state(method, OPTIMIZERS, 0, toy_batch(), {}), jax.jit(
+        step, static_argnames='roles'
+    )
 
 
 # --- updates that are not finite
@@ -125,7 +151,11 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(toy_step, c
     assert not np.array_equal(state.params['critic']['w'], after.params['critic']['w'])
     assert after.aux['updates'] == state.aux['updates'] + 1
     assert after.step == state.step + 1
-    assert (after.skipped['student'], after.skipped_in_a_row['student'], after.skipped['critic']) == (1, 1, 0)
+    assert (
+        after.skipped['student'],
+        after.skipped_in_a_row['student'],
+        after.skipped['critic'],
+    ) == (1, 1, 0)
     again = step(after, {}, toy_batch(), roles)
     assert (again.skipped['student'], again.skipped_in_a_row['student']) == (1, 0)
     assert not np.array_equal(again.params['student']['w'], after.params['student']['w'])
@@ -165,7 +195,9 @@ def test_training_stops_and_the_checkpoint_is_clean(tmp_path, code, culprit, log
     options = dict(log_every=log_every, checkpoint_every=4 if step == 8 else 100, max_skipped=3)
     if step == 12:
         options['steps'] = 13
-    with pytest.raises(NotFinite, match=f'step {step}: {culprit} not finite [34] times in a row') as error:
+    with pytest.raises(
+        NotFinite, match=f'step {step}: {culprit} not finite [34] times in a row'
+    ) as error:
         train_toy(tmp_path, bad, **options)
     assert '\n' not in str(error.value) and 'config.optimizer' in str(error.value)
     steps = [int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()]
@@ -177,18 +209,26 @@ def test_training_stops_and_the_checkpoint_is_clean(tmp_path, code, culprit, log
 
 
 def test_a_few_bad_updates_are_survived_and_logged(tmp_path):
-    """A log holds the averages over the updates that were applied, also after a stop between a bad update and its log."""
+    """A log holds the averages over the updates that were applied, also after a stop between a bad
+    update and its log."""
     bad = toy_batches({3: LOSS, 4: GRADIENT, 7: CRITIC})
 
     def train(name, **options):
         return jax.device_get(train_toy(tmp_path / name, bad, max_skipped=3, **options))
 
     def lines(name):
-        return [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+        ]
 
     state, logged = train('whole'), lines('whole')
     assert (state.skipped['student'], state.skipped['critic']) == (2, 1)
-    assert [(line['student/skipped'], line['critic/skipped']) for line in logged] == [(2, 0), (2, 1), (2, 1)]
+    assert [(line['student/skipped'], line['critic/skipped']) for line in logged] == [
+        (2, 0),
+        (2, 1),
+        (2, 1),
+    ]
     train('single', log_every=1)
     single = lines('single')
     assert [line['step'] for line in single if 'student/fit' not in line] == [3, 4]
@@ -200,7 +240,9 @@ def test_a_few_bad_updates_are_survived_and_logged(tmp_path):
     for stop in (3, 8):
         train('broken', stop_at=stop)
     assert_equal(state, train('broken'))
-    assert (tmp_path / 'whole' / 'metrics.jsonl').read_bytes() == (tmp_path / 'broken' / 'metrics.jsonl').read_bytes()
+    assert (tmp_path / 'whole' / 'metrics.jsonl').read_bytes() == (
+        tmp_path / 'broken' / 'metrics.jsonl'
+    ).read_bytes()
 
 
 # --- checkpoints
@@ -213,7 +255,9 @@ def newest(workdir):
 def large_state(seed):
     key = jax.random.key(seed)
     state = init_state(toy(), OPTIMIZERS, seed, toy_batch(), {})
-    return state._replace(aux={'large': jax.random.normal(key, (64, 64))}, ema={'w': jax.random.normal(key, (40, 40))})
+    return state._replace(
+        aux={'large': jax.random.normal(key, (64, 64))}, ema={'w': jax.random.normal(key, (40, 40))}
+    )
 
 
 @pytest.fixture(scope='module')
@@ -235,7 +279,9 @@ def restore(workdir):
     """(step, state) of what is restored."""
     target = checkpoint.abstract(large_state(0))
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        arrays, position = checkpoints.restore({'state': target._replace(ema=()), 'ema': target.ema})
+        arrays, position = checkpoints.restore(
+            {'state': target._replace(ema=()), 'ema': target.ema}
+        )
     return position['next_step'], arrays['state']._replace(ema=arrays['ema'])
 
 
@@ -293,7 +339,8 @@ def test_a_damaged_checkpoint_is_passed_over(workdir, damage, caplog):
 
 
 def test_any_flipped_byte_is_noticed_or_harmless(workdir):
-    """Wherever a bit turns in a file of arrays, what is restored is one of the two states that were saved."""
+    """Wherever a bit turns in a file of arrays, what is restored is one of the two states that were
+    saved."""
     intact = {step: large_state(step) for step in (4, 8)}
     random = np.random.default_rng(0)
     for path in arrays_of(newest(workdir))[:6]:
@@ -309,7 +356,10 @@ def test_any_flipped_byte_is_noticed_or_harmless(workdir):
 def test_no_usable_checkpoint_is_an_error_that_says_where_and_why(workdir):
     for folder in (workdir / checkpoint.FOLDER).iterdir():
         flip(folder)
-    with pytest.raises(UserError, match='no checkpoint in .*checkpoints can be restored .*step 8: .*step 4: .*damaged'):
+    with pytest.raises(
+        UserError,
+        match='no checkpoint in .*checkpoints can be restored .*step 8: .*step 4: .*damaged',
+    ):
         restore(workdir)
 
 
@@ -388,7 +438,8 @@ def get_config():
         network=dict(name='mlp', width=16, blocks=1, embedding=8),
         method=dict(name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)),
         optimizer=dict(student=dict(learning_rate=1e-3)),
-        training=dict(steps=10**6, batch_size=64, ema_half_life=1e3, log_every=50, checkpoint_every=500, sample_every=0,
+        training=dict(steps=10**6, batch_size=64, ema_half_life=1e3, log_every=50,
+        checkpoint_every=500, sample_every=0,
                       max_skipped=5, keep=2),
         mesh=dict(data=-1, fsdp=1),
         evaluation=dict(samples=100),
@@ -399,7 +450,9 @@ def get_config():
 def run_until(words, condition, how, log):
     """Starts the command line, ends it with a signal once a condition holds; its exit code."""
     with open(log, 'a') as file:
-        process = subprocess.Popen([sys.executable, '-m', 'fdistill', *words], stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'fdistill', *words], stdout=file, stderr=file
+        )
         deadline = time.monotonic() + 120
         while not condition() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -409,14 +462,19 @@ def run_until(words, condition, how, log):
 
 @pytest.mark.slow
 def test_killed_processes_resume(tmp_path):
-    """SIGTERM: saved, exit code 0. SIGKILL while saving and training: goes on from the last whole checkpoint."""
+    """SIGTERM: saved, exit code 0. SIGKILL while saving and training: goes on from the last whole
+    checkpoint."""
     file, run, log = tmp_path / 'long.py', tmp_path / 'run', tmp_path / 'log'
     file.write_text(LONG)
     words = ['train', f'--config={file}', f'--workdir={run}']
 
     def logged():
         path = run / 'metrics.jsonl'
-        return [json.loads(line)['step'] for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [json.loads(line)['step'] for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
     assert run_until(words, lambda: len(logged()) > 3, signal.SIGTERM, log) == 0
     stopped = int(newest(run).name)
@@ -425,7 +483,11 @@ def test_killed_processes_resume(tmp_path):
         goal = logged()[-1] + 700
         code = run_until(words, lambda goal=goal: logged()[-1] > goal, kill, log)
         assert code == (0 if kill == signal.SIGTERM else -kill)
-    starts = [int(line.split()[7]) for line in log.read_text().splitlines() if line.startswith('going on from')]
+    starts = [
+        int(line.split()[7])
+        for line in log.read_text().splitlines()
+        if line.startswith('going on from')
+    ]
     assert len(starts) == 3 and starts[0] == stopped and starts == sorted(starts)
     assert logged() == list(range(50, logged()[-1] + 1, 50)), 'each step is logged once'
 
@@ -457,9 +519,17 @@ def teacher(tmp_path_factory):
 
 
 def student_config(teacher):
-    """f-distill with everything on: ratio bins, GAN, features of the teacher, dropout in the fake score."""
+    """f-distill with everything on: ratio bins, GAN, features of the teacher, dropout in the fake
+    score."""
     law = dict(name='karras_uniform', sigma_max=10.0)
-    method = dict(name='f_distill', divergence='js', sigma_init=2.5, student_law=law, critic_law=law, gan_weight=0.1)
+    method = dict(
+        name='f_distill',
+        divergence='js',
+        sigma_init=2.5,
+        student_law=law,
+        critic_law=law,
+        gan_weight=0.1,
+    )
     return ConfigDict(
         dict(
             seed=1,
@@ -467,10 +537,16 @@ def student_config(teacher):
             teacher=dict(workdir=teacher),
             method=method | dict(bins_decay=0.5, r1_weight=0.1, student_every=3),
             discriminator=dict(name='mlp', width=16, layers=2),
-            # With the default eps Adam makes a step of rounding noise out of a gradient of nothing but rounding noise.
+            # With the default eps Adam makes a step of rounding noise out of a gradient of nothing
+            # but rounding noise.
             optimizer={role: dict(learning_rate=1e-3, eps=1e-4) for role in ('student', 'critic')},
             training=dict(
-                steps=10, batch_size=16, ema_half_life=100.0, log_every=4, checkpoint_every=0, sample_every=0
+                steps=10,
+                batch_size=16,
+                ema_half_life=100.0,
+                log_every=4,
+                checkpoint_every=0,
+                sample_every=0,
             ),
         )
     ).lock()
@@ -492,12 +568,15 @@ def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
     alone = train('alone', 1, 1)
     train('moved', 2, 4, stop_at=5)
     other = train('moved', 1, 1)
-    for a, b in zip(*(jax.tree.leaves((s.params, s.ema, s.aux)) for s in (alone, other)), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves((s.params, s.ema, s.aux)) for s in (alone, other)), strict=True
+    ):
         assert np.max(np.abs(a - b)) <= 1e-4 * max(np.max(np.abs(a)), 0.1)
 
 
 def test_a_student_of_a_network_resumes(teacher, tmp_path, monkeypatch):
-    """After a critic-only step, after a student step, between logs and at one, with the teacher moved: all bit-equal."""
+    """After a critic-only step, after a student step, between logs and at one, with the teacher
+    moved: all bit-equal."""
     # On one device; test_methods.py resumes on eight.
     monkeypatch.setattr(sharding, 'make_mesh', lambda: mesh_of(1, 1))
     settings = student_config(teacher)
@@ -505,7 +584,12 @@ def test_a_student_of_a_network_resumes(teacher, tmp_path, monkeypatch):
     for stop in (3, 4, 5):
         build.train(settings, tmp_path / 'broken', quiet=True, stop_at=stop)
     # A teacher of the same config and other weights is another; the same one may lie elsewhere.
-    build.train(config.load(str(pathlib.Path(teacher).with_name('config.py'))), tmp_path / 'other', quiet=True, stop_at=2)
+    build.train(
+        config.load(str(pathlib.Path(teacher).with_name('config.py'))),
+        tmp_path / 'other',
+        quiet=True,
+        stop_at=2,
+    )
     with pytest.raises(UserError, match='began with other weights of its teacher'):
         build.train(student_config(str(tmp_path / 'other')), tmp_path / 'broken', quiet=True)
     moved = student_config(str(shutil.copytree(teacher, tmp_path / 'moved')))
@@ -519,7 +603,8 @@ def test_a_student_of_a_network_resumes(teacher, tmp_path, monkeypatch):
 
 
 def test_ema_half_life():
-    """A weight that jumps from 0 to 1 is averaged to 1/2 after half_life images, once the ramp-up is over."""
+    """A weight that jumps from 0 to 1 is averaged to 1/2 after half_life images, once the ramp-up
+    is over."""
     half_life, batch = 1000.0, 10
     decay = ema_decay(half_life, batch, ramp_up=0.05)
     steps = jnp.arange(10_000, 10_000 + 100)
@@ -528,12 +613,18 @@ def test_ema_half_life():
     assert float(decay(jnp.int32(99))) == pytest.approx(0.5 ** (10 / (0.05 * 1000)), rel=1e-6)
     # EDM and SiD: 0.99965 at batch 256 and half a million images.
     assert float(ema_decay(0.5e6, 256)(jnp.int32(10**6))) == pytest.approx(0.99965, abs=5e-6)
-    for bad in ({'half_life': 0.0}, {'half_life': float('nan')}, {'half_life': 1.0, 'ramp_up': 0.0}):
+    for bad in (
+        {'half_life': 0.0},
+        {'half_life': float('nan')},
+        {'half_life': 1.0, 'ramp_up': 0.0},
+    ):
         with pytest.raises(ValueError, match='must be > 0'):
             ema_decay(batch_size=1, **bad)
 
 
-@pytest.mark.parametrize('cycle, every', [('alternate', 1), ('alternate', 3), ('dmd2', 5), ('fastgen', 5)])
+@pytest.mark.parametrize(
+    'cycle, every', [('alternate', 1), ('alternate', 3), ('dmd2', 5), ('fastgen', 5)]
+)
 def test_role_updates_count_the_cycle(cycle, every):
     expected = {
         'alternate': {'critic': 1000, 'student': 1000 // every},
@@ -559,19 +650,27 @@ def test_schedules():
     found = rates(steps=100, learning_rate=0.5, warmup=20, schedule='cosine', final=0.1)
     np.testing.assert_allclose(found[:20], 0.5 * np.arange(20) / 20, rtol=1e-5)
     share = np.arange(80) / 80
-    np.testing.assert_allclose(found[20:], 0.5 * (0.1 + 0.9 * (1 + np.cos(np.pi * share)) / 2), rtol=1e-4)
+    np.testing.assert_allclose(
+        found[20:], 0.5 * (0.1 + 0.9 * (1 + np.cos(np.pi * share)) / 2), rtol=1e-4
+    )
     # Beyond its end the cosine stays at its last value.
-    assert rates(120, steps=100, learning_rate=0.5, schedule='cosine', final=0.1)[-1] == pytest.approx(0.05)
+    assert rates(120, steps=100, learning_rate=0.5, schedule='cosine', final=0.1)[
+        -1
+    ] == pytest.approx(0.05)
 
 
 def test_clip_and_decay():
     gradient = {'w': jnp.full(4, 10.0)}
     optimizer = optim.adam(steps=1, learning_rate=1.0, b1=0.0, b2=0.0, eps=1.0, clip=2.0)
     change, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
-    np.testing.assert_allclose(change['w'], -1.0 / (1.0 + 1.0), rtol=1e-6)  # A norm of 20 becomes 2: four ones.
+    np.testing.assert_allclose(
+        change['w'], -1.0 / (1.0 + 1.0), rtol=1e-6
+    )  # A norm of 20 becomes 2: four ones.
     params = {'map_noise': {'freqs': jnp.ones(2)}, 'w': jnp.ones(2)}
     optimizer = optim.adam(steps=1, learning_rate=0.1, weight_decay=0.5)
-    change, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    change, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     np.testing.assert_allclose(change['w'], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(change['map_noise']['freqs'], 0.0)
 
@@ -591,14 +690,18 @@ def test_state_sharding_splits_big_arrays_by_the_largest_divisible_axis():
         'odd': PartitionSpec(None, 'fsdp'),
         'prime': PartitionSpec(),
     }
-    assert all(s.spec == PartitionSpec() for s in sharding.state_sharding(tree, mesh_of(8, 1)).values())
+    assert all(
+        s.spec == PartitionSpec() for s in sharding.state_sharding(tree, mesh_of(8, 1)).values()
+    )
 
 
 def test_batch_has_to_divide():
     mesh = mesh_of(2, 4)
     sharding.check_batch_size(16, mesh)
     for size, remedy in ((12, 'use e.g. 16'), (0, 'use e.g. 8'), (3, 'use e.g. 8')):
-        with pytest.raises(ValueError, match=f'batch_size={size} is not divisible by the 8 devices; {remedy}'):
+        with pytest.raises(
+            ValueError, match=f'batch_size={size} is not divisible by the 8 devices; {remedy}'
+        ):
             sharding.check_batch_size(size, mesh)
     for bad in ({'fsdp': 3}, {'fsdp': 0}, {'data': 3}, {'data': -2}):
         with pytest.raises(ValueError, match='mesh'):
@@ -665,7 +768,9 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(command, override, message):
         ('seed=-1', 'seed=-1'),
     ],
 )
-def test_a_mistake_about_the_evaluation_is_found_before_training(command, tmp_path, section, message):
+def test_a_mistake_about_the_evaluation_is_found_before_training(
+    command, tmp_path, section, message
+):
     file = tmp_path / 'mistaken.py'
     file.write_text(LONG.replace('samples=100', section))
     code, lines, workdir = command(file=file)

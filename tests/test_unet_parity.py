@@ -1,4 +1,5 @@
-"""The U-Nets against EDM's PyTorch networks with the same weights; edm_goldens.py says how those were recorded."""
+"""The U-Nets against EDM's PyTorch networks with the same weights; edm_goldens.py says how those
+were recorded."""
 
 import json
 
@@ -22,7 +23,9 @@ def shapes(network, resolution):
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     vector = jax.ShapeDtypeStruct((1,), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), image, vector, label)
+    return jax.eval_shape(
+        network.init, jax.eval_shape(lambda: jax.random.key(0)), image, vector, label
+    )
 
 
 def by_edm_name(params):

@@ -1,4 +1,5 @@
-"""The vision transformer against two in PyTorch with the same weights; vit_goldens.py says how those were recorded."""
+"""The vision transformer against two in PyTorch with the same weights; vit_goldens.py says how
+those were recorded."""
 
 import functools
 import json
@@ -55,7 +56,8 @@ def test_class_token_agrees(case, implementation, goldens):
         return np.abs(ours - recorded).max() / np.abs(recorded).max()
 
     assert error(implementation) < 2e-6
-    # The two part where positions are interpolated: 0.8 % at least, so that the one is not mistaken for the other.
+    # The two part where positions are interpolated: 0.8 % at least, so that the one is not mistaken
+    # for the other.
     (other,) = vit_goldens.OFFSETS.keys() - {implementation}
     assert (error(other) > 5e-3) == (case != 'native')
 
@@ -74,16 +76,23 @@ def test_full_size_is_float32_in_full_precision(size):
     params = jax.eval_shape(network.init, jax.random.key(0))
     dim = SIZES[size].get('dim', 1024)
     # The checkpoint's mask token, [1, dim], is left out.
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) + dim == sum(map(math.prod, network.shapes().values()))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) + dim == sum(
+        map(math.prod, network.shapes().values())
+    )
 
-    program = jax.make_jaxpr(network.apply)(params, jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32))
+    program = jax.make_jaxpr(network.apply)(
+        params, jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    )
     assert program.out_avals == [jax.core.ShapedArray((2, dim), jnp.float32)]
     highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
     products = [e.params['precision'] for e in equations(program.jaxpr) if 'precision' in e.params]
-    # The patches, the positions along both axes; in a block qkv, the attention's three, the perceptron's two.
+    # The patches, the positions along both axes; in a block qkv, the attention's three, the
+    # perceptron's two.
     assert products == 9 * [highest]
     types = {variable.aval.dtype for e in equations(program.jaxpr) for variable in e.outvars}
-    assert {dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)} == {np.dtype(np.float32)}
+    assert {dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)} == {
+        np.dtype(np.float32)
+    }
 
 
 def test_init_has_the_structure_of_a_checkpoint():
@@ -106,10 +115,19 @@ def without(arrays, name):
     [
         (lambda a: without(a, 'mask_token'), "lack 'mask_token'"),
         (lambda a: without(a, 'blocks.1.ls2.gamma'), "lack 'blocks.1.ls2.gamma'"),
-        (lambda a: {**a, 'register_tokens': np.zeros((1, 4, 8), np.float32)}, "hold 'register_tokens'"),
+        (
+            lambda a: {**a, 'register_tokens': np.zeros((1, 4, 8), np.float32)},
+            "hold 'register_tokens'",
+        ),
         (lambda a: {**a, 'norm.weigth': a['norm.weight']}, 'did you mean norm.weight?'),
-        (lambda a: {**a, 'pos_embed': a['pos_embed'][:, 1:]}, r"'pos_embed' are float32 \(1, 4, 8\), .* \(1, 5, 8\)"),
-        (lambda a: {**a, 'norm.bias': a['norm.bias'].astype(np.float16)}, "'norm.bias' are float16"),
+        (
+            lambda a: {**a, 'pos_embed': a['pos_embed'][:, 1:]},
+            r"'pos_embed' are float32 \(1, 4, 8\), .* \(1, 5, 8\)",
+        ),
+        (
+            lambda a: {**a, 'norm.bias': a['norm.bias'].astype(np.float16)},
+            "'norm.bias' are float16",
+        ),
     ],
 )
 def test_other_weights_are_refused_in_one_line(change, message):

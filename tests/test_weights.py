@@ -1,4 +1,5 @@
-"""Foreign weight files: whole ones are read as they were written, all others are refused, and nothing in them is run."""
+"""Foreign weight files: whole ones are read as they were written, all others are refused, and
+nothing in them is run."""
 
 import copy
 import json
@@ -26,11 +27,17 @@ MODULE = {'class_name': 'Detector', 'init_args': ('conv',), 'init_kwargs': {'dep
 
 
 def refused(call, path):
-    """The message of the UserError that `call` ends in: one line that begins with the file and has a remedy."""
+    """The message of the UserError that `call` ends in: one line that begins with the file and has
+    a remedy."""
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
-    assert message.startswith(f'{path}: ') and '; ' in message and message.isprintable() and len(message) < 500, message
+    assert (
+        message.startswith(f'{path}: ')
+        and '; ' in message
+        and message.isprintable()
+        and len(message) < 500
+    ), message
     return message
 
 
@@ -58,11 +65,18 @@ def golden(put):
         yield lambda name: reader.read(put(archive.read(name), name))
 
 
-DETECTOR = ('layers.conv.weight', 'layers.conv.beta', 'layers.conv.mean', 'layers.conv.var', 'output.bias')
+DETECTOR = (
+    'layers.conv.weight',
+    'layers.conv.beta',
+    'layers.conv.mean',
+    'layers.conv.var',
+    'output.bias',
+)
 
 
 @pytest.mark.parametrize(
-    'name, prefix', [('script.pt', ''), ('detector.pth', '')] + [(f'nvidia-{p}.pkl', 'ema.') for p in (2, 4, 5)]
+    'name, prefix',
+    [('script.pt', ''), ('detector.pth', '')] + [(f'nvidia-{p}.pkl', 'ema.') for p in (2, 4, 5)],
 )
 def test_modules_of_every_format_hold_the_same_arrays(golden, name, prefix):
     expected = {f'{prefix}{entry}': goldens.value(entry) for entry in DETECTOR}
@@ -80,9 +94,13 @@ def test_tensors_have_their_types_and_strides(golden, name):
     assert list(found) == [*goldens.TYPES, 'scalar', 'transposed', 'rows', 'row']
     for entry in goldens.TYPES:
         dtype = np.dtype(ml_dtypes.bfloat16 if entry == 'bfloat16' else entry)
-        assert found[entry].dtype == dtype and np.array_equal(found[entry], goldens.value(entry).astype(dtype))
+        assert found[entry].dtype == dtype and np.array_equal(
+            found[entry], goldens.value(entry).astype(dtype)
+        )
     assert found['scalar'].shape == () and found['scalar'] == goldens.value('scalar')
-    assert np.array_equal(found['transposed'], goldens.value('transposed.weight').transpose(3, 1, 2, 0))
+    assert np.array_equal(
+        found['transposed'], goldens.value('transposed.weight').transpose(3, 1, 2, 0)
+    )
     assert found['transposed'].flags.c_contiguous
     assert np.array_equal(found['row'], np.arange(12).reshape(4, 3)[1:3])
 
@@ -95,7 +113,11 @@ def test_pickles_hold_more_than_arrays(golden, protocol):
     assert np.array_equal(found['fid']['sigma'], np.arange(9.0).reshape(3, 3))
     assert found['big-endian'].dtype.isnative and np.array_equal(found['big-endian'], np.arange(3))
     network = golden(f'nvidia-{protocol}.pkl')
-    assert (network['dataset_kwargs'], network['tags'], network['size']) == ({'path': 'x', 'max_size': None}, ('a',), (2, 3))
+    assert (network['dataset_kwargs'], network['tags'], network['size']) == (
+        {'path': 'x', 'max_size': None},
+        ('a',),
+        (2, 3),
+    )
     module = network['ema']
     assert {key: module[key] for key in MODULE} == MODULE
     assert 'SystemExit' not in repr(network)
@@ -109,24 +131,41 @@ def test_script_attributes_are_kept(golden):
     assert conv['padding'] == [0, 1] and conv['training'] is True
 
 
-WRITERS = {'zip': files.state_dict, 'legacy': files.state_dict_legacy, 'script': files.script, 'nvidia': files.nvidia}
+WRITERS = {
+    'zip': files.state_dict,
+    'legacy': files.state_dict_legacy,
+    'script': files.script,
+    'nvidia': files.nvidia,
+}
 
 
 @pytest.mark.parametrize('writer', WRITERS)
 def test_own_files_are_read(put, writer):
     draw = np.random.RandomState(0)
-    arrays = {'layers.a.weight': draw.randn(2, 3, 1), 'layers.a.mean': draw.randn(2), 'output.bias': draw.randn(0)}
+    arrays = {
+        'layers.a.weight': draw.randn(2, 3, 1),
+        'layers.a.mean': draw.randn(2),
+        'output.bias': draw.randn(0),
+    }
     arrays = {entry: np.float32(array) for entry, array in arrays.items()}
     found = reader.flatten(reader.read(put(WRITERS[writer](arrays))))
     assert found.keys() == arrays.keys()
-    assert all(np.array_equal(found[entry], arrays[entry]) and found[entry].shape == arrays[entry].shape for entry in arrays)
+    assert all(
+        np.array_equal(found[entry], arrays[entry]) and found[entry].shape == arrays[entry].shape
+        for entry in arrays
+    )
     assert not any(array.flags.writeable and not array.flags.owndata for array in found.values())
 
 
 def test_safetensors_are_read(put):
-    arrays = {'a': np.arange(6, dtype=np.float16).reshape(2, 3), 'b': np.ones(2, ml_dtypes.bfloat16)}
+    arrays = {
+        'a': np.arange(6, dtype=np.float16).reshape(2, 3),
+        'b': np.ones(2, ml_dtypes.bfloat16),
+    }
     found = reader.read(put(safetensors.numpy.save(arrays)))
-    assert {k: (x.dtype, x.tolist()) for k, x in found.items()} == {k: (x.dtype, x.tolist()) for k, x in arrays.items()}
+    assert {k: (x.dtype, x.tolist()) for k, x in found.items()} == {
+        k: (x.dtype, x.tolist()) for k, x in arrays.items()
+    }
 
 
 @pytest.mark.parametrize('name', files.BAD)
@@ -134,7 +173,8 @@ def test_bad_files_are_refused(put, name):
     unreadable(put(files.BAD[name]))
 
 
-# Pieces of messages that say what is wrong, so that a case is not refused for a slip in how it was written.
+# Pieces of messages that say what is wrong, so that a case is not refused for a slip in how it was
+# written.
 SAID = {
     'os-system': "'os.system'",
     'stack-global': "'os.system'",
@@ -231,9 +271,13 @@ def test_what_bad_files_are_made_of_is_good(put):
     """The same files without their fault are read, so that it is the fault which is refused."""
     for data in (files.GOOD, files.GOOD_LEGACY):
         assert np.array_equal(reader.read(put(data)), np.zeros((2, 3)))
-    assert np.array_equal(reader.read(put(files.program(files.numpy_array('f4', (1,), files.raw(bytes(4)))))), [0])
+    assert np.array_equal(
+        reader.read(put(files.program(files.numpy_array('f4', (1,), files.raw(bytes(4)))))), [0]
+    )
     assert reader.read(put(files.safetensors(files.GOOD_HEADER, bytes(4)))) == {'a': [0]}
-    assert reader.read(put(files.program(files.new('torch.nn.modules.linear', 'Linear', files.pairs({}))))) == {
+    assert reader.read(
+        put(files.program(files.new('torch.nn.modules.linear', 'Linear', files.pairs({}))))
+    ) == {
         'class_name': 'Linear',
         'init_args': (),
         'init_kwargs': {},
@@ -248,13 +292,21 @@ def test_what_bad_files_are_made_of_is_good(put):
         (dict(file=100), files.GOOD, 'more than 100'),
         (dict(array=23), files.GOOD, 'more than 23'),
         (dict(array=23), files.GOOD_LEGACY, 'more than 23'),
-        (dict(array=3), files.program(files.numpy_array('f4', (1,), files.raw(bytes(4)))), 'more than 3'),
+        (
+            dict(array=3),
+            files.program(files.numpy_array('f4', (1,), files.raw(bytes(4)))),
+            'more than 3',
+        ),
         (dict(total=100), files.GOOD, 'more than 100'),
         (dict(total=23), files.GOOD_LEGACY, 'more than 23'),
         (dict(members=2), files.GOOD, 'more than 2 members'),
         (dict(members=0), files.GOOD, 'more than 0 members'),
         (dict(opcodes=10), files.GOOD, 'more than 10 pickle opcodes'),
-        (dict(opcodes=40), files.program(files.nested(np.zeros(3, np.float32))), 'more than 40 pickle opcodes'),
+        (
+            dict(opcodes=40),
+            files.program(files.nested(np.zeros(3, np.float32))),
+            'more than 40 pickle opcodes',
+        ),
         (dict(nodes=5), files.program(files.items(*[files.NONE] * 5)), 'more than 5 entries'),
         (dict(depth=2), files.program(files.items(files.items(files.items()))), 'deeper than 2'),
         (dict(nesting=0), files.program(files.nested(np.zeros(3, np.float32))), 'deeper than 0'),
@@ -267,23 +319,38 @@ def test_limits(put, limits, data, said):
 
 
 def test_limits_count_what_is_made_again_and_again(put):
-    """One text in the memo, encoded a hundred times; one storage of 4 MB, unpacked as often; views are counted as if copied."""
+    """One text in the memo, encoded a hundred times; one storage of 4 MB, unpacked as often; views
+    are counted as if copied."""
     encode = files.name('_codecs', 'encode') + files.MARK + b'h\x01' + b'tR'
     texts = put(files.program(files.items(files.text('a' * 100_000) + b'q\x01', *[encode] * 100)))
     loads = files.LOAD + files.MARK + b'h\x01' + b'tR'
-    storage = files.legacy(files.storage('0', 1 << 20, 'FloatStorage', files.NONE), [('0', 1 << 20, bytes(1 << 22))])
-    storages = put(files.program(files.items(files.raw(storage) + b'q\x01', *[loads] * 100)), 'storages')
+    storage = files.legacy(
+        files.storage('0', 1 << 20, 'FloatStorage', files.NONE), [('0', 1 << 20, bytes(1 << 22))]
+    )
+    storages = put(
+        files.program(files.items(files.raw(storage) + b'q\x01', *[loads] * 100)), 'storages'
+    )
     views = put(
-        files.saved(files.items(*[files.view(files.storage('0', 1 << 20), (1 << 20,))] * 100), {'0': bytes(1 << 22)}), 'views'
+        files.saved(
+            files.items(*[files.view(files.storage('0', 1 << 20), (1 << 20,))] * 100),
+            {'0': bytes(1 << 22)},
+        ),
+        'views',
     )
     nested = files.legacy(files.text('a' * 100_000))
     nested = put(files.program(files.items(files.raw(nested) + b'q\x01', *[loads] * 100)), 'nested')
-    for path, total in ((texts, 5_000_000), (storages, 50_000_000), (views, 100_000_000), (nested, 5_000_000)):
+    for path, total in (
+        (texts, 5_000_000),
+        (storages, 50_000_000),
+        (views, 100_000_000),
+        (nested, 5_000_000),
+    ):
         assert 'unpacks to more' in unreadable(path, total=total)
 
 
 def test_levels_of_shared_lists_add_up(put):
-    """Each list wraps the list before sixty times: no walk from above meets more than sixty new levels."""
+    """Each list wraps the list before sixty times: no walk from above meets more than sixty new
+    levels."""
     value, top = b']q\x00', 0
     for index in range(1, 30):
         value += b']' * 60 + b'h' + bytes([top]) + b'a' * 60 + b'q' + bytes([index])
@@ -296,9 +363,12 @@ def test_a_directory_is_weighed_before_it_is_read(put, monkeypatch):
     assert 'more than 0 members' in unreadable(put(files.GOOD), members=0)
 
 
-@pytest.mark.parametrize('name', [info.filename for info in zipfile.ZipFile(goldens.GOLDENS).infolist()])
+@pytest.mark.parametrize(
+    'name', [info.filename for info in zipfile.ZipFile(goldens.GOLDENS).infolist()]
+)
 def test_damage_is_refused_or_harmless(put, name):
-    """A file of torch's with bytes changed, or cut off, or doubled, ends in data or in a UserError."""
+    """A file of torch's with bytes changed, or cut off, or doubled, ends in data or in a
+    UserError."""
     with zipfile.ZipFile(goldens.GOLDENS) as archive:
         whole = archive.read(name)
     draw = np.random.RandomState(0)
@@ -322,8 +392,9 @@ def test_places_that_are_no_files(tmp_path):
         assert 'is no file' in unreadable(tmp_path / name)
 
 
-# Reads every file of a folder with 512 MB to spare, and prints what happened while it did: {name: message or None}, and
-# every event of the interpreter but opening the file and asking for an object's id.
+# Reads every file of a folder with 512 MB to spare, and prints what happened while it did: {name:
+# message or None}, and every event of the interpreter but opening the file and asking for an
+# object's id.
 WATCH = """
 import json, pathlib, resource, sys
 from fdistill.weights import reader
@@ -334,8 +405,8 @@ used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20),) * 2)
 on = False
 def watch(event, arguments):
-    opens = event == 'open' and str(arguments[0]).startswith(str(folder)) and arguments[1] in ('rb', 'r', None)
-    if on and not opens and event != 'builtins.id':
+    opens = event == 'open' and str(arguments[0]).startswith(str(folder)) and arguments[1] in ('rb',
+    'r', None) if on and not opens and event != 'builtins.id':
         events.append([event, str(arguments)[:200]])
 sys.addaudithook(watch)
 on = True
@@ -346,19 +417,25 @@ for path in paths:
     except UserError as error:
         said[path.name] = str(error)
 on = False
-print(json.dumps([said, events, [name for name in ('torch', 'antigravity') if name in sys.modules]]))
+print(json.dumps([said, events, [name for name in ('torch', 'antigravity') if name in
+sys.modules]]))
 """
 
 
 def test_nothing_in_a_file_is_run(tmp_path):
     good = {
-        f'good-{i}': data for i, data in enumerate([files.GOOD, files.GOOD_LEGACY, *(w(_arrays()) for w in WRITERS.values())])
+        f'good-{i}': data
+        for i, data in enumerate(
+            [files.GOOD, files.GOOD_LEGACY, *(w(_arrays()) for w in WRITERS.values())]
+        )
     }
     with zipfile.ZipFile(goldens.GOLDENS) as archive:
         good |= {f'good-{name}': archive.read(name) for name in archive.namelist()}
     for name, data in {**good, **files.BAD}.items():
         (tmp_path / name).write_bytes(data)
-    run = subprocess.run([sys.executable, '-c', WATCH, str(tmp_path)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, '-c', WATCH, str(tmp_path)], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     said, events, imported = json.loads(run.stdout)
     assert [name for name, message in said.items() if message is None] == sorted(good)
@@ -367,9 +444,13 @@ def test_nothing_in_a_file_is_run(tmp_path):
 
 
 def test_the_watch_sees_what_is_run(tmp_path):
-    (tmp_path / 'eval').write_bytes(files.call('builtins', 'eval', files.text('__import__("this")')))
+    (tmp_path / 'eval').write_bytes(
+        files.call('builtins', 'eval', files.text('__import__("this")'))
+    )
     watch = WATCH.replace('reader.read(path)', '__import__("pickle").loads(path.read_bytes())')
-    run = subprocess.run([sys.executable, '-c', watch, str(tmp_path)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, '-c', watch, str(tmp_path)], capture_output=True, text=True
+    )
     events = [event for event, _ in json.loads(run.stdout.splitlines()[-1])[1]]
     assert {'pickle.find_class', 'compile', 'exec', 'import'} <= set(events)
 
@@ -389,17 +470,27 @@ def _arrays(shapes=None):
 
 @pytest.fixture
 def thin(monkeypatch):
-    """The FID Inception with an eighth of its channels: {our name: array}, its norms without a scale."""
+    """The FID Inception with an eighth of its channels: {our name: array}, its norms without a
+    scale."""
     shapes = {name: _thin(shape) for name, shape in network.shapes().items()}
-    converters = dict(weights.CONVERTERS, inception=weights.CONVERTERS['inception']._replace(shapes=lambda: shapes))
+    converters = dict(
+        weights.CONVERTERS,
+        inception=weights.CONVERTERS['inception']._replace(shapes=lambda: shapes),
+    )
     monkeypatch.setattr(weights, 'CONVERTERS', converters)
-    return {name: np.ones_like(x) if name.endswith('bn.weight') else x for name, x in _arrays(shapes).items()}
+    return {
+        name: np.ones_like(x) if name.endswith('bn.weight') else x
+        for name, x in _arrays(shapes).items()
+    }
 
 
 def _pytorch_fid(arrays):
-    """As pytorch-fid's file has it: with counters, and the auxiliary classifier that FID does not use."""
+    """As pytorch-fid's file has it: with counters, and the auxiliary classifier that FID does not
+    use."""
     counters = {
-        name.replace('running_var', 'num_batches_tracked'): np.array(0) for name in arrays if name.endswith('running_var')
+        name.replace('running_var', 'num_batches_tracked'): np.array(0)
+        for name in arrays
+        if name.endswith('running_var')
     }
     return {**arrays, **counters, 'AuxLogits.fc.weight': np.zeros((3, 2), np.float32)}
 
@@ -423,8 +514,13 @@ def test_conversions_agree_bit_for_bit(thin, put, tmp_path):
         metadata = weights.convert('inception', put(write(thin), name), out)
         arrays, again = store.load(out)
         assert again == metadata
-        assert arrays.keys() == thin.keys() and all(arrays[key].tobytes() == thin[key].tobytes() for key in thin)
-        assert (metadata['source'], metadata['source_sha256']) == (name, store.sha256(tmp_path / name))
+        assert arrays.keys() == thin.keys() and all(
+            arrays[key].tobytes() == thin[key].tobytes() for key in thin
+        )
+        assert (metadata['source'], metadata['source_sha256']) == (
+            name,
+            store.sha256(tmp_path / name),
+        )
         contents[name] = metadata['content_sha256']
     assert len(set(contents.values())) == 1
 
@@ -435,8 +531,14 @@ def test_inception_names_are_one_to_one():
 
 
 def _nvidia_shapes():
-    """NVIDIA's graph as openai/consistency_models (3d86141) rebuilds it: {convolution: (in, out, height, width)}."""
-    shapes = {'conv': (3, 32, 3, 3), 'conv_1': (32, 32, 3, 3), 'conv_2': (32, 64, 3, 3), 'conv_3': (64, 80, 1, 1)}
+    """NVIDIA's graph as openai/consistency_models (3d86141) rebuilds it: {convolution: (in, out,
+    height, width)}."""
+    shapes = {
+        'conv': (3, 32, 3, 3),
+        'conv_1': (32, 32, 3, 3),
+        'conv_2': (32, 64, 3, 3),
+        'conv_3': (64, 80, 1, 1),
+    }
     shapes['conv_4'] = (80, 192, 3, 3)
 
     def block(name, channels, **towers):
@@ -444,18 +546,35 @@ def _nvidia_shapes():
             inside = channels
             for index, (out, height, width) in enumerate(convolutions):
                 suffix = f'_{index}' if index else ''
-                shapes[f'{name}.{tower}.conv{suffix}' if tower != 'conv' else f'{name}.conv'] = inside, out, height, width
+                shapes[f'{name}.{tower}.conv{suffix}' if tower != 'conv' else f'{name}.conv'] = (
+                    inside,
+                    out,
+                    height,
+                    width,
+                )
                 inside = out
 
     for name, channels, pool in (('mixed', 192, 32), ('mixed_1', 256, 64), ('mixed_2', 288, 64)):
         tower_1 = [(64, 1, 1), (96, 3, 3), (96, 3, 3)]
-        block(name, channels, conv=[(64, 1, 1)], tower=[(48, 1, 1), (64, 5, 5)], tower_1=tower_1, tower_2=[(pool, 1, 1)])
+        block(
+            name,
+            channels,
+            conv=[(64, 1, 1)],
+            tower=[(48, 1, 1), (64, 5, 5)],
+            tower_1=tower_1,
+            tower_2=[(pool, 1, 1)],
+        )
     block('mixed_3', 288, conv=[(384, 3, 3)], tower=[(64, 1, 1), (96, 3, 3), (96, 3, 3)])
     for name, c in (('mixed_4', 128), ('mixed_5', 160), ('mixed_6', 160), ('mixed_7', 192)):
         tower_1 = [(c, 1, 1), (c, 7, 1), (c, 1, 7), (c, 7, 1), (192, 1, 7)]
         tower = [(c, 1, 1), (c, 1, 7), (192, 7, 1)]
         block(name, 768, conv=[(192, 1, 1)], tower=tower, tower_1=tower_1, tower_2=[(192, 1, 1)])
-    block('mixed_8', 768, tower=[(192, 1, 1), (320, 3, 3)], tower_1=[(192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3)])
+    block(
+        'mixed_8',
+        768,
+        tower=[(192, 1, 1), (320, 3, 3)],
+        tower_1=[(192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3)],
+    )
     for name, channels in (('mixed_9', 1280), ('mixed_10', 2048)):
         shapes |= {
             f'{name}.conv': (channels, 320, 1, 1),
@@ -473,8 +592,15 @@ def _nvidia_shapes():
 
 def test_inception_shapes_are_those_of_nvidias_graph():
     shapes = _nvidia_shapes()
-    theirs = {f'layers.{name}.weight': (out, inside, height, width) for name, (inside, out, height, width) in shapes.items()}
-    theirs |= {f'layers.{name}.{entry}': (shape[1],) for name, shape in shapes.items() for entry in ('beta', 'mean', 'var')}
+    theirs = {
+        f'layers.{name}.weight': (out, inside, height, width)
+        for name, (inside, out, height, width) in shapes.items()
+    }
+    theirs |= {
+        f'layers.{name}.{entry}': (shape[1],)
+        for name, shape in shapes.items()
+        for entry in ('beta', 'mean', 'var')
+    }
     theirs |= {'output.weight': (1008, 2048), 'output.bias': (1008,)}
     assert theirs == {name: network.shapes()[ours] for name, ours in inception.NVIDIA.items()}
 
@@ -490,8 +616,14 @@ FAULTS = {
     'shape': (lambda x: x[:-1], "'fc.bias' has the shape (125,), not (126,)"),
     'transposed': (lambda x: x[None], "'fc.bias' has the shape (1, 126), not (126,)"),
     'half': (lambda x: x.astype(np.float16), "'fc.bias' is float16, not float32"),
-    'nan': (lambda x: np.where(np.arange(126) == 3, np.nan, x).astype(np.float32), "'fc.bias' is not finite"),
-    'infinite': (lambda x: np.where(np.arange(126) == 3, np.inf, x).astype(np.float32), "'fc.bias' is not finite"),
+    'nan': (
+        lambda x: np.where(np.arange(126) == 3, np.nan, x).astype(np.float32),
+        "'fc.bias' is not finite",
+    ),
+    'infinite': (
+        lambda x: np.where(np.arange(126) == 3, np.inf, x).astype(np.float32),
+        "'fc.bias' is not finite",
+    ),
 }
 
 
@@ -501,7 +633,9 @@ def test_wrong_weights_are_refused_by_name(thin, put, tmp_path, fault, source):
     change, said = FAULTS[fault]
     changed = _changed(thin, 'fc.bias', change)
     if fault == 'missing' and source == 'nvidia.pkl':
-        data = files.nvidia({theirs: changed[ours] for theirs, ours in inception.NVIDIA.items() if ours in changed})
+        data = files.nvidia(
+            {theirs: changed[ours] for theirs, ours in inception.NVIDIA.items() if ours in changed}
+        )
     else:
         data = SOURCES[source](changed)
     path, out = put(data, source), tmp_path / 'out.safetensors'
@@ -515,7 +649,9 @@ def test_mismatches_are_told_by_name_the_first_few(thin, put, tmp_path):
     }
     path = put(files.state_dict(arrays))
     message = refused(lambda: weights.convert('inception', path, tmp_path / 'out'), path)
-    assert "'fc.weight' is missing; 'fc.bias' is missing; 'extra0' is unknown; and 2 more" in message
+    assert (
+        "'fc.weight' is missing; 'fc.bias' is missing; 'extra0' is unknown; and 2 more" in message
+    )
     # NVIDIA's VGG16, say.
     path = put(files.script({'layers.conv1.weight': np.zeros((2, 2), np.float32)}))
     assert 'and ' in refused(lambda: weights.convert('inception', path, tmp_path / 'out'), path)
@@ -525,7 +661,9 @@ def test_out_is_not_overwritten(thin, put, tmp_path):
     out = tmp_path / 'out.safetensors'
     first = weights.convert('inception', put(SOURCES['script.pt'](thin), 'a.pt'), out)
     stamp = out.stat().st_mtime_ns
-    assert weights.convert('inception', put(SOURCES['nvidia.pkl'](thin), 'b.pkl'), out) == first  # It is of the same content.
+    assert (
+        weights.convert('inception', put(SOURCES['nvidia.pkl'](thin), 'b.pkl'), out) == first
+    )  # It is of the same content.
     other = put(SOURCES['nvidia.pkl'](_changed(thin, 'fc.bias', lambda x: x + 1)), 'c.pkl')
     assert 'holds other weights' in refused(lambda: weights.convert('inception', other, out), out)
     assert out.stat().st_mtime_ns == stamp
@@ -533,7 +671,9 @@ def test_out_is_not_overwritten(thin, put, tmp_path):
 
 def test_dinov2_converts(monkeypatch, put, tmp_path):
     small = vit.vit(dim=8, depth=2, heads=2, patch=2, grid=3)
-    monkeypatch.setitem(weights.CONVERTERS, 'dinov2', weights.CONVERTERS['dinov2']._replace(shapes=small.shapes))
+    monkeypatch.setitem(
+        weights.CONVERTERS, 'dinov2', weights.CONVERTERS['dinov2']._replace(shapes=small.shapes)
+    )
     arrays = _arrays(small.shapes())
     metadata = weights.convert('dinov2', put(files.state_dict(arrays)), tmp_path / 'out')
     assert metadata['kind'] == 'dinov2' and 'Apache-2.0' in metadata['licence']
@@ -545,7 +685,8 @@ def test_dinov2_converts(monkeypatch, put, tmp_path):
 def test_converters_have_names_and_a_licence(kind):
     converter = weights.CONVERTERS[kind]
     sizes = [np.prod(shape) for shape in converter.shapes().values()]
-    # pytorch-fid's network has 23.9 million numbers with its 1008 classes, facebook's ViT-L/14 304 million.
+    # pytorch-fid's network has 23.9 million numbers with its 1008 classes, facebook's ViT-L/14 304
+    # million.
     assert sum(sizes) == {'inception': 23_885_392, 'dinov2': 304_368_640}[kind]
     assert 'Apache-2.0' in converter.licence
 
@@ -574,7 +715,11 @@ def test_stored_weights_come_back(tmp_path):
     found, metadata = store.load(tmp_path / 'a')
     assert found.keys() == arrays.keys()
     assert all(np.array_equal(found[k], x) and found[k].shape == x.shape for k, x in arrays.items())
-    assert (metadata['kind'], metadata['format'], metadata['content_sha256']) == ('x', store.FORMAT, store.digest(found))
+    assert (metadata['kind'], metadata['format'], metadata['content_sha256']) == (
+        'x',
+        store.FORMAT,
+        store.digest(found),
+    )
     assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
@@ -611,7 +756,13 @@ def test_stored_weights_are_checked(tmp_path, put):
 
 
 @pytest.mark.parametrize(
-    'bad', [np.array([1, np.nan]), np.array([np.inf], ml_dtypes.bfloat16), np.array(['a']), np.array([None])]
+    'bad',
+    [
+        np.array([1, np.nan]),
+        np.array([np.inf], ml_dtypes.bfloat16),
+        np.array(['a']),
+        np.array([None]),
+    ],
 )
 def test_what_cannot_be_stored(tmp_path, bad):
     with pytest.raises(ValueError, match="'x' is"):

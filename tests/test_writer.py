@@ -18,7 +18,8 @@ def lines(path):
 
 
 def events(workdir):
-    """The events of the one TensorBoard file of a run: records of length, checksum, protobuf, checksum."""
+    """The events of the one TensorBoard file of a run: records of length, checksum, protobuf,
+    checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     (path,) = (workdir / 'tensorboard').iterdir()
@@ -31,11 +32,24 @@ def events(workdir):
 
 
 def test_metrics_are_exact_json_lines(tmp_path):
-    values = {'loss': jnp.float32(0.1), 'third': 1 / 3, 'a': float('nan'), 'b': np.inf, 'c': -np.inf}
+    values = {
+        'loss': jnp.float32(0.1),
+        'third': 1 / 3,
+        'a': float('nan'),
+        'b': np.inf,
+        'c': -np.inf,
+    }
     with writer.Writer(tmp_path) as out:
         out.metrics(7, values)
     (line,) = lines(tmp_path / 'metrics.jsonl')
-    assert line == {'step': 7, 'loss': float(np.float32(0.1)), 'third': 1 / 3, 'a': 'nan', 'b': 'inf', 'c': '-inf'}
+    assert line == {
+        'step': 7,
+        'loss': float(np.float32(0.1)),
+        'third': 1 / 3,
+        'a': 'nan',
+        'b': 'inf',
+        'c': '-inf',
+    }
     assert not (tmp_path / 'timing.jsonl').exists()
 
 
@@ -53,11 +67,21 @@ def test_a_resumed_run_leaves_the_metrics_of_an_unbroken_one(tmp_path):
         file.write('{"step": 70, "lo')
     with writer.Writer(tmp_path / 'resumed') as out:
         out.truncate(30)
-        assert [line['step'] for line in lines(tmp_path / 'resumed' / 'timing.jsonl')] == [10, 20, 30]
+        assert [line['step'] for line in lines(tmp_path / 'resumed' / 'timing.jsonl')] == [
+            10,
+            20,
+            30,
+        ]
         write(out, 40, 60)
-    unbroken, resumed = ((tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('unbroken', 'resumed'))
+    unbroken, resumed = (
+        (tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('unbroken', 'resumed')
+    )
     assert resumed == unbroken
-    assert {path.name for path in (tmp_path / 'resumed').iterdir()} == {'metrics.jsonl', 'timing.jsonl', 'tensorboard'}
+    assert {path.name for path in (tmp_path / 'resumed').iterdir()} == {
+        'metrics.jsonl',
+        'timing.jsonl',
+        'tensorboard',
+    }
 
 
 def test_truncate_mends_a_line_without_its_end(tmp_path):
@@ -71,12 +95,16 @@ def test_truncate_mends_a_line_without_its_end(tmp_path):
 def test_tensorboard_has_one_file_with_everything(tmp_path):
     with writer.Writer(tmp_path) as out:
         out.truncate(3)
-        out.config({'steps': 10, 'student': {'rate': 1e-3, 'shape': (1, 2), 'flag': True, 'none': None}})
+        out.config(
+            {'steps': 10, 'student': {'rate': 1e-3, 'shape': (1, 2), 'flag': True, 'none': None}}
+        )
         out.metrics(4, {'loss': 0.5})
         out.timing(4, {'images_per_second': 100.0})
         out.image(4, 'samples', np.zeros((8, 6, 3), np.uint8))
     found = events(tmp_path)
-    assert [event.step for event in found if event.HasField('session_log')] == [4]  # hides a former run's later events
+    assert [event.step for event in found if event.HasField('session_log')] == [
+        4
+    ]  # hides a former run's later events
     values = {value.tag: (event.step, value) for event in found for value in event.summary.value}
     assert values['loss'][0] == 4 and values['loss'][1].simple_value == 0.5
     assert values['timing/images_per_second'][1].simple_value == 100
@@ -88,8 +116,16 @@ def test_tensorboard_has_one_file_with_everything(tmp_path):
 def test_json_is_plain_and_replaces_the_old_file(tmp_path):
     path = tmp_path / 'eval' / 'x.json'
     writer.write_json(path, {'old': 1})
-    writer.write_json(path, {'fd': np.float64(1 / 3), 'n': np.int32(2), 'list': (jnp.arange(2), np.nan), 'no': None})
-    assert json.loads(path.read_text()) == {'fd': 1 / 3, 'n': 2, 'list': [[0, 1], 'nan'], 'no': None}
+    writer.write_json(
+        path,
+        {'fd': np.float64(1 / 3), 'n': np.int32(2), 'list': (jnp.arange(2), np.nan), 'no': None},
+    )
+    assert json.loads(path.read_text()) == {
+        'fd': 1 / 3,
+        'n': 2,
+        'list': [[0, 1], 'nan'],
+        'no': None,
+    }
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -168,11 +204,21 @@ def test_histograms_are_counts_and_reach_tensorboard(tmp_path):
         out.histograms(20, {'student/log_h': counts}, np.linspace(-2, 2, 5))
         out.histograms(30, {}, np.linspace(-2, 2, 5))
     (line,) = lines(tmp_path / 'histograms.jsonl')
-    assert line == {'step': 20, 'edges': [-2.0, -1.0, 0.0, 1.0, 2.0], 'student/log_h': counts.tolist()}
+    assert line == {
+        'step': 20,
+        'edges': [-2.0, -1.0, 0.0, 1.0, 2.0],
+        'student/log_h': counts.tolist(),
+    }
     found = {value.tag: value.histo for event in events(tmp_path) for value in event.summary.value}
     assert set(found) == {'student/log_h', *(f'student/log_h/noise_level_{k}_of_2' for k in (1, 2))}
     total = found['student/log_h']
-    assert (total.min, total.max, total.num, total.sum, total.sum_squares) == (-1, 2, 9, -1.5 + 0.5 + 7.5, 0.75 + 0.25 + 11.25)
+    assert (total.min, total.max, total.num, total.sum, total.sum_squares) == (
+        -1,
+        2,
+        9,
+        -1.5 + 0.5 + 7.5,
+        0.75 + 0.25 + 11.25,
+    )
     assert list(total.bucket) == [0, 3, 1, 5] and list(total.bucket_limit) == [-1, 0, 1, 2]
 
 
@@ -190,8 +236,12 @@ class FakeWandb(types.ModuleType):
 
     def init(self, **options):
         self.begun.append(options)
-        config = types.SimpleNamespace(update=lambda values, allow_val_change: self.config.update(values))
-        return types.SimpleNamespace(log=self.log, config=config, finish=lambda: self.logged.append('finished'))
+        config = types.SimpleNamespace(
+            update=lambda values, allow_val_change: self.config.update(values)
+        )
+        return types.SimpleNamespace(
+            log=self.log, config=config, finish=lambda: self.logged.append('finished')
+        )
 
 
 def test_weights_and_biases_gets_the_same_and_goes_on_under_its_id(tmp_path, monkeypatch):
@@ -205,12 +255,25 @@ def test_weights_and_biases_gets_the_same_and_goes_on_under_its_id(tmp_path, mon
             out.image(step, 'samples', np.zeros((4, 4, 3), np.uint8))
             out.histograms(step, {'h': np.array([[1, 2]])}, [0, 1, 2])
     first, second = fake.begun
-    assert first == second and first['project'] == 'mine' and first['name'] == 'run' and first['resume'] == 'allow'
+    assert (
+        first == second
+        and first['project'] == 'mine'
+        and first['name'] == 'run'
+        and first['resume'] == 'allow'
+    )
     assert fake.config == {'seed': 3} and fake.logged.count('finished') == 2
-    logged = {key: value for entry in fake.logged if entry != 'finished' for key, value in entry[1].items()}
+    logged = {
+        key: value
+        for entry in fake.logged
+        if entry != 'finished'
+        for key, value in entry[1].items()
+    }
     assert logged == {
-        'loss': 0.5, 'timing/seconds': 2.0, 'samples': ('image', (4, 4, 3)),
-        'h': ('histogram', (2,)), 'h/noise_level_1_of_1': ('histogram', (2,)),
+        'loss': 0.5,
+        'timing/seconds': 2.0,
+        'samples': ('image', (4, 4, 3)),
+        'h': ('histogram', (2,)),
+        'h/noise_level_1_of_1': ('histogram', (2,)),
     }
 
 
@@ -218,7 +281,9 @@ def test_weights_and_biases_is_off_unless_asked_for_and_has_to_be_there(tmp_path
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with writer.Writer(tmp_path) as out:
         out.metrics(1, {'loss': 0.5})
-    with pytest.raises(UserError, match=r"wandb='mine': .*not installed: pip install 'fdistill\[wandb\]'"):
+    with pytest.raises(
+        UserError, match=r"wandb='mine': .*not installed: pip install 'fdistill\[wandb\]'"
+    ):
         writer.Writer(tmp_path / 'new', 'mine')
     assert not (tmp_path / 'new').exists()
     monkeypatch.setattr(writer.jax, 'process_index', lambda: 1)

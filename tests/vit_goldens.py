@@ -1,7 +1,9 @@
-"""Small vision transformers with weights drawn by name, and how outputs of two PyTorch implementations were recorded.
+"""Small vision transformers with weights drawn by name, and how outputs of two PyTorch
+implementations were recorded.
 
-`python tests/vit_goldens.py CHECKOUT` writes data/vit_goldens.npz; CHECKOUT is a clone of facebookresearch/dinov2.
-Recorded at its commit b8931f7 and with transformers 5.23.0 and torch 2.13.0+cpu in float32.
+`python tests/vit_goldens.py CHECKOUT` writes data/vit_goldens.npz; CHECKOUT is a clone of
+facebookresearch/dinov2. Recorded at its commit b8931f7 and with transformers 5.23.0 and torch
+2.13.0+cpu in float32.
 """
 
 import json
@@ -13,7 +15,8 @@ import zlib
 import numpy as np
 
 GOLDENS = pathlib.Path(__file__).parent / 'data' / 'vit_goldens.npz'
-# Each a network and the images (height, width in pixels) that it sees. 224 from 37 positions is FD-DINOv2's own case.
+# Each a network and the images (height, width in pixels) that it sees. 224 from 37 positions is
+# FD-DINOv2's own case.
 _SMALL = dict(dim=32, depth=2, heads=4)
 CASES = {
     'fd': (dict(_SMALL, grid=37), (224, 224)),
@@ -62,18 +65,22 @@ def inputs(height, width):
 
 
 def _to_transformers(arrays):
-    """Facebook's state dict with transformers' names; the joined q, k, v and gate, value are parted."""
+    """Facebook's state dict with transformers' names; the joined q, k, v and gate, value are
+    parted."""
     for old, new in _RENAMED.items():
         arrays = {
             name.replace(old, part): piece
             for name, array in arrays.items()
-            for part, piece in zip(new, np.split(array, len(new)) if old in name else [array], strict=False)
+            for part, piece in zip(
+                new, np.split(array, len(new)) if old in name else [array], strict=False
+            )
         }
     return arrays
 
 
 def record(checkout):
-    """Runs both implementations and writes GOLDENS: class tokens, and the names and shapes of facebook's sizes."""
+    """Runs both implementations and writes GOLDENS: class tokens, and the names and shapes of
+    facebook's sizes."""
     os.environ['XFORMERS_DISABLED'] = '1'
     sys.path.insert(0, checkout)
     import torch
@@ -86,10 +93,16 @@ def record(checkout):
         dim, depth, heads = settings['dim'], settings['depth'], settings['heads']
         swiglu, size = settings.get('feed_forward') == 'swiglu', 14 * settings['grid']
         # The options by which backbones._make_dinov2_model makes dinov2_vitl14.
-        options = dict(init_values=1.0, block_chunks=0, ffn_layer='swiglufused' if swiglu else 'mlp')
+        options = dict(
+            init_values=1.0, block_chunks=0, ffn_layer='swiglufused' if swiglu else 'mlp'
+        )
         options.update(interpolate_antialias=False, interpolate_offset=OFFSETS['facebook'])
-        facebook = DinoVisionTransformer(size, 14, embed_dim=dim, depth=depth, num_heads=heads, **options).eval()
-        drawn = {name: weight(name, tuple(entry.shape)) for name, entry in facebook.state_dict().items()}
+        facebook = DinoVisionTransformer(
+            size, 14, embed_dim=dim, depth=depth, num_heads=heads, **options
+        ).eval()
+        drawn = {
+            name: weight(name, tuple(entry.shape)) for name, entry in facebook.state_dict().items()
+        }
         facebook.load_state_dict({name: torch.from_numpy(array) for name, array in drawn.items()})
         options = dict(image_size=size, patch_size=14, use_swiglu_ffn=swiglu, layer_norm_eps=1e-6)
         options.update(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads)
@@ -103,7 +116,9 @@ def record(checkout):
     for size in SIZES:
         with torch.device('meta'):
             entries = getattr(backbones, f'dinov2_{size}')(pretrained=False).state_dict()
-        arrays[f'{size}/entries'] = np.array(json.dumps({name: list(entry.shape) for name, entry in entries.items()}))
+        arrays[f'{size}/entries'] = np.array(
+            json.dumps({name: list(entry.shape) for name, entry in entries.items()})
+        )
     GOLDENS.parent.mkdir(exist_ok=True)
     np.savez_compressed(GOLDENS, **arrays)
 

@@ -1,6 +1,7 @@
 """Weight files written byte by byte, whole ones and such as should be refused; torch takes no part.
 
-A value is given as the piece of a pickle that makes it: `text('a')`, `pairs({'a': tensor(...)})`, `reduce(name(...), ...)`.
+A value is given as the piece of a pickle that makes it: `text('a')`, `pairs({'a': tensor(...)})`,
+`reduce(name(...), ...)`.
 """
 
 import io
@@ -13,7 +14,12 @@ import zipfile
 import numpy as np
 
 MAGIC = 0x1950A86A20F9469CFC6C
-STORAGES = {'float32': 'FloatStorage', 'float16': 'HalfStorage', 'int64': 'LongStorage', 'bool': 'BoolStorage'}
+STORAGES = {
+    'float32': 'FloatStorage',
+    'float16': 'HalfStorage',
+    'int64': 'LongStorage',
+    'bool': 'BoolStorage',
+}
 NONE, TRUE, FALSE, EMPTY, MARK = b'N', b'\x88', b'\x89', b')', b'('
 
 
@@ -68,7 +74,10 @@ REBUILD = name('torch._utils', '_rebuild_tensor_v2')
 
 def storage(key, count, kind='FloatStorage', *more):
     """A persistent id; the legacy format has NONE as `more`."""
-    return many(text('storage'), name('torch', kind), text(key), text('cpu'), number(count), *more) + b'Q'
+    return (
+        many(text('storage'), name('torch', kind), text(key), text('cpu'), number(count), *more)
+        + b'Q'
+    )
 
 
 def view(storage, shape, stride=None, offset=0, hooks=HOOKS):
@@ -83,20 +92,31 @@ def archive(members, folder='weights', **options):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, 'w', **options) as file:
         for member, data in members.items():
-            file.writestr(*data) if isinstance(data, tuple) else file.writestr(f'{folder}/{member}', data)
+            file.writestr(*data) if isinstance(data, tuple) else file.writestr(
+                f'{folder}/{member}', data
+            )
     return buffer.getvalue()
 
 
 def saved(value, storages=None, **members):
     """torch.save's archive of a value over {key: bytes}."""
-    data = {f'data/{key}': data for key, data in ({'0': bytes(24)} if storages is None else storages).items()}
-    return archive({'data.pkl': program(value), **data, 'byteorder': b'little', 'version': b'3', **members})
+    data = {
+        f'data/{key}': data
+        for key, data in ({'0': bytes(24)} if storages is None else storages).items()
+    }
+    return archive(
+        {'data.pkl': program(value), **data, 'byteorder': b'little', 'version': b'3', **members}
+    )
 
 
 def legacy(value, storages=(), keys=None, magic=MAGIC, version=1001, little=TRUE, tail=b''):
     """torch.save before 1.6, of a value over ((key, count, bytes), ...)."""
     keys = [key for key, _, _ in storages] if keys is None else keys
-    head = program(number(magic)) + program(number(version)) + program(pairs({'little_endian': little}))
+    head = (
+        program(number(magic))
+        + program(number(version))
+        + program(pairs({'little_endian': little}))
+    )
     data = b''.join(struct.pack('<q', count) + data for _, count, data in storages)
     return head + program(value) + program(items(*map(text, keys))) + data + tail
 
@@ -111,7 +131,13 @@ def nested(array, key='7'):
 def persistent(class_name, state):
     """NVIDIA's module; its source code does what none should."""
     source = text('import os\nos.system("false")\nraise SystemExit(1)\n')
-    meta = {'type': text('class'), 'version': number(6), 'module_src': source, 'class_name': text(class_name), 'state': state}
+    meta = {
+        'type': text('class'),
+        'version': number(6),
+        'module_src': source,
+        'class_name': text(class_name),
+        'state': state,
+    }
     return reduce(name('torch_utils.persistence', '_reconstruct_persistent_obj'), pairs(meta))
 
 
@@ -129,14 +155,26 @@ def tree(arrays):
 
 def state_dict(arrays):
     """{name: array} as torch.save of a state dict writes it."""
-    value = pairs({n: view(storage(str(i), a.size, STORAGES[a.dtype.name]), a.shape) for i, (n, a) in enumerate(arrays.items())})
-    return saved(HOOKS + value[1:], {str(i): array.tobytes() for i, array in enumerate(arrays.values())})
+    value = pairs(
+        {
+            n: view(storage(str(i), a.size, STORAGES[a.dtype.name]), a.shape)
+            for i, (n, a) in enumerate(arrays.items())
+        }
+    )
+    return saved(
+        HOOKS + value[1:], {str(i): array.tobytes() for i, array in enumerate(arrays.values())}
+    )
 
 
 def state_dict_legacy(arrays):
     """{name: array} as torch before 1.6 wrote it."""
-    values = {n: view(storage(n, a.size, STORAGES[a.dtype.name], NONE), a.shape) for n, a in arrays.items()}
-    return legacy(pairs(values), [(key, array.size, array.tobytes()) for key, array in arrays.items()])
+    values = {
+        n: view(storage(n, a.size, STORAGES[a.dtype.name], NONE), a.shape)
+        for n, a in arrays.items()
+    }
+    return legacy(
+        pairs(values), [(key, array.size, array.tobytes()) for key, array in arrays.items()]
+    )
 
 
 def script(arrays):
@@ -148,16 +186,23 @@ def script(arrays):
             return view(storage(keys[id(node)], node.size, STORAGES[node.dtype.name]), node.shape)
         padding = reduce(name('torch.jit._pickle', 'build_intlist'), items(number(0), number(3)))
         entries = {key: module(child) for key, child in node.items()}
-        return new('__torch__.___torch_mangle_3', 'Block', pairs({'training': FALSE, 'padding': padding, **entries}))
+        return new(
+            '__torch__.___torch_mangle_3',
+            'Block',
+            pairs({'training': FALSE, 'padding': padding, **entries}),
+        )
 
     storages = {keys[id(array)]: array.tobytes() for array in arrays.values()}
     return saved(
-        module(tree(arrays)), storages, **{'code/__torch__.py': b'raise SystemExit(1)\n', 'constants.pkl': program(EMPTY)}
+        module(tree(arrays)),
+        storages,
+        **{'code/__torch__.py': b'raise SystemExit(1)\n', 'constants.pkl': program(EMPTY)},
     )
 
 
 def nvidia(arrays):
-    """{dotted name: array} as a pickle of NVIDIA's: its own modules are persistent, torch's containers among them are not."""
+    """{dotted name: array} as a pickle of NVIDIA's: its own modules are persistent, torch's
+    containers among them are not."""
 
     def module(key, node):
         leaves = {k: child for k, child in node.items() if isinstance(child, np.ndarray)}
@@ -166,9 +211,15 @@ def nvidia(arrays):
         state = {
             '_init_args': EMPTY,
             'training': FALSE,
-            '_parameters': pairs({k: reduce(parameter, value, TRUE, HOOKS) for k, value in weights.items()}),
-            '_buffers': pairs({k: nested(child) for k, child in leaves.items() if k not in weights}),
-            '_modules': pairs({k: module(k, child) for k, child in node.items() if k not in leaves}),
+            '_parameters': pairs(
+                {k: reduce(parameter, value, TRUE, HOOKS) for k, value in weights.items()}
+            ),
+            '_buffers': pairs(
+                {k: nested(child) for k, child in leaves.items() if k not in weights}
+            ),
+            '_modules': pairs(
+                {k: module(k, child) for k, child in node.items() if k not in leaves}
+            ),
         }
         layer = {'layers': ('container', 'Sequential'), 'output': ('linear', 'Linear')}.get(key)
         if layer:
@@ -186,9 +237,13 @@ def safetensors(header, data=b'', length=None):
 def numpy_array(dtype, shape, data, subtype=('numpy', 'ndarray'), dtype_state=None):
     """An array as numpy pickles it."""
     dtype_state = (
-        many(number(3), text('<'), NONE, NONE, NONE, number(-1), number(-1), number(0)) if dtype_state is None else dtype_state
+        many(number(3), text('<'), NONE, NONE, NONE, number(-1), number(-1), number(0))
+        if dtype_state is None
+        else dtype_state
     )
-    empty = reduce(name('numpy.core.multiarray', '_reconstruct'), name(*subtype), many(number(0)), raw(b'b'))
+    empty = reduce(
+        name('numpy.core.multiarray', '_reconstruct'), name(*subtype), many(number(0)), raw(b'b')
+    )
     dtype = reduce(name('numpy', 'dtype'), text(dtype), FALSE, TRUE) + dtype_state + b'b'
     return empty + many(number(1), many(*map(number, shape)), dtype, FALSE, data) + b'b'
 
@@ -225,7 +280,8 @@ def _flagged(data, flag):
 
 
 def _overlapping():
-    """An archive whose directory gives one stretch of the file to many members, each as long as the file."""
+    """An archive whose directory gives one stretch of the file to many members, each as long as the
+    file."""
     data = archive({'data.pkl': program(NONE), 'data/0': bytes(4096)})
     at = data.rindex(b'PK\x01\x02')
     *_, length, offset, _ = struct.unpack('<4s4H2LH', data[-22:])
@@ -290,17 +346,31 @@ BAD = {
     'in-archive': saved(reduce(name('os', 'system'), text('false'))),
     'in-legacy': legacy(reduce(name('os', 'system'), text('false'))),
     'in-legacy-header': program(number(MAGIC)) + call('os', 'system', text('false')),
-    'in-legacy-keys': _patched(GOOD_LEGACY, program(items(text('0'))), call('os', 'system', text('false'))),
+    'in-legacy-keys': _patched(
+        GOOD_LEGACY, program(items(text('0'))), call('os', 'system', text('false'))
+    ),
     'in-nested': program(reduce(LOAD, raw(legacy(reduce(name('os', 'system'), text('false')))))),
-    'in-module-state': program(persistent('Net', pairs({'x': reduce(name('os', 'system'), text('false'))}))),
-    'in-script': saved(new('__torch__', 'Net', pairs({'x': reduce(name('os', 'system'), text('false'))}))),
+    'in-module-state': program(
+        persistent('Net', pairs({'x': reduce(name('os', 'system'), text('false'))}))
+    ),
+    'in-script': saved(
+        new('__torch__', 'Net', pairs({'x': reduce(name('os', 'system'), text('false'))}))
+    ),
     # It sets, builds or calls things of the reader.
     'build-function': program(REBUILD + many(NONE, pairs({'__defaults__': EMPTY})) + b'b'),
-    'build-class': program(name('torch.nn.modules.linear', 'Linear') + pairs({'__reduce__': NONE}) + b'b'),
+    'build-class': program(
+        name('torch.nn.modules.linear', 'Linear') + pairs({'__reduce__': NONE}) + b'b'
+    ),
     'build-list': program(b']' + many(NONE, pairs({'append': NONE})) + b'b'),
-    'build-slots': program(new('torch.nn.modules.linear', 'Linear', many(NONE, pairs({'__class__': NONE})))),
-    'build-twice': program(new('torch.nn.modules.linear', 'Linear', pairs({'a': NONE})) + pairs({'b': NONE}) + b'b'),
-    'build-script-twice': saved(new('__torch__', 'Net', pairs({'a': NONE})) + pairs({'b': NONE}) + b'b'),
+    'build-slots': program(
+        new('torch.nn.modules.linear', 'Linear', many(NONE, pairs({'__class__': NONE})))
+    ),
+    'build-twice': program(
+        new('torch.nn.modules.linear', 'Linear', pairs({'a': NONE})) + pairs({'b': NONE}) + b'b'
+    ),
+    'build-script-twice': saved(
+        new('__torch__', 'Net', pairs({'a': NONE})) + pairs({'b': NONE}) + b'b'
+    ),
     'build-dict-with-list': program(HOOKS + items(NONE) + b'b'),
     'build-tensor': saved(view(FLOATS, (2, 3)) + pairs({'a': NONE}) + b'b'),
     'call-class': program(reduce(name('torch.nn.modules.linear', 'Linear'))),
@@ -366,18 +436,34 @@ BAD = {
             'f4',
             (1,),
             raw(bytes(4)),
-            dtype_state=many(number(3), text('|'), NONE, many(text('a')), pairs({}), number(4), number(1), number(0)),
+            dtype_state=many(
+                number(3),
+                text('|'),
+                NONE,
+                many(text('a')),
+                pairs({}),
+                number(4),
+                number(1),
+                number(0),
+            ),
         )
     ),
     'numpy-subclass': program(numpy_array('f4', (1,), raw(bytes(4)), ('numpy', 'matrix'))),
-    'numpy-subclass-allowed-name': program(numpy_array('f4', (1,), raw(bytes(4)), ('collections', 'OrderedDict'))),
+    'numpy-subclass-allowed-name': program(
+        numpy_array('f4', (1,), raw(bytes(4)), ('collections', 'OrderedDict'))
+    ),
     'numpy-short': program(numpy_array('f4', (2,), raw(bytes(4)))),
     'numpy-long': program(numpy_array('f4', (2,), raw(bytes(12)))),
     'numpy-giant': program(numpy_array('f4', (1 << 40, 1 << 40), raw(bytes(4)))),
     'numpy-negative': program(numpy_array('f4', (-1,), raw(bytes(4)))),
     'numpy-list-data': program(numpy_array('f4', (1,), items(number(1)))),
     'numpy-never-filled': program(
-        reduce(name('numpy.core.multiarray', '_reconstruct'), name('numpy', 'ndarray'), many(number(0)), raw(b'b'))
+        reduce(
+            name('numpy.core.multiarray', '_reconstruct'),
+            name('numpy', 'ndarray'),
+            many(number(0)),
+            raw(b'b'),
+        )
     ),
     'numpy-filled-twice': program(numpy_array('f4', (1,), raw(bytes(4))) + NONE + b'b'),
     'numpy-truth': program(numpy_array('b1', (1,), raw(b'\x02'))),
@@ -391,8 +477,12 @@ BAD = {
     'shape-giant': saved(view(FLOATS, (1 << 40, 1 << 40))),
     'shape-overflow': saved(view(FLOATS, (1 << 32, 1 << 32), (0, 0))),
     'shape-many': saved(view(FLOATS, (1,) * 100)),
-    'shape-truth': saved(reduce(REBUILD, FLOATS, number(0), many(TRUE), many(number(1)), FALSE, HOOKS)),
-    'shape-list': saved(reduce(REBUILD, FLOATS, number(0), items(number(1)), items(number(1)), FALSE, HOOKS)),
+    'shape-truth': saved(
+        reduce(REBUILD, FLOATS, number(0), many(TRUE), many(number(1)), FALSE, HOOKS)
+    ),
+    'shape-list': saved(
+        reduce(REBUILD, FLOATS, number(0), items(number(1)), items(number(1)), FALSE, HOOKS)
+    ),
     'stride-negative': saved(view(FLOATS, (2, 3), (-3, 1), offset=3)),
     'stride-giant': saved(view(FLOATS, (2, 3), (1 << 62, 1))),
     'stride-zero': saved(view(FLOATS, (1 << 30,), (0,))),
@@ -400,33 +490,48 @@ BAD = {
     'stride-missing': saved(view(FLOATS, (2, 3), (1,))),
     'hooks': saved(view(FLOATS, (2, 3), hooks=pairs({'a': NONE}))),
     'storage-of-text': saved(view(text('0'), (2, 3))),
-    'parameter-of-text': saved(reduce(name('torch._utils', '_rebuild_parameter'), text('a'), TRUE, HOOKS)),
-    'storage-of-two-types': saved(items(view(FLOATS, (2, 3)), view(storage('0', 6, 'IntStorage'), (2, 3)))),
+    'parameter-of-text': saved(
+        reduce(name('torch._utils', '_rebuild_parameter'), text('a'), TRUE, HOOKS)
+    ),
+    'storage-of-two-types': saved(
+        items(view(FLOATS, (2, 3)), view(storage('0', 6, 'IntStorage'), (2, 3)))
+    ),
     'storage-of-two-sizes': saved(items(view(FLOATS, (2, 3)), view(storage('0', 5), (2,)))),
     'storage-negative': saved(view(storage('0', -6), (0,))),
     'storage-giant': saved(view(storage('0', 1 << 47), (1,))),
     'storage-unknown': saved(view(storage('0', 6, 'QInt8Storage'), (2, 3))),
-    'storage-of-os': saved(many(text('storage'), name('os', 'system'), text('0'), text('cpu'), number(6)) + b'Q'),
-    'storage-key-number': saved(many(text('storage'), name('torch', 'FloatStorage'), number(0), text('cpu'), number(6)) + b'Q'),
+    'storage-of-os': saved(
+        many(text('storage'), name('os', 'system'), text('0'), text('cpu'), number(6)) + b'Q'
+    ),
+    'storage-key-number': saved(
+        many(text('storage'), name('torch', 'FloatStorage'), number(0), text('cpu'), number(6))
+        + b'Q'
+    ),
     'storage-key-elsewhere': saved(view(storage('../data.pkl', 6), (2, 3))),
     'storage-missing': saved(view(storage('1', 6), (2, 3))),
     'storage-short': saved(view(FLOATS, (2, 3)), {'0': bytes(20)}),
     'storage-long': saved(view(FLOATS, (2, 3)), {'0': bytes(28)}),
     'storage-truth': saved(view(storage('0', 6, 'BoolStorage'), (6,)), {'0': b'\0\1\2\0\0\0'}),
     'persistent-id-text': saved(text('0') + b'Q'),
-    'persistent-id-module': saved(many(text('module'), name('__torch__', 'Net'), text('x.py'), text('exec')) + b'Q'),
+    'persistent-id-module': saved(
+        many(text('module'), name('__torch__', 'Net'), text('x.py'), text('exec')) + b'Q'
+    ),
     'persistent-id-long': saved(storage('0', 6, 'FloatStorage', number(1))),
     # The format before 1.6, and storages in byte strings.
     'legacy-version': legacy(NONE, version=1002),
     'legacy-big-endian': legacy(NONE, little=FALSE),
     'legacy-only-magic': program(number(MAGIC)),
-    'legacy-view': legacy(view(storage('0', 6, 'FloatStorage', many(text('1'), number(0), number(3))), (2, 3)), SIX),
+    'legacy-view': legacy(
+        view(storage('0', 6, 'FloatStorage', many(text('1'), number(0), number(3))), (2, 3)), SIX
+    ),
     'legacy-key-missing': legacy(view(FLOATS_LEGACY, (2, 3)), SIX, keys=[]),
     'legacy-key-unknown': legacy(view(FLOATS_LEGACY, (2, 3)), SIX, keys=['1']),
     'legacy-key-twice': legacy(view(FLOATS_LEGACY, (2, 3)), 2 * SIX, keys=['0', '0']),
     'legacy-count': legacy(view(FLOATS_LEGACY, (2, 3)), [('0', 7, bytes(28))]),
     'legacy-count-negative': legacy(view(FLOATS_LEGACY, (2, 3)), [('0', -1, bytes(24))]),
-    'legacy-count-giant': legacy(view(storage('0', 1 << 40, 'FloatStorage', NONE), (1,)), [('0', 1 << 40, bytes(24))]),
+    'legacy-count-giant': legacy(
+        view(storage('0', 1 << 40, 'FloatStorage', NONE), (1,)), [('0', 1 << 40, bytes(24))]
+    ),
     'legacy-truncated': GOOD_LEGACY[:-1],
     'legacy-trailing': GOOD_LEGACY + b'\0',
     'nested-no-file': program(reduce(LOAD, raw(b'abc'))),
@@ -449,12 +554,18 @@ BAD = {
     'zip-no-folder': archive({'data.pkl': (zipfile.ZipInfo('data.pkl'), program(NONE))}),
     'zip-of-numpy': archive({'mu.npy': b''}),
     'zip-empty': archive({}),
-    'zip-bomb': archive({'data.pkl': program(text('a' * (1 << 20)))}, compression=zipfile.ZIP_DEFLATED),
+    'zip-bomb': archive(
+        {'data.pkl': program(text('a' * (1 << 20)))}, compression=zipfile.ZIP_DEFLATED
+    ),
     'zip-lzma': archive({'data.pkl': program(NONE)}, compression=zipfile.ZIP_LZMA),
     'zip-encrypted': _flagged(GOOD, 1),
     'zip-overlap': _overlapping(),
     'zip-big-endian': saved(view(FLOATS, (2, 3)), byteorder=b'big'),
-    'zip-crc': _patched(saved(view(FLOATS, (2, 3)), {'0': b'abcdefgh' * 3}), b'abcdefgh' * 3, b'abcdefgh' * 2 + b'abcdefgH'),
+    'zip-crc': _patched(
+        saved(view(FLOATS, (2, 3)), {'0': b'abcdefgh' * 3}),
+        b'abcdefgh' * 3,
+        b'abcdefgh' * 2 + b'abcdefgH',
+    ),
     'zip-crc-pickle': _patched(saved(pairs({'abcd': NONE})), b'abcd', b'abce'),
     'zip-truncated': GOOD[:-1],
     'zip-half': GOOD[: len(GOOD) // 2],
@@ -465,14 +576,26 @@ BAD = {
     'zip-directory-offset': GOOD[:-6] + struct.pack('<I', 5) + GOOD[-2:],
     'zip-pickle-trailing': archive({'data.pkl': program(NONE) + b'x'}),
     # safetensors.
-    'safetensors-outside': safetensors({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}}, bytes(4)),
-    'safetensors-shape': safetensors({'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 4]}}, bytes(4)),
+    'safetensors-outside': safetensors(
+        {'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}}, bytes(4)
+    ),
+    'safetensors-shape': safetensors(
+        {'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 4]}}, bytes(4)
+    ),
     'safetensors-gap': safetensors(GOOD_HEADER, bytes(8)),
     'safetensors-overlap': safetensors({'a': GOOD_HEADER['a'], 'b': GOOD_HEADER['a']}, bytes(4)),
-    'safetensors-overflow': safetensors({'a': {'dtype': 'F32', 'shape': [1 << 62, 4], 'data_offsets': [0, 0]}}),
-    'safetensors-negative': safetensors({'a': {'dtype': 'F32', 'shape': [-1], 'data_offsets': [0, 4]}}, bytes(4)),
-    'safetensors-dtype': safetensors({'a': {'dtype': 'OBJECT', 'shape': [1], 'data_offsets': [0, 4]}}, bytes(4)),
-    'safetensors-float8': safetensors({'a': {'dtype': 'F8_E4M3', 'shape': [4], 'data_offsets': [0, 4]}}, bytes(4)),
+    'safetensors-overflow': safetensors(
+        {'a': {'dtype': 'F32', 'shape': [1 << 62, 4], 'data_offsets': [0, 0]}}
+    ),
+    'safetensors-negative': safetensors(
+        {'a': {'dtype': 'F32', 'shape': [-1], 'data_offsets': [0, 4]}}, bytes(4)
+    ),
+    'safetensors-dtype': safetensors(
+        {'a': {'dtype': 'OBJECT', 'shape': [1], 'data_offsets': [0, 4]}}, bytes(4)
+    ),
+    'safetensors-float8': safetensors(
+        {'a': {'dtype': 'F8_E4M3', 'shape': [4], 'data_offsets': [0, 4]}}, bytes(4)
+    ),
     'safetensors-json': safetensors(b'{"a": ', bytes(4)),
     'safetensors-not-utf8': safetensors(b'{"\xff": 1}'),
     'safetensors-length': safetensors(GOOD_HEADER, bytes(4), length=1 << 62),

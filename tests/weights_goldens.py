@@ -1,7 +1,7 @@
 """Tiny files as torch and numpy really write them, and what is in them.
 
-`python tests/weights_goldens.py` writes data/weights_goldens.zip, with one member a file; it needs torch.
-Recorded with torch 2.13.0 and numpy 2.4 on a CPU.
+`python tests/weights_goldens.py` writes data/weights_goldens.zip, with one member a file; it needs
+torch. Recorded with torch 2.13.0 and numpy 2.4 on a CPU.
 """
 
 import collections
@@ -15,12 +15,31 @@ import zipfile
 import numpy as np
 
 GOLDENS = pathlib.Path(__file__).parent / 'data' / 'weights_goldens.zip'
-TYPES = ('float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
+TYPES = (
+    'float64',
+    'float32',
+    'float16',
+    'bfloat16',
+    'int64',
+    'int32',
+    'int16',
+    'int8',
+    'uint8',
+    'bool',
+)
 
 
 def value(name):
-    """The array behind each name of the files: its name's own small numbers, which every dtype of TYPES but bool holds."""
-    shape = {'weight': (2, 1, 1, 3), 'beta': (2,), 'mean': (2,), 'var': (2,), 'bias': (3,), 'scalar': ()}
+    """The array behind each name of the files: its name's own small numbers, which every dtype of
+    TYPES but bool holds."""
+    shape = {
+        'weight': (2, 1, 1, 3),
+        'beta': (2,),
+        'mean': (2,),
+        'var': (2,),
+        'bias': (3,),
+        'scalar': (),
+    }
     shape = shape.get(name.split('.')[-1], (3, 2))
     return np.asarray((np.arange(np.prod(shape)).reshape(shape) + sum(name.encode())) % 11)
 
@@ -76,7 +95,13 @@ def record():
 
     def reduce(module):
         state = dict(module.__dict__, _init_args=('conv',), _init_kwargs=EasyDict(depth=1))
-        meta = dict(type='class', version=6, module_src='raise SystemExit', class_name=type(module).__name__, state=state)
+        meta = dict(
+            type='class',
+            version=6,
+            module_src='raise SystemExit',
+            class_name=type(module).__name__,
+            state=state,
+        )
         return reconstruct, (meta,), None
 
     files = {}
@@ -95,11 +120,19 @@ def record():
     tensors['row'] = tensors['rows'][1:3]
     tensors = collections.OrderedDict(tensors)
     keep('types.pth', lambda file: torch.save(tensors, file))
-    keep('types-legacy.pth', lambda file: torch.save(tensors, file, _use_new_zipfile_serialization=False))
+    keep(
+        'types-legacy.pth',
+        lambda file: torch.save(tensors, file, _use_new_zipfile_serialization=False),
+    )
     keep('detector.pth', lambda file: torch.save(Detector().state_dict(), file))
     for module in (Conv2dLayer, Detector):
         module.__reduce__ = reduce
-    network = {'ema': Detector(), 'dataset_kwargs': EasyDict(path='x', max_size=None), 'tags': {'a'}, 'size': torch.Size([2, 3])}
+    network = {
+        'ema': Detector(),
+        'dataset_kwargs': EasyDict(path='x', max_size=None),
+        'tags': {'a'},
+        'size': torch.Size([2, 3]),
+    }
     fid = {'mu': np.arange(3.0), 'sigma': np.asfortranarray(np.arange(9.0).reshape(3, 3))}
     statistics = {'num_images': np.int64(3), 'fid': fid, 'big-endian': np.arange(3, dtype='>f4')}
     for protocol in (2, 4, 5):

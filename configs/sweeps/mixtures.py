@@ -1,9 +1,11 @@
-"""Every divergence, five seeds, on two modes: one Gaussian student, exact score and ratio. What does each one prefer?
+"""Every divergence, five seeds, on two modes: one Gaussian student, exact score and ratio. What
+does each one prefer?
 
     fdistill sweep --config=configs/sweeps/mixtures.py --workdir=runs/sweeps/mixtures
     fdistill report runs/sweeps/mixtures
 
-Five minutes on two cores. `configs/sweeps/mixtures.py:triangle` is the same in the plane, on three modes.
+Five minutes on two cores. `configs/sweeps/mixtures.py:triangle` is the same in the plane, on three
+modes.
 """
 
 import pathlib

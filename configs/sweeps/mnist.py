@@ -1,8 +1,9 @@
-"""One-step students of the MNIST teacher, U-Nets of 28 x 28 pixels, by five divergences, five seeds.
+"""One-step students of the MNIST teacher, U-Nets of 28 x 28 pixels, by five divergences, five
+seeds.
 
-    fdistill train --config=configs/mnist_teacher.py --workdir=runs/mnist-teacher [--config.data.data_dir=DIR]
-    fdistill sweep --config=configs/sweeps/mnist.py --workdir=runs/sweeps/mnist
-    fdistill report runs/sweeps/mnist
+    fdistill train --config=configs/mnist_teacher.py --workdir=runs/mnist-teacher
+    [--config.data.data_dir=DIR] fdistill sweep --config=configs/sweeps/mnist.py
+    --workdir=runs/sweeps/mnist fdistill report runs/sweeps/mnist
 
 For an accelerator; 25 times the cost of configs/mnist_f_distill.py. Not run.
 """

@@ -6,7 +6,8 @@ import tempfile
 
 
 def folder(*parts):
-    """$FDISTILL_CACHE (default ~/.cache/fdistill) with `parts` below it, made if missing -> pathlib.Path."""
+    """$FDISTILL_CACHE (default ~/.cache/fdistill) with `parts` below it, made if missing ->
+    pathlib.Path."""
     root = os.environ.get('FDISTILL_CACHE') or pathlib.Path.home() / '.cache' / 'fdistill'
     path = pathlib.Path(root, *parts)
     path.mkdir(parents=True, exist_ok=True)
@@ -14,7 +15,8 @@ def folder(*parts):
 
 
 def write(path, save):
-    """Writes a file so that `path` is either absent or whole, whoever is killed or writes at the same time.
+    """Writes a file so that `path` is either absent or whole, whoever is killed or writes at the
+    same time.
 
     Args:
       path: pathlib.Path of the file; its folder exists.

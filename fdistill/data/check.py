@@ -1,4 +1,5 @@
-"""What a data set holds and what is wrong with it, before time is spent on training: `fdistill check-data`."""
+"""What a data set holds and what is wrong with it, before time is spent on training: `fdistill
+check-data`."""
 
 import hashlib
 import pathlib
@@ -14,26 +15,34 @@ CHUNK = 2**24  # bytes of images looked at together
 BLOCKS = 4  # a side: the blocks of an image by which near duplicates are looked for
 NEIGHBOURS = 4  # images nearest by their blocks, which an image is compared with pixel by pixel
 NEAR = 0.99  # near duplicates have pixels of a higher correlation
-IMBALANCE = 10  # times the samples of the smallest class that the largest may have without a warning
+IMBALANCE = (
+    10  # times the samples of the smallest class that the largest may have without a warning
+)
 SHOWN = 20  # errors and classes in the table
 EXAMPLES = 3  # in a warning
-ROWS, COLUMNS, TILE = 10, 10, (48, 128)  # of the contact sheet; pixels of an image in it, at least and at most
+ROWS, COLUMNS, TILE = (
+    10,
+    10,
+    (48, 128),
+)  # of the contact sheet; pixels of an image in it, at least and at most
 
 
 def check(load, folder=None):
     """Looks at both splits of a data set.
 
-    Exact duplicates have the same decoded pixels. Near duplicates are pairs of images whose pixels correlate by more
-    than NEAR, whatever their brightness and contrast; see `_near` for which pairs are compared.
+    Exact duplicates have the same decoded pixels. Near duplicates are pairs of images whose pixels
+    correlate by more than NEAR, whatever their brightness and contrast; see `_near` for which pairs
+    are compared.
 
     Args:
       load: load(split) -> Source, raising a UserError.
-      folder: keyword arguments of `sources.image_folder` where that is the source: then all files that cannot be used
-        are errors, not the first alone, and images are called by their files.
+      folder: keyword arguments of `sources.image_folder` where that is the source: then all files
+        that cannot be used are errors, not the first alone, and images are called by their files.
 
     Returns:
-      ({'name', 'splits': {split: numbers}, 'duplicates', 'warnings': [line], 'errors': [line]}, the train split). With
-      errors, at which training would stop, the report may have nothing else, and None takes the place of the split.
+      ({'name', 'splits': {split: numbers}, 'duplicates', 'warnings': [line], 'errors': [line]}, the
+      train split). With errors, at which training would stop, the report may have nothing else, and
+      None takes the place of the split.
 
     Raises:
       UserError: there is no data to look at.
@@ -43,8 +52,14 @@ def check(load, folder=None):
         loaded = {'train': load('train')}
         if folder:
             with sources.opened(folder['path']) as files:
-                classes, chosen = files.classes, [sources.split_of(n, folder.get('held_out', 0.1)) for n in files.names]
-                names = {split: [n for n, s in zip(files.names, chosen) if s == split] for split in sources.SPLITS}
+                classes, chosen = (
+                    files.classes,
+                    [sources.split_of(n, folder.get('held_out', 0.1)) for n in files.names],
+                )
+                names = {
+                    split: [n for n, s in zip(files.names, chosen) if s == split]
+                    for split in sources.SPLITS
+                }
         # A few images may all fall into the train split, which training does not mind.
         if not folder or names['held_out']:
             loaded['held_out'] = load('held_out')
@@ -52,9 +67,18 @@ def check(load, folder=None):
         errors = unusable(folder['path']) if folder else []
         if not errors:
             raise
-        return {'name': str(folder['path']), 'splits': {}, 'duplicates': {}, 'warnings': [], 'errors': errors}, None
+        return {
+            'name': str(folder['path']),
+            'splits': {},
+            'duplicates': {},
+            'warnings': [],
+            'errors': errors,
+        }, None
     train = loaded['train']
-    names = {split: names.get(split) or [f'{split}[{i}]' for i in range(len(loaded[split].labels))] for split in loaded}
+    names = {
+        split: names.get(split) or [f'{split}[{i}]' for i in range(len(loaded[split].labels))]
+        for split in loaded
+    }
     splits, digests, blocks = {}, {}, {}
     for split, source in loaded.items():
         look = _images if source.levels else _points
@@ -66,7 +90,13 @@ def check(load, folder=None):
     errors = _errors(loaded, splits)
     if errors and folder:
         errors = unusable(folder['path'])
-    report = {'name': train.name, 'splits': splits, 'duplicates': {}, 'warnings': [], 'errors': errors}
+    report = {
+        'name': train.name,
+        'splits': splits,
+        'duplicates': {},
+        'warnings': [],
+        'errors': errors,
+    }
     if errors:
         return report, None
     report['duplicates'] = _duplicates(loaded, names, digests, blocks)
@@ -75,7 +105,8 @@ def check(load, folder=None):
 
 
 def unusable(path):
-    """Every reason why a folder or zip of images cannot be trained on: [line], empty if there is none."""
+    """Every reason why a folder or zip of images cannot be trained on: [line], empty if there is
+    none."""
     shapes = {}
     with sources.opened(path) as files, _bar('reading images', len(files.names)) as bar:
         errors = [f'{_shown(name)}: {what}' for name, what in files.problems]
@@ -87,7 +118,9 @@ def unusable(path):
             bar.update()
     if len(shapes) > 1:
         kinds = sorted(shapes.items(), key=lambda kind: -len(kind[1]))
-        listed = '; '.join(f'{len(alike)} of {_size(shape)}, as {_shown(alike[0])}' for shape, alike in kinds)
+        listed = '; '.join(
+            f'{len(alike)} of {_size(shape)}, as {_shown(alike[0])}' for shape, alike in kinds
+        )
         errors.insert(0, f'images of {len(shapes)} sizes or kinds: {listed}: make all the same')
     return errors
 
@@ -110,7 +143,11 @@ def _size(shape):
 def _digests(samples):
     # numpy takes trailing zero bytes off a string, which leaves different digests different.
     return np.array(
-        [hashlib.blake2b(sample, digest_size=16).digest() for sample in np.ascontiguousarray(samples)], 'S16'
+        [
+            hashlib.blake2b(sample, digest_size=16).digest()
+            for sample in np.ascontiguousarray(samples)
+        ],
+        'S16',
     )
 
 
@@ -126,7 +163,10 @@ def _images(source, names, bar):
             histogram[c] += np.bincount(chunk[..., c].ravel(), minlength=source.levels + 1)
         digests.append(_digests(chunk))
         blocks.append(_blocks(chunk))
-        constant += [names[start + i] for i in np.flatnonzero((chunk == chunk[:, :1, :1]).all(axis=(1, 2, 3)))]
+        constant += [
+            names[start + i]
+            for i in np.flatnonzero((chunk == chunk[:, :1, :1]).all(axis=(1, 2, 3)))
+        ]
         equal = equal and bool((chunk == chunk[..., :1]).all())
         bar.update(len(chunk))
     used = np.flatnonzero(histogram.sum(axis=0))
@@ -180,10 +220,11 @@ def _standard(images):
 
 
 def _blocks(images):
-    """Means of BLOCKS x BLOCKS blocks of standard images, so scaled that they are no further apart than the images.
+    """Means of BLOCKS x BLOCKS blocks of standard images, so scaled that they are no further apart
+    than the images.
 
-    sqrt(n_b / n) mean(x_b) of each block b of n_b of the n pixels: sum_b (n_b / n) (mean(x_b) - mean(y_b))^2 is at most
-    the mean of (x - y)^2, by Jensen's inequality in each block.
+    sqrt(n_b / n) mean(x_b) of each block b of n_b of the n pixels: sum_b (n_b / n) (mean(x_b) -
+    mean(y_b))^2 is at most the mean of (x - y)^2, by Jensen's inequality in each block.
 
     Args:
       images: uint8 [N, H, W, C].
@@ -211,7 +252,9 @@ def _errors(loaded, splits):
         )
     for split, numbers in splits.items():
         bad = numbers.get('not_finite')
-        lines += [f'{split}: {len(bad)} points are not finite, as {bad[0]}: remove them'] if bad else []
+        lines += (
+            [f'{split}: {len(bad)} points are not finite, as {bad[0]}: remove them'] if bad else []
+        )
     return lines
 
 
@@ -219,27 +262,41 @@ def _duplicates(loaded, names, digests, blocks):
     """Which samples there are more than once.
 
     Returns:
-      {'exact': {where: [[name, ...]]}, 'near': {where: [[name, name]]}, 'labels_differ': [[name, ...]]}.
-      where: a split, or 'between' for what is in both. An exact group is in 'between' with all its members and, if a
-      split has several of them, there too; in 'near' its first stands for it. labels_differ: exact groups of several
-      labels.
+      {'exact': {where: [[name, ...]]}, 'near': {where: [[name, name]]}, 'labels_differ': [[name,
+      ...]]}.
+      where: a split, or 'between' for what is in both. An exact group is in 'between' with all its
+        members and, if a
+      split has several of them, there too; in 'near' its first stands for it. labels_differ: exact
+      groups of several labels.
     """
     splits = list(loaded)
     split = np.repeat(np.arange(len(splits)), [len(names[s]) for s in splits])
     every = [name for s in splits for name in names[s]]
     labels = np.concatenate([source.labels for source in loaded.values()])
-    _, first, group = np.unique(np.concatenate([digests[s] for s in splits]), return_index=True, return_inverse=True)
+    _, first, group = np.unique(
+        np.concatenate([digests[s] for s in splits]), return_index=True, return_inverse=True
+    )
     order = np.argsort(group, kind='stable')
-    groups = [members for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(members) > 1]
+    groups = [
+        members
+        for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+        if len(members) > 1
+    ]
     groups.sort(key=lambda members: members[0])
-    found = {kind: {where: [] for where in (*splits, 'between')[: 2 * len(splits) - 1]} for kind in ('exact', 'near')}
+    found = {
+        kind: {where: [] for where in (*splits, 'between')[: 2 * len(splits) - 1]}
+        for kind in ('exact', 'near')
+    }
     found['labels_differ'] = []
     for members in groups:
         for number, where in enumerate(splits):
             part = members[split[members] == number]
             if len(part) > 1:
                 found['exact'][where].append([every[i] for i in part])
-        for listed, values in ((found['exact'].get('between'), split), (found['labels_differ'], labels)):
+        for listed, values in (
+            (found['exact'].get('between'), split),
+            (found['labels_differ'], labels),
+        ):
             if len(set(values[members])) > 1:
                 listed.append([every[i] for i in members])
     if loaded['train'].levels:
@@ -259,8 +316,9 @@ def _duplicates(loaded, names, digests, blocks):
 def _near(blocks, image):
     """Pairs of images whose pixels correlate by more than NEAR.
 
-    Images so near have blocks as near, see `_blocks`, so each is compared with the NEIGHBOURS nearest by their blocks,
-    found in a k-d tree: about N log N in time. One of a crowd of like images may lack some of its pairs.
+    Images so near have blocks as near, see `_blocks`, so each is compared with the NEIGHBOURS
+    nearest by their blocks, found in a k-d tree: about N log N in time. One of a crowd of like
+    images may lack some of its pairs.
 
     Args:
       blocks: float32 [N, D].
@@ -279,7 +337,10 @@ def _near(blocks, image):
             # A little more, for the rounding of the blocks.
             _, others = tree.query(part, nearest, distance_upper_bound=1.001 * bound)
             candidates = {
-                (min(i, j), max(i, j)) for i, row in enumerate(others.tolist(), start) for j in row if j < len(blocks)
+                (min(i, j), max(i, j))
+                for i, row in enumerate(others.tolist(), start)
+                for j in row
+                if j < len(blocks)
             }
             pairs |= {
                 (i, j)
@@ -294,13 +355,19 @@ def _warnings(report):
     """What training puts up with but its user should know: [line]."""
     lines, splits = [], report['splits']
     if 'held_out' not in splits:
-        lines.append('held_out is empty, so that nothing can be evaluated: add images, or hold out a larger part')
+        lines.append(
+            'held_out is empty, so that nothing can be evaluated: add images, or hold out a larger part'
+        )
     for split, numbers in splits.items():
         counts = numbers['classes']
         missing = [name for name, count in counts.items() if not count]
         if missing:
-            lines.append(f'{split}: {len(missing)} of {len(counts)} classes have no sample: {_some(missing)}')
-        least, most = (choose((n for n in counts if counts[n]), key=counts.get) for choose in (min, max))
+            lines.append(
+                f'{split}: {len(missing)} of {len(counts)} classes have no sample: {_some(missing)}'
+            )
+        least, most = (
+            choose((n for n in counts if counts[n]), key=counts.get) for choose in (min, max)
+        )
         if counts[most] > IMBALANCE * counts[least]:
             lines.append(
                 f'{split}: classes are imbalanced: {counts[most]} samples of {most}, {counts[least]} of {least}'
@@ -316,7 +383,9 @@ def _warnings(report):
                 f'train: the largest grey level is {train["max"]} of {train["levels"]}: were the images scaled to it?'
             )
         if train['channels_equal']:
-            lines.append('train: the channels of every image are equal: convert the images to grey, which is cheaper')
+            lines.append(
+                'train: the channels of every image are equal: convert the images to grey, which is cheaper'
+            )
         if train['height'] != train['width']:
             lines.append(
                 f'images of {train["width"]}x{train["height"]} are not square, as the convolutional networks need them'
@@ -331,19 +400,27 @@ def _warnings(report):
                 lines.append(f'{place}: {len(groups)} {what}: {_pairs(groups, sign)}')
     differ = report['duplicates']['labels_differ']
     if differ:
-        lines.append(f'{len(differ)} groups of equal samples with several labels: {_pairs(differ, " = ")}')
+        lines.append(
+            f'{len(differ)} groups of equal samples with several labels: {_pairs(differ, " = ")}'
+        )
     return lines
 
 
 def _pairs(groups, sign):
     return _some(
-        (sign.join(group[:EXAMPLES]) + (f'{sign}...' if len(group) > EXAMPLES else '') for group in groups), '; '
+        (
+            sign.join(group[:EXAMPLES]) + (f'{sign}...' if len(group) > EXAMPLES else '')
+            for group in groups
+        ),
+        '; ',
     )
 
 
 def _some(names, between=', '):
     names = list(names)
-    return between.join(map(_shown, names[:EXAMPLES])) + (f'{between}...' if len(names) > EXAMPLES else '')
+    return between.join(map(_shown, names[:EXAMPLES])) + (
+        f'{between}...' if len(names) > EXAMPLES else ''
+    )
 
 
 def _list(values):
@@ -379,11 +456,17 @@ def text(report):
     parts = [[report['name']]]
     if splits:
         words = IMAGE_ROWS if 'levels' in splits['train'] else POINT_ROWS
-        parts.append(_table([['', *splits]] + [[name, *map(word, splits.values())] for name, word in words.items()]))
+        parts.append(
+            _table(
+                [['', *splits]]
+                + [[name, *map(word, splits.values())] for name, word in words.items()]
+            )
+        )
         classes = list(splits['train']['classes'])
         if len(classes) > 1:
             rows = [
-                [_shown(name), *(numbers['classes'][name] for numbers in splits.values())] for name in classes[:SHOWN]
+                [_shown(name), *(numbers['classes'][name] for numbers in splits.values())]
+                for name in classes[:SHOWN]
             ]
             parts.append(_table([['class', *splits], *rows]) + _more(len(classes)))
     if duplicates:
@@ -393,7 +476,11 @@ def text(report):
     for kind in ('errors', 'warnings'):
         lines = report[kind]
         parts.append(
-            [f'{kind}:' if lines else f'{kind}: none', *(f'  {line}' for line in lines[:SHOWN]), *_more(len(lines))]
+            [
+                f'{kind}:' if lines else f'{kind}: none',
+                *(f'  {line}' for line in lines[:SHOWN]),
+                *_more(len(lines)),
+            ]
         )
     return '\n\n'.join('\n'.join(part) for part in parts)
 
@@ -406,11 +493,14 @@ def _table(rows):
     """Lines of aligned columns."""
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
 
 
 def sheet(source, classes):
-    """A picture of a few samples, always the same ones of the same data: a row a class; of points a scatter plot.
+    """A picture of a few samples, always the same ones of the same data: a row a class; of points a
+    scatter plot.
 
     Args:
       source: Source.
@@ -432,13 +522,23 @@ def sheet(source, classes):
     rows = [order[labels == label][:COLUMNS] for label in shown]
     captions = [list(classes.items())[label] for label in shown]
     if len(classes) == 1:
-        rows = [order[start : start + COLUMNS] for start in range(0, min(len(order), ROWS * COLUMNS), COLUMNS)]
+        rows = [
+            order[start : start + COLUMNS]
+            for start in range(0, min(len(order), ROWS * COLUMNS), COLUMNS)
+        ]
         captions = []
-    grid = np.concatenate([writer.image_grid(_small(source, row), COLUMNS, TILE[0]) for row in rows])
+    grid = np.concatenate(
+        [writer.image_grid(_small(source, row), COLUMNS, TILE[0]) for row in rows]
+    )
     font = PIL.ImageFont.load_default(14)
-    captions = [f'{name if len(name) <= 20 else name[:19] + "…"}\n{count}' for name, count in captions]
+    captions = [
+        f'{name if len(name) <= 20 else name[:19] + "…"}\n{count}' for name, count in captions
+    ]
     probe = PIL.ImageDraw.Draw(PIL.Image.new('RGB', (1, 1)))
-    margin = max((int(probe.multiline_textbbox((0, 0), caption, font)[2]) + 16 for caption in captions), default=0)
+    margin = max(
+        (int(probe.multiline_textbbox((0, 0), caption, font)[2]) + 16 for caption in captions),
+        default=0,
+    )
     picture = PIL.Image.fromarray(np.pad(grid, [(0, 0), (margin, 0), (0, 0)]))
     drawing, height = PIL.ImageDraw.Draw(picture), len(grid) // len(rows)
     for i, caption in enumerate(captions):
@@ -447,21 +547,28 @@ def sheet(source, classes):
 
 
 def _small(source, indices):
-    """Some images as float32 [n, h, w, C] in [-1, 1]; large ones become means of squares of pixels."""
+    """Some images as float32 [n, h, w, C] in [-1, 1]; large ones become means of squares of
+    pixels."""
     images = sources.to_float(source.images[indices], source.levels)
     n, height, width, channels = images.shape
     factor = min(-(-max(height, width) // TILE[1]), height, width)
     h, w = height // factor, width // factor
-    return images[:, : h * factor, : w * factor].reshape(n, h, factor, w, factor, channels).mean(axis=(2, 4))
+    return (
+        images[:, : h * factor, : w * factor]
+        .reshape(n, h, factor, w, factor, channels)
+        .mean(axis=(2, 4))
+    )
 
 
 def within(out, path):
-    """Whether a folder to write to is part of a folder of images, which would then hold more than images."""
+    """Whether a folder to write to is part of a folder of images, which would then hold more than
+    images."""
     return pathlib.Path(out).resolve().is_relative_to(pathlib.Path(path).resolve())
 
 
 def write(out, report, train):
-    """Writes check_data.json, a report of `check`, and contact_sheet.png, some of the train split -> their paths.
+    """Writes check_data.json, a report of `check`, and contact_sheet.png, some of the train split
+    -> their paths.
 
     Args:
       out: folder, made when missing.
@@ -478,5 +585,7 @@ def write(out, report, train):
             paths.append(pathlib.Path(out) / 'contact_sheet.png')
             writer.write_png(paths[1], picture)
     except OSError as error:
-        raise UserError(f'--out={out}: cannot be written to ({error.strerror}); give another folder') from error
+        raise UserError(
+            f'--out={out}: cannot be written to ({error.strerror}); give another folder'
+        ) from error
     return paths

@@ -8,20 +8,24 @@ import numpy as np
 
 from fdistill.data.sources import to_float
 
-# First word of the random seeds, so that the order of epoch e and the flips of step e are independent.
+# First word of the random seeds, so that the order of epoch e and the flips of step e are
+# independent.
 ORDER, FLIP = 0, 1
 
 
-def batches(source, batch_size, seed, start_step=0, flip=False, process_index=0, process_count=1, threads=0):
+def batches(
+    source, batch_size, seed, start_step=0, flip=False, process_index=0, process_count=1, threads=0
+):
     """Endless iterator over the batches of steps start_step, start_step + 1, ...
 
-    The stream is one random permutation of the data after another, cut into pieces of `batch_size`: every sample comes
-    once per epoch and no sample is dropped (a batch may straddle two epochs). Nothing but `start_step` is needed to
-    resume. Process p of P gets the p-th of P equal blocks of each global batch, so that the blocks put side by side are
-    the batch of a single process, bit for bit.
+    The stream is one random permutation of the data after another, cut into pieces of `batch_size`:
+    every sample comes once per epoch and no sample is dropped (a batch may straddle two epochs).
+    Nothing but `start_step` is needed to resume. Process p of P gets the p-th of P equal blocks of
+    each global batch, so that the blocks put side by side are the batch of a single process, bit
+    for bit.
 
-    Grain runs over steps and not over samples: its own index shuffle was measured at 25 us a sample, 3.3 ms for a batch
-    of 128 digits, gathering the batch as a whole at 0.02 ms.
+    Grain runs over steps and not over samples: its own index shuffle was measured at 25 us a
+    sample, 3.3 ms for a batch of 128 digits, gathering the batch as a whole at 0.02 ms.
 
     Args:
       source: Source.
@@ -30,11 +34,12 @@ def batches(source, batch_size, seed, start_step=0, flip=False, process_index=0,
       start_step: first global step, >= 0.
       flip: mirror each image left to right with probability 1/2.
       process_index, process_count: which block of the global batch this process reads.
-      threads: 0 gathers in the caller's thread, right for data in memory; n > 0 gathers ahead in n threads, for
-        memory-mapped data on a slow disk.
+      threads: 0 gathers in the caller's thread, right for data in memory; n > 0 gathers ahead in n
+        threads, for memory-mapped data on a slow disk.
 
     Yields:
-      {'image': float32 [batch_size / process_count, ...] in [-1, 1] (points: as they are), 'label': int32 [...]}.
+      {'image': float32 [batch_size / process_count, ...] in [-1, 1] (points: as they are), 'label':
+      int32 [...]}.
 
     Raises:
       ValueError: empty source, a size or an index out of range, or flipping points.
@@ -43,7 +48,9 @@ def batches(source, batch_size, seed, start_step=0, flip=False, process_index=0,
     if not size:
         raise ValueError(f'data set {source.name!r} is empty: give at least one sample')
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f'batch_size={batch_size}: must be positive and divisible by the {process_count} processes')
+        raise ValueError(
+            f'batch_size={batch_size}: must be positive and divisible by the {process_count} processes'
+        )
     if not 0 <= process_index < process_count:
         raise ValueError(f'process_index={process_index}: must be in 0..{process_count - 1}')
     if seed < 0 or start_step < 0:
@@ -55,20 +62,32 @@ def batches(source, batch_size, seed, start_step=0, flip=False, process_index=0,
 
     @functools.lru_cache(maxsize=2)
     def permutation(epoch):
-        # Sorting raw bits, since numpy promises a stable stream for these but not for Generator.permutation.
+        # Sorting raw bits, since numpy promises a stable stream for these but not for
+        # Generator.permutation.
         return np.argsort(np.random.PCG64([ORDER, seed, epoch]).random_raw(size), kind='stable')
 
     def gather(step):
         epochs, places = np.divmod(step * batch_size + np.arange(mine.start, mine.stop), size)
-        indices = np.concatenate([permutation(e)[places[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)])
+        indices = np.concatenate(
+            [permutation(e)[places[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]
+        )
         images = source.images[indices]
         if flip:
-            mirrored = np.random.PCG64([FLIP, seed, step]).random_raw(batch_size)[mine] >> np.uint64(63)
-            images = np.where(mirrored.astype(bool)[:, None, None, None], images[:, :, ::-1], images)
+            mirrored = np.random.PCG64([FLIP, seed, step]).random_raw(batch_size)[
+                mine
+            ] >> np.uint64(63)
+            images = np.where(
+                mirrored.astype(bool)[:, None, None, None], images[:, :, ::-1], images
+            )
         return {'image': to_float(images, source.levels), 'label': source.labels[indices]}
 
     steps = grain.MapDataset.range(start_step, np.iinfo(np.int64).max // batch_size).map(gather)
     if not threads:
         return map(steps.__getitem__, itertools.count())
-    # Grain's buffer counts elements, which are whole batches here: its default of 500 would fill the memory.
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+    # Grain's buffer counts elements, which are whole batches here: its default of 500 would fill
+    # the memory.
+    return iter(
+        steps.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        )
+    )

@@ -1,4 +1,5 @@
-"""Data sets as arrays: scikit-learn's digits, points of named mixtures, a TFDS data set, a folder or zip of images."""
+"""Data sets as arrays: scikit-learn's digits, points of named mixtures, a TFDS data set, a folder
+or zip of images."""
 
 import contextlib
 import hashlib
@@ -23,8 +24,13 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
 IMAGE_FORMATS = ('PNG', 'JPEG')
 IMAGE_MODES = {'L': 1, 'RGB': 3}
 OTHER_MODES = {
-    '1': 'one bit', 'P': 'a palette', 'PA': 'a palette', 'LA': 'an alpha channel', 'RGBA': 'an alpha channel',
-    'I;16': '16 bits', 'CMYK': "a printer's four colours",
+    '1': 'one bit',
+    'P': 'a palette',
+    'PA': 'a palette',
+    'LA': 'an alpha channel',
+    'RGBA': 'an alpha channel',
+    'I;16': '16 bits',
+    'CMYK': "a printer's four colours",
 }
 LABELS = 'dataset.json'
 MAX_BYTES = 2**28  # No larger file is opened: no image of a training set needs it, a trap may.
@@ -63,7 +69,8 @@ def to_float(images, levels):
 
 
 def to_levels(images, levels):
-    """Numbers to grey levels, rounding half up: u = clip(floor((x + 1) levels / 2 + 1/2), 0, levels).
+    """Numbers to grey levels, rounding half up: u = clip(floor((x + 1) levels / 2 + 1/2), 0,
+    levels).
 
     Truncation instead would darken images by half a level on average.
 
@@ -80,7 +87,8 @@ def to_levels(images, levels):
 
 
 def quantise(images, levels):
-    """What remains of samples stored as images: `to_float(to_levels(x))`, the nearest of levels + 1 values in [-1, 1].
+    """What remains of samples stored as images: `to_float(to_levels(x))`, the nearest of levels + 1
+    values in [-1, 1].
 
     Args:
       images: float [...], clipped to [-1, 1].
@@ -110,7 +118,8 @@ def load(name, split='train', **options):
 
 
 def known(name, names, what):
-    """Returns `name` if it is among `names`; else raises a UserError that says what it may have been."""
+    """Returns `name` if it is among `names`; else raises a UserError that says what it may have
+    been."""
     if name not in names:
         raise UserError(f'unknown {what} {name!r}{suggest(name, names)}')
     return name
@@ -126,21 +135,30 @@ def fingerprint(source):
 
 
 def digits(split):
-    """The 1797 handwritten digits that come with scikit-learn, uint8 [N, 8, 8, 1] with levels 0..16, ten classes.
+    """The 1797 handwritten digits that come with scikit-learn, uint8 [N, 8, 8, 1] with levels
+    0..16, ten classes.
 
     A fixed fifth of each class, rounded down, is held out: 1442 for training, 355 held out.
 
-    Reference: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (its test part).
+    Reference: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (its test
+      part).
     """
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    # RandomState and not default_rng: its stream is frozen, so the split is the same with every numpy.
+    # RandomState and not default_rng: its stream is frozen, so the split is the same with every
+    # numpy.
     order = np.random.RandomState(0).permutation(len(data.target))
     members = [order[data.target[order] == label] for label in range(10)]
-    parts = {'held_out': [m[:len(m) // 5] for m in members], 'train': [m[len(m) // 5:] for m in members]}
+    parts = {
+        'held_out': [m[: len(m) // 5] for m in members],
+        'train': [m[len(m) // 5 :] for m in members],
+    }
     chosen = np.sort(np.concatenate(parts[split]))
-    images, labels = data.images[chosen, ..., None].astype(np.uint8), data.target[chosen].astype(np.int32)
+    images, labels = (
+        data.images[chosen, ..., None].astype(np.uint8),
+        data.target[chosen].astype(np.int32),
+    )
     return Source(images, labels, 10, 16, 'digits')
 
 
@@ -151,7 +169,11 @@ def _ring():
 
 def _grid():
     axis = 0.5 * np.arange(-2, 3)
-    return np.full(25, 1 / 25), np.stack(np.meshgrid(axis, axis), axis=-1).reshape(25, 2), np.full(25, 0.08)
+    return (
+        np.full(25, 1 / 25),
+        np.stack(np.meshgrid(axis, axis), axis=-1).reshape(25, 2),
+        np.full(25, 0.08),
+    )
 
 
 def _two_modes():
@@ -164,18 +186,31 @@ def _pair():
 
 def _triangle():
     angles = np.pi / 2 + 2 * np.pi * np.arange(3) / 3
-    return np.array([0.2, 0.3, 0.5]), np.stack([np.cos(angles), np.sin(angles)], 1), np.full(3, 0.25)
+    return (
+        np.array([0.2, 0.3, 0.5]),
+        np.stack([np.cos(angles), np.sin(angles)], 1),
+        np.full(3, 0.25),
+    )
 
 
-MIXTURES = {'ring': _ring, 'grid': _grid, 'two_modes': _two_modes, 'pair': _pair, 'triangle': _triangle}
+MIXTURES = {
+    'ring': _ring,
+    'grid': _grid,
+    'two_modes': _two_modes,
+    'pair': _pair,
+    'triangle': _triangle,
+}
 
 
 def mixture_parameters(name):
-    """Weights, means and standard deviations of a named mixture of round Gaussians, in the plane where not said otherwise.
+    """Weights, means and standard deviations of a named mixture of round Gaussians, in the plane
+    where not said otherwise.
 
-    'ring': 8 equal modes on the unit circle, std 0.1. 'grid': 5 x 5 equal modes 0.5 apart, std 0.08. 'two_modes':
-    weight 0.4 at (-1, 0) and 0.6 at (1, 0), std 0.2. On the line, 'pair': weight 0.4 at -1 and 0.6 at 1, std 0.25. 'triangle':
-    weights 0.2, 0.3, 0.5 at the corners of a triangle on the unit circle, std 0.25.
+    'ring': 8 equal modes on the unit circle, std 0.1. 'grid': 5 x 5 equal modes 0.5 apart, std
+      0.08. 'two_modes':
+    weight 0.4 at (-1, 0) and 0.6 at (1, 0), std 0.2. On the line, 'pair': weight 0.4 at -1 and 0.6
+    at 1, std 0.25. 'triangle': weights 0.2, 0.3, 0.5 at the corners of a triangle on the unit
+    circle, std 0.25.
 
     Returns:
       (weights [K], means [K, D], stds [K]), float64; weights sum to 1.
@@ -201,7 +236,13 @@ def mixture(split, mixture='ring', n=50000, seed=0, labelled=True):
     component = rng.choice(len(weights), size=n, p=weights)
     points = means[component] + stds[component, None] * rng.standard_normal((n, means.shape[1]))
     labels = component if labelled else np.zeros(n)
-    return Source(points.astype(np.float32), labels.astype(np.int32), len(weights) if labelled else 1, 0, mixture)
+    return Source(
+        points.astype(np.float32),
+        labels.astype(np.int32),
+        len(weights) if labelled else 1,
+        0,
+        mixture,
+    )
 
 
 def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
@@ -209,13 +250,14 @@ def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
 
     Args:
       split: which of the two splits.
-      dataset: TFDS name such as 'mnist' or 'cifar10:3.0.2', below `data_dir`; None if `data_dir` is itself the folder
-        with the data set's dataset_info.json.
+      dataset: TFDS name such as 'mnist' or 'cifar10:3.0.2', below `data_dir`; None if `data_dir` is
+        itself the folder with the data set's dataset_info.json.
       data_dir: folder; None: TFDS' own (~/tensorflow_datasets).
       train, held_out: TFDS splits that stand for the two, e.g. 'train[:90%]' and 'train[90%:]'.
 
-    The files must be ArrayRecord: `tfds build --file_format=array_record`, or `download_and_prepare(file_format=...)`.
-    The images are decoded once and kept below $FDISTILL_CACHE.
+    The files must be ArrayRecord: `tfds build --file_format=array_record`, or
+    `download_and_prepare(file_format=...)`. The images are decoded once and kept below
+    $FDISTILL_CACHE.
 
     Raises:
       UserError: missing or unreadable data set, unknown split, no images, images of several sizes.
@@ -232,19 +274,27 @@ def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
         image_key = _only(builder.info, tensorflow_datasets.features.Image)
         label_key = _only(builder.info, tensorflow_datasets.features.ClassLabel)
         encoded = {image_key: tensorflow_datasets.decode.SkipDecoding()} if image_key else None
-        records = builder.as_data_source(split={'train': train, 'held_out': held_out}[split], decoders=encoded)
+        records = builder.as_data_source(
+            split={'train': train, 'held_out': held_out}[split], decoders=encoded
+        )
     except Exception as error:
         where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
-        raise UserError(f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it there '
-                        "with file_format='array_record'") from error
+        raise UserError(
+            f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it there '
+            "with file_format='array_record'"
+        ) from error
     full_name, features = builder.info.full_name, builder.info.features
     if image_key is None:
-        raise UserError(f'data set {full_name!r} has no single image feature: it has {", ".join(features)}')
+        raise UserError(
+            f'data set {full_name!r} has no single image feature: it has {", ".join(features)}'
+        )
 
     def read(start, stop):
         examples = records.__getitems__(range(start, stop))
         labels = [example[label_key] if label_key else 0 for example in examples]
-        return [_named(decode, example[image_key], f'an image of {full_name!r}') for example in examples], labels
+        return [
+            _named(decode, example[image_key], f'an image of {full_name!r}') for example in examples
+        ], labels
 
     files = sorted(pathlib.Path(builder.data_path).iterdir())
     identity = [full_name, train if split == 'train' else held_out]
@@ -262,7 +312,9 @@ def _only(info, kind):
 
 def _reason(error):
     """What an error of another library says, on one line."""
-    return (getattr(error, 'strerror', None) or str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        getattr(error, 'strerror', None) or str(error).strip() or type(error).__name__
+    ).splitlines()[0]
 
 
 def _named(read, argument, name):
@@ -295,26 +347,40 @@ def decode(data):
                 image.load()
                 mode, array, frames = image.mode, np.asarray(image), getattr(image, 'n_frames', 1)
                 clear = 'transparency' in image.info
-                # Pillow cuts 16-bit RGB down to 8 bits without a word; the header (PNG, 11.2.2) tells.
+                # Pillow cuts 16-bit RGB down to 8 bits without a word; the header (PNG, 11.2.2)
+                # tells.
                 deep = image.format == 'PNG' and data[24] > 8
     except PIL.UnidentifiedImageError:
-        raise UserError('cannot be read as a PNG or JPEG image: repair, convert or remove it') from None
+        raise UserError(
+            'cannot be read as a PNG or JPEG image: repair, convert or remove it'
+        ) from None
     except Exception as error:  # Of damaged files Pillow raises all sorts.
-        raise UserError(f'cannot be read as an image ({_reason(error)}): repair or remove it') from error
+        raise UserError(
+            f'cannot be read as an image ({_reason(error)}): repair or remove it'
+        ) from error
     if frames > 1:
         raise UserError(f'holds {frames} pictures, as an animation does: keep one of them')
     if mode not in IMAGE_MODES or clear or deep:
-        kind = OTHER_MODES.get(mode, 'other colours') if mode not in IMAGE_MODES else 'a transparent colour'
-        raise UserError(f'has {"16 bits" if deep else kind} (pixels of kind {mode}): convert it to 8-bit grey or RGB')
+        kind = (
+            OTHER_MODES.get(mode, 'other colours')
+            if mode not in IMAGE_MODES
+            else 'a transparent colour'
+        )
+        raise UserError(
+            f'has {"16 bits" if deep else kind} (pixels of kind {mode}): convert it to 8-bit grey or RGB'
+        )
     return array.reshape(array.shape[:2] + (IMAGE_MODES[mode],))
 
 
 class Files(NamedTuple):
     """The images of a folder or a zip, none of them decoded yet.
 
-    name: of the folder or zip. names: of the images, paths within it, sorted. labels: [class] of each.
-    classes: names of the classes, empty if there is but one. identity: [printable] of each, another if it changes.
-    image(name) -> uint8 [H, W, C], or a UserError to follow the name. problems: [(name, what is wrong)] of the rest.
+    name: of the folder or zip. names: of the images, paths within it, sorted. labels: [class] of
+      each.
+    classes: names of the classes, empty if there is but one. identity: [printable] of each, another
+      if it changes.
+    image(name) -> uint8 [H, W, C], or a UserError to follow the name. problems: [(name, what is
+      wrong)] of the rest.
     """
 
     name: str
@@ -330,9 +396,10 @@ class Files(NamedTuple):
 def opened(path):
     """The `Files` of a folder or, read in place, of a zip: `with opened(path) as files`.
 
-    Sub-folders are the classes, in order of their names; a folder without sub-folders is a single class. A file
-    dataset.json at the top has the classes instead, {'labels': [[name, class], ...]} or null for a single class, as
-    EDM's dataset_tool.py writes it (github.com/NVlabs/edm). Names that begin with a dot are passed over.
+    Sub-folders are the classes, in order of their names; a folder without sub-folders is a single
+    class. A file dataset.json at the top has the classes instead, {'labels': [[name, class], ...]}
+    or null for a single class, as EDM's dataset_tool.py writes it (github.com/NVlabs/edm). Names
+    that begin with a dot are passed over.
 
     Raises:
       UserError: there is no such folder or zip.
@@ -344,21 +411,28 @@ def opened(path):
         try:
             archive = zipfile.ZipFile(root)
         except Exception as error:  # Of damaged zips zipfile raises all sorts.
-            raise UserError(f'{str(path)!r} is no zip that can be opened ({_reason(error)}): give a folder or a zip of '
-                            'PNG or JPEG files') from error
+            raise UserError(
+                f'{str(path)!r} is no zip that can be opened ({_reason(error)}): give a folder or a zip of '
+                'PNG or JPEG files'
+            ) from error
         with archive:
             yield _sorted_out(root, *_archive(archive))
     else:
-        raise UserError(f'image folder {str(path)!r} does not exist: give a folder or a zip of PNG or JPEG files')
+        raise UserError(
+            f'image folder {str(path)!r} does not exist: give a folder or a zip of PNG or JPEG files'
+        )
 
 
 def _folder(root):
-    """({name: (bytes, stamp)} of the files, names of the folders, read(name) -> bytes, problems)."""
+    """({name: (bytes, stamp)} of the files, names of the folders, read(name) -> bytes,
+    problems)."""
     members, folders, problems = {}, [], []
 
     def note(error):
         name = os.path.relpath(error.filename, root)
-        problems.append((name, f'cannot be read ({_reason(error)}): mend its permissions or remove it'))
+        problems.append(
+            (name, f'cannot be read ({_reason(error)}): mend its permissions or remove it')
+        )
 
     for place, inner, files in os.walk(root, onerror=note):
         inner[:] = sorted(name for name in inner if not name.startswith('.'))
@@ -377,7 +451,8 @@ def _folder(root):
 
 
 def _archive(archive):
-    """The same of an open zipfile.ZipFile; whatever has no business in a zip of images is a problem."""
+    """The same of an open zipfile.ZipFile; whatever has no business in a zip of images is a
+    problem."""
     members, folders, problems = {}, set(), []
     for info in archive.infolist():
         name, parts = info.filename, info.filename.rstrip('/').split('/')
@@ -407,7 +482,9 @@ def _sorted_out(root, members, folders, read, problems):
             shown = name.encode(errors='backslashreplace').decode()
             problems.append((shown, 'has a name that is not UTF-8: rename it'))
         elif size > MAX_BYTES:
-            problems.append((name, f'has {size} bytes, more than the {MAX_BYTES} of an image: remove it'))
+            problems.append(
+                (name, f'has {size} bytes, more than the {MAX_BYTES} of an image: remove it')
+            )
         elif name.lower().endswith(IMAGE_SUFFIXES):
             names.append(name)
         elif name != LABELS:
@@ -418,14 +495,20 @@ def _sorted_out(root, members, folders, read, problems):
         classes = [name for name in folders if '/' not in name]
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers.get(name.split('/')[0], 0) for name in names]
-        wrong = [(name, 'lies beside the class folders: move it into one of them') for name in names if '/' not in name]
+        wrong = [
+            (name, 'lies beside the class folders: move it into one of them')
+            for name in names
+            if '/' not in name
+        ]
         wrong = wrong if classes else []
 
     def image(name):
         try:
             data = read(name)
         except Exception as error:  # So do its decompressors.
-            raise UserError(f'cannot be read ({_reason(error)}): mend its permissions, repair or remove it') from error
+            raise UserError(
+                f'cannot be read ({_reason(error)}): mend its permissions, repair or remove it'
+            ) from error
         return decode(data)
 
     identity = [(name, label, *members[name]) for name, label in zip(names, labels)]
@@ -447,7 +530,9 @@ def _edm_labels(read, names):
     known, problems = {}, []
     for name, label in pairs:
         if not isinstance(name, str) or type(label) is not int or not 0 <= label < MAX_CLASSES:
-            what = f'gives {name!r} the class {label!r}: it must be an integer in 0..{MAX_CLASSES - 1}'
+            what = (
+                f'gives {name!r} the class {label!r}: it must be an integer in 0..{MAX_CLASSES - 1}'
+            )
             problems.append((LABELS, what))
         elif name in known:
             problems.append((LABELS, f'gives {name!r} a class twice: keep one'))
@@ -455,19 +540,29 @@ def _edm_labels(read, names):
             known[name] = label
     if not problems:
         absent = sorted(set(known) - set(names))
-        problems += [(name, f'has no class in {LABELS}: add one') for name in names if name not in known]
-        problems += [(LABELS, f'gives {name!r} a class, which is not there: take it out') for name in absent]
+        problems += [
+            (name, f'has no class in {LABELS}: add one') for name in names if name not in known
+        ]
+        problems += [
+            (LABELS, f'gives {name!r} a class, which is not there: take it out') for name in absent
+        ]
     if problems:
         return *none, problems
     count = max(known.values(), default=0) + 1
-    return [known[name] for name in names], [str(number) for number in range(count)] if count > 1 else [], problems
+    return (
+        [known[name] for name in names],
+        [str(number) for number in range(count)] if count > 1 else [],
+        problems,
+    )
 
 
 def image_folder(split, path, held_out=0.1):
-    """A folder or zip of PNG or JPEG images of one size, 8 bits, all grey or all RGB; levels 0..255. Classes: `opened`.
+    """A folder or zip of PNG or JPEG images of one size, 8 bits, all grey or all RGB; levels
+    0..255. Classes: `opened`.
 
-    An image is held out if the hash of its path within the folder says so, so adding images moves none of the others to
-    the other split. The images are decoded once and kept below $FDISTILL_CACHE.
+    An image is held out if the hash of its path within the folder says so, so adding images moves
+    none of the others to the other split. The images are decoded once and kept below
+    $FDISTILL_CACHE.
 
     Args:
       split: which of the two splits.
@@ -475,7 +570,8 @@ def image_folder(split, path, held_out=0.1):
       held_out: fraction held out, in (0, 1).
 
     Raises:
-      UserError: missing folder, no images, a file that is no image, or images of several sizes or kinds.
+      UserError: missing folder, no images, a file that is no image, or images of several sizes or
+        kinds.
     """
     if not 0 < held_out < 1:
         raise UserError(f'held_out={held_out}: must be a fraction between 0 and 1')
@@ -486,15 +582,22 @@ def image_folder(split, path, held_out=0.1):
             raise UserError(f'{name!r} in {str(path)!r} {what}{more}')
         chosen = [i for i, name in enumerate(files.names) if split_of(name, held_out) == split]
         if not chosen:
-            raise UserError(f'image folder {str(path)!r} has no images for {split!r}: put more PNG or JPEG files there')
+            raise UserError(
+                f'image folder {str(path)!r} has no images for {split!r}: put more PNG or JPEG files there'
+            )
 
         def read(start, stop):
             part = chosen[start:stop]
-            images = [_named(files.image, files.names[i], f'{files.names[i]!r} in {str(path)!r}') for i in part]
+            images = [
+                _named(files.image, files.names[i], f'{files.names[i]!r} in {str(path)!r}')
+                for i in part
+            ]
             return images, [files.labels[i] for i in part]
 
         identity = [str(pathlib.Path(path).resolve())] + [files.identity[i] for i in chosen]
-        images, labels = _decoded(files.name, identity, len(chosen), read, lambda i: repr(files.names[chosen[i]]))
+        images, labels = _decoded(
+            files.name, identity, len(chosen), read, lambda i: repr(files.names[chosen[i]])
+        )
         return Source(images, labels, max(len(files.classes), 1), 255, files.name)
 
 
@@ -525,22 +628,30 @@ def _decoded(name, identity, count, read, where, chunk=1000):
       UserError: an image unlike the first one.
     """
     key = hashlib.sha256(repr((CACHE_VERSION, identity)).encode()).hexdigest()[:32]
-    images_path, labels_path = (cache.folder('data') / f'{key}-{kind}.npy' for kind in ('images', 'labels'))
+    images_path, labels_path = (
+        cache.folder('data') / f'{key}-{kind}.npy' for kind in ('images', 'labels')
+    )
     if not (images_path.exists() and labels_path.exists()):
         labels = np.empty(count, np.int32)
 
         def save(temporary):
             shape = read(0, 1)[0][0].shape
-            images = np.lib.format.open_memmap(temporary, mode='w+', dtype=np.uint8, shape=(count,) + shape)
+            images = np.lib.format.open_memmap(
+                temporary, mode='w+', dtype=np.uint8, shape=(count,) + shape
+            )
             # The bar shows only on a terminal, and only if it takes longer than two seconds.
-            with tqdm.tqdm(desc=f'decoding {name}', total=count, unit='img', disable=None, delay=2, leave=False) as bar:
+            with tqdm.tqdm(
+                desc=f'decoding {name}', total=count, unit='img', disable=None, delay=2, leave=False
+            ) as bar:
                 for start in range(0, count, chunk):
                     stop = min(start + chunk, count)
                     block, labels[start:stop] = read(start, stop)
                     for i, image in enumerate(block, start):
                         if image.shape != shape or image.dtype != np.uint8:
-                            raise UserError(f'{where(i)} of {name!r} is {image.dtype} {image.shape}, but the first is '
-                                            f'uint8 {shape}: make all images the same size and kind')
+                            raise UserError(
+                                f'{where(i)} of {name!r} is {image.dtype} {image.shape}, but the first is '
+                                f'uint8 {shape}: make all images the same size and kind'
+                            )
                         images[i] = image
                     bar.update(stop - start)
             images.flush()

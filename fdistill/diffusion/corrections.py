@@ -1,16 +1,19 @@
-"""Corrections of sampling at inference time: of the level the network is told, and of where sampling starts."""
+"""Corrections of sampling at inference time: of the level the network is told, and of where
+sampling starts."""
 
 import jax.numpy as jnp
 
 
 def time_shift(denoise, *, variance, window=0.1, cutoff=0.0):
-    """Time-Shift (arXiv 2305.15583) in this coordinate: tells the network the level that the state looks like.
+    """Time-Shift (arXiv 2305.15583) in this coordinate: tells the network the level that the state
+    looks like.
 
-    sigma_s^2 = Var(x) - variance over the elements of each sample (unbiased), sigma_s clipped to [sigma (1 - window),
-    sigma (1 + window)]. The paper compares Var(x) with the noise alone, which variance = 0 gives: it takes sigma too high by
-    what the data's own variance adds; and its published codes do not feed the shifted time to the network.
-    The result is D(x, sigma_s), so that it goes with every sampler. Where x = y + sigma_s eps, a step to sigma' then has the
-    noise sigma_s sigma'/sigma: the relative error of the level stays what it was and does not grow.
+    sigma_s^2 = Var(x) - variance over the elements of each sample (unbiased), sigma_s clipped to
+    [sigma (1 - window), sigma (1 + window)]. The paper compares Var(x) with the noise alone, which
+    variance = 0 gives: it takes sigma too high by what the data's own variance adds; and its
+    published codes do not feed the shifted time to the network. The result is D(x, sigma_s), so
+    that it goes with every sampler. Where x = y + sigma_s eps, a step to sigma' then has the noise
+    sigma_s sigma'/sigma: the relative error of the level stays what it was and does not grow.
 
     Args:
       denoise: denoise(x[B,...], sigma[B]) -> x0.
@@ -25,26 +28,33 @@ def time_shift(denoise, *, variance, window=0.1, cutoff=0.0):
       ValueError: on values out of range.
     """
     if not variance >= 0 or not 0 <= window < 1 or not cutoff >= 0:
-        raise ValueError(f'variance={variance}, window={window}, cutoff={cutoff}: need >= 0, in [0, 1), >= 0')
+        raise ValueError(
+            f'variance={variance}, window={window}, cutoff={cutoff}: need >= 0, in [0, 1), >= 0'
+        )
 
     def shifted(x, sigma):
         measured = jnp.var(x.reshape(x.shape[0], -1), axis=1, ddof=1) - variance
-        seen = jnp.clip(jnp.sqrt(jnp.maximum(measured, 0)), sigma * (1 - window), sigma * (1 + window))
+        seen = jnp.clip(
+            jnp.sqrt(jnp.maximum(measured, 0)), sigma * (1 - window), sigma * (1 + window)
+        )
         return denoise(x, jnp.where(sigma > cutoff, seen, sigma))
 
     return shifted
 
 
 def variance_within(images):
-    """Mean over samples of the unbiased variance over the elements of one, for `time_shift`; images [N, ...] in [-1, 1]."""
+    """Mean over samples of the unbiased variance over the elements of one, for `time_shift`; images
+    [N, ...] in [-1, 1]."""
     return float(jnp.mean(jnp.var(jnp.asarray(images).reshape(len(images), -1), axis=1, ddof=1)))
 
 
 def analytic_init(unit_noise, sigma_max, mean, variance):
-    """A start N(mean, (sigma_max^2 + variance) I): of all round Gaussians the nearest in KL to the data's at sigma_max.
+    """A start N(mean, (sigma_max^2 + variance) I): of all round Gaussians the nearest in KL to the
+    data's at sigma_max.
 
-    Sampling from N(0, sigma_max^2 I) forgets the data's mean and variance, which shows where sigma_max is small against them
-    (Analytic-Init of the paper on image-to-video leakage, arXiv 2406.15735).
+    Sampling from N(0, sigma_max^2 I) forgets the data's mean and variance, which shows where
+    sigma_max is small against them (Analytic-Init of the paper on image-to-video leakage, arXiv
+    2406.15735).
 
     Args:
       unit_noise: [B, ...].
@@ -61,11 +71,12 @@ def analytic_init(unit_noise, sigma_max, mean, variance):
 
 
 def one_more_step(predict_v, unit_noise, fresh_noise, alpha):
-    """One More Step (arXiv 2311.15744): a start for a variance-preserving model whose last alpha is not 0.
+    """One More Step (arXiv 2311.15744): a start for a variance-preserving model whose last alpha is
+    not 0.
 
-    Such a model was never shown pure noise, and sampling it from there leaks the noise's mean into the sample. From pure noise
-    x_S, where v = -x0, x0 = -v(x_S), and x_T = alpha x0 + sqrt(1 - alpha^2) z: the root, of which a published code takes the
-    square.
+    Such a model was never shown pure noise, and sampling it from there leaks the noise's mean into
+    the sample. From pure noise x_S, where v = -x0, x0 = -v(x_S), and x_T = alpha x0 + sqrt(1 -
+    alpha^2) z: the root, of which a published code takes the square.
 
     Args:
       predict_v: v(x_S) of a network trained for this; it needs no time.
@@ -79,6 +90,8 @@ def one_more_step(predict_v, unit_noise, fresh_noise, alpha):
       ValueError: on alpha out of range.
     """
     if not 0 < alpha < 1:
-        raise ValueError(f'alpha={alpha}: must lie in (0, 1); at 0 the model already starts from pure noise')
+        raise ValueError(
+            f'alpha={alpha}: must lie in (0, 1); at 0 the model already starts from pure noise'
+        )
     sigma = (1 - alpha**2) ** 0.5 / alpha
     return -predict_v(unit_noise) + sigma * fresh_noise, sigma

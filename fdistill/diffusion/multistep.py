@@ -1,9 +1,11 @@
-"""Weights of linear multistep methods, of constant and of variable step, and of heavy-ball momentum.
+"""Weights of linear multistep methods, of constant and of variable step, and of heavy-ball
+momentum.
 
-One step of every method here is x_{n+1} = keep_n x_n + gain_n g_n, where g_n = sum_j weights[n, j] y_{n-j} combines what the
-network said at the last levels, y being eps = (x - D)/sigma or D itself. Rows sum to one, so that a method is a matrix
-[N, order] and whatever says the same at all levels is integrated exactly. A method without a history yet has less order:
-row n has the order min(n + 1, order), the others of its entries being zero.
+One step of every method here is x_{n+1} = keep_n x_n + gain_n g_n, where g_n = sum_j weights[n, j]
+y_{n-j} combines what the network said at the last levels, y being eps = (x - D)/sigma or D itself.
+Rows sum to one, so that a method is a matrix [N, order] and whatever says the same at all levels is
+integrated exactly. A method without a history yet has less order: row n has the order min(n + 1,
+order), the others of its entries being zero.
 
 Tables are computed in float64 where the grid is known, and in the grid's dtype where it is traced.
 """
@@ -15,18 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_POINTS, _MASSES = np.polynomial.legendre.leggauss(16)  # Exact for polynomials, 1e-12 for e^u over five units of u.
+_POINTS, _MASSES = np.polynomial.legendre.leggauss(
+    16
+)  # Exact for polynomials, 1e-12 for e^u over five units of u.
 _POINTS, _MASSES = (_POINTS + 1) / 2, _MASSES / 2
 
-# Of Adams and Bashforth in backward differences, sum_j gamma_j nabla^j f (Hairer, Norsett and Wanner, III.1.5).
+# Of Adams and Bashforth in backward differences, sum_j gamma_j nabla^j f (Hairer, Norsett and
+# Wanner, III.1.5).
 _GAMMA = (1, 1 / 2, 5 / 12, 3 / 8, 251 / 720)
 
 
 class Table(NamedTuple):
-    """x_{n+1} = keep[n] x_n + gain[n] sum_j weights[n, j] y_{n-j} + noise[n] z_n; y is 'eps' or 'x0'.
+    """x_{n+1} = keep[n] x_n + gain[n] sum_j weights[n, j] y_{n-j} + noise[n] z_n; y is 'eps' or
+    'x0'.
 
-    scale[n] multiplies y_n, and sum_j weights[n, j] scale_{n-j} divides the sum: it makes a method of constant step one in
-    another coordinate than sigma. `noise` and `scale` may be None, which stands for zeros and for ones.
+    scale[n] multiplies y_n, and sum_j weights[n, j] scale_{n-j} divides the sum: it makes a method
+    of constant step one in another coordinate than sigma. `noise` and `scale` may be None, which
+    stands for zeros and for ones.
     """
 
     of: str
@@ -38,12 +45,14 @@ class Table(NamedTuple):
 
 
 def momentum_weights(order, beta=1.0):
-    """c_j of GHVB, x_{n+1} = x_n + delta_n sum_j c_j v_{n+1-j} with v_{n+1} = (1 - beta) v_n + beta f_n.
+    """c_j of GHVB, x_{n+1} = x_n + delta_n sum_j c_j v_{n+1-j} with v_{n+1} = (1 - beta) v_n + beta
+    f_n.
 
     beta = 1 is Adams-Bashforth. The rule:
-    sum_j c_j E^-j = 1 + sum_{j=1}^{order-1} (gamma_j - gamma_{j-1} + gamma_{j-1}/beta) nabla^j, E the shift by one step,
-    nabla = 1 - E^-1 and gamma = 1, 1/2, 5/12, 3/8, 251/720 (Diffusion Sampling with Momentum, arXiv 2307.11118, theorem 2,
-    where equation 19 has the sign of v_n's coefficient wrong: it is -(2 - beta)/(2 beta)).
+    sum_j c_j E^-j = 1 + sum_{j=1}^{order-1} (gamma_j - gamma_{j-1} + gamma_{j-1}/beta) nabla^j, E
+    the shift by one step, nabla = 1 - E^-1 and gamma = 1, 1/2, 5/12, 3/8, 251/720 (Diffusion
+    Sampling with Momentum, arXiv 2307.11118, theorem 2, where equation 19 has the sign of v_n's
+    coefficient wrong: it is -(2 - beta)/(2 beta)).
 
     Returns:
       c[order], float64 numpy, of sum 1.
@@ -56,9 +65,11 @@ def momentum_weights(order, beta=1.0):
 
 
 def adams_bashforth(sigmas, order, beta=1.0, coords='sigma'):
-    """The weights of a uniform grid on any grid: of order two at best where it is not uniform in `coords`.
+    """The weights of a uniform grid on any grid: of order two at best where it is not uniform in
+    `coords`.
 
-    coords='index' integrates dx/du = (dsigma/du) eps over the index u of the grid, in which every grid is uniform.
+    coords='index' integrates dx/du = (dsigma/du) eps over the index u of the grid, in which every
+    grid is uniform.
     """
     xp, steps = _numpy(sigmas), len(sigmas) - 1
 
@@ -66,11 +77,14 @@ def adams_bashforth(sigmas, order, beta=1.0, coords='sigma'):
         return xp.asarray(np.tile(momentum_weights(k, beta), (max(steps - k + 1, 0), 1)))
 
     scale = _index_speed(sigmas) if coords == 'index' else None
-    return Table('eps', xp.ones(steps), sigmas[1:] - sigmas[:-1], _rows(sigmas, weights, order), scale=scale)
+    return Table(
+        'eps', xp.ones(steps), sigmas[1:] - sigmas[:-1], _rows(sigmas, weights, order), scale=scale
+    )
 
 
 def lms(sigmas, order):
-    """int L_j dsigma over the step, L_j the Lagrange basis in sigma through the last levels: Adams-Bashforth of variable step."""
+    """int L_j dsigma over the step, L_j the Lagrange basis in sigma through the last levels:
+    Adams-Bashforth of variable step."""
     xp, steps = _numpy(sigmas), len(sigmas) - 1
     start, step = sigmas[:-1, None], (sigmas[1:] - sigmas[:-1])[:, None]
     weights = _lagrange(sigmas, start + step * _POINTS, xp.ones((steps, 1)) * _MASSES)
@@ -78,18 +92,22 @@ def lms(sigmas, order):
 
 
 def deis(sigmas, order):
-    """int L_j dsigma, L_j in ln sigma (DEIS, arXiv 2204.13902, tAB in log rho); the step to 0 is an Euler step."""
+    """int L_j dsigma, L_j in ln sigma (DEIS, arXiv 2204.13902, tAB in log rho); the step to 0 is an
+    Euler step."""
     xp, steps = _numpy(sigmas), len(sigmas) - 1
     weights = _rows(sigmas, _in_log_sigma(sigmas, 1.0), order, lowered=1)
     return Table('eps', xp.ones(steps), sigmas[1:] - sigmas[:-1], weights)
 
 
 def dpmpp(sigmas, order, eta=0.0):
-    """DPM-Solver++ (arXiv 2211.01095): D interpolated in lambda = -ln sigma; with eta > 0 the SDE of its section 5.
+    """DPM-Solver++ (arXiv 2211.01095): D interpolated in lambda = -ln sigma; with eta > 0 the SDE
+    of its section 5.
 
-    keep = (sigma_{n+1}/sigma_n)^(1+eta), gain = 1 - keep, noise = sigma_{n+1} sqrt(1 - (sigma_{n+1}/sigma_n)^(2 eta)).
-    Order 2 is the paper's 2M, 1 + 1/(2r) and -1/(2r) with r = h_{n-1}/h_n. Order 3 integrates the interpolating parabola
-    exactly: the published codes of 3M halve its quadratic term, which leaves them of order 2. On a grid that ends in 0 the last
+    keep = (sigma_{n+1}/sigma_n)^(1+eta), gain = 1 - keep, noise = sigma_{n+1} sqrt(1 -
+    (sigma_{n+1}/sigma_n)^(2 eta)). Order 2 is the paper's 2M, 1 + 1/(2r) and -1/(2r) with r =
+    h_{n-1}/h_n. Order 3 integrates the interpolating parabola
+    exactly: the published codes of 3M halve its quadratic term, which leaves them of order 2. On a
+      grid that ends in 0 the last
     steps have the orders ..., 2, 1.
     """
     xp = _numpy(sigmas)
@@ -109,13 +127,15 @@ def dpmpp(sigmas, order, eta=0.0):
 
 
 def unipc(sigmas, order, variant):
-    """(predictor `Table`, corrector weights[N, order + 1]) of UniPC (arXiv 2302.04867, theorem 3.1), predicting D.
+    """(predictor `Table`, corrector weights[N, order + 1]) of UniPC (arXiv 2302.04867, theorem
+    3.1), predicting D.
 
-    Both add (B/expm1(-h)) sum_k rho_k (D_k - D_n)/r_k to D_n, where h = ln(sigma_n/sigma_{n+1}), k runs over the earlier levels
-    and, in the corrector, n+1, r_k = (lambda_k - lambda_n)/h, lambda = -ln sigma, and rho solves
-    sum_k r_k^(m-1) rho_k = -(h/B) int_0^1 e^(-h(1-s)) s^m ds for m = 1, 2, ...; B is -h ('bh1') or expm1(-h) ('bh2'). With a
-    single k, rho = 1/2 as in the paper's appendix. On a grid that ends in 0 the last steps have the orders ..., 2, 1.
-    Row n of the corrector belongs to the step from n to n+1 and weighs D_{n+1}, D_n, D_{n-1}, ...
+    Both add (B/expm1(-h)) sum_k rho_k (D_k - D_n)/r_k to D_n, where h = ln(sigma_n/sigma_{n+1}), k
+    runs over the earlier levels and, in the corrector, n+1, r_k = (lambda_k - lambda_n)/h, lambda =
+    -ln sigma, and rho solves sum_k r_k^(m-1) rho_k = -(h/B) int_0^1 e^(-h(1-s)) s^m ds for m = 1,
+    2, ...; B is -h ('bh1') or expm1(-h) ('bh2'). With a single k, rho = 1/2 as in the paper's
+    appendix. On a grid that ends in 0 the last steps have the orders ..., 2, 1. Row n of the
+    corrector belongs to the step from n to n+1 and weighs D_{n+1}, D_n, D_{n-1}, ...
     """
     xp, steps = _numpy(sigmas), len(sigmas) - 1
     u = _log(sigmas)
@@ -156,22 +176,31 @@ def _numpy(sigmas):
 def _log(sigmas):
     """ln sigma with something finite in the place of ln 0, whose rows are of no account."""
     xp = _numpy(sigmas)
-    return xp.log(xp.concatenate([sigmas[:-1], xp.where(sigmas[-1:] > 0, sigmas[-1:], sigmas[-2:-1] / 2)]))
+    return xp.log(
+        xp.concatenate([sigmas[:-1], xp.where(sigmas[-1:] > 0, sigmas[-1:], sigmas[-2:-1] / 2)])
+    )
 
 
 def _rows(sigmas, weights, order, lowered=0):
-    """Row n out of weights(k)[steps - k + 1, ...], those of order k for the steps k-1, ...; padded with zeros.
+    """Row n out of weights(k)[steps - k + 1, ...], those of order k for the steps k-1, ...; padded
+    with zeros.
 
-    The order of row n is what the history allows, k = min(n + 1, order). On a grid that ends in 0, the last `lowered` steps
-    have at most the orders lowered, ..., 2, 1.
+    The order of row n is what the history allows, k = min(n + 1, order). On a grid that ends in 0,
+    the last `lowered` steps have at most the orders lowered, ..., 2, 1.
     """
     xp, steps = _numpy(sigmas), len(sigmas) - 1
     n = np.arange(steps)
     orders = np.minimum(n + 1, order)
     if lowered:
         # Whether a traced grid ends in 0 is known only when the program runs.
-        orders = xp.where(sigmas[-1] > 0, orders, np.where(steps - n <= lowered, np.minimum(orders, steps - n), orders))
-    tables = [xp.pad(weights(k), ((k - 1, 0), (0, order - k))) for k in range(1, min(order, steps) + 1)]
+        orders = xp.where(
+            sigmas[-1] > 0,
+            orders,
+            np.where(steps - n <= lowered, np.minimum(orders, steps - n), orders),
+        )
+    tables = [
+        xp.pad(weights(k), ((k - 1, 0), (0, order - k))) for k in range(1, min(order, steps) + 1)
+    ]
     return xp.stack(tables)[orders - 1, n]
 
 
@@ -188,7 +217,11 @@ def _lagrange(nodes, points, masses):
         for j in range(k):
             basis = xp.ones_like(points[n])
             for i in set(range(k)) - {j}:
-                basis = basis * (points[n] - nodes[n - i, None]) / (nodes[n - j] - nodes[n - i])[:, None]
+                basis = (
+                    basis
+                    * (points[n] - nodes[n - i, None])
+                    / (nodes[n - j] - nodes[n - i])[:, None]
+                )
             columns.append(xp.sum(masses[n] * basis, 1) / xp.sum(masses[n], 1))
         return xp.stack(columns, 1)
 
@@ -203,7 +236,8 @@ def _in_log_sigma(sigmas, power):
 
 
 def _index_speed(sigmas, window=6):
-    """dsigma/du [N] at the levels before the last, u the index: sigma times the derivative of the interpolated ln sigma.
+    """dsigma/du [N] at the levels before the last, u the index: sigma times the derivative of the
+    interpolated ln sigma.
 
     The last level, which may be 0 and off the law of the others, is left out.
     """
@@ -217,5 +251,8 @@ def _index_speed(sigmas, window=6):
         for j in near:
             others = [i for i in near if i != j]
             below = np.prod([j - i for i in others], dtype=float)
-            derivative[n, j] = sum(np.prod([n - i for i in others if i != left], dtype=float) for left in others) / below
+            derivative[n, j] = (
+                sum(np.prod([n - i for i in others if i != left], dtype=float) for left in others)
+                / below
+            )
     return sigmas[:-1] * (xp.asarray(derivative) @ xp.log(sigmas[:-1]))

@@ -1,7 +1,8 @@
 """Noise: laws of sigma for training, weightings, grids for sampling, and alpha/sigma schedules.
 
-The one coordinate is sigma of x_sigma = x + sigma eps, eps ~ N(0, I) (EDM, arXiv 2206.00364). A model trained on
-x_t = alpha_t x + sigma_t eps lives at sigma = sigma_t / alpha_t after division by alpha_t.
+The one coordinate is sigma of x_sigma = x + sigma eps, eps ~ N(0, I) (EDM, arXiv 2206.00364). A
+model trained on x_t = alpha_t x + sigma_t eps lives at sigma = sigma_t / alpha_t after division by
+alpha_t.
 """
 
 from typing import Callable, NamedTuple
@@ -13,10 +14,12 @@ from jax.scipy.special import expit, logit, ndtr
 
 
 class NoiseLaw(NamedTuple):
-    """A distribution of sigma: sample(key, n) -> sigma[n] and its distribution function cdf(sigma) -> [0, 1].
+    """A distribution of sigma: sample(key, n) -> sigma[n] and its distribution function cdf(sigma)
+    -> [0, 1].
 
-    cdf serves as the coordinate in which statistics per noise level are binned: it is monotone in log sigma and fills
-    the bins evenly, whereas bins uniform in sigma put two thirds of EDM's samples into the first.
+    cdf serves as the coordinate in which statistics per noise level are binned: it is monotone in
+    log sigma and fills the bins evenly, whereas bins uniform in sigma put two thirds of EDM's
+    samples into the first.
     """
 
     sample: Callable
@@ -37,7 +40,8 @@ def _ordered(**values):
 
 
 def lognormal(mean=-1.2, std=1.2):
-    """ln sigma ~ N(mean, std^2) (EDM, table 1). For rectified flow, t = sigma/(1+sigma) is then logit-normal(mean, std)."""
+    """ln sigma ~ N(mean, std^2) (EDM, table 1). For rectified flow, t = sigma/(1+sigma) is then
+    logit-normal(mean, std)."""
     _positive(std=std)
     return NoiseLaw(
         lambda key, n: jnp.exp(mean + std * jax.random.normal(key, (n,))),
@@ -56,10 +60,12 @@ def loguniform(sigma_min=0.002, sigma_max=80.0):
 
 
 def karras_uniform(low=0.0, high=1.0, sigma_min=0.002, sigma_max=80.0, rho=7.0):
-    """sigma = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho with u uniform on [low, high].
+    """sigma = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho with u uniform on
+    [low, high].
 
-    The continuous form of "an index uniform over the 1000 Karras levels": DMD2's student has low, high = .02, .98,
-    FastGen .002, .998, and SiD's student low, high = .2, 1 in the reverse index, which is 0, .8 here (sigma <= 24.4).
+    The continuous form of "an index uniform over the 1000 Karras levels": DMD2's student has low,
+    high = .02, .98, FastGen .002, .998, and SiD's student low, high = .2, 1 in the reverse index,
+    which is 0, .8 here (sigma <= 24.4).
     """
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     if not 0 <= low < high <= 1:
@@ -72,7 +78,8 @@ def karras_uniform(low=0.0, high=1.0, sigma_min=0.002, sigma_max=80.0, rho=7.0):
 
 
 def uniform_time(low=0.001, high=0.999):
-    """t uniform on [low, high] for rectified flow's t = sigma/(1+sigma): ln sigma is logistic (arXiv 2209.03003)."""
+    """t uniform on [low, high] for rectified flow's t = sigma/(1+sigma): ln sigma is logistic
+    (arXiv 2209.03003)."""
     if not 0 < low < high < 1:
         raise ValueError(f'low={low}, high={high}: need 0 < low < high < 1')
     return NoiseLaw(
@@ -90,15 +97,20 @@ LAWS = {
 
 # Weights of the squared error of the x0-prediction, (sigma, sigma_data) -> weight.
 WEIGHTINGS = {
-    'edm': lambda sigma, sigma_data: sigma**-2 + sigma_data**-2,  # EDM, table 1; unit variance of the network's target
+    'edm': lambda sigma, sigma_data: (
+        sigma**-2 + sigma_data**-2
+    ),  # EDM, table 1; unit variance of the network's target
     'unit': lambda sigma, sigma_data: jnp.ones_like(sigma),
     'eps': lambda sigma, sigma_data: sigma**-2,  # |eps - eps_hat|^2, DDPM's simple loss
-    'flow': lambda sigma, sigma_data: (1 + sigma) ** 2 / sigma**2,  # |v - v_hat|^2 with v = (x_t - D)/t, t = sigma/(1+sigma)
+    'flow': lambda sigma, sigma_data: (
+        (1 + sigma) ** 2 / sigma**2
+    ),  # |v - v_hat|^2 with v = (x_t - D)/t, t = sigma/(1+sigma)
 }
 
 
 def karras_grid(steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0):
-    """sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, then 0 (EDM, equation 5).
+    """sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, then
+    0 (EDM, equation 5).
 
     Args:
       steps: number of levels before the final 0, >= 1.
@@ -110,11 +122,14 @@ def karras_grid(steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     """
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     _positive(rho=rho)
-    return _with_zero(np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), _counted(steps)) ** rho)
+    return _with_zero(
+        np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), _counted(steps)) ** rho
+    )
 
 
 def loguniform_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
-    """Levels evenly spaced in ln sigma, that is in lambda = ln(alpha/sigma) = -ln sigma, from sigma_max to sigma_min, then 0.
+    """Levels evenly spaced in ln sigma, that is in lambda = ln(alpha/sigma) = -ln sigma, from
+    sigma_max to sigma_min, then 0.
 
     The grid of DPM-Solver (arXiv 2206.00927), which steps evenly in lambda.
     """
@@ -123,23 +138,34 @@ def loguniform_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
 
 
 def linear_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
-    """Levels evenly spaced in sigma from sigma_max to sigma_min, then 0; the Karras grid of rho = 1."""
+    """Levels evenly spaced in sigma from sigma_max to sigma_min, then 0; the Karras grid of rho =
+    1."""
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     return _with_zero(np.linspace(sigma_max, sigma_min, _counted(steps)))
 
 
-def timesteps_grid(steps=18, schedule='vp_linear', power=1.0, t_min: float | None = None, t_max: float | None = None, **options):
-    """sigma(t_i)/alpha(t_i) at t_i = (t_max^(1/power) + i/(steps-1) (t_min^(1/power) - t_max^(1/power)))^power, then 0.
+def timesteps_grid(
+    steps=18,
+    schedule='vp_linear',
+    power=1.0,
+    t_min: float | None = None,
+    t_max: float | None = None,
+    **options,
+):
+    """sigma(t_i)/alpha(t_i) at t_i = (t_max^(1/power) + i/(steps-1) (t_min^(1/power) -
+    t_max^(1/power)))^power, then 0.
 
-    A teacher trained under an alpha/sigma schedule is sampled at its own timesteps; in this coordinate the Euler step is
-    DDIM's. power = 1 is DDIM's linear, 2 its quadratic selection (arXiv 2010.02502).
+    A teacher trained under an alpha/sigma schedule is sampled at its own timesteps; in this
+    coordinate the Euler step is DDIM's. power = 1 is DDIM's linear, 2 its quadratic selection
+    (arXiv 2010.02502).
 
     Args:
       steps: number of levels before the final 0, >= 1.
       schedule: key of `SCHEDULES`.
       power: > 0; the larger, the more of the times are small.
-      t_min, t_max: 0 <= t_min < t_max in the schedule's unit of time, with sigma/alpha positive and finite at both; default:
-        the schedule's `span`. Times between the entries of a table are interpolated, not rounded.
+      t_min, t_max: 0 <= t_min < t_max in the schedule's unit of time, with sigma/alpha positive and
+        finite at both; default: the schedule's `span`. Times between the entries of a table are
+        interpolated, not rounded.
       **options: arguments of the schedule.
 
     Returns:
@@ -159,7 +185,11 @@ def timesteps_grid(steps=18, schedule='vp_linear', power=1.0, t_min: float | Non
         ends = np.array([t_min, t_max])
         ratio = np.asarray(chosen.sigma(ends) / chosen.alpha(ends))
         # Beyond a table or a pole the way back leads elsewhere.
-        if not (ratio[0] > 0 and np.isfinite(ratio[1]) and np.allclose(chosen.time(ratio), ends, rtol=1e-6, atol=1e-9)):
+        if not (
+            ratio[0] > 0
+            and np.isfinite(ratio[1])
+            and np.allclose(chosen.time(ratio), ends, rtol=1e-6, atol=1e-9)
+        ):
             raise ValueError(
                 f't_min={t_min}, t_max={t_max}: sigma/alpha of {schedule!r} must be positive and finite there; '
                 f'its usual times are {chosen.span[0]} to {chosen.span[1]}'
@@ -181,8 +211,14 @@ def levels_grid(sigmas: tuple[float, ...]):
       ValueError: on levels that are not so.
     """
     levels = np.asarray(sigmas, np.float64)
-    if levels.ndim != 1 or not len(levels) or not (np.isfinite(levels[0]) and levels[-1] > 0 and np.all(np.diff(levels) < 0)):
-        raise ValueError(f'sigmas={sigmas}: need at least one level, strictly falling, > 0 and finite; the last 0 is left out')
+    if (
+        levels.ndim != 1
+        or not len(levels)
+        or not (np.isfinite(levels[0]) and levels[-1] > 0 and np.all(np.diff(levels) < 0))
+    ):
+        raise ValueError(
+            f'sigmas={sigmas}: need at least one level, strictly falling, > 0 and finite; the last 0 is left out'
+        )
     return _with_zero(levels)
 
 
@@ -218,7 +254,8 @@ class Schedule(NamedTuple):
 
 
 def vp_linear(beta_min=0.1, beta_max=20.0):
-    """Variance preserving, beta(t) = beta_min + t (beta_max - beta_min), t in (0, 1] (score SDE, arXiv 2011.13456, eq. 32).
+    """Variance preserving, beta(t) = beta_min + t (beta_max - beta_min), t in (0, 1] (score SDE,
+    arXiv 2011.13456, eq. 32).
 
     alpha^2 = exp(-(beta_max - beta_min) t^2/2 - beta_min t), sigma^2 = 1 - alpha^2.
     """
@@ -232,13 +269,16 @@ def vp_linear(beta_min=0.1, beta_max=20.0):
         lambda t: jnp.exp(log_alpha(t)),
         lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(t))),
         # 1 + s^2 = alpha^-2 solved for t; the rationalised root keeps its digits for small s.
-        lambda s: 2 * jnp.log1p(s**2) / (jnp.sqrt(beta_min**2 + 2 * slope * jnp.log1p(s**2)) + beta_min),
+        lambda s: (
+            2 * jnp.log1p(s**2) / (jnp.sqrt(beta_min**2 + 2 * slope * jnp.log1p(s**2)) + beta_min)
+        ),
         (1e-3, 1.0),
     )
 
 
 def cosine():
-    """Variance preserving, alpha = cos(pi t/2), sigma = sin(pi t/2), t in [0, 1) (improved DDPM without its offset)."""
+    """Variance preserving, alpha = cos(pi t/2), sigma = sin(pi t/2), t in [0, 1) (improved DDPM
+    without its offset)."""
     return Schedule(
         lambda t: jnp.cos(jnp.pi / 2 * t),
         lambda t: jnp.sin(jnp.pi / 2 * t),
@@ -256,7 +296,8 @@ DDPM_TABLE = tuple(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)).tolist())
 
 
 def discrete(alphas_cumprod=DDPM_TABLE):
-    """A DDPM table: at integer t, alpha^2 = alphas_cumprod[t]; linear in ln(sigma/alpha) between the entries.
+    """A DDPM table: at integer t, alpha^2 = alphas_cumprod[t]; linear in ln(sigma/alpha) between
+    the entries.
 
     Args:
       alphas_cumprod: [T], falling, in (0, 1); default: DDPM's own of 1000 linear betas.
@@ -265,8 +306,14 @@ def discrete(alphas_cumprod=DDPM_TABLE):
       ValueError: if the table does not fall strictly inside (0, 1).
     """
     table = np.asarray(alphas_cumprod, np.float64)
-    if table.ndim != 1 or len(table) < 2 or not (np.all(np.diff(table) < 0) and 0 < table[-1] and table[0] < 1):
-        raise ValueError('alphas_cumprod: need a strictly falling table of at least two values inside (0, 1)')
+    if (
+        table.ndim != 1
+        or len(table) < 2
+        or not (np.all(np.diff(table) < 0) and 0 < table[-1] and table[0] < 1)
+    ):
+        raise ValueError(
+            'alphas_cumprod: need a strictly falling table of at least two values inside (0, 1)'
+        )
     log_s = 0.5 * np.log((1 - table) / table)
     steps = np.arange(len(table), dtype=np.float64)
 

@@ -1,7 +1,8 @@
-"""The oracle: an isotropic Gaussian mixture, of which everything a diffusion model only estimates is known exactly.
+"""The oracle: an isotropic Gaussian mixture, of which everything a diffusion model only estimates
+is known exactly.
 
-At noise level sigma, p_sigma = sum_k w_k N(m_k, (s_k^2 + sigma^2) I), so density, score and denoiser are closed forms.
-It is a teacher like any other, and what every loss is proved against.
+At noise level sigma, p_sigma = sum_k w_k N(m_k, (s_k^2 + sigma^2) I), so density, score and
+denoiser are closed forms. It is a teacher like any other, and what every loss is proved against.
 """
 
 from typing import NamedTuple
@@ -14,10 +15,11 @@ from fdistill.diffusion.denoiser import Denoiser
 
 
 class GaussianMixture(NamedTuple):
-    """sum_k weights[k] N(means[k, :], stds[k]^2 I). Arrays of a float dtype; float64 when x64 is on.
+    """sum_k weights[k] N(means[k, :], stds[k]^2 I). Arrays of a float dtype; float64 when x64 is
+    on.
 
-    With `label[B]` given, sample b belongs to component label[b] alone (-1: to the mixture), which makes the mixture a
-    class-conditional teacher.
+    With `label[B]` given, sample b belongs to component label[b] alone (-1: to the mixture), which
+    makes the mixture a class-conditional teacher.
     """
 
     weights: jax.Array
@@ -25,10 +27,13 @@ class GaussianMixture(NamedTuple):
     stds: jax.Array
 
     def _log_joint(self, x, sigma, label=None):
-        """log(w_k N(x; m_k, (s_k^2 + sigma^2) I)), [B, K]; components other than the label's are -inf."""
+        """log(w_k N(x; m_k, (s_k^2 + sigma^2) I)), [B, K]; components other than the label's are
+        -inf."""
         variance = self.stds**2 + _per_sample(x, sigma)[:, None] ** 2
         distance = jnp.sum((x[:, None, :] - self.means) ** 2, axis=-1)
-        log_density = -0.5 * distance / variance - 0.5 * x.shape[-1] * jnp.log(2 * jnp.pi * variance)
+        log_density = -0.5 * distance / variance - 0.5 * x.shape[-1] * jnp.log(
+            2 * jnp.pi * variance
+        )
         log_weights = jnp.log(jnp.asarray(self.weights))
         if label is None:
             return log_weights + log_density
@@ -41,10 +46,13 @@ class GaussianMixture(NamedTuple):
         return jax.nn.logsumexp(self._log_joint(x, sigma, label), axis=-1)
 
     def denoise(self, x, sigma, label=None):
-        """E[x0 | x] = sum_k pi_k(x) (s_k^2 x + sigma^2 m_k)/(s_k^2 + sigma^2), pi_k the posterior of the component."""
+        """E[x0 | x] = sum_k pi_k(x) (s_k^2 x + sigma^2 m_k)/(s_k^2 + sigma^2), pi_k the posterior
+        of the component."""
         posterior = jax.nn.softmax(self._log_joint(x, sigma, label), axis=-1)[..., None]
         noise, data = _per_sample(x, sigma)[:, None, None] ** 2, self.stds[:, None] ** 2
-        return jnp.sum(posterior * (data * x[:, None, :] + noise * self.means) / (data + noise), axis=1)
+        return jnp.sum(
+            posterior * (data * x[:, None, :] + noise * self.means) / (data + noise), axis=1
+        )
 
     def score(self, x, sigma, label=None):
         """grad_x log p_sigma(x), [B, D]."""
@@ -55,7 +63,9 @@ class GaussianMixture(NamedTuple):
     def sample(self, key, n):
         """n samples of p_0, [n, D]."""
         key_component, key_noise = jax.random.split(key)
-        component = jax.random.choice(key_component, len(self.weights), (n,), p=jnp.asarray(self.weights))
+        component = jax.random.choice(
+            key_component, len(self.weights), (n,), p=jnp.asarray(self.weights)
+        )
         means = jnp.asarray(self.means)
         noise = jax.random.normal(key_noise, (n, means.shape[-1]), means.dtype)
         return means[component] + jnp.asarray(self.stds)[component, None] * noise
@@ -69,12 +79,17 @@ class GaussianMixture(NamedTuple):
           ValueError: if the mixture has more than one component.
         """
         if len(self.weights) != 1:
-            raise ValueError(f'flow of {len(self.weights)} components has no closed form; use a sampler, or one Gaussian')
+            raise ValueError(
+                f'flow of {len(self.weights)} components has no closed form; use a sampler, or one Gaussian'
+            )
         variance = self.stds[0] ** 2
-        return self.means[0] + (x - self.means[0]) * jnp.sqrt((variance + sigma_to**2) / (variance + sigma_from**2))
+        return self.means[0] + (x - self.means[0]) * jnp.sqrt(
+            (variance + sigma_to**2) / (variance + sigma_from**2)
+        )
 
     def denoiser(self, conditional=False):
-        """This mixture as a `Denoiser` without parameters, whose feature is x itself; labels are components or ignored."""
+        """This mixture as a `Denoiser` without parameters, whose feature is x itself; labels are
+        components or ignored."""
 
         def apply(params, x, sigma, label, key=None, augment=None):
             return self.denoise(x, sigma, label if conditional else None), (x,)
@@ -95,11 +110,15 @@ def mixture(weights, means, stds):
     """
     weights, means = np.asarray(weights, np.float64), np.asarray(means, np.float64)
     if means.ndim != 2 or weights.shape != means.shape[:1]:
-        raise ValueError(f'mixture: weights {weights.shape} and means {means.shape} must be [K] and [K, D]')
+        raise ValueError(
+            f'mixture: weights {weights.shape} and means {means.shape} must be [K] and [K, D]'
+        )
     stds = np.broadcast_to(np.asarray(stds, np.float64), weights.shape)
     if not (np.all(weights > 0) and np.all(stds > 0) and np.all(np.isfinite(means))):
         raise ValueError('mixture: weights and stds must be positive, means finite')
-    return GaussianMixture(jnp.asarray(weights / weights.sum()), jnp.asarray(means), jnp.asarray(stds))
+    return GaussianMixture(
+        jnp.asarray(weights / weights.sum()), jnp.asarray(means), jnp.asarray(stds)
+    )
 
 
 def _per_sample(x, sigma):

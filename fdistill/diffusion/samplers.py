@@ -1,14 +1,19 @@
-"""Samplers of the probability-flow ODE dx/dsigma = eps(x, sigma) = (x - D(x, sigma))/sigma (EDM, arXiv 2206.00364, equation 1).
+"""Samplers of the probability-flow ODE dx/dsigma = eps(x, sigma) = (x - D(x, sigma))/sigma (EDM,
+arXiv 2206.00364, equation 1).
 
-All have the signature sampler(denoise, x[B,...], sigmas[N+1], key=None, *, trajectory=False, **options) -> x0:
+All have the signature sampler(denoise, x[B,...], sigmas[N+1], key=None, *, trajectory=False,
+**options) -> x0:
   denoise(x[B,...], sigma[B]) -> x0[B,...]
   x: noise at level sigmas[0], so sigmas[0] times unit noise for a model without a prior mean.
-  sigmas: strictly falling, >= 0, usually ending in 0, from `noise.GRIDS`. Known or traced: one program serves all grids of
-    one length.
-  key: of the samplers that add noise; one for all samples, or one a sample, [B], which then does not depend on its batch.
-  trajectory: return (x0, D[N,B,...]) with the network's estimates of x0 at each level, from sigmas[0] on.
-They step with lax.scan, so a program is as long for a hundred steps as for one, and raise ValueError on bad levels, shapes
-and options. The final step to 0 is exact for an Euler step: it returns D.
+  sigmas: strictly falling, >= 0, usually ending in 0, from `noise.GRIDS`. Known or traced: one
+    program serves all grids of one length.
+  key: of the samplers that add noise; one for all samples, or one a sample, [B], which then does
+    not depend on its batch.
+  trajectory: return (x0, D[N,B,...]) with the network's estimates of x0 at each level, from
+    sigmas[0] on.
+They step with lax.scan, so a program is as long for a hundred steps as for one, and raise
+ValueError on bad levels, shapes and options. The final step to 0 is exact for an Euler step: it
+returns D.
 """
 
 import functools
@@ -24,14 +29,16 @@ from fdistill.diffusion import multistep
 
 
 class Sampler(NamedTuple):
-    """solve: as above, without options. evaluations(steps): of the network, in `steps` steps that end in 0."""
+    """solve: as above, without options. evaluations(steps): of the network, in `steps` steps that
+    end in 0."""
 
     solve: Callable[..., Any]
     evaluations: Callable[[int], int]
 
 
 def _sampler(function):
-    """Checks what all samplers are given, and hides the trajectory from those who did not ask for it."""
+    """Checks what all samplers are given, and hides the trajectory from those who did not ask for
+    it."""
     parameters = inspect.signature(function).parameters.values()
     parameter = inspect.Parameter('trajectory', inspect.Parameter.KEYWORD_ONLY, default=False)
 
@@ -46,16 +53,21 @@ def _sampler(function):
 
 
 def prepare(denoisers, x, sigmas):
-    """(denoisers that take one sigma for all samples and check what they return, x, sigmas), all checked."""
+    """(denoisers that take one sigma for all samples and check what they return, x, sigmas), all
+    checked."""
     x = jnp.asarray(x)
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f'x of shape {x.shape} and dtype {x.dtype}: need floats with a leading batch dimension')
+        raise ValueError(
+            f'x of shape {x.shape} and dtype {x.dtype}: need floats with a leading batch dimension'
+        )
 
     def checked(denoise):
         def call(x, sigma):
             denoised = denoise(x, jnp.full(x.shape[:1], sigma, x.dtype))
             if denoised.shape != x.shape:
-                raise ValueError(f'denoise returned shape {denoised.shape} for x of shape {x.shape}: they must be equal')
+                raise ValueError(
+                    f'denoise returned shape {denoised.shape} for x of shape {x.shape}: they must be equal'
+                )
             return denoised.astype(x.dtype)
 
         return call
@@ -64,9 +76,12 @@ def prepare(denoisers, x, sigmas):
 
 
 def _levels(sigmas, dtype):
-    """sigmas, in float64 where they are known. Values are checked only there, that is outside jit."""
+    """sigmas, in float64 where they are known. Values are checked only there, that is outside
+    jit."""
     if np.ndim(sigmas) != 1 or np.shape(sigmas)[0] < 2:
-        raise ValueError(f'sigmas of shape {np.shape(sigmas)}: need at least two levels in one dimension')
+        raise ValueError(
+            f'sigmas of shape {np.shape(sigmas)}: need at least two levels in one dimension'
+        )
     if isinstance(sigmas, jax.core.Tracer):
         return sigmas.astype(dtype)
     values = np.asarray(sigmas, np.float64)
@@ -89,28 +104,46 @@ def _within(name, value, low, high, *, above=False):
 def draws(key, x):
     """noise(n) -> unit noise like x for step n, a sample's own whatever its batch."""
     if key is None:
-        raise ValueError('key=None: this sampler draws noise; give a jax.random.key, or one a sample')
+        raise ValueError(
+            'key=None: this sampler draws noise; give a jax.random.key, or one a sample'
+        )
     if key.ndim not in (0, 1) or key.shape not in ((), x.shape[:1]):
-        raise ValueError(f'key of shape {key.shape} for {x.shape[0]} samples: give one key, or one a sample')
+        raise ValueError(
+            f'key of shape {key.shape} for {x.shape[0]} samples: give one key, or one a sample'
+        )
     keys = jax.random.split(key, x.shape[0]) if key.ndim == 0 else key
-    return lambda n: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, n), x.shape[1:], x.dtype))(keys)
+    return lambda n: jax.vmap(
+        lambda key: jax.random.normal(jax.random.fold_in(key, n), x.shape[1:], x.dtype)
+    )(keys)
 
 
 def keys_of(noise):
-    """A key a sample, [B], drawn from the bits of its noise[B,...]: a random sampler is then a function of its start.
+    """A key a sample, [B], drawn from the bits of its noise[B,...]: a random sampler is then a
+    function of its start.
 
-    Independent of the noise for all practical purposes: Threefry keyed by two sums of the sample's mixed float32 bits.
+    Independent of the noise for all practical purposes: Threefry keyed by two sums of the sample's
+    mixed float32 bits.
     """
-    bits = jax.lax.bitcast_convert_type(noise.astype(jnp.float32), jnp.uint32).reshape(noise.shape[0], -1)
+    bits = jax.lax.bitcast_convert_type(noise.astype(jnp.float32), jnp.uint32).reshape(
+        noise.shape[0], -1
+    )
     position = jnp.arange(bits.shape[1], dtype=jnp.uint32)
     mixed = (bits ^ (bits >> 15)) * (2 * position + jnp.uint32(0x9E3779B1))
-    words = jnp.stack([jnp.sum(mixed, 1, dtype=jnp.uint32), jnp.sum(mixed >> 7, 1, dtype=jnp.uint32)], 1)
+    words = jnp.stack(
+        [jnp.sum(mixed, 1, dtype=jnp.uint32), jnp.sum(mixed >> 7, 1, dtype=jnp.uint32)], 1
+    )
     return jax.random.wrap_key_data(words, impl='threefry2x32')
 
 
 def scan(step, carry, levels, dtype):
-    """lax.scan over per-step values, which are computed in float64 where the grid is known and used in x's dtype."""
-    cast = jax.tree.map(lambda value: value if jnp.issubdtype(value.dtype, jnp.integer) else jnp.asarray(value, dtype), levels)
+    """lax.scan over per-step values, which are computed in float64 where the grid is known and used
+    in x's dtype."""
+    cast = jax.tree.map(
+        lambda value: (
+            value if jnp.issubdtype(value.dtype, jnp.integer) else jnp.asarray(value, dtype)
+        ),
+        levels,
+    )
     return jax.lax.scan(step, carry, cast)
 
 
@@ -119,7 +152,8 @@ def _slope(x, denoised, sigma):
 
 
 def _run(table, denoise, x, sigmas, key=None, *, before=1.0, after=1.0):
-    """Steps through a `multistep.Table`, y and sum being smoothed by moving averages, v <- (1 - beta) v + beta y.
+    """Steps through a `multistep.Table`, y and sum being smoothed by moving averages, v <- (1 -
+    beta) v + beta y.
 
     Args:
       before: beta of y, in (0, 1], 1 being none: this is GHVB.
@@ -142,18 +176,24 @@ def _run(table, denoise, x, sigmas, key=None, *, before=1.0, after=1.0):
         row = now['table']
         denoised = denoise(x, now['sigma'])
         y = denoised if table.of == 'x0' else _slope(x, denoised, now['sigma'])
-        # In index coordinates the speed dsigma/du goes through the same averages and sums as the slopes.
+        # In index coordinates the speed dsigma/du goes through the same averages and sums as the
+        # slopes.
         y = (y,) if row.scale is None else (row.scale * y, row.scale)
         y = jax.tree.map(lambda new, old: old + now['before'] * (new - old), y, history[0])
         history = (y, *history[:-1])
-        g = jax.tree.map(lambda *values: sum(w * value for w, value in zip(row.weights, values, strict=True)), *history)
+        g = jax.tree.map(
+            lambda *values: sum(w * value for w, value in zip(row.weights, values, strict=True)),
+            *history,
+        )
         g = jax.tree.map(lambda new, old: old + now['after'] * (new - old), g, velocity)
         x = row.keep * x + row.gain * (g[0] if row.scale is None else g[0] / g[1])
         if noise is not None:
             x = x + row.noise * noise(now['n'])
         return (x, history, g), denoised
 
-    zero = (jnp.zeros_like(x),) if table.scale is None else (jnp.zeros_like(x), jnp.zeros((), x.dtype))
+    zero = (
+        (jnp.zeros_like(x),) if table.scale is None else (jnp.zeros_like(x), jnp.zeros((), x.dtype))
+    )
     (x, _, _), denoised = scan(step, (x, (zero,) * order, zero), levels, x.dtype)
     return x, denoised
 
@@ -166,14 +206,17 @@ def euler(denoise, x, sigmas, key=None):
 
 @_sampler
 def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf, s_noise=1.0):
-    """Heun's method, Euler on a step to sigma = 0; order 2, 2N - 1 evaluations when sigmas end in 0 (EDM, algorithm 2).
+    """Heun's method, Euler on a step to sigma = 0; order 2, 2N - 1 evaluations when sigmas end in 0
+    (EDM, algorithm 2).
 
-    With s_churn = 0 this is EDM's deterministic algorithm 1. Otherwise each step from a level in [s_min, s_max] begins by
-    raising it to sigma_hat = sigma (1 + min(s_churn/N, sqrt(2) - 1)) with noise of standard deviation
-    s_noise sqrt(sigma_hat^2 - sigma^2), which corrects errors made before.
+    With s_churn = 0 this is EDM's deterministic algorithm 1. Otherwise each step from a level in
+    [s_min, s_max] begins by raising it to sigma_hat = sigma (1 + min(s_churn/N, sqrt(2) - 1)) with
+    noise of standard deviation s_noise sqrt(sigma_hat^2 - sigma^2), which corrects errors made
+    before.
 
     Args:
-      s_churn: amount of noise, >= 0; 40 with s_min=0.05, s_max=50, s_noise=1.003 and 256 steps is EDM's for ImageNet-64.
+      s_churn: amount of noise, >= 0; 40 with s_min=0.05, s_max=50, s_noise=1.003 and 256 steps is
+        EDM's for ImageNet-64.
       s_min, s_max: levels at which noise is added, 0 <= s_min <= s_max.
       s_noise: > 0.
     """
@@ -207,10 +250,12 @@ def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf
 
 @_sampler
 def ancestral(denoise, x, sigmas, key=None, *, eta=1.0):
-    """Euler steps to sigma_down, then noise of standard deviation sigma_up up to the next level; order 1 of the SDE.
+    """Euler steps to sigma_down, then noise of standard deviation sigma_up up to the next level;
+    order 1 of the SDE.
 
-    sigma_up = eta sqrt(sigma_{n+1}^2 (sigma_n^2 - sigma_{n+1}^2)/sigma_n^2), sigma_down^2 = sigma_{n+1}^2 - sigma_up^2
-    (DDPM's posterior for eta = 1, arXiv 2006.11239, equation 7, in this coordinate; DDIM for eta = 0).
+    sigma_up = eta sqrt(sigma_{n+1}^2 (sigma_n^2 - sigma_{n+1}^2)/sigma_n^2), sigma_down^2 =
+    sigma_{n+1}^2 - sigma_up^2 (DDPM's posterior for eta = 1, arXiv 2006.11239, equation 7, in this
+    coordinate; DDIM for eta = 0).
 
     Args:
       eta: share of the noise, in [0, 1].
@@ -225,10 +270,12 @@ def ancestral(denoise, x, sigmas, key=None, *, eta=1.0):
 
 @_sampler
 def adams_bashforth(denoise, x, sigmas, key=None, *, order=4, coords='sigma'):
-    """Adams-Bashforth with the weights of a uniform grid: PLMS and iPNDM (arXiv 2202.09778); N evaluations.
+    """Adams-Bashforth with the weights of a uniform grid: PLMS and iPNDM (arXiv 2202.09778); N
+    evaluations.
 
-    With 1, ..., order - 1 values in the history, the order is theirs. Constant weights have order two at best on a grid
-    that is not uniform in the coordinate, such as Karras' in sigma; `lms`, or coords='index', keeps the order.
+    With 1, ..., order - 1 values in the history, the order is theirs. Constant weights have order
+    two at best on a grid that is not uniform in the coordinate, such as Karras' in sigma; `lms`, or
+    coords='index', keeps the order.
 
     Args:
       order: 1, ..., 5.
@@ -241,7 +288,8 @@ def adams_bashforth(denoise, x, sigmas, key=None, *, order=4, coords='sigma'):
 
 @_sampler
 def lms(denoise, x, sigmas, key=None, *, order=4):
-    """Adams-Bashforth of variable step: eps interpolated in sigma and integrated exactly; its order on any grid, N evaluations.
+    """Adams-Bashforth of variable step: eps interpolated in sigma and integrated exactly; its order
+    on any grid, N evaluations.
 
     Args:
       order: 1, ..., 5.
@@ -252,7 +300,8 @@ def lms(denoise, x, sigmas, key=None, *, order=4):
 
 @_sampler
 def deis(denoise, x, sigmas, key=None, *, order=2):
-    """DEIS, tAB in log rho (arXiv 2204.13902): eps interpolated in ln sigma and integrated exactly; N evaluations.
+    """DEIS, tAB in log rho (arXiv 2204.13902): eps interpolated in ln sigma and integrated exactly;
+    N evaluations.
 
     Args:
       order: 1, ..., 4.
@@ -274,7 +323,8 @@ def dpmpp_2m(denoise, x, sigmas, key=None, *, eta=0.0):
 
 @_sampler
 def dpmpp_3m(denoise, x, sigmas, key=None, *, eta=0.0):
-    """DPM-Solver++(3M): D interpolated by a parabola in -ln sigma and integrated exactly; order 3, N evaluations.
+    """DPM-Solver++(3M): D interpolated by a parabola in -ln sigma and integrated exactly; order 3,
+    N evaluations.
 
     The published codes halve the parabola's quadratic term and are of order 2.
 
@@ -287,7 +337,8 @@ def dpmpp_3m(denoise, x, sigmas, key=None, *, eta=0.0):
 
 @_sampler
 def unipc(denoise, x, sigmas, key=None, *, order=2, variant='bh2'):
-    """UniPC (arXiv 2302.04867), predicting D; order + 1, N evaluations: the corrector uses what the next step evaluates.
+    """UniPC (arXiv 2302.04867), predicting D; order + 1, N evaluations: the corrector uses what the
+    next step evaluates.
 
     Args:
       order: of the predictor, 1, ..., 3.
@@ -297,8 +348,16 @@ def unipc(denoise, x, sigmas, key=None, *, order=2, variant='bh2'):
     _among('variant', variant, ('bh1', 'bh2'))
     table, corrector = multistep.unipc(sigmas, order, variant)
     # Level n is corrected by the row of the step that led to it; the first has none and stays.
-    arrived = multistep.delayed(table.keep, 1), multistep.delayed(table.gain, 0), multistep.delayed(corrector, 0)
-    levels = {'sigma': sigmas[:-1], 'table': table._replace(of=()), 'came': multistep.Table((), *arrived)}
+    arrived = (
+        multistep.delayed(table.keep, 1),
+        multistep.delayed(table.gain, 0),
+        multistep.delayed(corrector, 0),
+    )
+    levels = {
+        'sigma': sigmas[:-1],
+        'table': table._replace(of=()),
+        'came': multistep.Table((), *arrived),
+    }
 
     def combine(row, history):
         return row.gain * sum(w * value for w, value in zip(row.weights, history, strict=True))
@@ -319,10 +378,12 @@ def unipc(denoise, x, sigmas, key=None, *, order=2, variant='bh2'):
 
 @_sampler
 def heavy_ball(denoise, x, sigmas, key=None, *, base='adams_bashforth', order=2, beta=0.8):
-    """HB(beta) (Diffusion Sampling with Momentum, arXiv 2307.11118, algorithm 1) over a multistep method; N evaluations.
+    """HB(beta) (Diffusion Sampling with Momentum, arXiv 2307.11118, algorithm 1) over a multistep
+    method; N evaluations.
 
-    v_{n+1} = (1 - beta) v_n + beta g_n after the base's combination g_n of its history, x_{n+1} = keep x_n + gain v_{n+1},
-    v_1 = g_0. Damping widens the interval of stability (2 - beta)/beta times and costs the order: 1 for beta < 1.
+    v_{n+1} = (1 - beta) v_n + beta g_n after the base's combination g_n of its history, x_{n+1} =
+    keep x_n + gain v_{n+1}, v_1 = g_0. Damping widens the interval of stability (2 - beta)/beta
+    times and costs the order: 1 for beta < 1.
 
     Args:
       base: key of `BASES`.
@@ -341,8 +402,9 @@ def ghvb(denoise, x, sigmas, key=None, *, order=3.8, coords='sigma'):
     """GHVB of real order m (arXiv 2307.11118, algorithm 2 and theorem 2); N evaluations.
 
     r = ceil(m) and beta = m - floor(m), 1 for a whole m, which is Adams-Bashforth:
-    v_{n+1} = (1 - beta) v_n + beta eps_n before the combination, x_{n+1} = x_n + delta_n sum_j c_j v_{n+1-j}, v_1 = eps_0.
-    Of order r where the grid is uniform in the coordinate, of two at best elsewhere (see `adams_bashforth`).
+    v_{n+1} = (1 - beta) v_n + beta eps_n before the combination, x_{n+1} = x_n + delta_n sum_j c_j
+    v_{n+1-j}, v_1 = eps_0. Of order r where the grid is uniform in the coordinate, of two at best
+    elsewhere (see `adams_bashforth`).
 
     Args:
       order: m in (0, 5]. The paper recommends 1.8, 1.9, 3.8 or 3.9.
@@ -357,11 +419,13 @@ def ghvb(denoise, x, sigmas, key=None, *, order=3.8, coords='sigma'):
 
 @_sampler
 def consistency(denoise, x, sigmas, key=None, *, eta=1.0, sigma_min=0.0):
-    """Multistep sampling of a student that denoises in one jump; N evaluations, no noise after the last.
+    """Multistep sampling of a student that denoises in one jump; N evaluations, no noise after the
+    last.
 
-    x_{n+1} = J + sqrt(sigma_{n+1}^2 - max(s, sigma_min)^2) z, J = D + s/sigma_n (x_n - D), s = (1 - eta) sigma_{n+1}.
-    eta = 1 renoises D: consistency models' algorithm 1 (arXiv 2303.01469), LCM's; 0 < eta < 1 jumps to a lower level
-    first, as TCD does (arXiv 2402.19159, which takes the share of the timestep); eta = 0 is Euler.
+    x_{n+1} = J + sqrt(sigma_{n+1}^2 - max(s, sigma_min)^2) z, J = D + s/sigma_n (x_n - D), s = (1 -
+    eta) sigma_{n+1}. eta = 1 renoises D: consistency models' algorithm 1 (arXiv 2303.01469), LCM's;
+    0 < eta < 1 jumps to a lower level first, as TCD does (arXiv 2402.19159, which takes the share
+    of the timestep); eta = 0 is Euler.
 
     Args:
       eta: in [0, 1].
@@ -378,23 +442,27 @@ def consistency(denoise, x, sigmas, key=None, *, eta=1.0, sigma_min=0.0):
         denoised = denoise(x, sigma)
         x = denoised + jump / sigma * (x - denoised)
         if noise is not None:
-            x = x + jnp.sqrt(jnp.maximum(sigma_next**2 - jnp.maximum(jump, sigma_min) ** 2, 0)) * noise(n)
+            x = x + jnp.sqrt(
+                jnp.maximum(sigma_next**2 - jnp.maximum(jump, sigma_min) ** 2, 0)
+            ) * noise(n)
         return x, denoised
 
     return scan(step, x, (np.arange(len(sigmas) - 1), now, jump, then), x.dtype)
 
 
 def hybrid(teacher, student, x, sigmas, key=None, *, evaluations=1, student_sigmas=(0.0,), eta=1.0):
-    """Diversity distillation (arXiv 2503.10637): the teacher's first steps, which fix the layout, then the student.
+    """Diversity distillation (arXiv 2503.10637): the teacher's first steps, which fix the layout,
+    then the student.
 
-    Euler steps of the teacher from sigmas[0] to sigmas[evaluations], whence the student goes on by `consistency`.
+    Euler steps of the teacher from sigmas[0] to sigmas[evaluations], whence the student goes on by
+    `consistency`.
 
     Args:
       teacher, student: denoise(x, sigma[B]); the student must be usable at sigmas[evaluations].
       x, sigmas, key: as of any sampler.
       evaluations: of the teacher, 0 (the student alone) to N (the teacher alone).
-      student_sigmas: the levels on which the student goes on, those of them that lie below the hand-over; ending in 0 and
-        known, not traced. (0,) is one jump.
+      student_sigmas: the levels on which the student goes on, those of them that lie below the
+        hand-over; ending in 0 and known, not traced. (0,) is one jump.
       eta: see `consistency`.
 
     Raises:
@@ -406,7 +474,9 @@ def hybrid(teacher, student, x, sigmas, key=None, *, evaluations=1, student_sigm
         return euler(teacher, x, sigmas)
     below = np.asarray(student_sigmas, np.float64)
     if isinstance(sigmas, jax.core.Tracer):
-        raise ValueError('sigmas: hybrid needs to know where the student takes over; give a grid that is not traced')
+        raise ValueError(
+            'sigmas: hybrid needs to know where the student takes over; give a grid that is not traced'
+        )
     hand_over = float(sigmas[evaluations])
     if evaluations:
         x = euler(teacher, x, sigmas[: evaluations + 1])

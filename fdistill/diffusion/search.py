@@ -1,8 +1,10 @@
-"""Search of a sampling grid of few levels among many, by evolution (AutoDiffusion, arXiv 2309.10438, without layer search).
+"""Search of a sampling grid of few levels among many, by evolution (AutoDiffusion, arXiv
+2309.10438, without layer search).
 
-A grid is K of the n candidate levels. Of all grids scored so far the best are parents; an epoch scores a population of
-mutations, crossovers and random grids, none of which was scored before. Everything random comes from (seed, epoch), so that a
-search taken up after any epoch equals one never interrupted.
+A grid is K of the n candidate levels. Of all grids scored so far the best are parents; an epoch
+scores a population of mutations, crossovers and random grids, none of which was scored before.
+Everything random comes from (seed, epoch), so that a search taken up after any epoch equals one
+never interrupted.
 """
 
 import math
@@ -14,12 +16,14 @@ from fdistill.diffusion import noise
 
 # Of the first population half of what is not the uniform grid are mutations of it, at this rate.
 FIRST_RATE = 0.1
-# A child seen before is drawn again, this many times a child wanted; what is missing then becomes random.
+# A child seen before is drawn again, this many times a child wanted; what is missing then becomes
+# random.
 TRIES = 10
 
 
 class SearchState(NamedTuple):
-    """A search between two epochs, of values that JSON holds: `_asdict()` and `restore` lead there and back.
+    """A search between two epochs, of values that JSON holds: `_asdict()` and `restore` lead there
+    and back.
 
     settings: what `start` was given; a search goes on under no other.
     visited: every grid scored, in order, as a rising list of K indices into the candidates.
@@ -33,17 +37,29 @@ class SearchState(NamedTuple):
     best: list
 
 
-def start(candidates, steps, *, seed=0, population=50, parents=10, mutations=25, crossovers=15, mutation_rate=0.25):
+def start(
+    candidates,
+    steps,
+    *,
+    seed=0,
+    population=50,
+    parents=10,
+    mutations=25,
+    crossovers=15,
+    mutation_rate=0.25,
+):
     """A search that has scored nothing yet.
 
     Args:
-      candidates: [n] levels, strictly falling, positive and finite, n >= 2; for example `noise.karras_grid(201)[:-1]`.
-        Levels, the first as well as the last, are chosen freely among them.
+      candidates: [n] levels, strictly falling, positive and finite, n >= 2; for example
+        `noise.karras_grid(201)[:-1]`. Levels, the first as well as the last, are chosen freely
+        among them.
       steps: number of levels K of a grid before the final 0, 1 <= K <= n.
       seed: integer >= 0.
       population: grids scored in an epoch, >= 1.
       parents: the best so many of all scored are changed and crossed, 1 <= parents.
-      mutations, crossovers: children in an epoch, >= 0, together <= population; random grids make up the rest.
+      mutations, crossovers: children in an epoch, >= 0, together <= population; random grids make
+        up the rest.
       mutation_rate: probability that a level is replaced in a mutation, in (0, 1].
 
     Raises:
@@ -57,9 +73,13 @@ def start(candidates, steps, *, seed=0, population=50, parents=10, mutations=25,
         if value != int(value) or value < least.get(name, 0):
             raise ValueError(f'{name}={value}: need a whole number >= {least.get(name, 0)}')
     if steps > len(levels):
-        raise ValueError(f'steps={steps}: need at most as many as there are candidates, {len(levels)}')
+        raise ValueError(
+            f'steps={steps}: need at most as many as there are candidates, {len(levels)}'
+        )
     if mutations + crossovers > population:
-        raise ValueError(f'mutations={mutations}, crossovers={crossovers}: together at most population={population}')
+        raise ValueError(
+            f'mutations={mutations}, crossovers={crossovers}: together at most population={population}'
+        )
     if not 0 < mutation_rate <= 1:
         raise ValueError(f'mutation_rate={mutation_rate}: must lie in (0, 1]')
     settings = {name: int(value) for name, value in whole.items()}
@@ -68,7 +88,8 @@ def start(candidates, steps, *, seed=0, population=50, parents=10, mutations=25,
 
 
 def restore(values):
-    """The state whose `_asdict()` went through JSON, which may have made an infinite score the word 'inf'.
+    """The state whose `_asdict()` went through JSON, which may have made an infinite score the word
+    'inf'.
 
     Raises:
       ValueError: if it is no such thing.
@@ -80,13 +101,17 @@ def restore(values):
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'not the state of a search: {type(error).__name__}: {error}') from error
     if len(visited) != len(scores):
-        raise ValueError(f'not the state of a search: {len(visited)} grids have {len(scores)} scores')
+        raise ValueError(
+            f'not the state of a search: {len(visited)} grids have {len(scores)} scores'
+        )
     return SearchState(settings, visited, scores, best)
 
 
 def grids(state, chosen):
     """Levels of index lists [M, K]: sigmas[M, K + 1], float64, each falling to 0."""
-    levels = np.asarray(state.settings['candidates'])[np.asarray(chosen, int).reshape(-1, state.settings['steps'])]
+    levels = np.asarray(state.settings['candidates'])[
+        np.asarray(chosen, int).reshape(-1, state.settings['steps'])
+    ]
     return np.pad(levels, ((0, 0), (0, 1)))
 
 
@@ -103,7 +128,8 @@ def best(state):
 
 
 def proposals(state):
-    """The grids of the next epoch as rising index lists [M, K]: distinct, never scored before; a function of the state alone.
+    """The grids of the next epoch as rising index lists [M, K]: distinct, never scored before; a
+    function of the state alone.
 
     M is the population, or less when fewer grids are left.
     """
@@ -125,7 +151,9 @@ def proposals(state):
 
     def mutation(parent, rate):
         kept = parent[rng.random(steps) >= rate]
-        return np.append(kept, rng.choice(np.setdiff1d(np.arange(n), kept), steps - len(kept), replace=False))
+        return np.append(
+            kept, rng.choice(np.setdiff1d(np.arange(n), kept), steps - len(kept), replace=False)
+        )
 
     if not state.visited:
         uniform = np.round(np.linspace(0, n - 1, steps)).astype(int)
@@ -134,7 +162,11 @@ def proposals(state):
         add(lambda: mutation(uniform, FIRST_RATE), wanted, TRIES * wanted)
     else:
         parents = np.asarray(state.visited)[np.argsort(state.scores, kind='stable')[: s['parents']]]
-        add(lambda: mutation(rng.choice(parents), s['mutation_rate']), s['mutations'], TRIES * s['mutations'])
+        add(
+            lambda: mutation(rng.choice(parents), s['mutation_rate']),
+            s['mutations'],
+            TRIES * s['mutations'],
+        )
 
         def crossover():
             one, other = rng.choice(parents, 2)
@@ -150,8 +182,9 @@ def epoch(state, score):
 
     Args:
       state: `SearchState`.
-      score: sigmas float64 [M, K + 1], each row falling to 0 -> scores [M], lower is better, inf for a grid to be shunned. For
-        scores that can be compared, it uses the same noise for all grids. It is not called when every grid has been scored.
+      score: sigmas float64 [M, K + 1], each row falling to 0 -> scores [M], lower is better, inf
+        for a grid to be shunned. For scores that can be compared, it uses the same noise for all
+        grids. It is not called when every grid has been scored.
 
     Returns:
       `SearchState`.
@@ -164,13 +197,16 @@ def epoch(state, score):
     if chosen:
         scores = np.asarray(score(grids(state, chosen)), np.float64)
         if scores.shape != (len(chosen),) or np.isnan(scores).any():
-            raise ValueError(f'score: gave shape {scores.shape}, {np.isnan(scores).sum()} NaN; need [{len(chosen)}], none NaN')
+            raise ValueError(
+                f'score: gave shape {scores.shape}, {np.isnan(scores).sum()} NaN; need [{len(chosen)}], none NaN'
+            )
     scores = state.scores + scores.tolist()
     return SearchState(state.settings, state.visited + chosen, scores, [*state.best, min(scores)])
 
 
 def search(score, candidates, steps, *, epochs=10, state=None, on_epoch=None, **options):
-    """Epochs until `epochs` of them are done, counted from the start of the search; `best` of the result is the grid.
+    """Epochs until `epochs` of them are done, counted from the start of the search; `best` of the
+    result is the grid.
 
     Args:
       score: see `epoch`.
@@ -191,8 +227,14 @@ def search(score, candidates, steps, *, epochs=10, state=None, on_epoch=None, **
     state = fresh if state is None else state
     for name, value in fresh.settings.items():
         if state.settings.get(name) != value:
-            old, new = ('other levels', 'these') if name == 'candidates' else (state.settings.get(name), value)
-            raise ValueError(f'state: is of a search with {name}={old}, now {new}; go on with the same or without the state')
+            old, new = (
+                ('other levels', 'these')
+                if name == 'candidates'
+                else (state.settings.get(name), value)
+            )
+            raise ValueError(
+                f'state: is of a search with {name}={old}, now {new}; go on with the same or without the state'
+            )
     while len(state.best) < epochs:
         state = epoch(state, score)
         if on_epoch is not None:

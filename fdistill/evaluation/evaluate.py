@@ -14,18 +14,20 @@ from fdistill.evaluation import features, metrics
 from fdistill.evaluation.frechet import Moments, frechet_distance
 from fdistill.evaluation.protocol import Protocol
 
-# Memorisation is measured on at most so many images: beyond that the search takes long and the mean hardly changes.
+# Memorisation is measured on at most so many images: beyond that the search takes long and the mean
+# hardly changes.
 SEARCHED = 2000
 
 
 class Reference(NamedTuple):
-    """What samples are compared with: made once by `reference`, used by every evaluation on the same data.
+    """What samples are compared with: made once by `reference`, used by every evaluation on the
+    same data.
 
     train, held_out: the two Sources.
     features: tuple of Features; the pixels, and for images the classifier before them.
     moments: {(features' name, 'train' or 'held-out'): Moments}.
-    held_out_distance: mean distance of a held-out image to its nearest training image, over SEARCHED held-out images;
-      None for points.
+    held_out_distance: mean distance of a held-out image to its nearest training image, over
+      SEARCHED held-out images; None for points.
     """
 
     train: Any
@@ -51,10 +53,18 @@ def reference(train, held_out, seed=0, progress=True):
     """
     one, other = ((s.images.shape[1:], s.levels, s.num_classes) for s in (train, held_out))
     if one != other:
-        raise ValueError(f'train has (shape, levels, classes) {one}, held_out {other}: give two splits of one data set')
+        raise ValueError(
+            f'train has (shape, levels, classes) {one}, held_out {other}: give two splits of one data set'
+        )
     pixels = features.get('pixels', train)
     if train.images.ndim == 2:
-        return Reference(train, held_out, (pixels,), {(pixels.name, 'train'): _moments(pixels, train.images, 0)}, None)
+        return Reference(
+            train,
+            held_out,
+            (pixels,),
+            {(pixels.name, 'train'): _moments(pixels, train.images, 0)},
+            None,
+        )
     classifier = features.get('classifier', train, seed=seed, progress=progress)
     moments = {
         (classifier.name, 'held-out'): _moments(classifier, held_out.images, held_out.levels),
@@ -67,14 +77,16 @@ def reference(train, held_out, seed=0, progress=True):
 
 
 def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
-    """Draws samples that depend on their index alone, not on batch size or devices (beyond the rounding of `generate`).
+    """Draws samples that depend on their index alone, not on batch size or devices (beyond the
+    rounding of `generate`).
 
-    The noise of sample i is normal(fold_in(key(seed), i)). Each batch has `batch_size` samples, the last one padded and
-    cut, so a jitted `generate` is compiled once.
+    The noise of sample i is normal(fold_in(key(seed), i)). Each batch has `batch_size` samples, the
+    last one padded and cut, so a jitted `generate` is compiled once.
 
     Args:
-      generate: (noise float32 [batch_size, *shape], label int32 [batch_size]) -> samples [batch_size, *shape]. It is
-        called as it is: jit it, with the parameters as an argument of the jitted function, or each evaluation compiles.
+      generate: (noise float32 [batch_size, *shape], label int32 [batch_size]) -> samples
+        [batch_size, *shape]. It is called as it is: jit it, with the parameters as an argument of
+        the jitted function, or each evaluation compiles.
       shape: of one sample.
       labels: int32 [N], the label of each sample.
       seed: integer >= 0.
@@ -82,15 +94,21 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
       progress: show a bar if it takes longer than two seconds.
 
     Returns:
-      (float32 [N, *shape], seconds); seconds is the number of batches times the median time of one, so that with three
-      batches or more the compilation does not count.
+      (float32 [N, *shape], seconds); seconds is the number of batches times the median time of one,
+      so that with three batches or more the compilation does not count.
 
     Raises:
       ValueError: the samples have another shape, or are not finite.
     """
     total, samples, seconds = len(labels), [], []
-    for start in tqdm.tqdm(range(0, total, batch_size), 'sampling', unit='batch', disable=None if progress else True,
-                           delay=2, leave=False):
+    for start in tqdm.tqdm(
+        range(0, total, batch_size),
+        'sampling',
+        unit='batch',
+        disable=None if progress else True,
+        delay=2,
+        leave=False,
+    ):
         index = np.arange(start, start + batch_size)
         label = np.asarray(labels, np.int32)[index.clip(max=total - 1)]
         # Through the host, so that devices and sharding are those `generate` was made for.
@@ -99,10 +117,14 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
         batch = np.asarray(generate(drawn, label), np.float32)
         seconds.append(time.perf_counter() - began)
         if batch.shape != drawn.shape:
-            raise ValueError(f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: they must be equal')
+            raise ValueError(
+                f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: they must be equal'
+            )
         if not np.isfinite(batch).all():
-            raise ValueError(f'samples {start}..{start + batch_size - 1} are not finite: the generator diverged')
-        samples.append(batch[:total - start])
+            raise ValueError(
+                f'samples {start}..{start + batch_size - 1} are not finite: the generator diverged'
+            )
+        samples.append(batch[: total - start])
     return np.concatenate(samples), len(seconds) * float(np.median(seconds))
 
 
@@ -115,18 +137,31 @@ def check(samples=2000, seed=0, batch_size=500):
     if samples < 2:
         raise ValueError(f'samples={samples}: a distance needs at least two')
     if seed < 0 or batch_size < 1:
-        raise ValueError(f'seed={seed}, batch_size={batch_size}: seed must be >= 0 and batch_size >= 1')
+        raise ValueError(
+            f'seed={seed}, batch_size={batch_size}: seed must be >= 0 and batch_size >= 1'
+        )
 
 
-def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size=500, progress=True, against=None):
+def evaluate(
+    generate,
+    train,
+    held_out,
+    *,
+    nfe,
+    samples=2000,
+    seed=0,
+    batch_size=500,
+    progress=True,
+    against=None,
+):
     """Samples a generator and measures it.
 
     Args:
       generate: (noise float32 [B, ...], label int32 [B]) -> samples [B, ...], see `sample`.
       train, held_out: Sources of the data it was trained on.
       nfe: network evaluations of one `generate`, for the row.
-      samples: number of samples. Sample i has label i mod num_classes; for points it is the label of training point
-        i mod N, since the classes of a mixture need not be equally frequent.
+      samples: number of samples. Sample i has label i mod num_classes; for points it is the label
+        of training point i mod N, since the classes of a mixture need not be equally frequent.
       seed: integer >= 0, of the noise.
       batch_size: samples generated at once.
       progress: show a bar if it takes longer than two seconds.
@@ -134,10 +169,11 @@ def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size
 
     Returns:
       For images, of which the samples are first rounded to the grey levels of the data, the row
-      {nfe, fd_held_out, fd_train, pixel_fd, accuracy, diversity, nn_ratio, seconds, protocol}, with Frechet distances
-      in the classifier's features against either split and in pixels against the training split; see `metrics` for the
-      others. For points {nfe, modes, kl, high_quality, within, spread, pixel_fd, seconds, protocol}, without the four of
-      `mode_coverage` if the data is no named mixture. `protocol` maps each measured key to its full name.
+      {nfe, fd_held_out, fd_train, pixel_fd, accuracy, diversity, nn_ratio, seconds, protocol}, with
+      Frechet distances in the classifier's features against either split and in pixels against the
+      training split; see `metrics` for the others. For points {nfe, modes, kl, high_quality,
+      within, spread, pixel_fd, seconds, protocol}, without the four of `mode_coverage` if the data
+      is no named mixture. `protocol` maps each measured key to its full name.
 
     Raises:
       ValueError: a setting out of range, see `check`, or samples of a wrong shape or not finite.
@@ -145,14 +181,25 @@ def evaluate(generate, train, held_out, *, nfe, samples=2000, seed=0, batch_size
     check(samples, seed, batch_size)
     against = against or reference(train, held_out, progress=progress)
     labels, labelling = _labels(train, samples)
-    generated, seconds = sample(generate, train.images.shape[1:], labels, seed=seed, batch_size=batch_size,
-                                progress=progress)
+    generated, seconds = sample(
+        generate,
+        train.images.shape[1:],
+        labels,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
     return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
 
 
 def numbers(row):
-    """{name: number} of what was measured in a row; its other entries tell when, how fast and how."""
-    return {key: value for key, value in row.items() if key not in ('step', 'nfe', 'seconds', 'protocol', 'details')}
+    """{name: number} of what was measured in a row; its other entries tell when, how fast and
+    how."""
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in ('step', 'nfe', 'seconds', 'protocol', 'details')
+    }
 
 
 def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progress=True):
@@ -165,8 +212,9 @@ def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progr
       against, progress: as in `evaluate`.
 
     Returns:
-      {'held-out': the held-out split as if it were generated, 'train': training samples of the labels `evaluate` asks
-      for, drawn with replacement within the class}; rows as of `evaluate`, with nfe and seconds 0.
+      {'held-out': the held-out split as if it were generated, 'train': training samples of the
+      labels `evaluate` asks for, drawn with replacement within the class}; rows as of `evaluate`,
+      with nfe and seconds 0.
     """
     against = against or reference(train, held_out, progress=progress)
     rng = np.random.default_rng(seed)
@@ -174,13 +222,18 @@ def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progr
     members = [np.flatnonzero(train.labels == label) for label in range(train.num_classes)]
     drawn = [rng.choice(members[label]) for label in labels]
     return {
-        'held-out': _row(to_float(held_out.images, train.levels), held_out.labels, against, 0, 0.0, 'own', seed),
-        'train': _row(to_float(train.images[drawn], train.levels), labels, against, 0, 0.0, labelling, seed),
+        'held-out': _row(
+            to_float(held_out.images, train.levels), held_out.labels, against, 0, 0.0, 'own', seed
+        ),
+        'train': _row(
+            to_float(train.images[drawn], train.levels), labels, against, 0, 0.0, labelling, seed
+        ),
     }
 
 
 def _some(images):
-    """At most SEARCHED images, chosen without regard to their order, which may be that of the classes."""
+    """At most SEARCHED images, chosen without regard to their order, which may be that of the
+    classes."""
     return images[np.sort(np.random.RandomState(0).permutation(len(images))[:SEARCHED])]
 
 
@@ -203,7 +256,7 @@ def _moments(extractor, images, levels, block=10000):
     """Moments of the features of images with grey levels, or of floats if levels is 0."""
     moments = None
     for start in range(0, len(images), block):
-        values = extractor.apply(to_float(images[start:start + block], levels))
+        values = extractor.apply(to_float(images[start : start + block], levels))
         moments = (moments or Moments.empty(values.shape[1])).update(values)
     return moments
 
@@ -217,7 +270,9 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
 
     def put(key, metric, value, extractor=pixels.name, reference='train'):
         measured[key] = value
-        protocol[key] = Protocol(extractor, len(images), reference, train.levels, labelling, seed).name(metric)
+        protocol[key] = Protocol(
+            extractor, len(images), reference, train.levels, labelling, seed
+        ).name(metric)
 
     def distance(extractor, reference):
         ours, real = _moments(extractor, images, 0), against.moments[extractor.name, reference]
@@ -225,7 +280,9 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
 
     if points:
         if train.name in MIXTURES:
-            for key, value in metrics.mode_coverage(images, *mixture_parameters(train.name)).items():
+            for key, value in metrics.mode_coverage(
+                images, *mixture_parameters(train.name)
+            ).items():
                 put(key, key, value, reference=train.name)
         put('spread', 'spread', metrics.spread(images, train.images))
         put('pixel_fd', 'fd', distance(pixels, 'train'))
@@ -234,8 +291,15 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
         put('fd_held_out', 'fd', distance(classifier, 'held-out'), classifier.name, 'held-out')
         put('fd_train', 'fd', distance(classifier, 'train'), classifier.name)
         put('pixel_fd', 'fd', distance(pixels, 'train'))
-        put('accuracy', 'accuracy', metrics.accuracy(classifier.classify(images), labels), classifier.name)
+        put(
+            'accuracy',
+            'accuracy',
+            metrics.accuracy(classifier.classify(images), labels),
+            classifier.name,
+        )
         put('diversity', 'diversity', metrics.diversity(images, labels))
-        ratio = metrics.nn_ratio(_some(images), train.images, against.held_out_distance, train.levels)
+        ratio = metrics.nn_ratio(
+            _some(images), train.images, against.held_out_distance, train.levels
+        )
         put('nn_ratio', 'nn_ratio', ratio)
     return {'nfe': nfe, **measured, 'seconds': seconds, 'protocol': protocol}

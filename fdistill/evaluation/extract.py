@@ -1,4 +1,5 @@
-"""Features of many images under a mesh: every process reads its part, sums are float64, and no image is lost or counted twice."""
+"""Features of many images under a mesh: every process reads its part, sums are float64, and no
+image is lost or counted twice."""
 
 import sys
 from typing import Any, Callable, NamedTuple
@@ -25,7 +26,8 @@ BLOCK = 2000
 class Detector(NamedTuple):
     """A frozen feature network as a protocol feeds it.
 
-    name: a key of NETWORKS. sha256: of its weights. apply(grey [b,H,W,C]) -> {name of features: float32 [b, d]}, numpy: this
+    name: a key of NETWORKS. sha256: of its weights. apply(grey [b,H,W,C]) -> {name of features:
+      float32 [b, d]}, numpy: this
     process's part of a batch, uint8 or float in 0..255.
     """
 
@@ -41,16 +43,22 @@ class _Network(NamedTuple):
 
 
 def _inception(chunk):
-    return _Network(inception.shapes, inception.from_arrays, lambda params, x: inception.apply(params, x, chunk)._asdict())
+    return _Network(
+        inception.shapes,
+        inception.from_arrays,
+        lambda params, x: inception.apply(params, x, chunk)._asdict(),
+    )
 
 
 def _dinov2(chunk):
     network = vit.vit()
-    return _Network(network.shapes, network.from_arrays, lambda params, x: {'pool': network.apply(params, x)})
+    return _Network(
+        network.shapes, network.from_arrays, lambda params, x: {'pool': network.apply(params, x)}
+    )
 
 
-# Detector -> (images at a time) -> its network; features: 'pool' for distances, 'spatial' for sFID, 'logits' for the inception
-# score.
+# Detector -> (images at a time) -> its network; features: 'pool' for distances, 'spatial' for sFID,
+# 'logits' for the inception score.
 NETWORKS = {
     'inception': _inception,
     'dinov2': _dinov2,
@@ -63,7 +71,8 @@ def detector(rules, path, mesh):
     Args:
       rules: `protocol.Rules`.
       path: safetensors file that `fdistill convert` wrote.
-      mesh: of `sharding.make_mesh`; the weights are on each device, a batch is split over all of them.
+      mesh: of `sharding.make_mesh`; the weights are on each device, a batch is split over all of
+        them.
 
     Returns:
       Detector.
@@ -71,7 +80,8 @@ def detector(rules, path, mesh):
     Raises:
       UserError: no such file, weights of another network, or a damaged file.
     """
-    # In small pieces the layers stay in the cache of a CPU; an accelerator, or a batch split over devices, wants it whole.
+    # In small pieces the layers stay in the cache of a CPU; an accelerator, or a batch split over
+    # devices, wants it whole.
     alone_on_cpu = mesh.size == 1 and jax.default_backend() == 'cpu'
     network = NETWORKS[rules.detector](CHUNK if alone_on_cpu else None)
     if not path:
@@ -79,15 +89,21 @@ def detector(rules, path, mesh):
         raise UserError(f'detector: the protocol {rules.name!r} needs weights, made by `{maker}`')
     arrays, metadata = store.load(path)
     if metadata.get('kind') != rules.detector:
-        raise UserError(f'{path}: holds weights {metadata.get("kind")!r}; the protocol {rules.name!r} needs {rules.detector!r}')
+        raise UserError(
+            f'{path}: holds weights {metadata.get("kind")!r}; the protocol {rules.name!r} needs {rules.detector!r}'
+        )
     try:
         store.check(arrays, network.shapes())
     except ValueError as error:
         raise UserError(f'{path}: {error}; convert the weights again') from error
     params = jax.device_put(network.from_arrays(arrays), sharding.replicated(mesh))
     by_batch = sharding.batch_sharding(mesh)
-    # Resized on the device: an image of 299 x 299 floats is a hundred times as large as one of CIFAR-10.
-    run = jax.jit(lambda params, grey: network.apply(params, protocol.prepare(rules, grey)), out_shardings=by_batch)
+    # Resized on the device: an image of 299 x 299 floats is a hundred times as large as one of
+    # CIFAR-10.
+    run = jax.jit(
+        lambda params, grey: network.apply(params, protocol.prepare(rules, grey)),
+        out_shardings=by_batch,
+    )
 
     def apply(grey):
         values = run(params, jax.make_array_from_process_local_data(by_batch, np.asarray(grey)))
@@ -97,28 +113,34 @@ def detector(rules, path, mesh):
 
 
 def local_rows(array):
-    """The rows of a global array, split by `sharding.batch_sharding`, that this process has; numpy, in their order."""
+    """The rows of a global array, split by `sharding.batch_sharding`, that this process has; numpy,
+    in their order."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 class Collected(NamedTuple):
-    """Of all processes: moments {name: Moments} and features {name: float32 [N, d]}, in the order of the images."""
+    """Of all processes: moments {name: Moments} and features {name: float32 [N, d]}, in the order
+    of the images."""
 
     moments: dict
     features: dict
 
 
-def collect(images, total, features, *, batch_size, devices=1, keep=(), title='features', progress=True):
+def collect(
+    images, total, features, *, batch_size, devices=1, keep=(), title='features', progress=True
+):
     """Features of images 0..total-1.
 
-    Each batch is split over the processes; the last is padded, and what is padding is left out of every sum.
+    Each batch is split over the processes; the last is padded, and what is padding is left out of
+    every sum.
 
     Args:
       images: (index int [b]) -> what `features` takes, of the images with these indices.
       total: number of images, >= 2.
       features: -> {name: [b, d]}, as `Detector.apply`.
-      batch_size: images at once, on all devices of all processes; rounded up to a multiple of `devices`.
+      batch_size: images at once, on all devices of all processes; rounded up to a multiple of
+        `devices`.
       devices: over which `features` splits a batch.
       keep: names of features to return besides their moments.
       title, progress: of the bar.
@@ -138,9 +160,13 @@ def collect(images, total, features, *, batch_size, devices=1, keep=(), title='f
     # Every process takes part in every batch, also in one of which it has padding only.
     starts = range(process * part, process * part + -(-total // whole) * whole, whole)
     # A line now and then where there is no terminal: hours of silence look like a hang.
-    lines = {} if sys.stderr.isatty() else {'mininterval': 30, 'maxinterval': 60, 'bar_format': LINE}
+    lines = (
+        {} if sys.stderr.isatty() else {'mininterval': 30, 'maxinterval': 60, 'bar_format': LINE}
+    )
     shown = progress and not process
-    with tqdm.tqdm(total=total, desc=title, unit='image', delay=2, leave=False, disable=not shown, **lines) as bar:
+    with tqdm.tqdm(
+        total=total, desc=title, unit='image', delay=2, leave=False, disable=not shown, **lines
+    ) as bar:
         for start in starts:
             index = np.arange(start, start + part)
             inside = index < total
@@ -157,9 +183,13 @@ def collect(images, total, features, *, batch_size, devices=1, keep=(), title='f
         add(name)
     moments = {name: _merged(one) for name, one in moments.items()}
     if wrong := {name: one.count for name, one in moments.items() if one.count != total}:
-        raise RuntimeError(f'features of {wrong} images, not of {total}: images were lost or counted twice')
+        raise RuntimeError(
+            f'features of {wrong} images, not of {total}: images were lost or counted twice'
+        )
     order = np.argsort(_gathered(np.concatenate(seen)))[:total]
-    return Collected(moments, {name: _gathered(np.concatenate(values))[order] for name, values in kept.items()})
+    return Collected(
+        moments, {name: _gathered(np.concatenate(values))[order] for name, values in kept.items()}
+    )
 
 
 def _merged(moments):
@@ -172,12 +202,15 @@ def _merged(moments):
     delta = moments.mean - mean
     scatter = moments.scatter + moments.count * np.outer(delta, delta)
     # Some rows at a time: the whole matrices of a pod's processes would fill a device.
-    rows = [_float64(scatter[start:start + ROWS]).sum(axis=0) for start in range(0, len(mean), ROWS)]
+    rows = [
+        _float64(scatter[start : start + ROWS]).sum(axis=0) for start in range(0, len(mean), ROWS)
+    ]
     return Moments(int(counts.sum()), mean, np.concatenate(rows))
 
 
 def _float64(values):
-    """float64 values [...] of every process -> [processes, ...], as words, for jax would round them to float32."""
+    """float64 values [...] of every process -> [processes, ...], as words, for jax would round them
+    to float32."""
     words = _each(np.ascontiguousarray(values).view(np.uint32))
     return np.ascontiguousarray(words).view(np.float64)
 

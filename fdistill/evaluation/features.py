@@ -1,4 +1,5 @@
-"""Feature functions for Frechet distances: a classifier trained once on the data itself, or the pixels."""
+"""Feature functions for Frechet distances: a classifier trained once on the data itself, or the
+pixels."""
 
 import hashlib
 import itertools
@@ -16,7 +17,8 @@ from fdistill.data.pipeline import batches
 from fdistill.data.sources import fingerprint, known, to_float
 from fdistill.networks.classifier import classifier
 
-# Whatever changes the numbers of a trained classifier raises this, so that no cached one is mistaken for another.
+# Whatever changes the numbers of a trained classifier raises this, so that no cached one is
+# mistaken for another.
 VERSION = 4
 # Programs are compiled for blocks of this many images; the last block is padded.
 BLOCK = 500
@@ -51,14 +53,19 @@ def get(name, source, **options):
 
 def pixel_features(source):
     """The pixels (or coordinates) themselves, flattened; no classifier."""
-    return Features('pixels', lambda images: np.asarray(images, np.float32).reshape(len(images), -1), None)
+    return Features(
+        'pixels', lambda images: np.asarray(images, np.float32).reshape(len(images), -1), None
+    )
 
 
-def classifier_features(source, seed=0, steps=1500, batch_size=128, noise=0.2, learning_rate=3e-3, progress=True):
-    """Last hidden layer, before its activation and scaled to unit std over the training split, of a small classifier.
+def classifier_features(
+    source, seed=0, steps=1500, batch_size=128, noise=0.2, learning_rate=3e-3, progress=True
+):
+    """Last hidden layer, before its activation and scaled to unit std over the training split, of a
+    small classifier.
 
-    The classifier is trained once, with AdamW, a cosine decay, dropout and Gaussian noise on its input, and kept below
-    $FDISTILL_CACHE under a key of the data and of all settings.
+    The classifier is trained once, with AdamW, a cosine decay, dropout and Gaussian noise on its
+    input, and kept below $FDISTILL_CACHE under a key of the data and of all settings.
 
     Args:
       source: Source of the training split, uint8 images.
@@ -74,7 +81,9 @@ def classifier_features(source, seed=0, steps=1500, batch_size=128, noise=0.2, l
       ValueError: points in place of images.
     """
     if source.images.ndim != 4:
-        raise ValueError(f'{source.name!r} has no images to train a classifier on: use the features pixels')
+        raise ValueError(
+            f'{source.name!r} has no images to train a classifier on: use the features pixels'
+        )
     shape = source.images.shape[1:]
     model = classifier(num_classes=source.num_classes, image_shape=shape)
     settings = (VERSION, fingerprint(source), seed, steps, batch_size, noise, learning_rate)
@@ -84,7 +93,9 @@ def classifier_features(source, seed=0, steps=1500, batch_size=128, noise=0.2, l
     leaves, treedef = jax.tree.flatten(like)
     if not path.exists():
         params = _train(model, source, seed, steps, batch_size, noise, learning_rate, progress)
-        scale = _in_blocks(jax.jit(lambda x: model.apply(params, x)[1]), source.images, source.levels).std(axis=0)
+        scale = _in_blocks(
+            jax.jit(lambda x: model.apply(params, x)[1]), source.images, source.levels
+        ).std(axis=0)
         arrays = {f'leaf{i}': np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
         cache.write(path, lambda temporary: np.savez(temporary, scale=scale, **arrays))
     try:
@@ -92,7 +103,9 @@ def classifier_features(source, seed=0, steps=1500, batch_size=128, noise=0.2, l
             params = jax.tree.unflatten(treedef, [file[f'leaf{i}'] for i in range(len(leaves))])
             scale = file['scale']
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f'the cached classifier {str(path)!r} cannot be read ({error}): delete the file') from error
+        raise ValueError(
+            f'the cached classifier {str(path)!r} cannot be read ({error}): delete the file'
+        ) from error
     network = jax.jit(lambda x: model.apply(params, x))
     return Features(
         name=f'{source.name}-clf' + (f'-s{seed}' if seed else ''),
@@ -122,8 +135,15 @@ def _train(model, source, seed, steps, batch_size, noise, learning_rate, progres
     params = model.init(jax.random.key(seed), jnp.zeros((1,) + source.images.shape[1:]))
     state = optimizer.init(params)
     stream = itertools.islice(batches(source, batch_size, seed), steps)
-    for step, batch in tqdm.tqdm(enumerate(stream), f'training the {source.name} classifier', steps, unit='step',
-                                 disable=None if progress else True, delay=2, leave=False):
+    for step, batch in tqdm.tqdm(
+        enumerate(stream),
+        f'training the {source.name} classifier',
+        steps,
+        unit='step',
+        disable=None if progress else True,
+        delay=2,
+        leave=False,
+    ):
         params, state = update(params, state, batch, np.int32(step))
     return params
 
@@ -132,9 +152,11 @@ def _in_blocks(function, images, levels=0):
     """Applies a jitted function to [N, ...] in padded blocks of one size -> numpy [N, ...]."""
     outputs = []
     for start in range(0, len(images), BLOCK):
-        block = to_float(np.asarray(images[start:start + BLOCK]), levels).astype(np.float32, copy=False)
+        block = to_float(np.asarray(images[start : start + BLOCK]), levels).astype(
+            np.float32, copy=False
+        )
         padded = np.pad(block, [(0, BLOCK - len(block))] + [(0, 0)] * (block.ndim - 1))
-        outputs.append(np.asarray(function(padded))[:len(block)])
+        outputs.append(np.asarray(function(padded))[: len(block)])
     return np.concatenate(outputs)
 
 

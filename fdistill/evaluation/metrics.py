@@ -1,4 +1,5 @@
-"""Metrics beside the Frechet distance: accuracy, inception score, diversity, memorisation, modes in the plane."""
+"""Metrics beside the Frechet distance: accuracy, inception score, diversity, memorisation, modes in
+the plane."""
 
 import numpy as np
 from scipy import special
@@ -20,16 +21,19 @@ def accuracy(logits, labels):
 
 
 def inception_score(logits, splits=10, seed=None):
-    """Inception score: how sure a classifier is of each sample, and how evenly the samples fill its classes.
+    """Inception score: how sure a classifier is of each sample, and how evenly the samples fill its
+    classes.
 
     exp(mean_i KL(p(y|x_i) || p(y))), p(y) = mean_i p(y|x_i), of each split; float64
 
-    Scores that can be compared are of the 1008 outputs of the FID network without their bias and of 50000 samples.
-    The order matters: sorted by class, each split misses most classes. ADM takes splits in the order of the file,
-    torch-fidelity shuffles. The std over the splits is no error bar of the score.
+    Scores that can be compared are of the 1008 outputs of the FID network without their bias and of
+    50000 samples. The order matters: sorted by class, each split misses most classes. ADM takes
+    splits in the order of the file, torch-fidelity shuffles. The std over the splits is no error
+    bar of the score.
 
     Args:
-      logits: [N, classes], N >= splits; of probabilities give np.log(p), where -inf stands for a probability of 0.
+      logits: [N, classes], N >= splits; of probabilities give np.log(p), where -inf stands for a
+        probability of 0.
       splits: number of parts of N / splits samples, >= 1; 10 in the paper.
       seed: integer >= 0 to shuffle the samples by first; None takes them in order.
 
@@ -45,10 +49,18 @@ def inception_score(logits, splits=10, seed=None):
     if logits.ndim != 2 or not logits.size:
         raise ValueError(f'logits of shape {logits.shape}: expected [N, classes]')
     if not 1 <= splits <= len(logits):
-        raise ValueError(f'splits={splits} of {len(logits)} samples: must be from 1 to the number of samples')
+        raise ValueError(
+            f'splits={splits} of {len(logits)} samples: must be from 1 to the number of samples'
+        )
     if not np.isfinite(logits.max(axis=1)).all():
-        raise ValueError('logits are not finite: the samples or the network that made them diverged')
-    order = np.arange(len(logits)) if seed is None else np.random.default_rng(seed).permutation(len(logits))
+        raise ValueError(
+            'logits are not finite: the samples or the network that made them diverged'
+        )
+    order = (
+        np.arange(len(logits))
+        if seed is None
+        else np.random.default_rng(seed).permutation(len(logits))
+    )
     edges = np.arange(splits + 1) * len(logits) // splits
     scores = []
     for start, stop in zip(edges[:-1], edges[1:]):
@@ -58,7 +70,8 @@ def inception_score(logits, splits=10, seed=None):
 
 
 def diversity(images, labels):
-    """Standard deviation of a pixel within a class, averaged over pixels and then over the classes that occur.
+    """Standard deviation of a pixel within a class, averaged over pixels and then over the classes
+    that occur.
 
     Args:
       images: float [N, ...] in [-1, 1].
@@ -68,7 +81,9 @@ def diversity(images, labels):
       float in [0, 1]; 0 if all samples of a class are the same.
     """
     images, labels = np.asarray(images, np.float64), np.asarray(labels)
-    return float(np.mean([images[labels == label].std(axis=0).mean() for label in np.unique(labels)]))
+    return float(
+        np.mean([images[labels == label].std(axis=0).mean() for label in np.unique(labels)])
+    )
 
 
 def nearest_neighbour(samples, train, levels=0, block=2000):
@@ -76,14 +91,15 @@ def nearest_neighbour(samples, train, levels=0, block=2000):
 
     min_j |x_i - t_j|_2
 
-    The nearest is searched in float32 as |t|^2 - 2 x.t, the distance to the one found is computed from the difference
-    in float64: an exact copy gives exactly 0.
+    The nearest is searched in float32 as |t|^2 - 2 x.t, the distance to the one found is computed
+    from the difference in float64: an exact copy gives exactly 0.
 
     Args:
       samples: float [N, ...].
       train: [M, ...], M >= 1; uint8 in 0..levels, or float if levels is 0.
       levels: largest grey level of `train`.
-      block: how many of either are compared at once; only so many training images are floats at the same time.
+      block: how many of either are compared at once; only so many training images are floats at the
+        same time.
 
     Returns:
       float64 [N].
@@ -91,20 +107,23 @@ def nearest_neighbour(samples, train, levels=0, block=2000):
     samples = np.asarray(samples, np.float32).reshape(len(samples), -1)
     nearest, best = np.zeros(len(samples), np.int64), np.full(len(samples), np.inf, np.float32)
     for j in range(0, len(train), block):
-        columns = to_float(train[j:j + block], levels).reshape(-1, samples.shape[1])
+        columns = to_float(train[j : j + block], levels).reshape(-1, samples.shape[1])
         norms = np.square(columns).sum(axis=1)
         for i in range(0, len(samples), block):
-            distance = norms - 2 * samples[i:i + block] @ columns.T
+            distance = norms - 2 * samples[i : i + block] @ columns.T
             found = distance.argmin(axis=1)
             value = distance[np.arange(len(found)), found]
-            nearest[i:i + block] = np.where(value < best[i:i + block], found + j, nearest[i:i + block])
-            best[i:i + block] = np.minimum(value, best[i:i + block])
+            nearest[i : i + block] = np.where(
+                value < best[i : i + block], found + j, nearest[i : i + block]
+            )
+            best[i : i + block] = np.minimum(value, best[i : i + block])
     matches = to_float(train[nearest], levels).reshape(samples.shape)
     return np.linalg.norm(samples.astype(np.float64) - matches, axis=1)
 
 
 def nn_ratio(samples, train, held_out_distance, levels=0):
-    """Mean distance to the nearest training image, against that of real images that were not trained on.
+    """Mean distance to the nearest training image, against that of real images that were not
+    trained on.
 
     mean_i min_j |x_i - t_j| / mean_i min_j |h_i - t_j|
 
@@ -115,7 +134,8 @@ def nn_ratio(samples, train, held_out_distance, levels=0):
       levels: largest grey level of `train`.
 
     Returns:
-      float >= 0: about 1 for new images as good as real ones, 0 for copies of training images, above 1 for poor ones.
+      float >= 0: about 1 for new images as good as real ones, 0 for copies of training images,
+      above 1 for poor ones.
     """
     return float(nearest_neighbour(samples, train, levels).mean() / held_out_distance)
 
@@ -123,8 +143,8 @@ def nn_ratio(samples, train, held_out_distance, levels=0):
 def spread(samples, train):
     """Standard deviation of points against that of the data, sqrt(tr Cov(samples)/tr Cov(train)).
 
-    Below 1 where modes are missed or too narrow; a student that can have one mode only is told by it which divergence it
-    was trained with.
+    Below 1 where modes are missed or too narrow; a student that can have one mode only is told by
+    it which divergence it was trained with.
 
     Args:
       samples: float [N, D].
@@ -133,11 +153,17 @@ def spread(samples, train):
     Returns:
       float >= 0; 1 for exact samples.
     """
-    return float(np.sqrt(np.var(samples, axis=0, dtype=np.float64).sum() / np.var(train, axis=0, dtype=np.float64).sum()))
+    return float(
+        np.sqrt(
+            np.var(samples, axis=0, dtype=np.float64).sum()
+            / np.var(train, axis=0, dtype=np.float64).sum()
+        )
+    )
 
 
 def mode_coverage(samples, weights, means, stds):
-    """How well points cover a mixture of round Gaussians. Each point belongs to the mode nearest in units of its std.
+    """How well points cover a mixture of round Gaussians. Each point belongs to the mode nearest in
+    units of its std.
 
     Args:
       samples: float [N, D].
@@ -147,11 +173,14 @@ def mode_coverage(samples, weights, means, stds):
 
     Returns:
       dict of
-      modes: number of modes that get at least a tenth of their share: that have 0.1 weight N points within 3 std.
-      kl: KL divergence of the histogram of modes from the weights, in nats; about (K - 1) / 2N for exact samples.
-      high_quality: share of the points within 3 std of their mode; 1 - exp(-4.5) = .989 for exact samples in the plane.
-      within: std of those points about their mode's sample mean, against the true std; .974 for exact samples in the
-        plane, because the tails are cut off; nan if there are no such points.
+      modes: number of modes that get at least a tenth of their share: that have 0.1 weight N points
+        within 3 std.
+      kl: KL divergence of the histogram of modes from the weights, in nats; about (K - 1) / 2N for
+        exact samples.
+      high_quality: share of the points within 3 std of their mode; 1 - exp(-4.5) = .989 for exact
+        samples in the plane.
+      within: std of those points about their mode's sample mean, against the true std; .974 for
+        exact samples in the plane, because the tails are cut off; nan if there are no such points.
     """
     samples = np.asarray(samples, np.float64)
     distance = np.linalg.norm(samples[:, None] - means, axis=-1) / stds
@@ -160,13 +189,21 @@ def mode_coverage(samples, weights, means, stds):
     share = np.bincount(mode, minlength=len(weights)) / len(samples)
     good_share = np.bincount(mode[good], minlength=len(weights)) / len(samples)
     occupied = share > 0
-    squares = sum(np.square((samples[good & (mode == k)] - samples[good & (mode == k)].mean(axis=0)) / stds[k]).sum()
-                  for k in np.flatnonzero(good_share))
+    squares = sum(
+        np.square(
+            (samples[good & (mode == k)] - samples[good & (mode == k)].mean(axis=0)) / stds[k]
+        ).sum()
+        for k in np.flatnonzero(good_share)
+    )
     return {
         'modes': int((good_share >= 0.1 * np.asarray(weights)).sum()),
-        'kl': float((share[occupied] * np.log(share[occupied] / np.asarray(weights)[occupied])).sum()),
+        'kl': float(
+            (share[occupied] * np.log(share[occupied] / np.asarray(weights)[occupied])).sum()
+        ),
         'high_quality': float(good.mean()),
-        'within': float(np.sqrt(squares / (good.sum() * samples.shape[1]))) if good.any() else float('nan'),
+        'within': float(np.sqrt(squares / (good.sum() * samples.shape[1])))
+        if good.any()
+        else float('nan'),
     }
 
 
@@ -185,10 +222,14 @@ def feature_pair(samples, reference, fewest):
     """
     samples, reference = np.asarray(samples), np.asarray(reference)
     if not (samples.ndim == reference.ndim == 2 and samples.shape[1] == reference.shape[1] >= 1):
-        raise ValueError(f'features of shapes {samples.shape} and {reference.shape}: expected [N, d] and [M, d]')
+        raise ValueError(
+            f'features of shapes {samples.shape} and {reference.shape}: expected [N, d] and [M, d]'
+        )
     for name, features, least in zip(('samples', 'reference'), (samples, reference), fewest):
         if len(features) < least:
             raise ValueError(f'{len(features)} features of the {name}: at least {least} are needed')
         if not np.isfinite(features).all():
-            raise ValueError(f'features of the {name} are not finite: the samples or their network diverged')
+            raise ValueError(
+                f'features of the {name} are not finite: the samples or their network diverged'
+            )
     return samples, reference

@@ -7,45 +7,51 @@ from fdistill.evaluation.metrics import feature_pair
 
 
 def prdc(samples, reference, k=3, k_density=5, block=2000, progress=True):
-    """Improved precision and recall, density and coverage of samples against real data, in one pass.
+    """Improved precision and recall, density and coverage of samples against real data, in one
+    pass.
 
-    B_k(y) is the ball about y that reaches to its k-th nearest neighbour within its own set, y itself not counted.
+    B_k(y) is the ball about y that reaches to its k-th nearest neighbour within its own set, y
+    itself not counted.
 
     precision = share of the samples x that lie in B_k(y) of some real y        quality
     recall    = share of the real y that lie in B_k(x) of some sample x         diversity
     density   = mean over the samples of #{real y: x in B_k_density(y)} / k_density
     coverage  = share of the real y with some sample in B_k_density(y)
 
-    The two papers' code differs on the edge of a ball: it belongs to the ball (<=) for precision and recall, and does
-    not (<) for density and coverage. It matters for copies of real data; so a copy of the whole set has 1, 1, 1, 1. A
-    ball of radius 0, about a point that occurs more than k times, holds its copies for the first two and nothing for
-    the others.
+    The two papers' code differs on the edge of a ball: it belongs to the ball (<=) for precision
+    and recall, and does not (<) for density and coverage. It matters for copies of real data; so a
+    copy of the whole set has 1, 1, 1, 1. A ball of radius 0, about a point that occurs more than k
+    times, holds its copies for the first two and nothing for the others.
 
-    |x|^2 + |y|^2 - 2 x.y only finds the neighbours and what is clearly inside or outside. Radii, and distances within
-    its rounding of a radius, are computed from the difference, so that copies are at distance 0 and ties are ties (up
-    to the rounding of a sum of d squares), whatever the block. Only neighbours nearer to a point than about 1e-6 of its
-    distance from the mean of the data, and yet no copies, may be taken for one another.
+    |x|^2 + |y|^2 - 2 x.y only finds the neighbours and what is clearly inside or outside. Radii,
+    and distances within its rounding of a radius, are computed from the difference, so that copies
+    are at distance 0 and ties are ties (up to the rounding of a sum of d squares), whatever the
+    block. Only neighbours nearer to a point than about 1e-6 of its distance from the mean of the
+    data, and yet no copies, may be taken for one another.
 
     Time for 50000 each and d = 2048: two full products of the sets, 2e13 operations.
 
     Args:
-      samples, reference: [N, d], [M, d]: generated features and real ones. The order decides which is precision:
-        exchanged, precision and recall are too, as they were in the betas of torch-fidelity 0.4.
+      samples, reference: [N, d], [M, d]: generated features and real ones. The order decides which
+        is precision: exchanged, precision and recall are too, as they were in the betas of
+        torch-fidelity 0.4.
       k: neighbour of precision and recall, >= 1; 3 in the paper.
       k_density: neighbour of density and coverage, >= 1; 5 in the paper.
-      block: features of either set compared at once; memory beside the features is about block (4 block + 4 d) numbers.
+      block: features of either set compared at once; memory beside the features is about block (4
+        block + 4 d) numbers.
       progress: show a bar if it takes longer than two seconds.
 
     Returns:
       dict of floats precision, recall, coverage in [0, 1], and density >= 0, which may exceed 1.
 
     Raises:
-      ValueError: N <= k or M <= max(k, k_density), features that are not finite, shapes that do not match, or a setting
-        out of range.
+      ValueError: N <= k or M <= max(k, k_density), features that are not finite, shapes that do not
+        match, or a setting out of range.
 
-    Reference: Kynkaanniemi et al., Improved precision and recall metric for assessing generative models, NeurIPS 2019,
-    eq. 1-2; Naeem et al., Reliable fidelity and diversity metrics for generative models, ICML 2020, and
-    clovaai/generative-evaluation-prdc, prdc.py.
+    Reference: Kynkaanniemi et al., Improved precision and recall metric for assessing generative
+      models, NeurIPS 2019,
+    eq. 1-2; Naeem et al., Reliable fidelity and diversity metrics for generative models, ICML 2020,
+    and clovaai/generative-evaluation-prdc, prdc.py.
     """
     if min(k, k_density, block) < 1:
         raise ValueError(f'k={k}, k_density={k_density}, block={block}: must be at least 1')
@@ -54,12 +60,20 @@ def prdc(samples, reference, k=3, k_density=5, block=2000, progress=True):
     # Nearer to the origin less is lost to rounding.
     centre = reference.mean(axis=0, dtype=np.float64)
     starts, sample_starts = range(0, len(reference), block), range(0, len(samples), block)
-    total = len(starts) * len(sample_starts) + sum(len(s) * (len(s) + 1) // 2 for s in (starts, sample_starts))
+    total = len(starts) * len(sample_starts) + sum(
+        len(s) * (len(s) + 1) // 2 for s in (starts, sample_starts)
+    )
     slack = (d + 8) * np.finfo(np.float64).eps
     precise, dense = np.zeros(len(samples), bool), 0
     recalled, covered = np.zeros(len(reference), bool), np.zeros(len(reference), bool)
-    with tqdm.tqdm(desc='nearest neighbours', total=total, unit='block', disable=None if progress else True, delay=2,
-                   leave=False) as bar:
+    with tqdm.tqdm(
+        desc='nearest neighbours',
+        total=total,
+        unit='block',
+        disable=None if progress else True,
+        delay=2,
+        leave=False,
+    ) as bar:
         real = _radii(reference, max(k, k_density), centre, block, bar)
         real, real_density = real[:, k - 1, None], real[:, k_density - 1, None]
         fake = _radii(samples, k, centre, block, bar)[:, k - 1]
@@ -77,7 +91,9 @@ def prdc(samples, reference, k=3, k_density=5, block=2000, progress=True):
                 at, to = np.nonzero(unsure)
                 for s in range(0, len(at), block):
                     some = slice(s, s + block)
-                    distance[at[some], to[some]] = _exact(reference[i + at[some]], samples[j + to[some]])
+                    distance[at[some], to[some]] = _exact(
+                        reference[i + at[some]], samples[j + to[some]]
+                    )
                 precise[columns] |= (distance <= real[rows] * (1 + slack)).any(axis=0)
                 recalled[rows] |= (distance <= fake[columns] * (1 + slack)).any(axis=1)
                 inside = distance < real_density[rows] * (1 - slack)
@@ -98,8 +114,9 @@ def _radii(features, k, centre, block, bar):
     nearest, best = np.zeros((count, k), np.int64), np.full((count, k), np.inf)
 
     def merge(i, j, distance):
-        """Takes up what is nearer in the block of distances of the features from i on to those from j on."""
-        rows = np.flatnonzero(distance.min(axis=1) < best[i:i + len(distance)].max(axis=1))
+        """Takes up what is nearer in the block of distances of the features from i on to those from
+        j on."""
+        rows = np.flatnonzero(distance.min(axis=1) < best[i : i + len(distance)].max(axis=1))
         values = np.concatenate([best[i + rows], distance[rows]], axis=1)
         found = np.argpartition(values, k - 1, axis=1)[:, :k]
         before = np.take_along_axis(nearest[i + rows], found.clip(max=k - 1), axis=1)
@@ -125,12 +142,13 @@ def _radii(features, k, centre, block, bar):
 
 def _part(features, start, block, centre):
     """A block of features about the centre in float64, and their squared norms."""
-    x = features[start:start + block].astype(np.float64) - centre
+    x = features[start : start + block].astype(np.float64) - centre
     return x, np.square(x).sum(axis=1)
 
 
 def _squares(one, other):
-    """Squared distances [B, C] of two `_part`s by their products, with an error of about 1e-16 d times the norms."""
+    """Squared distances [B, C] of two `_part`s by their products, with an error of about 1e-16 d
+    times the norms."""
     distance = -2 * one[0] @ other[0].T
     distance += one[1][:, None]
     distance += other[1]

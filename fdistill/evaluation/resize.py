@@ -1,9 +1,11 @@
-"""The ways in which images are brought to the size that a feature network asks for; each is a metric of its own.
+"""The ways in which images are brought to the size that a feature network asks for; each is a
+metric of its own.
 
-Every one is separable and linear up to a clip: out = R image C', with a row of R a few weights that sum to one.
-The resize is what makes two FIDs of small images differ most.
+Every one is separable and linear up to a clip: out = R image C', with a row of R a few weights that
+sum to one. The resize is what makes two FIDs of small images differ most.
 
-Reference: Parmar, Zhang, Zhu, On Aliased Resizing and Surprising Subtleties in GAN Evaluation, 2022 (clean-fid).
+Reference: Parmar, Zhang, Zhu, On Aliased Resizing and Surprising Subtleties in GAN Evaluation, 2022
+  (clean-fid).
 """
 
 import functools
@@ -17,20 +19,23 @@ CUBIC = -0.5
 
 
 def legacy_positions(n, size):
-    """x_j = j n / size, of TensorFlow 1: no half pixel, so that images move by up to half a pixel; float32 [size]."""
+    """x_j = j n / size, of TensorFlow 1: no half pixel, so that images move by up to half a pixel;
+    float32 [size]."""
     # In float32 as there, for the weights are fractions of it.
     return np.arange(size, dtype=np.float32) * np.float32(n / size)
 
 
 def half_pixel_positions(n, size):
     """x_j = max((j + 1/2) n / size - 1/2, 0), of torch with align_corners=False; float32 [size]."""
-    # As torch's fused multiply-add: the ratio and the result are rounded to float32, the product is not.
+    # As torch's fused multiply-add: the ratio and the result are rounded to float32, the product is
+    # not.
     ratio = float(np.float32(n / size))
     return np.maximum((np.arange(size) + 0.5) * ratio - 0.5, 0).astype(np.float32)
 
 
 def bilinear(positions, n, size):
-    """Weights of the pixels to the left and right of each position, the last pixel standing for all beyond it.
+    """Weights of the pixels to the left and right of each position, the last pixel standing for all
+    beyond it.
 
     Args:
       positions: positions(n, size) -> float32 [size], >= 0, in pixels.
@@ -50,7 +55,8 @@ def bilinear(positions, n, size):
 
 
 def bicubic(n, size):
-    """Weights of Keys' cubic kernel with half pixels, stretched by s = max(n / size, 1) where the image shrinks.
+    """Weights of Keys' cubic kernel with half pixels, stretched by s = max(n / size, 1) where the
+    image shrinks.
 
     w_ji ~ k((i + 1/2 - (j + 1/2) n / size) / s), normalised over the pixels that exist.
 
@@ -61,7 +67,8 @@ def bicubic(n, size):
     Returns:
       float32 [size, n], rows summing to one; some weights are negative.
 
-    Reference: Keys, Cubic convolution interpolation for digital image processing, 1981, eq. 4 with a = CUBIC; Pillow's
+    Reference: Keys, Cubic convolution interpolation for digital image processing, 1981, eq. 4 with
+      a = CUBIC; Pillow's
     resize and torch's interpolate(mode='bicubic', antialias=True) both compute this.
     """
     distance = np.arange(n) + 0.5 - (np.arange(size)[:, None] + 0.5) * (n / size)
@@ -89,7 +96,9 @@ def separable(images, size, *, weights, clip=False):
       ValueError: no images, or no size.
     """
     if images.ndim != 4 or size < 1:
-        raise ValueError(f'images of shape {images.shape} to size {size}: expected [B, H, W, C] and a size >= 1')
+        raise ValueError(
+            f'images of shape {images.shape} to size {size}: expected [B, H, W, C] and a size >= 1'
+        )
     rows, columns = (weights(n, size) for n in images.shape[1:3])
     # An accelerator's default precision (bfloat16, TF32) would round the weights to three digits.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -99,20 +108,24 @@ def separable(images, size, *, weights, clip=False):
 
 
 def unchanged(images, size):
-    """Images that have the size already, float32; any size, if `size` is None. ValueError for another size."""
+    """Images that have the size already, float32; any size, if `size` is None. ValueError for
+    another size."""
     sides = images.shape[1:3]
     if images.ndim != 4 or sides != (sides if size is None else (size, size)):
-        raise ValueError(f"images of shape {images.shape}: the resize 'none' takes [B, {size}, {size}, C] only")
+        raise ValueError(
+            f"images of shape {images.shape}: the resize 'none' takes [B, {size}, {size}, C] only"
+        )
     return jnp.asarray(images, jnp.float32)
 
 
 _legacy = functools.partial(bilinear, legacy_positions)
 _half_pixel = functools.partial(bilinear, half_pixel_positions)
 
-# name: function(images uint8 or float [B, H, W, C] in 0..255, size) -> float32 [B, size, size, C] in grey levels.
+# name: function(images uint8 or float [B, H, W, C] in 0..255, size) -> float32 [B, size, size, C]
+# in grey levels.
 RESIZERS = {
-    # TensorFlow 1's resize_bilinear, inside the Inception graph: EDM, EDM2, ADM, torch-fidelity, meanflow, clean-fid's
-    # legacy_tensorflow.
+    # TensorFlow 1's resize_bilinear, inside the Inception graph: EDM, EDM2, ADM, torch-fidelity,
+    # meanflow, clean-fid's legacy_tensorflow.
     'tf1': functools.partial(separable, weights=_legacy),
     # F.interpolate(mode='bilinear', align_corners=False): pytorch-fid, clean-fid's legacy_pytorch.
     'torch': functools.partial(separable, weights=_half_pixel),

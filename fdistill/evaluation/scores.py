@@ -1,4 +1,5 @@
-"""Scores under a published protocol: samples by index, its rounding, resize and network, and every number under its name."""
+"""Scores under a published protocol: samples by index, its rounding, resize and network, and every
+number under its name."""
 
 import pathlib
 import statistics as summary
@@ -17,7 +18,8 @@ from fdistill.training import sharding
 
 
 class Metric(NamedTuple):
-    """needs: features of the samples to keep. fewest: samples it takes. compute(collected, real, progress) -> {name: float}.
+    """needs: features of the samples to keep. fewest: samples it takes. compute(collected, real,
+    progress) -> {name: float}.
     present(real): whether the `Statistics` of the real images have what it takes.
     """
 
@@ -29,7 +31,11 @@ class Metric(NamedTuple):
 
 def _fid(collected, real, progress):
     ours = collected.moments['pool']
-    return {_frechet_name(real): frechet.frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)}
+    return {
+        _frechet_name(real): frechet.frechet_distance(
+            ours.mean, ours.covariance, real.mean, real.covariance
+        )
+    }
 
 
 def _frechet_name(real):
@@ -39,7 +45,11 @@ def _frechet_name(real):
 
 def _sfid(collected, real, progress):
     ours = collected.moments['spatial']
-    return {'sfid': frechet.frechet_distance(ours.mean, ours.covariance, real.spatial_mean, real.spatial_covariance)}
+    return {
+        'sfid': frechet.frechet_distance(
+            ours.mean, ours.covariance, real.spatial_mean, real.spatial_covariance
+        )
+    }
 
 
 def _inception_score(collected, real, progress):
@@ -61,7 +71,9 @@ def _mmd(collected, real, progress):
 
 
 def _infinity(collected, real, progress):
-    limit = frechet.frechet_infinity(collected.features['pool'], real.mean, real.covariance, progress=progress)
+    limit = frechet.frechet_infinity(
+        collected.features['pool'], real.mean, real.covariance, progress=progress
+    )
     return {f'{_frechet_name(real)}_infinity': limit.value}
 
 
@@ -82,13 +94,16 @@ METRICS = {
     'mmd': Metric(('pool',), 2, _mmd, _kept(2)),
     'fid_infinity': Metric(('pool',), 5001, _infinity, _always),
 }
-# Distances, of which a paper reports what its protocol's headline says; of other metrics, the mean over the seeds.
+# Distances, of which a paper reports what its protocol's headline says; of other metrics, the mean
+# over the seeds.
 DISTANCES = ('fid', 'fd', 'sfid', 'kid', 'mmd', 'fid_infinity', 'fd_infinity')
 # Measured unless others are asked for, as far as the statistics have what it takes.
 USUAL = ('fid', 'sfid', 'is', 'kid', 'prdc')
 
 
-def check(protocol, detector='', statistics='', metrics=None, samples=None, ranges=None, batch_size=100):
+def check(
+    protocol, detector='', statistics='', metrics=None, samples=None, ranges=None, batch_size=100
+):
     """Checks settings of `evaluate` before anything is loaded.
 
     Returns:
@@ -113,7 +128,9 @@ def check(protocol, detector='', statistics='', metrics=None, samples=None, rang
             f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; give 1 to {len(rules.seeds)}'
         )
     if samples is not None and samples > rules.samples and ranges != 1 and len(rules.seeds) > 1:
-        raise UserError(f'samples={samples}: ranges of more than {rules.samples} overlap; give ranges=1 too')
+        raise UserError(
+            f'samples={samples}: ranges of more than {rules.samples} overlap; give ranges=1 too'
+        )
     if batch_size < 1:
         raise UserError(f'batch_size={batch_size}: must be >= 1')
     makers = {
@@ -122,12 +139,15 @@ def check(protocol, detector='', statistics='', metrics=None, samples=None, rang
     }
     for what, (path, maker) in makers.items():
         if not path or not pathlib.Path(path).is_file():
-            raise UserError(f'{what} {path!r}: no such file; the protocol {protocol!r} needs one, made by `{maker}`')
+            raise UserError(
+                f'{what} {path!r}: no such file; the protocol {protocol!r} needs one, made by `{maker}`'
+            )
     return rules
 
 
 class Reference(NamedTuple):
-    """What samples are compared with, loaded once: `protocol.Rules`, `extract.Detector`, `statistics.Statistics`."""
+    """What samples are compared with, loaded once: `protocol.Rules`, `extract.Detector`,
+    `statistics.Statistics`."""
 
     rules: Any
     detector: Any
@@ -146,7 +166,8 @@ def reference(
     ranges: int | None = None,
     batch_size: int = 100,
 ):
-    """`Reference` of the settings of `evaluate`; whatever is wrong with them is told here, before there are samples."""
+    """`Reference` of the settings of `evaluate`; whatever is wrong with them is told here, before
+    there are samples."""
     rules = check(protocol, detector, statistics, metrics, samples, ranges, batch_size)
     real = files.read(statistics, rules.detector)
     network = extract.detector(rules, detector, mesh)
@@ -174,18 +195,22 @@ def evaluate(
     """`measure` with the files of a protocol.
 
     Args:
-      generate, shape, num_classes, nfe, mesh, progress, samples, ranges, batch_size: as of `measure`.
+      generate, shape, num_classes, nfe, mesh, progress, samples, ranges, batch_size: as of
+        `measure`.
       protocol: a key of `protocol.PROTOCOLS` with a published detector.
       detector: safetensors file of its weights, made by `fdistill convert`.
       statistics: `.npz` file of the real images under the same protocol, made by `fdistill stats`.
       metrics: names as of `measure`.
-      against: `reference` of the same settings, to save loading and compiling it again in every evaluation.
+      against: `reference` of the same settings, to save loading and compiling it again in every
+        evaluation.
 
     Raises:
       UserError: as of `check`, `measure`, `extract.detector` and `statistics.read`.
     """
     settings = {'metrics': metrics, 'samples': samples, 'ranges': ranges, 'batch_size': batch_size}
-    against = against or reference(mesh, shape, protocol=protocol, detector=detector, statistics=statistics, **settings)
+    against = against or reference(
+        mesh, shape, protocol=protocol, detector=detector, statistics=statistics, **settings
+    )
     return measure(
         generate,
         shape,
@@ -202,14 +227,26 @@ def evaluate(
 
 
 def make_statistics(
-    source, mesh, *, protocol: str, detector: str = '', keep: int = 10000, batch_size: int = 100, progress: bool = True
+    source,
+    mesh,
+    *,
+    protocol: str,
+    detector: str = '',
+    keep: int = 10000,
+    batch_size: int = 100,
+    progress: bool = True,
 ):
-    """`real_statistics` with the weights of a protocol from a file; arguments as there and of `evaluate`."""
+    """`real_statistics` with the weights of a protocol from a file; arguments as there and of
+    `evaluate`."""
     rules = protocols.get(protocol)
     if rules.detector not in extract.NETWORKS:
-        raise UserError(f'the protocol {protocol!r} needs no statistics file: it compares with the data itself')
+        raise UserError(
+            f'the protocol {protocol!r} needs no statistics file: it compares with the data itself'
+        )
     network = extract.detector(rules, detector, mesh)
-    return real_statistics(source, rules, network, mesh, keep=keep, batch_size=batch_size, progress=progress)
+    return real_statistics(
+        source, rules, network, mesh, keep=keep, batch_size=batch_size, progress=progress
+    )
 
 
 def measure(
@@ -230,12 +267,12 @@ def measure(
 ):
     """Samples a generator and measures it under a published protocol.
 
-    Sample i of the protocol has the noise normal(fold_in(key(0), i)) and the label that `protocol.labels` gives i: neither
-    depends on the batch, the devices or the processes.
+    Sample i of the protocol has the noise normal(fold_in(key(0), i)) and the label that
+    `protocol.labels` gives i: neither depends on the batch, the devices or the processes.
 
     Args:
-      generate: (noise float32 [B, ...], label int32 [B]) -> samples [B, ...], global arrays split by
-        `sharding.batch_sharding`; jitted.
+      generate: (noise float32 [B, ...], label int32 [B]) -> samples [B, ...], global arrays split
+        by `sharding.batch_sharding`; jitted.
       shape: of a sample, [H, W, 1 or 3].
       num_classes: of the labels.
       nfe: network evaluations of one sample, for the row.
@@ -250,24 +287,35 @@ def measure(
       progress: show a bar on process 0.
 
     Returns:
-      {nfe, <metric>: what the protocol reports, protocol: {<metric>: full name}, details: {over_ranges: {<metric>: {min, mean,
-      std}}, ranges: [{seeds, <metric>}], rules, samples, detector, statistics}}. A metric of another number of samples than
-      the protocol's has that in its key, as fid5k.
+      {nfe, <metric>: what the protocol reports, protocol: {<metric>: full name}, details:
+      {over_ranges: {<metric>: {min, mean, std}}, ranges: [{seeds, <metric>}], rules, samples,
+      detector, statistics}}. A metric of another number of samples than the protocol's has that in
+      its key, as fid5k.
 
     Raises:
-      UserError: no images, or statistics of another protocol, detector or weights, or without what a metric needs.
+      UserError: no images, or statistics of another protocol, detector or weights, or without what
+        a metric needs.
       ValueError: samples that are not finite.
     """
     _fitting(rules, detector, real, shape, names, samples)
     count = samples or rules.samples
-    chosen = names or [name for name in USUAL if METRICS[name].present(real) and METRICS[name].fewest <= count]
+    chosen = names or [
+        name for name in USUAL if METRICS[name].present(real) and METRICS[name].fewest <= count
+    ]
     keep = sorted({part for name in chosen for part in METRICS[name].needs})
     measured = {}
     for first, _ in rules.seeds[:ranges]:
         drawn = _drawn(generate, rules, shape, num_classes, mesh, first)
         title = f'samples {first}..{first + count - 1}'
         collected = extract.collect(
-            drawn, count, detector.apply, batch_size=batch_size, devices=mesh.size, keep=keep, title=title, progress=progress
+            drawn,
+            count,
+            detector.apply,
+            batch_size=batch_size,
+            devices=mesh.size,
+            keep=keep,
+            title=title,
+            progress=progress,
         )
         values = {}
         for name in chosen:
@@ -311,11 +359,14 @@ def _reported(rules, metric, values, count, reference):
 
 
 def merged(old, new):
-    """A row with the metrics that an earlier one of the same weights, statistics, samples and checkpoint has besides."""
+    """A row with the metrics that an earlier one of the same weights, statistics, samples and
+    checkpoint has besides."""
     row = old | new | {'protocol': old['protocol'] | new['protocol']}
     details = old['details'] | new['details']
     details['over_ranges'] = old['details']['over_ranges'] | new['details']['over_ranges']
-    details['ranges'] = [a | b for a, b in zip(old['details']['ranges'], new['details']['ranges'], strict=True)]
+    details['ranges'] = [
+        a | b for a, b in zip(old['details']['ranges'], new['details']['ranges'], strict=True)
+    ]
     return row | {'details': details}
 
 
@@ -327,8 +378,8 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
       rules: `protocol.Rules`.
       detector: `extract.Detector` of these rules.
       mesh: of `sharding.make_mesh`.
-      keep: features of so many images, drawn without replacement, are kept for KID, precision and recall; 0 for none, else
-        at least 2. ADM compares with 10,000.
+      keep: features of so many images, drawn without replacement, are kept for KID, precision and
+        recall; 0 for none, else at least 2. ADM compares with 10,000.
       batch_size: images at once on all devices.
       progress: show a bar on process 0.
 
@@ -339,7 +390,9 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
       UserError: points in place of images, or a number out of range.
     """
     if source.images.ndim != 4:
-        raise UserError(f'data {source.name!r}: has no images, which the protocol {rules.name!r} is for')
+        raise UserError(
+            f'data {source.name!r}: has no images, which the protocol {rules.name!r} is for'
+        )
     if batch_size < 1:
         raise UserError(f'batch_size={batch_size}: must be >= 1')
     if keep not in (0, *range(2, files.MAX_KEPT + 1)):
@@ -347,21 +400,31 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
 
     def grey(index):
         images = source.images[index]
-        # Images of 8 bits are what they are; others are brought to that range, rounded as samples usually are.
+        # Images of 8 bits are what they are; others are brought to that range, rounded as samples
+        # usually are.
         return images if source.levels == 255 else to_levels(to_float(images, source.levels), 255)
 
     def collect(images, total, **options):
         return extract.collect(
-            images, total, detector.apply, batch_size=batch_size, devices=mesh.size, progress=progress, **options
+            images,
+            total,
+            detector.apply,
+            batch_size=batch_size,
+            devices=mesh.size,
+            progress=progress,
+            **options,
         )
 
     total = len(source.images)
     moments = collect(grey, total, title=f'features of {source.name}').moments
     kept = None
     if keep:
-        # Computed again: those of all images may be more than a host or a device holds, 10 GB of ImageNet.
+        # Computed again: those of all images may be more than a host or a device holds, 10 GB of
+        # ImageNet.
         chosen = np.sort(np.random.default_rng(0).permutation(total)[:keep])
-        again = collect(lambda index: grey(chosen[index]), len(chosen), keep=('pool',), title='features to keep')
+        again = collect(
+            lambda index: grey(chosen[index]), len(chosen), keep=('pool',), title='features to keep'
+        )
         kept = again.features['pool']
     return files.make(
         moments['pool'],
@@ -377,7 +440,9 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
 def _fitting(rules, detector, real, shape, names, samples):
     """UserError unless the parts of a measurement go together."""
     if len(shape) != 3 or shape[-1] not in (1, 3):
-        raise UserError(f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or three channels')
+        raise UserError(
+            f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or three channels'
+        )
     _same(rules, detector, real)
     missing = [name for name in names or () if not METRICS[name].present(real)]
     if missing:
@@ -414,7 +479,9 @@ def _drawn(generate, rules, shape, num_classes, mesh, first):
         placed = (jax.make_array_from_process_local_data(by_batch, value) for value in (z, label))
         samples = extract.local_rows(generate(*placed))
         if not np.isfinite(samples).all():
-            raise ValueError(f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator diverged')
+            raise ValueError(
+                f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator diverged'
+            )
         return protocols.quantise_to_uint8(samples, rules.quantisation)
 
     return images

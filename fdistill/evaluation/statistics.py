@@ -1,4 +1,5 @@
-"""Statistics files: mean and covariance of features, read from strangers' files and kept with what they are of.
+"""Statistics files: mean and covariance of features, read from strangers' files and kept with what
+they are of.
 
 | file | arrays |
 |---|---|
@@ -6,10 +7,12 @@
 | jax-fid, meanflow `.npz` | ref_mu, ref_sigma |
 | ADM `.npz` | mu, sigma, mu_s, sigma_s (spatial), and images, which are not read |
 | EDM2 `.pkl` | {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}} |
-| fdistill `.npz` | mu, sigma; mu_s, sigma_s, features where there are; `about`: JSON of protocol, detector, count, origin |
+| fdistill `.npz` | mu, sigma; mu_s, sigma_s, features where there are; `about`: JSON of protocol,
+detector, count, origin |
 
-Nothing in a file is run or unpickled here, and no array is read before its name, type, shape and size have been
-checked. Our files keep the names mu and sigma, so that the programs of EDM, ADM and pytorch-fid read them too.
+Nothing in a file is run or unpickled here, and no array is read before its name, type, shape and
+size have been checked. Our files keep the names mu and sigma, so that the programs of EDM, ADM and
+pytorch-fid read them too.
 """
 
 import hashlib
@@ -35,7 +38,8 @@ from fdistill.evaluation.frechet import Moments, frechet_distance
 FORMAT = 1
 # More features than any detector has; a covariance of them takes half a gigabyte.
 MAX_FEATURES = 8192
-# Images whose features a file may keep for KID, precision and recall; of Inception they take 0.8 GB.
+# Images whose features a file may keep for KID, precision and recall; of Inception they take 0.8
+# GB.
 MAX_KEPT = 100_000
 MAX_MEMBERS = 64
 MAX_ABOUT = 4096
@@ -47,8 +51,9 @@ HEADER_BYTES = 4096
 PAIRS = (('mu', 'sigma'), ('ref_mu', 'ref_sigma'))
 SPATIAL = ('mu_s', 'sigma_s')
 EDM2 = {'inception': 'fid', 'dinov2': 'fd_dinov2'}
-# Sum of the variances. That of ImageNet under Inception is 164 to 181 (openai/guided-diffusion, issue 166); a sum over
-# the images in place of their mean, or grey levels in place of features, falls far outside.
+# Sum of the variances. That of ImageNet under Inception is 164 to 181 (openai/guided-diffusion,
+# issue 166); a sum over the images in place of their mean, or grey levels in place of features,
+# falls far outside.
 TRACES = {'inception': (1e-6, 1e4), 'dinov2': (1e-6, 1e6)}
 # Relative asymmetry and negative eigenvalues that single precision leaves.
 ROUNDING = 1e-5
@@ -67,8 +72,10 @@ class Statistics(NamedTuple):
     reference: what the images are, e.g. 'cifar10-32x32'.
     source_sha256: hex digest of the file or data they come from, or None.
     spatial_mean, spatial_covariance: of ADM's spatial features, float64 [s] and [s, s], or None.
-    written: {'fdistill': version, 'numpy': version} of whoever wrote the file; empty for other programs'.
-    weights_sha256: hex digest of the detector's weights, see `weights.store`; None where a file does not tell.
+    written: {'fdistill': version, 'numpy': version} of whoever wrote the file; empty for other
+      programs'.
+    weights_sha256: hex digest of the detector's weights, see `weights.store`; None where a file
+      does not tell.
     features: float32 [M, d] of some of the images, which KID, precision and recall need; or None.
     """
 
@@ -86,7 +93,17 @@ class Statistics(NamedTuple):
     features: Any = None
 
 
-def make(features, protocol, reference, *, detector=None, spatial=None, source_sha256=None, weights_sha256=None, kept=None):
+def make(
+    features,
+    protocol,
+    reference,
+    *,
+    detector=None,
+    spatial=None,
+    source_sha256=None,
+    weights_sha256=None,
+    kept=None,
+):
     """Statistics of features.
 
     Args:
@@ -107,12 +124,23 @@ def make(features, protocol, reference, *, detector=None, spatial=None, source_s
     """
     detector = detector or protocols.get(protocol).detector
     moments = _moments(features)
-    made = Statistics(moments.mean, moments.covariance, moments.count, protocol, detector, reference, source_sha256,
-                      weights_sha256=weights_sha256, features=kept)
+    made = Statistics(
+        moments.mean,
+        moments.covariance,
+        moments.count,
+        protocol,
+        detector,
+        reference,
+        source_sha256,
+        weights_sha256=weights_sha256,
+        features=kept,
+    )
     if spatial is not None:
         spatial = _moments(spatial)
         if spatial.count != moments.count:
-            raise UserError(f'{moments.count} features and {spatial.count} spatial ones: give both of the same images')
+            raise UserError(
+                f'{moments.count} features and {spatial.count} spatial ones: give both of the same images'
+            )
         made = made._replace(spatial_mean=spatial.mean, spatial_covariance=spatial.covariance)
     return check(made)
 
@@ -132,7 +160,9 @@ def read(path, detector=None):
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f'{_shown(path)}: {"no file but a folder" if path.is_dir() else "no such file"}')
+        raise UserError(
+            f'{_shown(path)}: {"no file but a folder" if path.is_dir() else "no such file"}'
+        )
     try:
         reader = READERS[known(path.suffix, READERS, 'suffix of a statistics file')]
         return check(reader(path, detector))
@@ -140,7 +170,8 @@ def read(path, detector=None):
         # The reader of pickles begins with the path itself.
         raise UserError(f'{_shown(path)}: {str(error).removeprefix(f"{path}: ")}') from error
     except Exception as error:
-        # Of bytes that are not what they claim to be zipfile, zlib, numpy, json and struct raise whatever they like.
+        # Of bytes that are not what they claim to be zipfile, zlib, numpy, json and struct raise
+        # whatever they like.
         reason = (str(error).splitlines() or [''])[0][:120] or type(error).__name__
         raise UserError(f'{_shown(path)}: no readable statistics ({reason}); {_AGAIN}') from error
 
@@ -158,7 +189,8 @@ def writable(path):
 
 
 def vacant(path):
-    """`writable`, and nothing is there yet: a file of statistics is not to be lost by a repeated command."""
+    """`writable`, and nothing is there yet: a file of statistics is not to be lost by a repeated
+    command."""
     path = writable(path)
     if path.exists():
         raise UserError(f'{_shown(path)}: exists; delete it or choose another name')
@@ -178,7 +210,9 @@ def write(path, statistics):
     path = writable(path)
     if statistics.protocol is None:
         names = ', '.join(protocols.PROTOCOLS)
-        raise UserError(f'{_shown(path)}: statistics without a protocol are not written; name one of {names}')
+        raise UserError(
+            f'{_shown(path)}: statistics without a protocol are not written; name one of {names}'
+        )
     check(statistics)
     about = {
         'format': FORMAT,
@@ -200,7 +234,8 @@ def write(path, statistics):
 
 
 def convert(source, out, protocol, count=None, reference=None, detector=None):
-    """Reads a statistics file and writes it as ours under the protocol that its features were made by.
+    """Reads a statistics file and writes it as ours under the protocol that its features were made
+    by.
 
     Args:
       source: a file that `read` reads.
@@ -222,9 +257,14 @@ def convert(source, out, protocol, count=None, reference=None, detector=None):
     found = read(source, detector or rules.detector)
     detector = detector or (rules.detector if rules.detector != 'own' else found.detector or 'own')
     if found.protocol is not None and _features(found.protocol) != _features(protocol):
-        raise UserError(f'{_shown(source)}: made under the protocol {found.protocol!r}, whose features are not those '
-                        f'of {protocol!r}; make the statistics anew from the images')
-    for what, said, given in (('count', found.count, count), ('detector', found.detector, detector)):
+        raise UserError(
+            f'{_shown(source)}: made under the protocol {found.protocol!r}, whose features are not those '
+            f'of {protocol!r}; make the statistics anew from the images'
+        )
+    for what, said, given in (
+        ('count', found.count, count),
+        ('detector', found.detector, detector),
+    ):
         if None not in (said, given) and said != given:
             raise UserError(f'{_shown(source)}: its {what} is {said}, not {given}')
     statistics = found._replace(
@@ -243,18 +283,41 @@ def show(path, detector=None):
     found = read(path, detector)
     standard = np.sqrt(np.diag(found.covariance).clip(min=0))
     rows = [
-        ('protocol', _described(found.protocol) if found.protocol else 'not told; convert it under the right one'),
+        (
+            'protocol',
+            _described(found.protocol)
+            if found.protocol
+            else 'not told; convert it under the right one',
+        ),
         ('detector', f'{found.detector or "not told"}, {len(found.mean)} features'),
         ('count', 'not told' if found.count is None else f'{found.count} images'),
         ('reference', found.reference),
-        ('mean', f'{found.mean.mean():.6g} on average, from {found.mean.min():.6g} to {found.mean.max():.6g}'),
-        ('std', f'{standard.mean():.6g} on average, from {standard.min():.6g} to {standard.max():.6g}'),
+        (
+            'mean',
+            f'{found.mean.mean():.6g} on average, from {found.mean.min():.6g} to {found.mean.max():.6g}',
+        ),
+        (
+            'std',
+            f'{standard.mean():.6g} on average, from {standard.min():.6g} to {standard.max():.6g}',
+        ),
         ('trace', f'{np.trace(found.covariance):.6g}'),
-        ('kept', 'no features of single images' if found.features is None else f'features of {len(found.features)} images'),
-        ('spatial', 'none' if found.spatial_mean is None else f'{len(found.spatial_mean)} features'),
+        (
+            'kept',
+            'no features of single images'
+            if found.features is None
+            else f'features of {len(found.features)} images',
+        ),
+        (
+            'spatial',
+            'none' if found.spatial_mean is None else f'{len(found.spatial_mean)} features',
+        ),
         ('weights', f'sha256 {found.weights_sha256}' if found.weights_sha256 else 'not told'),
         ('source', f'sha256 {found.source_sha256}' if found.source_sha256 else 'not told'),
-        ('written by', ', '.join(f'{name} {version}' for name, version in found.written.items()) or 'another program'),
+        (
+            'written by',
+            ', '.join(f'{name} {version}' for name, version in found.written.items())
+            or 'another program',
+        ),
     ]
     return '\n'.join([str(path), *(f'  {name:<11}{text}' for name, text in rows)])
 
@@ -275,11 +338,18 @@ def same_protocol(ours, theirs):
     for what in ('protocol', 'detector'):
         values = [getattr(statistics, what) for statistics in (ours, theirs)]
         if None in values or values[0] != values[1]:
-            one, other = (f'{s.reference!r} of {what} {v or "unknown"}' for s, v in zip((ours, theirs), values))
-            raise UserError(f'{one} and {other} cannot be compared: make or convert both under one protocol')
+            one, other = (
+                f'{s.reference!r} of {what} {v or "unknown"}'
+                for s, v in zip((ours, theirs), values)
+            )
+            raise UserError(
+                f'{one} and {other} cannot be compared: make or convert both under one protocol'
+            )
     if len(ours.mean) != len(theirs.mean):
-        raise UserError(f'{ours.reference!r} has {len(ours.mean)} features, {theirs.reference!r} {len(theirs.mean)}: '
-                        'they cannot be compared')
+        raise UserError(
+            f'{ours.reference!r} has {len(ours.mean)} features, {theirs.reference!r} {len(theirs.mean)}: '
+            'they cannot be compared'
+        )
 
 
 def compare(ours, theirs, spatial=False):
@@ -300,7 +370,9 @@ def compare(ours, theirs, spatial=False):
         return frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
     for statistics in (ours, theirs):
         if statistics.spatial_mean is None:
-            raise UserError(f'{statistics.reference!r} has no spatial statistics: take a reference that has, as of ADM')
+            raise UserError(
+                f'{statistics.reference!r} has no spatial statistics: take a reference that has, as of ADM'
+            )
     return frechet_distance(
         ours.spatial_mean, ours.spatial_covariance, theirs.spatial_mean, theirs.spatial_covariance
     )
@@ -323,9 +395,14 @@ def check(statistics):
         spatial = _gaussian('spatial ', *spatial)
     if statistics.count is not None and (type(statistics.count) is not int or statistics.count < 2):
         raise UserError(f'count {statistics.count!r}: a covariance is of at least two images')
-    for what, text in (('reference', statistics.reference), ('detector', statistics.detector or 'unknown')):
+    for what, text in (
+        ('reference', statistics.reference),
+        ('detector', statistics.detector or 'unknown'),
+    ):
         if not isinstance(text, str) or not text.isprintable() or not 0 < len(text) <= 200:
-            raise UserError(f'{what} {str(text)[:40]!r}: give a name of at most 200 printable characters')
+            raise UserError(
+                f'{what} {str(text)[:40]!r}: give a name of at most 200 printable characters'
+            )
     for what in ('source_sha256', 'weights_sha256'):
         digest = getattr(statistics, what)
         if digest is not None and not re.fullmatch('[0-9a-f]{64}', str(digest)):
@@ -333,18 +410,31 @@ def check(statistics):
     kept = statistics.features
     if kept is not None:
         kept = np.asarray(kept)
-        if kept.dtype.kind != 'f' or kept.ndim != 2 or kept.shape[1] != len(mean) or not 2 <= len(kept) <= MAX_KEPT:
-            raise UserError(f'features {kept.dtype} {kept.shape}: expected float [M, {len(mean)}], M from 2 to {MAX_KEPT}')
+        if (
+            kept.dtype.kind != 'f'
+            or kept.ndim != 2
+            or kept.shape[1] != len(mean)
+            or not 2 <= len(kept) <= MAX_KEPT
+        ):
+            raise UserError(
+                f'features {kept.dtype} {kept.shape}: expected float [M, {len(mean)}], M from 2 to {MAX_KEPT}'
+            )
         kept = kept.astype(np.float32)
         if not np.isfinite(kept).all():
             raise UserError(f'the features are not finite; {_AGAIN}')
     if statistics.protocol is not None:
         wanted = protocols.get(statistics.protocol).detector
         if statistics.detector is None or wanted != 'own' and statistics.detector != wanted:
-            raise UserError(f'detector {statistics.detector!r}: the protocol {statistics.protocol!r} is of {wanted!r}')
+            raise UserError(
+                f'detector {statistics.detector!r}: the protocol {statistics.protocol!r} is of {wanted!r}'
+            )
     _plausible(statistics.detector, mean, covariance)
     return statistics._replace(
-        mean=mean, covariance=covariance, spatial_mean=spatial[0], spatial_covariance=spatial[1], features=kept
+        mean=mean,
+        covariance=covariance,
+        spatial_mean=spatial[0],
+        spatial_covariance=spatial[1],
+        features=kept,
     )
 
 
@@ -353,9 +443,14 @@ def _gaussian(kind, mean, covariance):
     mean, covariance = np.asarray(mean), np.asarray(covariance)
     d = mean.size
     if mean.shape != (d,) or covariance.shape != (d, d) or not 0 < d <= MAX_FEATURES:
-        raise UserError(f'{kind}mean and covariance of shapes {mean.shape} and {covariance.shape}: expected [d] and '
-                        f'[d, d] with d from 1 to {MAX_FEATURES}')
-    if any(array.dtype.kind != 'f' or array.dtype.itemsize not in (4, 8) for array in (mean, covariance)):
+        raise UserError(
+            f'{kind}mean and covariance of shapes {mean.shape} and {covariance.shape}: expected [d] and '
+            f'[d, d] with d from 1 to {MAX_FEATURES}'
+        )
+    if any(
+        array.dtype.kind != 'f' or array.dtype.itemsize not in (4, 8)
+        for array in (mean, covariance)
+    ):
         types = f'{mean.dtype} and {covariance.dtype}'[:80]
         raise UserError(f'{kind}mean and covariance are {types}: expected float32 or float64')
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
@@ -368,28 +463,38 @@ def _gaussian(kind, mean, covariance):
         raise UserError(f'the {kind}mean or covariance has entries above 1e100; {_AGAIN}')
     if np.abs(covariance - covariance.T).max() > ROUNDING * largest:
         raise UserError(f'the {kind}covariance is not symmetric; {_AGAIN}')
-    # A matrix has no eigenvalue below -s exactly if it has a Cholesky factor once s is added: cheaper than eigenvalues.
+    # A matrix has no eigenvalue below -s exactly if it has a Cholesky factor once s is added:
+    # cheaper than eigenvalues.
     shift = ROUNDING * np.linalg.norm(covariance)
     try:
         np.linalg.cholesky((covariance + covariance.T) / 2 + (shift + 1e-300) * np.eye(d))
     except np.linalg.LinAlgError as error:
-        raise UserError(f'the {kind}covariance has negative eigenvalues, which no covariance has; {_AGAIN}') from error
+        raise UserError(
+            f'the {kind}covariance has negative eigenvalues, which no covariance has; {_AGAIN}'
+        ) from error
     return mean, covariance
 
 
 def _plausible(detector, mean, covariance):
-    """UserError unless the numbers can be those of the detector; nothing is known of own features."""
+    """UserError unless the numbers can be those of the detector; nothing is known of own
+    features."""
     if detector not in protocols.DIMENSIONS:
         return
     expected = protocols.DIMENSIONS[detector]
     if len(mean) != expected:
-        raise UserError(f'{len(mean)} features: the detector {detector!r} has {expected}; name the right protocol')
+        raise UserError(
+            f'{len(mean)} features: the detector {detector!r} has {expected}; name the right protocol'
+        )
     if detector == 'inception' and mean.min() < 0:
-        raise UserError('a negative mean, where features of Inception are means behind a ReLU; name the right protocol')
+        raise UserError(
+            'a negative mean, where features of Inception are means behind a ReLU; name the right protocol'
+        )
     (low, high), trace = TRACES[detector], np.trace(covariance)
     if not low <= trace <= high:
-        raise UserError(f'the variances sum to {trace:.3g}, those of {detector!r} to something between {low:g} and '
-                        f'{high:g}; is it a covariance of its features?')
+        raise UserError(
+            f'the variances sum to {trace:.3g}, those of {detector!r} to something between {low:g} and '
+            f'{high:g}; is it a covariance of its features?'
+        )
 
 
 def _read_npz(path, detector):
@@ -400,36 +505,67 @@ def _read_npz(path, detector):
         pairs = [pair for pair in PAIRS if set(pair) & set(members)]
         if len(pairs) != 1 or not set(pairs[0]) <= set(members):
             names = ', '.join(_shown(name) for name in list(members)[:8])
-            raise UserError(f'has the arrays {names or "(none)"}: expected mu and sigma, or ref_mu and ref_sigma')
-        mean, covariance = (_array(archive, members[name], axes) for axes, name in enumerate(pairs[0], 1))
+            raise UserError(
+                f'has the arrays {names or "(none)"}: expected mu and sigma, or ref_mu and ref_sigma'
+            )
+        mean, covariance = (
+            _array(archive, members[name], axes) for axes, name in enumerate(pairs[0], 1)
+        )
         spatial = (None, None)
         if set(SPATIAL) & set(members):
             if not set(SPATIAL) <= set(members):
                 raise UserError('has only one of mu_s and sigma_s')
-            spatial = tuple(_array(archive, members[name], axes) for axes, name in enumerate(SPATIAL, 1))
+            spatial = tuple(
+                _array(archive, members[name], axes) for axes, name in enumerate(SPATIAL, 1)
+            )
         if 'about' not in members:
-            return Statistics(mean, covariance, None, None, None, path.stem, _sha256(path), *spatial)
+            return Statistics(
+                mean, covariance, None, None, None, path.stem, _sha256(path), *spatial
+            )
         about = json.loads(_array(archive, members['about'], 0).item())
         kept = _array(archive, members['features'], 2, MAX_KEPT) if 'features' in members else None
-    fields = {'format', 'protocol', 'detector', 'count', 'reference', 'source_sha256', 'weights_sha256', 'written'}
+    fields = {
+        'format',
+        'protocol',
+        'detector',
+        'count',
+        'reference',
+        'source_sha256',
+        'weights_sha256',
+        'written',
+    }
     if not isinstance(about, dict) or set(about) != fields or about['format'] != FORMAT:
         raise UserError(f'its `about` is not of format {FORMAT}; is it of a newer fdistill?')
     written = about['written']
-    if not isinstance(written, dict) or not all(str(text).isprintable() for item in written.items() for text in item):
+    if not isinstance(written, dict) or not all(
+        str(text).isprintable() for item in written.items() for text in item
+    ):
         raise UserError(f'its `about` is damaged; {_AGAIN}')
     # Only strangers' files may keep silent on these.
     known(about['protocol'], protocols.PROTOCOLS, 'protocol')
     if not isinstance(about['detector'], str):
         raise UserError(f'its `about` names no detector; {_AGAIN}')
-    statistics = Statistics(mean, covariance, about['count'], about['protocol'], about['detector'], about['reference'],
-                            about['source_sha256'], *spatial, written, about['weights_sha256'], kept)
+    statistics = Statistics(
+        mean,
+        covariance,
+        about['count'],
+        about['protocol'],
+        about['detector'],
+        about['reference'],
+        about['source_sha256'],
+        *spatial,
+        written,
+        about['weights_sha256'],
+        kept,
+    )
     if detector not in (None, 'own', statistics.detector):
         raise UserError(f'has statistics of {statistics.detector!r}, not of {detector!r}')
     return statistics
 
 
 def _check_directory(path):
-    """That a zip archive ends in its directory, of a bearable size: zipfile reads it whole before it can be asked."""
+    """That a zip archive ends in its directory, of a bearable size: zipfile reads it whole before
+    it can be asked."""
     with path.open('rb') as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(size - 98, 0))
@@ -442,11 +578,14 @@ def _check_directory(path):
             raise UserError(f'has a damaged end; {_AGAIN}')
         length = struct.unpack('<Q', tail[40:48])[0]
     if length > 1024 * MAX_MEMBERS:
-        raise UserError(f'is an archive of more than {MAX_MEMBERS} members, which no statistics file is')
+        raise UserError(
+            f'is an archive of more than {MAX_MEMBERS} members, which no statistics file is'
+        )
 
 
 def _members(archive):
-    """{name without .npy: ZipInfo} of an archive that is what numpy writes: plain files of sane, distinct names."""
+    """{name without .npy: ZipInfo} of an archive that is what numpy writes: plain files of sane,
+    distinct names."""
     members = {}
     for info in archive.infolist():
         name = info.orig_filename
@@ -464,32 +603,46 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 def _array(archive, info, axes, rows=MAX_FEATURES):
-    """The array of a member with 0 (text), 1 (mean) or 2 (covariance) axes, `rows` at most; nothing else is expanded."""
+    """The array of a member with 0 (text), 1 (mean) or 2 (covariance) axes, `rows` at most; nothing
+    else is expanded."""
     name = _shown(info.orig_filename)
     largest = HEADER_BYTES + (4 * MAX_ABOUT if axes == 0 else 8 * rows * MAX_FEATURES ** (axes - 1))
     if info.file_size > largest:
-        raise UserError(f'{name} expands from {info.compress_size} to {info.file_size} bytes, more than statistics have')
+        raise UserError(
+            f'{name} expands from {info.compress_size} to {info.file_size} bytes, more than statistics have'
+        )
     if info.file_size > FREE_BYTES + MAX_RATIO * info.compress_size:
-        raise UserError(f'{name} expands from {info.compress_size} to {info.file_size} bytes, which no statistics do')
+        raise UserError(
+            f'{name} expands from {info.compress_size} to {info.file_size} bytes, which no statistics do'
+        )
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f'{name} is encrypted, or compressed in a way that numpy does not')
     with archive.open(info) as member:
-        # What has been read, and no more, is shown to numpy: it would allocate whatever length a header claims.
+        # What has been read, and no more, is shown to numpy: it would allocate whatever length a
+        # header claims.
         head = io.BytesIO(member.read(HEADER_BYTES))
         version = np.lib.format.read_magic(head)
         if version not in HEADERS:
             raise UserError(f'{name} is of the .npy version {version}, which plain arrays are not')
-        with warnings.catch_warnings(action='ignore'):  # of headers that Python 2 wrote, which are read all the same
+        with warnings.catch_warnings(
+            action='ignore'
+        ):  # of headers that Python 2 wrote, which are read all the same
             shape, fortran, dtype = HEADERS[version](head)
         # Before the first byte of data: a pickled object array is refused by its type.
         if dtype.kind != ('f' if axes else 'U') or axes and dtype.itemsize not in (4, 8):
             expected = 'text' if axes == 0 else 'float32 or float64'
             raise UserError(f'{name} is an array of {str(dtype)[:60]}: expected {expected}')
-        if len(shape) != axes or any(not 0 < side <= most for side, most in zip(shape, (rows, MAX_FEATURES))):
-            raise UserError(f'{name} has the shape {str(shape)[:60]}: expected {axes} sides of 1 to {rows}')
+        if len(shape) != axes or any(
+            not 0 < side <= most for side, most in zip(shape, (rows, MAX_FEATURES))
+        ):
+            raise UserError(
+                f'{name} has the shape {str(shape)[:60]}: expected {axes} sides of 1 to {rows}'
+            )
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         if head.tell() + size != info.file_size:
-            raise UserError(f'{name} has {info.file_size - head.tell()} bytes for an array of {size}; {_AGAIN}')
+            raise UserError(
+                f'{name} has {info.file_size - head.tell()} bytes for an array of {size}; {_AGAIN}'
+            )
         data = head.read() + member.read()
     if len(data) != size:
         raise UserError(f'{name} ends early; {_AGAIN}')
@@ -497,22 +650,37 @@ def _array(archive, info, axes, rows=MAX_FEATURES):
 
 
 def _read_pickle(path, detector):
-    """Statistics of EDM2's `.pkl` file, unchecked: a dict of plain arrays, through the reader that runs nothing."""
+    """Statistics of EDM2's `.pkl` file, unchecked: a dict of plain arrays, through the reader that
+    runs nothing."""
     from fdistill.weights.reader import read as read_foreign
 
     content = read_foreign(path)
     held = [name for name, key in EDM2.items() if isinstance(content, dict) and key in content]
     if not held:
-        raise UserError(f'is no statistics file of EDM2: expected a dict with {" or ".join(EDM2.values())}')
+        raise UserError(
+            f'is no statistics file of EDM2: expected a dict with {" or ".join(EDM2.values())}'
+        )
     if detector is None and len(held) > 1:
-        raise UserError(f'has statistics of {" and ".join(held)}: convert it under a protocol of one of them')
+        raise UserError(
+            f'has statistics of {" and ".join(held)}: convert it under a protocol of one of them'
+        )
     chosen = detector or held[0]
     if chosen not in held:
         raise UserError(f'has statistics of {" and ".join(held)}, not of {chosen}')
     entry = content[EDM2[chosen]]
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), np.ndarray) for name in ('mu', 'sigma')):
+    if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(name), np.ndarray) for name in ('mu', 'sigma')
+    ):
         raise UserError(f'its {EDM2[chosen]!r} has no arrays mu and sigma; {_AGAIN}')
-    return Statistics(entry['mu'], entry['sigma'], content.get('num_images'), None, chosen, path.stem, _sha256(path))
+    return Statistics(
+        entry['mu'],
+        entry['sigma'],
+        content.get('num_images'),
+        None,
+        chosen,
+        path.stem,
+        _sha256(path),
+    )
 
 
 READERS = {'.npz': _read_npz, '.pkl': _read_pickle}

@@ -7,7 +7,13 @@ from fdistill.methods.pretrain import pretrain
 from fdistill.methods.score import sid, sim
 
 # Those with a teacher; `pretrain` makes one.
-DISTILLATIONS = {'diff_instruct': diff_instruct, 'dmd2': dmd2, 'f_distill': f_distill, 'sim': sim, 'sid': sid}
+DISTILLATIONS = {
+    'diff_instruct': diff_instruct,
+    'dmd2': dmd2,
+    'f_distill': f_distill,
+    'sim': sim,
+    'sid': sid,
+}
 
 __all__ = [
     'DISTILLATIONS',

@@ -1,4 +1,5 @@
-"""The critic role: a fake score that follows the student's distribution and, where needed, a discriminator."""
+"""The critic role: a fake score that follows the student's distribution and, where needed, a
+discriminator."""
 
 from typing import Any, Callable, NamedTuple
 
@@ -13,7 +14,8 @@ R1_STEP = 0.1  # standard deviation of the perturbation in the finite-difference
 
 
 class Critic(NamedTuple):
-    """init(key, batch, frozen) -> params; loss as in `Method`; denoise and logits for the student's loss.
+    """init(key, batch, frozen) -> params; loss as in `Method`; denoise and logits for the student's
+    loss.
 
     evaluate(params, frozen, x_t, sigma, label) -> (d_teacher, d_fake, logits or None)
     logits(params, frozen, x_t, sigma, label) -> logits alone, at a noise level of its own
@@ -26,7 +28,8 @@ class Critic(NamedTuple):
 
 
 def copy(params):
-    """Fresh buffers: a student that starts as the teacher must not share arrays that a donated state would delete."""
+    """Fresh buffers: a student that starts as the teacher must not share arrays that a donated
+    state would delete."""
     return jax.tree.map(jnp.copy, params)
 
 
@@ -54,13 +57,16 @@ def make_critic(
     discriminator_weight=1.0,
     r1_weight=0.0,
 ):
-    """A fake score trained by denoising score matching on student samples, and a discriminator on noised images.
+    """A fake score trained by denoising score matching on student samples, and a discriminator on
+    noised images.
 
-    loss = E weight(sigma) mean|D_F(x_t) - x|^2 + discriminator_weight (softplus(l_fake) + softplus(-l_real))
+    loss = E weight(sigma) mean|D_F(x_t) - x|^2 + discriminator_weight (softplus(l_fake) +
+    softplus(-l_real))
            + r1_weight (l(x_real,t + 0.1 n) - l(x_real,t))^2.
 
-    The last is the approximate R1 of APT (arXiv 2501.08316), on the *noised* image; FastGen perturbs the clean image and
-    skips the noise, which leaves its time input. Fake and real have the same labels, and independent sigma and noise.
+    The last is the approximate R1 of APT (arXiv 2501.08316), on the *noised* image; FastGen
+    perturbs the clean image and skips the noise, which leaves its time input. Fake and real have
+    the same labels, and independent sigma and noise.
 
     Args:
       generate: student(params, noise, label) -> x.
@@ -70,7 +76,8 @@ def make_critic(
       weighting: key of `noise.WEIGHTINGS`: 'edm' in DMD2, SiD, Diff-Instruct; 'unit' in FastGen.
       sigma_data: for the weighting.
       from_teacher: start the fake score as a copy of the teacher; else from its own initialisation.
-      features: what the discriminator sees: 'fake_score' (DMD2; trained by both losses), 'teacher' (FastGen; frozen) or
+      features: what the discriminator sees: 'fake_score' (DMD2; trained by both losses), 'teacher'
+        (FastGen; frozen) or
         'input', x_t itself.
       discriminator_weight, r1_weight: >= 0. DMD2: 1e-2 and 0; f-distill: 1 and 0 or 1.
 
@@ -82,7 +89,9 @@ def make_critic(
     if features not in FEATURES:
         raise ValueError(f'features={features!r}: known are {", ".join(FEATURES)}')
     if discriminator_weight < 0 or r1_weight < 0:
-        raise ValueError(f'discriminator_weight={discriminator_weight}, r1_weight={r1_weight}: must be >= 0')
+        raise ValueError(
+            f'discriminator_weight={discriminator_weight}, r1_weight={r1_weight}: must be >= 0'
+        )
 
     def run_teacher(frozen, x_t, sigma, label):
         return teacher.apply(frozen.get('teacher', {}), x_t, sigma, label)
@@ -91,9 +100,15 @@ def make_critic(
         return fake_score.apply(params['fake_score'], x_t, sigma, label, key=key)
 
     select = {
-        'fake_score': lambda params, frozen, x_t, sigma, label, key: run_fake(params, x_t, sigma, label, key)[1],
-        'teacher': lambda params, frozen, x_t, sigma, label, key: run_teacher(frozen, x_t, sigma, label)[1],
-        'input': lambda params, frozen, x_t, sigma, label, key: (x_t / column(jnp.sqrt(1 + sigma**2), x_t),),
+        'fake_score': lambda params, frozen, x_t, sigma, label, key: run_fake(
+            params, x_t, sigma, label, key
+        )[1],
+        'teacher': lambda params, frozen, x_t, sigma, label, key: run_teacher(
+            frozen, x_t, sigma, label
+        )[1],
+        'input': lambda params, frozen, x_t, sigma, label, key: (
+            x_t / column(jnp.sqrt(1 + sigma**2), x_t),
+        ),
     }[features]
 
     def head(params, seen, sigma, label):
@@ -114,11 +129,21 @@ def make_critic(
 
     def init(key, batch, frozen):
         key_fake, key_head = jax.random.split(key)
-        x, label, sigma = batch['image'], batch['label'], jnp.ones(batch['image'].shape[0], batch['image'].dtype)
-        params = {'fake_score': copy(frozen['teacher']) if from_teacher else fake_score.init(key_fake, x, label)}
+        x, label, sigma = (
+            batch['image'],
+            batch['label'],
+            jnp.ones(batch['image'].shape[0], batch['image'].dtype),
+        )
+        params = {
+            'fake_score': copy(frozen['teacher'])
+            if from_teacher
+            else fake_score.init(key_fake, x, label)
+        }
         if discriminator is not None:
             seen = select(params, frozen, x, sigma, label, None)
-            params['discriminator'] = discriminator.init(key_head, seen, jnp.zeros_like(sigma), label)
+            params['discriminator'] = discriminator.init(
+                key_head, seen, jnp.zeros_like(sigma), label
+            )
         return params
 
     def loss(params, frozen, batch, key, aux):
@@ -132,7 +157,11 @@ def make_critic(
         metrics = {'denoising': total}
         if discriminator is not None:
             real_t, real_sigma = perturb(key_real, image, law)
-            seen = fake_features if features == 'fake_score' else select(critic, frozen, x_t, sigma, label, None)
+            seen = (
+                fake_features
+                if features == 'fake_score'
+                else select(critic, frozen, x_t, sigma, label, None)
+            )
             fake_logits = head(critic, seen, sigma, label)
             real_logits = logits(critic, frozen, real_t, real_sigma, label, key_dropout_real)
             gan = jnp.mean(losses.gan_discriminator(fake_logits, real_logits))

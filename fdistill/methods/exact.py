@@ -1,4 +1,5 @@
-"""Distribution matching where nothing is learned but the student: its fake score and density ratio are closed forms."""
+"""Distribution matching where nothing is learned but the student: its fake score and density ratio
+are closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,22 @@ from fdistill.methods.critic import perturb
 from fdistill.methods.method import Method, counted, one_step, updates
 
 
-def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=1.0, ratio_low=1e-4, ratio_high=1e4):
-    """min E_sigma D_f(p_sigma || q_sigma) over round Gaussians q = N(m, s^2 I) (f-distill, arXiv 2502.15681, theorem 1).
+def exact(
+    student,
+    mixture,
+    *,
+    student_law,
+    divergence='reverse_kl',
+    sigma_init=1.0,
+    ratio_low=1e-4,
+    ratio_high=1e4,
+):
+    """min E_sigma D_f(p_sigma || q_sigma) over round Gaussians q = N(m, s^2 I) (f-distill, arXiv
+    2502.15681, theorem 1).
 
-    The student is x = m + s z (`networks.gaussian`), so that its score at any sigma and r = p_sigma/q_sigma are known, and the
-    divergences can be compared without an error of critics: what differs is what the divergence prefers. Weight h(r)/sigma^2.
+    The student is x = m + s z (`networks.gaussian`), so that its score at any sigma and r =
+    p_sigma/q_sigma are known, and the divergences can be compared without an error of critics: what
+    differs is what the divergence prefers. Weight h(r)/sigma^2.
 
     Args:
       student: `Denoiser` used as a one-step generator; affine and round.
@@ -23,7 +35,8 @@ def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=
       student_law: `NoiseLaw` of sigma.
       divergence: see `divergences.weighting`.
       sigma_init: level of the generator's input noise, > 0.
-      ratio_low, ratio_high: clip of r, which bounds the variance of divergences with unbounded h; 0 < low < 1 < high.
+      ratio_low, ratio_high: clip of r, which bounds the variance of divergences with unbounded h; 0
+        < low < 1 < high.
 
     Raises:
       ValueError: on values out of range.
@@ -41,18 +54,26 @@ def exact(student, mixture, *, student_law, divergence='reverse_kl', sigma_init=
         unit = jnp.eye(1, like.shape[1], dtype=like.dtype)
         ends = generate(params, jnp.concatenate([0 * unit, unit]), jnp.zeros(2, jnp.int32))
         mean, std = ends[0], jnp.abs(ends[1, 0] - ends[0, 0])
-        return GaussianMixture(jnp.ones(1, like.dtype), stop_gradient(mean)[None], stop_gradient(std)[None])
+        return GaussianMixture(
+            jnp.ones(1, like.dtype), stop_gradient(mean)[None], stop_gradient(std)[None]
+        )
 
     def loss(params, frozen, batch, key, aux):
         key_z, key_t = jax.random.split(key)
         image = batch['image']
-        x = generate(params['student'], jax.random.normal(key_z, image.shape, image.dtype), batch['label'])
+        x = generate(
+            params['student'], jax.random.normal(key_z, image.shape, image.dtype), batch['label']
+        )
         x_t, sigma = perturb(key_t, x, student_law)
         own = law_of(params['student'], image)
         log_r = mixture.log_prob(x_t, sigma) - own.log_prob(x_t, sigma)
-        r = losses.ratio_from_logits(log_r[:, None], logit_clip=80.0, low=ratio_low, high=ratio_high)
+        r = losses.ratio_from_logits(
+            log_r[:, None], logit_clip=80.0, low=ratio_low, high=ratio_high
+        )
         h = stop_gradient(weighting.h(r, sigma, aux.get('updates', 0)))
-        gap = losses.score_gap(x, mixture.denoise(x_t, sigma), own.denoise(x_t, sigma), h / sigma**2)
+        gap = losses.score_gap(
+            x, mixture.denoise(x_t, sigma), own.denoise(x_t, sigma), h / sigma**2
+        )
         position = student_law.cdf(sigma)
         metrics = {
             'score_gap': jnp.mean(gap),

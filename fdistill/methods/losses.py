@@ -1,8 +1,11 @@
-"""Every loss as a pure function of denoisers' outputs, one value per sample: a method takes the mean over its batch.
+"""Every loss as a pure function of denoisers' outputs, one value per sample: a method takes the
+mean over its batch.
 
-Notation: x = G(z) a student sample, x_t = x + sigma eps, d_teacher = D_T(x_t, sigma), d_fake = D_F(x_t, sigma).
-Tweedie gives s_p - s_q = (D_T - D_F)/sigma^2. A mean over the n elements of a sample stands where the papers sum: the two
-differ by the factor n, which matters only against gradient clipping, Adam's epsilon and other loss terms.
+Notation: x = G(z) a student sample, x_t = x + sigma eps, d_teacher = D_T(x_t, sigma), d_fake =
+  D_F(x_t, sigma).
+Tweedie gives s_p - s_q = (D_T - D_F)/sigma^2. A mean over the n elements of a sample stands where
+the papers sum: the two differ by the factor n, which matters only against gradient clipping, Adam's
+epsilon and other loss terms.
 """
 
 import jax
@@ -40,18 +43,24 @@ def dmd_weight(x, d_teacher):
 # Weights of the denoiser gap D_F - D_T in the student's gradient: (x, d_teacher, sigma) -> [B].
 WEIGHTS = {
     'dmd': lambda x, d_teacher, sigma: dmd_weight(x, d_teacher),  # DMD2, f-distill, SiD
-    'unit': lambda x, d_teacher, sigma: jnp.ones_like(sigma),  # Diff-Instruct's code: sigma^2 times the score gap
+    'unit': lambda x, d_teacher, sigma: jnp.ones_like(
+        sigma
+    ),  # Diff-Instruct's code: sigma^2 times the score gap
     'eps': lambda x, d_teacher, sigma: 1 / sigma,  # the gap between noise predictions
-    'score': lambda x, d_teacher, sigma: sigma**-2,  # the gap between scores: the exact gradient of D_f at sigma
+    'score': lambda x, d_teacher, sigma: (
+        sigma**-2
+    ),  # the gap between scores: the exact gradient of D_f at sigma
 }
 
 
 def score_gap(x, d_teacher, d_fake, weight):
-    """Family A (VSD, Diff-Instruct, DMD2, f-distill): a loss whose gradient in x is weight (D_F - D_T)/n, [B].
+    """Family A (VSD, Diff-Instruct, DMD2, f-distill): a loss whose gradient in x is weight (D_F -
+    D_T)/n, [B].
 
-    With weight = h(r)/sigma^2 and the mean over the batch times n this is the gradient of D_f(p||q) (f-distill, Theorem 1).
-    Everything but x is a constant. The value, mean((weight (D_F - D_T))^2)/2, is that of the usual pseudo-target loss
-    |x - sg(x - g)|^2/2; the gradient here does not lose g's digits in the subtraction from x.
+    With weight = h(r)/sigma^2 and the mean over the batch times n this is the gradient of D_f(p||q)
+    (f-distill, Theorem 1). Everything but x is a constant. The value, mean((weight (D_F -
+    D_T))^2)/2, is that of the usual pseudo-target loss |x - sg(x - g)|^2/2; the gradient here does
+    not lose g's digits in the subtraction from x.
 
     Args:
       x: student samples [B,...].
@@ -68,26 +77,31 @@ def squared_l2(y):
 
 
 def pseudo_huber(c):
-    """d(y) = sqrt(|y|^2 + c^2) - c with the norm over all elements of a sample (SIM, arXiv 2410.16794)."""
+    """d(y) = sqrt(|y|^2 + c^2) - c with the norm over all elements of a sample (SIM, arXiv
+    2410.16794)."""
     if not c > 0:
-        raise ValueError(f'pseudo_huber(c={c}): c must be > 0, e.g. 0.1; on the scale on which y is given')
+        raise ValueError(
+            f'pseudo_huber(c={c}): c must be > 0, e.g. 0.1; on the scale on which y is given'
+        )
     return lambda y: jnp.sqrt(jnp.sum(y**2, axis=_elements(y)) + c**2) - c
 
 
 def implicit(x, d_teacher, d_fake, scale, distance, total_gradient=False):
     """Score implicit matching (SIM, arXiv 2410.16794, Theorem 3.1), [B].
 
-    L = -d'(y)^T (D_F - x) scale,  y = scale (D_F - D_T).  With scale = 1/sigma^2, y = s_F - s_p and the gradient of E[L] is
-    that of E_{sg(q_t)} d(s_q - s_p) at the optimal fake score; another scale(sigma) means d(sigma^2 scale(sigma) y) instead.
-    Family B: x, D_T and D_F must all carry gradient (parameters of the two networks are frozen by not being
-    differentiated); a stop_gradient on any of them is an error, on the teacher alone even flips the direction.
-    The value has mean zero at the optimal fake score whatever the student's quality: do not monitor it.
+    L = -d'(y)^T (D_F - x) scale,  y = scale (D_F - D_T).  With scale = 1/sigma^2, y = s_F - s_p and
+    the gradient of E[L] is that of E_{sg(q_t)} d(s_q - s_p) at the optimal fake score; another
+    scale(sigma) means d(sigma^2 scale(sigma) y) instead. Family B: x, D_T and D_F must all carry
+    gradient (parameters of the two networks are frozen by not being differentiated); a
+    stop_gradient on any of them is an error, on the teacher alone even flips the direction. The
+    value has mean zero at the optimal fake score whatever the student's quality: do not monitor it.
 
     Args:
       x, d_teacher, d_fake: [B,...].
       scale: [B], a function of sigma only.
       distance: d, from [B,...] to [B].
-      total_gradient: add d(y), which makes the gradient that of E_{q_t} d(s_q - s_p), sampling included.
+      total_gradient: add d(y), which makes the gradient that of E_{q_t} d(s_q - s_p), sampling
+        included.
     """
     scale = column(scale, x)
     y = scale * (d_fake - d_teacher)
@@ -99,9 +113,11 @@ def implicit(x, d_teacher, d_fake, scale, distance, total_gradient=False):
 def sid(x, d_teacher, d_fake, weight, alpha):
     """Score identity distillation (SiD, arXiv 2404.04057, equation 23), [B].
 
-    L = weight mean(delta (D_F - x) + (1 - alpha) delta^2),  delta = D_T - D_F; equal to delta ((D_T - x) - alpha delta).
-    alpha = 1/2 is half the exact gradient of the Fisher divergence (for weight = n/sigma^4), alpha = 1 half of SIM with
-    squared l2, 1.2 the paper's choice on CIFAR-10. The value may be negative. x, D_T, D_F carry gradient, the weight not.
+    L = weight mean(delta (D_F - x) + (1 - alpha) delta^2),  delta = D_T - D_F; equal to delta ((D_T
+    - x) - alpha delta). alpha = 1/2 is half the exact gradient of the Fisher divergence (for weight
+      = n/sigma^4), alpha = 1 half of SIM with
+    squared l2, 1.2 the paper's choice on CIFAR-10. The value may be negative. x, D_T, D_F carry
+    gradient, the weight not.
 
     Args:
       x, d_teacher, d_fake: [B,...].
@@ -113,34 +129,39 @@ def sid(x, d_teacher, d_fake, weight, alpha):
 
 
 def gan_discriminator(fake_logits, real_logits):
-    """mean softplus(logit_fake) + mean softplus(-logit_real), [B] from [B, heads]; optimum logit = log(p_real/q_fake)."""
+    """mean softplus(logit_fake) + mean softplus(-logit_real), [B] from [B, heads]; optimum logit =
+    log(p_real/q_fake)."""
     return jnp.mean(jax.nn.softplus(fake_logits) + jax.nn.softplus(-real_logits), axis=-1)
 
 
 def gan_generator(fake_logits):
-    """Non-saturating, mean softplus(-logit_fake), [B]. At the optimal discriminator its gradient is that of the softened
-    reverse KL, h = 1/(1+r)."""
+    """Non-saturating, mean softplus(-logit_fake), [B]. At the optimal discriminator its gradient is
+    that of the softened reverse KL, h = 1/(1+r)."""
     return jnp.mean(jax.nn.softplus(-fake_logits), axis=-1)
 
 
 def ratio_from_logits(logits, *, logit_clip=10.0, low=0.1, high=20.0):
-    """r = p/q = exp(mean over heads of the logit), logit clamped, then r clipped (f-distill's code); no gradient, [B]."""
+    """r = p/q = exp(mean over heads of the logit), logit clamped, then r clipped (f-distill's
+    code); no gradient, [B]."""
     logit = jnp.clip(jnp.mean(logits, axis=-1), -logit_clip, logit_clip)
     return stop_gradient(jnp.clip(jnp.exp(logit), low, high))
 
 
 def normalise_ratio(ratio, position, bins, decay):
-    """First stage of f-distill: divide r by its mean in a bin of noise levels, since E_q[r] = 1 at each sigma.
+    """First stage of f-distill: divide r by its mean in a bin of noise levels, since E_q[r] = 1 at
+    each sigma.
 
-    bins <- decay bins + (1 - decay) mean of r in the bin, where the batch has any; r <- r/bins[bin of sigma].
-    The means are over the global batch: under jit with a sharded batch XLA reduces across devices.
+    bins <- decay bins + (1 - decay) mean of r in the bin, where the batch has any; r <- r/bins[bin
+    of sigma]. The means are over the global batch: under jit with a sharded batch XLA reduces
+    across devices.
 
     Args:
       ratio: [B].
-      position: [B] in [0, 1], the noise law's cdf(sigma): bins are even in log sigma or Karras index, not in sigma, where
-        64 % of EDM's samples would share the first of ten.
+      position: [B] in [0, 1], the noise law's cdf(sigma): bins are even in log sigma or Karras
+        index, not in sigma, where 64 % of EDM's samples would share the first of ten.
       bins: [bins], running means, initially 1.
-      decay: in [0, 1). A bin that holds one sample would normalise it to exactly 1 at decay 0; use >= .9 on small batches.
+      decay: in [0, 1). A bin that holds one sample would normalise it to exactly 1 at decay 0; use
+        >= .9 on small batches.
 
     Returns:
       (ratio, bins), no gradient.
@@ -155,12 +176,14 @@ def normalise_ratio(ratio, position, bins, decay):
 
 
 def normalise_weight(h):
-    """Second stage of f-distill: h / mean(h) over the global batch, which takes the saturation out of a divergence."""
+    """Second stage of f-distill: h / mean(h) over the global batch, which takes the saturation out
+    of a divergence."""
     return stop_gradient(h / (jnp.mean(h) + EPSILON))
 
 
 def histogram(values, position):
-    """How often values lie in the cells of `divergences.EDGES`, by noise level: counts float32 [LEVELS, cells], no gradient.
+    """How often values lie in the cells of `divergences.EDGES`, by noise level: counts float32
+    [LEVELS, cells], no gradient.
 
     Args:
       values: log r or log h, [B]; -inf counts as the lowest cell.

@@ -1,4 +1,5 @@
-"""Teacher pre-training by denoising score matching: EDM, and rectified flow as another law and weighting."""
+"""Teacher pre-training by denoising score matching: EDM, and rectified flow as another law and
+weighting."""
 
 import functools
 
@@ -25,8 +26,8 @@ def pretrain(
 ):
     """min E weighting(sigma) |D(x + sigma eps, sigma) - x|^2 (EDM, arXiv 2206.00364, equation 2).
 
-    Rectified flow (arXiv 2209.03003) is weighting='flow' with the law 'uniform_time' (or 'lognormal', which is
-    logit-normal in flow time).
+    Rectified flow (arXiv 2209.03003) is weighting='flow' with the law 'uniform_time' (or
+    'lognormal', which is logit-normal in flow time).
 
     Args:
       denoiser: `Denoiser` to train, as the role `student`.
@@ -46,7 +47,9 @@ def pretrain(
     if not 0 <= label_dropout < 1:
         raise ValueError(f'label_dropout={label_dropout}: must lie in [0, 1)')
     if guidance != 1 and not label_dropout:
-        raise ValueError(f'guidance={guidance} needs an unconditional branch: set label_dropout, e.g. 0.1')
+        raise ValueError(
+            f'guidance={guidance} needs an unconditional branch: set label_dropout, e.g. 0.1'
+        )
     guided = denoisers.guide(denoiser, guidance, guidance_interval)
 
     def init(key, batch, frozen):
@@ -58,7 +61,9 @@ def pretrain(
         sigma = law.sample(key_sigma, x.shape[0]).astype(x.dtype)
         x_t = x + column(sigma, x) * jax.random.normal(key_noise, x.shape, x.dtype)
         if label_dropout:
-            label = jnp.where(jax.random.bernoulli(key_label, label_dropout, label.shape), -1, label)
+            label = jnp.where(
+                jax.random.bernoulli(key_label, label_dropout, label.shape), -1, label
+            )
         denoised, _ = denoiser.apply(params['student'], x_t, sigma, label, key=key_dropout)
         weight = noise.WEIGHTINGS[weighting](sigma, sigma_data)
         value = jnp.mean(losses.denoising(denoised, x, weight))
@@ -66,7 +71,9 @@ def pretrain(
 
     def generate(params, unit_noise, label, **options):
         key = samplers.keys_of(unit_noise)
-        return sampler.solve(denoisers.bind(guided, params, label), sigmas[0] * unit_noise, sigmas, key, **options)
+        return sampler.solve(
+            denoisers.bind(guided, params, label), sigmas[0] * unit_noise, sigmas, key, **options
+        )
 
     nfe = sampler.evaluations(len(sigmas) - 1) * (1 if guidance == 1 else 2)
     trajectory = functools.partial(generate, trajectory=True)

@@ -1,4 +1,5 @@
-"""Score-based distillation through the networks: SIM and SiD. No stop_gradient anywhere in the student's loss."""
+"""Score-based distillation through the networks: SIM and SiD. No stop_gradient anywhere in the
+student's loss."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ def _score_method(
     cycle='alternate',
     student_every=1,
 ):
-    """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], all of x, D_T(x_t), D_F(x_t) carrying gradient."""
+    """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], all of x, D_T(x_t),
+    D_F(x_t) carrying gradient."""
     roles = make_cycle(cycle, student_every)
     generate = one_step(student, sigma_init)
     critic = make_critic(
@@ -40,7 +42,9 @@ def _score_method(
         key_student, key_critic = jax.random.split(key)
         image, label = batch['image'], batch['label']
         params = {
-            'student': copy(frozen['teacher']) if from_teacher else student.init(key_student, image, label),
+            'student': copy(frozen['teacher'])
+            if from_teacher
+            else student.init(key_student, image, label),
             'critic': critic.init(key_critic, batch, frozen),
         }
         return params, {}
@@ -76,8 +80,8 @@ def sim(
 ):
     """Score implicit matching (SIM, arXiv 2410.16794), `losses.implicit`; data-free.
 
-    The paper's c and w(sigma) are not published. Here y = (D_F - D_T)/sigma by default, the gap between the two noise
-    predictions, which the pseudo-Huber distance normalises further.
+    The paper's c and w(sigma) are not published. Here y = (D_F - D_T)/sigma by default, the gap
+    between the two noise predictions, which the pseudo-Huber distance normalises further.
 
     Args:
       student, teacher, fake_score: `Denoiser`.
@@ -86,13 +90,16 @@ def sim(
       scale: key of `SCALES`, what y measures: scores, noise predictions or denoisers.
       total_gradient: add d(y), see `losses.implicit`.
       sigma_init: the student is D(sigma_init z, sigma_init).
-      options: student_law, critic_law (`NoiseLaw`), critic_weighting, sigma_data, from_teacher, cycle, student_every: as in
-        `distribution.distribution_matching`.
+      options: student_law, critic_law (`NoiseLaw`), critic_weighting, sigma_data, from_teacher,
+        cycle, student_every: as in `distribution.distribution_matching`.
 
     Raises:
       ValueError: on unknown names or c <= 0.
     """
-    distances = {'pseudo_huber': lambda: losses.pseudo_huber(c), 'squared_l2': lambda: losses.squared_l2}
+    distances = {
+        'pseudo_huber': lambda: losses.pseudo_huber(c),
+        'squared_l2': lambda: losses.squared_l2,
+    }
     if distance not in distances:
         raise ValueError(f'distance={distance!r}: known are {", ".join(distances)}')
     if scale not in SCALES:
@@ -111,7 +118,8 @@ def sid(student, teacher, fake_score, *, alpha=1.2, weighting='dmd', sigma_init=
     Args:
       student, teacher, fake_score: `Denoiser`.
       alpha: 1.2 in the paper, 1/2 for the exact Fisher gradient, 1 for SIM with squared l2.
-      weighting: key of `losses.WEIGHTS`; 'dmd' is the paper's, but depends on x and so breaks the exact identities.
+      weighting: key of `losses.WEIGHTS`; 'dmd' is the paper's, but depends on x and so breaks the
+        exact identities.
       sigma_init: the student is D(sigma_init z, sigma_init).
       options: as for `sim`.
 

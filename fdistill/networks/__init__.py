@@ -9,9 +9,10 @@ class Network(NamedTuple):
     init(key, x[B,...], c_noise[B], label[B]) -> params
     apply(params, x, c_noise, label, key=None, augment=None) -> (out[B,...], features)
 
-    `x` is preconditioned input, `c_noise` the noise conditioning (EDM: ln(sigma)/4), `label` int32 with -1 for "no label",
-    `key` switches dropout on, `augment` is [B, A] of augmentation labels or None. `out` has the shape of `x` and is float32.
-    `features` is a tuple of activations for discriminator heads.
+    `x` is preconditioned input, `c_noise` the noise conditioning (EDM: ln(sigma)/4), `label` int32
+    with -1 for "no label", `key` switches dropout on, `augment` is [B, A] of augmentation labels or
+    None. `out` has the shape of `x` and is float32. `features` is a tuple of activations for
+    discriminator heads.
     """
 
     init: Callable[..., Any]

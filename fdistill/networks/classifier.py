@@ -1,4 +1,5 @@
-"""Small classifiers whose last hidden layer gives the features for Frechet distances on small images."""
+"""Small classifiers whose last hidden layer gives the features for Frechet distances on small
+images."""
 
 from typing import Any, Callable, NamedTuple
 
@@ -10,7 +11,8 @@ class Classifier(NamedTuple):
     """A classifier as two pure functions.
 
     init(key, x[B,H,W,C]) -> params
-    apply(params, x[B,H,W,C], key=None) -> (logits[B, classes], features[B, d]), float32; the features are pre-activations;
+    apply(params, x[B,H,W,C], key=None) -> (logits[B, classes], features[B, d]), float32; the
+      features are pre-activations;
     `key` switches dropout on.
     """
 
@@ -25,7 +27,8 @@ class _Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic):
-        # Full precision, or the features, and with them every distance, would depend on the accelerator.
+        # Full precision, or the features, and with them every distance, would depend on the
+        # accelerator.
         for width in self.widths[:-1]:
             if self.convolutional:
                 x = nn.silu(nn.Conv(width, (3, 3), strides=(2, 2), precision='highest')(x))
@@ -38,7 +41,8 @@ class _Classifier(nn.Module):
 
 
 def classifier(num_classes, image_shape):
-    """A perceptron of widths 256, 256, 32 with dropout below 16 x 16 pixels; above, strided convolutions 32, 64, 128 and the 32.
+    """A perceptron of widths 256, 256, 32 with dropout below 16 x 16 pixels; above, strided
+    convolutions 32, 64, 128 and the 32.
 
     Args:
       num_classes: number of classes.
@@ -51,5 +55,7 @@ def classifier(num_classes, image_shape):
     module = _Classifier(num_classes, (32, 64, 128, 32) if large else (256, 256, 32), large)
     return Classifier(
         init=lambda key, x: module.init(key, jnp.asarray(x), True),
-        apply=lambda params, x, key=None: module.apply(params, x, key is None, rngs=None if key is None else {'dropout': key}),
+        apply=lambda params, x, key=None: module.apply(
+            params, x, key is None, rngs=None if key is None else {'dropout': key}
+        ),
     )

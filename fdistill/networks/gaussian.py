@@ -1,4 +1,5 @@
-"""The smallest generator there is: one scale and one offset, so that noise becomes one round Gaussian."""
+"""The smallest generator there is: one scale and one offset, so that noise becomes one round
+Gaussian."""
 
 import jax
 import jax.numpy as jnp
@@ -7,18 +8,22 @@ from fdistill.networks import Network
 
 
 def gaussian(*, num_classes=0, scale=0.0, offset=0.0, spread=0.0):
-    """F(x) = scale x + offset: a student too poor for any mixture, which shows what its divergence prefers.
+    """F(x) = scale x + offset: a student too poor for any mixture, which shows what its divergence
+    prefers.
 
     Args:
       num_classes: must be 0 or 1; it has no labels.
       scale, offset: at the start.
-      spread: standard deviation of the offset's own start, a dimension, >= 0: other seeds start elsewhere.
+      spread: standard deviation of the offset's own start, a dimension, >= 0: other seeds start
+        elsewhere.
 
     Raises:
       ValueError: if there are classes or spread < 0.
     """
     if num_classes > 1:
-        raise ValueError(f'num_classes={num_classes}: one Gaussian has no classes; use data without labels')
+        raise ValueError(
+            f'num_classes={num_classes}: one Gaussian has no classes; use data without labels'
+        )
     if not spread >= 0:
         raise ValueError(f'spread={spread}: must be >= 0')
 

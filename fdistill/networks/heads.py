@@ -8,7 +8,8 @@ from fdistill.networks.layers import KAIMING, conv, norm
 
 
 class _ConvLogit(nn.Module):
-    """[B,H,W,C] -> [B]: halve H and W while they exceed 4, one convolution over all that is left, a linear logit."""
+    """[B,H,W,C] -> [B]: halve H and W while they exceed 4, one convolution over all that is left, a
+    linear logit."""
 
     @nn.compact
     def __call__(self, x):
@@ -30,29 +31,36 @@ class _ConvHead(nn.Module):
     def __call__(self, features):
         for index in self.indices:
             if not -len(features) <= index < len(features):
-                raise ValueError(f'indices={self.indices}: the network has {len(features)} features, none at {index}')
+                raise ValueError(
+                    f'indices={self.indices}: the network has {len(features)} features, none at {index}'
+                )
             shape = features[index].shape
             if len(shape) != 4 or shape[1] != shape[2]:
                 raise ValueError(
                     f"feature {index} has shape {shape}, must be square [B,R,R,C]; for others use HEADS['mlp']"
                 )
-        logits = [_ConvLogit(name=f'head{i}')(features[index]) for i, index in enumerate(self.indices)]
+        logits = [
+            _ConvLogit(name=f'head{i}')(features[index]) for i, index in enumerate(self.indices)
+        ]
         return jnp.stack(logits, axis=-1)
 
 
 def conv_head(*, indices=(-1,)):
-    """One logit for each chosen feature; a positive one means real. Sees neither noise level nor label.
+    """One logit for each chosen feature; a positive one means real. Sees neither noise level nor
+    label.
 
-    While R > 4: [4x4 convolution of stride 2, GroupNorm, SiLU]; then R x R -> 1 x 1 convolution, GroupNorm, SiLU, 1x1
-    convolution. At R = 8, 16, 32 these are the layers of DMD2 (arXiv 2405.14867) and f-distill (arXiv 2502.15681);
-    smaller features simply have fewer. Computes in float32.
+    While R > 4: [4x4 convolution of stride 2, GroupNorm, SiLU]; then R x R -> 1 x 1 convolution,
+    GroupNorm, SiLU, 1x1 convolution. At R = 8, 16, 32 these are the layers of DMD2 (arXiv
+    2405.14867) and f-distill (arXiv 2502.15681); smaller features simply have fewer. Computes in
+    float32.
 
     Args:
         indices: which of the network's features, each of shape [B,R,R,C]; -1 is the bottleneck.
     Returns:
         `Head` with logits [B, len(indices)].
     Raises:
-        ValueError: no or a repeated index; on use, an index the network lacks or a feature that is no square image.
+        ValueError: no or a repeated index; on use, an index the network lacks or a feature that is
+          no square image.
     """
     indices = tuple(indices)
     if not indices or len(set(indices)) < len(indices):

@@ -1,11 +1,14 @@
-"""The InceptionV3 of the FID: the classifier of 1008 classes of 2015-12-05, as pure functions of JAX arrays.
+"""The InceptionV3 of the FID: the classifier of 1008 classes of 2015-12-05, as pure functions of
+JAX arrays.
 
-It is not torchvision's network: average pools do not count their padding, the last block pools the maximum, and there
-is no auxiliary classifier. Parameters go by the names of pytorch-fid's state dict; inside, batch norm is part of the
-convolutions.
+It is not torchvision's network: average pools do not count their padding, the last block pools the
+maximum, and there is no auxiliary classifier. Parameters go by the names of pytorch-fid's state
+dict; inside, batch norm is part of the convolutions.
 
-Reference: Szegedy et al., arXiv 1512.00567; TensorFlow's graph inception-2015-12-05; for names and for what differs from
-torchvision, pytorch-fid's inception.py; for the spatial features, guided-diffusion's evaluations/evaluator.py.
+Reference: Szegedy et al., arXiv 1512.00567; TensorFlow's graph inception-2015-12-05; for names and
+  for what differs from
+torchvision, pytorch-fid's inception.py; for the spatial features, guided-diffusion's
+evaluations/evaluator.py.
 """
 
 from typing import NamedTuple
@@ -26,11 +29,15 @@ class InceptionFeatures(NamedTuple):
     """What the metrics read off one forward pass, all float32.
 
     Args:
-        pool: [B, 2048], TensorFlow's pool_3: the mean over the pixels of the last block; for FID, KID, precision and recall.
-        spatial: [B, h*w*7], in the order h, w, channel; 17*17*7 = 2023 for 299 x 299. The first seven channels of
-            TensorFlow's mixed_6/conv:0, for sFID. That node is the 1x1 branch after its batch norm and relu (the bare
-            convolution is mixed_6/conv/Conv2D), hence the first channels of block Mixed_6d's output.
-        logits: [B, 1008], of pool without the bias of the last layer ("unbiased"); for the inception score.
+        pool: [B, 2048], TensorFlow's pool_3: the mean over the pixels of the last block; for FID,
+          KID, precision and recall.
+        spatial: [B, h*w*7], in the order h, w, channel; 17*17*7 = 2023 for 299 x 299. The first
+          seven channels of
+            TensorFlow's mixed_6/conv:0, for sFID. That node is the 1x1 branch after its batch norm
+            and relu (the bare convolution is mixed_6/conv/Conv2D), hence the first channels of
+            block Mixed_6d's output.
+        logits: [B, 1008], of pool without the bias of the last layer ("unbiased"); for the
+          inception score.
     """
 
     pool: jax.Array
@@ -98,8 +105,8 @@ _STEM = {
     'Conv2d_3b_1x1': (64, 80, 1, 1),
     'Conv2d_4a_3x3': (80, 192, 3, 3),
 }
-# Block -> (input channels, {branch: (features, height, width of its kernel)}). A branch's layers _2, _3, ... read the one
-# numbered before; all others read the block's input.
+# Block -> (input channels, {branch: (features, height, width of its kernel)}). A branch's layers
+# _2, _3, ... read the one numbered before; all others read the block's input.
 _BLOCKS = {
     'Mixed_5b': (192, _block_a(32)),
     'Mixed_5c': (256, _block_a(64)),
@@ -125,8 +132,11 @@ def _inputs(block, branch):
 
 
 def _kernels():
-    """{layer: kernel's shape (features, input channels, height, width)}, in the order of the network."""
-    kernels = {name: (features, channels, *size) for name, (channels, features, *size) in _STEM.items()}
+    """{layer: kernel's shape (features, input channels, height, width)}, in the order of the
+    network."""
+    kernels = {
+        name: (features, channels, *size) for name, (channels, features, *size) in _STEM.items()
+    }
     for block, (_, branches) in _BLOCKS.items():
         for branch, (features, *size) in branches.items():
             kernels[f'{block}.{branch}'] = (features, _inputs(block, branch), *size)
@@ -134,14 +144,20 @@ def _kernels():
 
 
 def shapes():
-    """{name: shape} of the arrays that `from_arrays` takes: pytorch-fid's state dict, kernels as OIHW.
+    """{name: shape} of the arrays that `from_arrays` takes: pytorch-fid's state dict, kernels as
+    OIHW.
 
     `num_batches_tracked`, which no computation reads, is not among them.
     """
     table = {}
     for layer, shape in _kernels().items():
         table[f'{layer}.conv.weight'] = shape
-        table.update({f'{layer}.bn.{name}': shape[:1] for name in ('weight', 'bias', 'running_mean', 'running_var')})
+        table.update(
+            {
+                f'{layer}.bn.{name}': shape[:1]
+                for name in ('weight', 'bias', 'running_mean', 'running_var')
+            }
+        )
     return table | {'fc.weight': (CLASSES, 2048), 'fc.bias': (CLASSES,)}
 
 
@@ -169,16 +185,18 @@ def _check(arrays):
 
 
 def from_arrays(arrays):
-    """Parameters of `apply`: batch norm folded into the convolutions, the 1x1 kernels on one input side by side.
+    """Parameters of `apply`: batch norm folded into the convolutions, the 1x1 kernels on one input
+    side by side.
 
-    conv(x, W) gamma/sqrt(var + eps) + beta - mean gamma/sqrt(var + eps) = conv(x, W') + b', computed in float64.
+    conv(x, W) gamma/sqrt(var + eps) + beta - mean gamma/sqrt(var + eps) = conv(x, W') + b',
+      computed in float64.
 
     Args:
         arrays: {name: array} with the names and shapes of `shapes`; any float type.
 
     Returns:
-        {layer: {'kernel': float32 [h, w, in, out], 'bias': float32 [out]}}; 'Mixed_5b' itself holds the 1x1 kernels on
-        that block's input. 'fc' has a kernel [2048, 1008] only.
+        {layer: {'kernel': float32 [h, w, in, out], 'bias': float32 [out]}}; 'Mixed_5b' itself holds
+        the 1x1 kernels on that block's input. 'fc' has a kernel [2048, 1008] only.
 
     Raises:
         ValueError: an array is missing, of another shape, or not of this network.
@@ -187,46 +205,63 @@ def from_arrays(arrays):
     layers = {}
     for layer in _kernels():
         gamma, beta, mean, variance = (
-            np.asarray(arrays[f'{layer}.bn.{name}'], np.float64) for name in ('weight', 'bias', 'running_mean', 'running_var')
+            np.asarray(arrays[f'{layer}.bn.{name}'], np.float64)
+            for name in ('weight', 'bias', 'running_mean', 'running_var')
         )
         scale = gamma / np.sqrt(variance + _EPS)
         kernel = np.asarray(arrays[f'{layer}.conv.weight']).transpose(2, 3, 1, 0)
         layers[layer] = {'kernel': kernel * scale, 'bias': beta - mean * scale}
     for block in _BLOCKS:
         parts = [layers.pop(f'{block}.{branch}') for branch in _entries(block)]
-        layers[block] = {name: np.concatenate([part[name] for part in parts], -1) for name in ('kernel', 'bias')}
+        layers[block] = {
+            name: np.concatenate([part[name] for part in parts], -1) for name in ('kernel', 'bias')
+        }
     layers['fc'] = {'kernel': np.asarray(arrays['fc.weight']).T}
     return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), layers)
 
 
 def _entries(block):
-    """Branches with a 1x1 kernel on the block's input; not the last block's pool, as a maximum does not commute with it."""
+    """Branches with a 1x1 kernel on the block's input; not the last block's pool, as a maximum does
+    not commute with it."""
     _, branches = _BLOCKS[block]
     return [
-        branch for branch, (_, *size) in branches.items() if size == [1, 1] and (block, branch) != ('Mixed_7c', 'branch_pool')
+        branch
+        for branch, (_, *size) in branches.items()
+        if size == [1, 1] and (block, branch) != ('Mixed_7c', 'branch_pool')
     ]
 
 
 def draw(key):
-    """Random arrays for `from_arrays` that keep activations of order one: kernels N(0, 2/fan_in), trivial norms."""
+    """Random arrays for `from_arrays` that keep activations of order one: kernels N(0, 2/fan_in),
+    trivial norms."""
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     arrays = {}
     for name, shape in shapes().items():
         if len(shape) > 1:
-            arrays[name] = random.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+            arrays[name] = random.standard_normal(shape, np.float32) * np.float32(
+                np.sqrt(2 / np.prod(shape[1:]))
+            )
         else:
-            arrays[name] = np.full(shape, float(name.endswith(('bn.weight', 'running_var'))), np.float32)
+            arrays[name] = np.full(
+                shape, float(name.endswith(('bn.weight', 'running_var'))), np.float32
+            )
     return arrays
 
 
 def init(key):
-    """Random parameters of `apply`, for tests and benchmarks; drawn by numpy and so not under jit."""
+    """Random parameters of `apply`, for tests and benchmarks; drawn by numpy and so not under
+    jit."""
     return from_arrays(draw(key))
 
 
 def _convolve(x, kernel, stride, padding):
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=_HIGHEST
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        precision=_HIGHEST,
     )
 
 
@@ -240,8 +275,9 @@ def _same(params, layer, x):
 def _valid(params, layer, x, stride=1):
     """relu(conv(x, kernel) + bias) with a 3x3 kernel and without padding.
 
-    The row of zeros below is there for XLA's CPU compiler alone, which takes a convolution with padding to a routine
-    up to four times faster; the row that it may add to the result is cut off again.
+    The row of zeros below is there for XLA's CPU compiler alone, which takes a convolution with
+    padding to a routine up to four times faster; the row that it may add to the result is cut off
+    again.
     """
     kernel, bias = params[layer]['kernel'], params[layer]['bias']
     y = _convolve(x, kernel, stride, [(0, 1), (0, 0)])
@@ -251,19 +287,27 @@ def _valid(params, layer, x, stride=1):
 def _pointwise(params, layer, x):
     """1x1 convolution without relu, as the matrix product that it is."""
     kernel = params[layer]['kernel'][0, 0]
-    return jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision=_HIGHEST) + params[layer]['bias']
+    return (
+        jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision=_HIGHEST)
+        + params[layer]['bias']
+    )
 
 
 def _windows(x, stride, padding, combine):
-    """`combine` of the three neighbours along height, then along width, on x padded by the value `padding` unless None.
+    """`combine` of the three neighbours along height, then along width, on x padded by the value
+    `padding` unless None.
 
     Slices, as XLA is several times slower with reduce_window on CPU.
     """
     for axis in (1, 2):
         if padding is not None:
-            x = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)], constant_values=padding)
+            x = jnp.pad(
+                x, [(1, 1) if i == axis else (0, 0) for i in range(4)], constant_values=padding
+            )
         size = (x.shape[axis] - 3) // stride + 1
-        a, b, c = (jax.lax.slice_in_dim(x, k, k + stride * (size - 1) + 1, stride, axis) for k in range(3))
+        a, b, c = (
+            jax.lax.slice_in_dim(x, k, k + stride * (size - 1) + 1, stride, axis) for k in range(3)
+        )
         x = combine(combine(a, b), c)
     return x
 
@@ -274,14 +318,19 @@ def _max_pool(x, stride=2, padding=None):
 
 def _average_pool(x):
     """Mean over those of the 3x3 neighbours that lie inside the image."""
-    rows, columns = (3.0 - (np.arange(size) == 0) - (np.arange(size) == size - 1) for size in x.shape[1:3])
-    return _windows(x, 1, 0.0, jnp.add) * (1 / np.outer(rows, columns)[:, :, None]).astype(np.float32)
+    rows, columns = (
+        3.0 - (np.arange(size) == 0) - (np.arange(size) == size - 1) for size in x.shape[1:3]
+    )
+    return _windows(x, 1, 0.0, jnp.add) * (1 / np.outer(rows, columns)[:, :, None]).astype(
+        np.float32
+    )
 
 
 def _enter(params, block, x):
     """{branch: its first 1x1 layer on the block's input}, in one product.
 
-    A mean that leaves out the padding commutes with a 1x1 kernel and its bias, so the pool comes after, on fewer channels.
+    A mean that leaves out the padding commutes with a 1x1 kernel and its bias, so the pool comes
+    after, on fewer channels.
     """
     sizes = [_BLOCKS[block][1][branch][0] for branch in _entries(block)]
     parts = jnp.split(_pointwise(params, block, x), np.cumsum(sizes)[:-1], -1)
@@ -348,11 +397,13 @@ def apply(params, images, chunk=None):
 
     Args:
         params: of `from_arrays` or `init`.
-        images: float32 [B, H, W, 3], H and W >= 75, scaled to about [-1, 1]. They are not resized here; the FID's
+        images: float32 [B, H, W, 3], H and W >= 75, scaled to about [-1, 1]. They are not resized
+          here; the FID's
             protocols make them 299 x 299.
-        chunk: images that go through the network at a time, all by default, which is right for a GPU, a TPU and a
-            batch that is sharded. A CPU takes a fifth less time for a large batch in chunks of 4, whose activations
-            stay in its caches.
+        chunk: images that go through the network at a time, all by default, which is right for a
+          GPU, a TPU and a
+            batch that is sharded. A CPU takes a fifth less time for a large batch in chunks of 4,
+            whose activations stay in its caches.
 
     Returns:
         InceptionFeatures.
@@ -360,7 +411,12 @@ def apply(params, images, chunk=None):
     Raises:
         ValueError: images of another type or shape, or chunk < 1.
     """
-    if images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:3]) < SMALLEST or images.dtype != jnp.float32:
+    if (
+        images.ndim != 4
+        or images.shape[-1] != 3
+        or min(images.shape[1:3]) < SMALLEST
+        or images.dtype != jnp.float32
+    ):
         raise ValueError(
             f'images of {images.dtype} {list(images.shape)}: need float32 [B, H, W, 3] with H and W >= {SMALLEST}, '
             'scaled to about [-1, 1] and resized'
@@ -369,7 +425,10 @@ def apply(params, images, chunk=None):
         return _features(params, images)
     if chunk < 1:
         raise ValueError(f'chunk={chunk}: need at least one image at a time')
-    one = lambda image: jax.tree.map(lambda array: array[0], _features(params, image[None]))  # noqa: E731
+
+    def one(image):
+        return jax.tree.map(lambda array: array[0], _features(params, image[None]))
+
     return jax.lax.map(one, images, batch_size=chunk)
 
 
@@ -392,4 +451,6 @@ def _features(params, images):
     for block in ('Mixed_7b', 'Mixed_7c'):
         x = _mixed_e(params, block, x)
     pool = x.mean((1, 2))
-    return InceptionFeatures(pool, spatial, jnp.dot(pool, params['fc']['kernel'], precision=_HIGHEST))
+    return InceptionFeatures(
+        pool, spatial, jnp.dot(pool, params['fc']['kernel'], precision=_HIGHEST)
+    )

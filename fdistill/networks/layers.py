@@ -1,6 +1,8 @@
-"""Layers of the EDM U-Nets in flax.linen, NHWC. They compute in the type of their input and keep float32 parameters.
+"""Layers of the EDM U-Nets in flax.linen, NHWC. They compute in the type of their input and keep
+float32 parameters.
 
-Reference: Karras et al., arXiv 2206.00364; Song et al., arXiv 2011.13456; Dhariwal and Nichol, arXiv 2105.05233.
+Reference: Karras et al., arXiv 2206.00364; Song et al., arXiv 2011.13456; Dhariwal and Nichol,
+  arXiv 2105.05233.
 """
 
 import math
@@ -33,18 +35,23 @@ def _uniform_bias(fan_in):
 
 def xavier(gain):
     """Kernel gain U(-1, 1) sqrt(6/(fan_in + fan_out)), bias 0."""
-    return Initialization(nn.initializers.variance_scaling(gain**2, 'fan_avg', 'uniform'), _zero_bias)
+    return Initialization(
+        nn.initializers.variance_scaling(gain**2, 'fan_avg', 'uniform'), _zero_bias
+    )
 
 
 XAVIER = xavier(1.0)
 # Kaiming with gain sqrt(1/3), which is U(-1, 1)/sqrt(fan_in) for kernel and bias alike.
-KAIMING = Initialization(nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), _uniform_bias)
+KAIMING = Initialization(
+    nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), _uniform_bias
+)
 NORMAL = Initialization(nn.initializers.normal(1.0), _zero_bias)
 ZEROS = Initialization(nn.initializers.zeros, _zero_bias)
 
 
 def conv(x, features, size, init, name, *, stride=1, padding='SAME'):
-    """Convolution size x size, [B,H,W,C] -> [B,H',W',features]; `padding` in pixels on every side, or 'SAME'."""
+    """Convolution size x size, [B,H,W,C] -> [B,H',W',features]; `padding` in pixels on every side,
+    or 'SAME'."""
     return nn.Conv(
         features,
         (size, size),
@@ -60,7 +67,9 @@ def conv(x, features, size, init, name, *, stride=1, padding='SAME'):
 def dense(x, features, init, name, *, use_bias=True):
     """Linear map [B,C] -> [B,features]."""
     bias_init = init.bias(x.shape[-1])
-    return nn.Dense(features, use_bias, dtype=x.dtype, kernel_init=init.kernel, bias_init=bias_init, name=name)(x)
+    return nn.Dense(
+        features, use_bias, dtype=x.dtype, kernel_init=init.kernel, bias_init=bias_init, name=name
+    )(x)
 
 
 def group_count(channels):
@@ -80,15 +89,18 @@ def group_count(channels):
 
 def norm(x, eps, name):
     """GroupNorm with float32 statistics, [B,H,W,C] -> same."""
-    # Two passes: E[x^2] - E[x]^2 loses the digits that agreement with EDM needs where the mean is large.
-    return nn.GroupNorm(group_count(x.shape[-1]), epsilon=eps, dtype=x.dtype, use_fast_variance=False, name=name)(x)
+    # Two passes: E[x^2] - E[x]^2 loses the digits that agreement with EDM needs where the mean is
+    # large.
+    return nn.GroupNorm(
+        group_count(x.shape[-1]), epsilon=eps, dtype=x.dtype, use_fast_variance=False, name=name
+    )(x)
 
 
 def downsample(x, taps, padding=None):
     """Filters with taps (x) taps / sum^2 and keeps every second pixel, [B,H,W,C] -> [B,H/2,W/2,C].
 
-    Sums of strided slices, one axis after the other: the filter is constant, and XLA has no fast depthwise
-    convolution on CPU.
+    Sums of strided slices, one axis after the other: the filter is constant, and XLA has no fast
+    depthwise convolution on CPU.
 
     Args:
         taps: one-dimensional filter of even length.
@@ -98,14 +110,19 @@ def downsample(x, taps, padding=None):
     for axis in (1, 2):
         size = (x.shape[axis] + 2 * padding - len(taps)) // 2 + 1
         x = jnp.pad(x, [(padding, padding) if i == axis else (0, 0) for i in range(x.ndim)])
-        x = sum(tap / sum(taps) * jax.lax.slice_in_dim(x, k, k + 2 * size - 1, 2, axis) for k, tap in enumerate(taps))
+        x = sum(
+            tap / sum(taps) * jax.lax.slice_in_dim(x, k, k + 2 * size - 1, 2, axis)
+            for k, tap in enumerate(taps)
+        )
     return x
 
 
 def upsample(x, taps):
-    """Puts zeros between the pixels and filters with 4 taps (x) taps / sum^2, [B,H,W,C] -> [B,2H,2W,C].
+    """Puts zeros between the pixels and filters with 4 taps (x) taps / sum^2, [B,H,W,C] ->
+    [B,2H,2W,C].
 
-    Output 2m + s sees input m + (s + padding - k)/2 through tap k, hence one sum of shifted copies for each parity s.
+    Output 2m + s sees input m + (s + padding - k)/2 through tap k, hence one sum of shifted copies
+    for each parity s.
     """
     padding = (len(taps) - 1) // 2
     for axis in (1, 2):
@@ -117,7 +134,10 @@ def upsample(x, taps):
             starts = {k: padding + offset // 2 for k, offset in offsets.items()}
             phases.append(
                 sum(
-                    2 * taps[k] / sum(taps) * jax.lax.slice_in_dim(padded, start, start + size, axis=axis)
+                    2
+                    * taps[k]
+                    / sum(taps)
+                    * jax.lax.slice_in_dim(padded, start, start + size, axis=axis)
                     for k, start in starts.items()
                 )
             )
@@ -138,7 +158,9 @@ def attend(qkv, heads):
     batch, height, width, channels = qkv.shape
     qkv = qkv.reshape(batch, height * width, heads, channels // (3 * heads), 3)
     q, k, v = qkv[..., 0], qkv[..., 1], qkv[..., 2]
-    logits = jnp.einsum('bqhc,bkhc->bhqk', q.astype(jnp.float32), k.astype(jnp.float32) / math.sqrt(q.shape[-1]))
+    logits = jnp.einsum(
+        'bqhc,bkhc->bhqk', q.astype(jnp.float32), k.astype(jnp.float32) / math.sqrt(q.shape[-1])
+    )
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum('bhqk,bkhc->bqhc', weights, v).reshape(batch, height, width, channels // 3)
 
@@ -150,9 +172,12 @@ class BlockStyle(NamedTuple):
         taps: filter of the resampling.
         eps: of the group norms.
         skip_scale: factor on every residual sum.
-        adaptive_scale: the embedding scales and shifts after the second norm, else it is added before that norm.
-        project_resampled: a skip that is resampled has a 1x1 convolution even where the width stays.
-        init, init_zero, init_attention: of ordinary layers, of a branch's last layer, of q, k and v.
+        adaptive_scale: the embedding scales and shifts after the second norm, else it is added
+          before that norm.
+        project_resampled: a skip that is resampled has a 1x1 convolution even where the width
+          stays.
+        init, init_zero, init_attention: of ordinary layers, of a branch's last layer, of q, k and
+          v.
     """
 
     taps: tuple
@@ -166,10 +191,11 @@ class BlockStyle(NamedTuple):
 
 
 class UNetBlock(nn.Module):
-    """Residual block with resampling and self-attention: (x[B,H,W,C], emb[B,E]) -> [B,H',W',features].
+    """Residual block with resampling and self-attention: (x[B,H,W,C], emb[B,E]) ->
+    [B,H',W',features].
 
-    h = conv1(dropout(silu(norm1(conv0(resample(silu(norm0(x))))) with emb))); x' = skip_scale (h + skip(x));
-    with heads > 0, x'' = skip_scale (x' + proj(attend(qkv(norm2(x'))))).
+    h = conv1(dropout(silu(norm1(conv0(resample(silu(norm0(x))))) with emb))); x' = skip_scale (h +
+    skip(x)); with heads > 0, x'' = skip_scale (x' + proj(attend(qkv(norm2(x'))))).
     """
 
     features: int
@@ -203,7 +229,9 @@ class UNetBlock(nn.Module):
 
         if self.heads:
             qkv = conv(norm(x, style.eps, 'norm2'), 3 * features, 1, style.init_attention, 'qkv')
-            x = (x + conv(attend(qkv, self.heads), features, 1, style.init_zero, 'proj')) * style.skip_scale
+            x = (
+                x + conv(attend(qkv, self.heads), features, 1, style.init_zero, 'proj')
+            ) * style.skip_scale
         return x
 
 
@@ -216,7 +244,8 @@ def positional_frequencies(channels, endpoint):
 class FourierFrequencies(nn.Module):
     """2 pi times frequencies drawn once from N(0, 16^2), [channels/2].
 
-    They lie among the parameters because a checkpoint must hold them, yet are constants: their gradient is zero.
+    They lie among the parameters because a checkpoint must hold them, yet are constants: their
+    gradient is zero.
     """
 
     channels: int

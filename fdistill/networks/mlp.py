@@ -1,4 +1,5 @@
-"""A residual MLP with FiLM conditioning, for points in the plane and for small images, and an MLP discriminator head."""
+"""A residual MLP with FiLM conditioning, for points in the plane and for small images, and an MLP
+discriminator head."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,8 @@ from fdistill.networks import Head, Network
 
 
 def _fourier(values, count):
-    """sin and cos of values times 2^0 .. 2^(count-1), times pi/2 so that the lowest period is that of data in [-2, 2]."""
+    """sin and cos of values times 2^0 .. 2^(count-1), times pi/2 so that the lowest period is that
+    of data in [-2, 2]."""
     angles = values[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(count))
     angles = angles.reshape(*values.shape[:-1], -1)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -26,7 +28,9 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, h, embedding, deterministic):
-        scale, shift = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype, name='film')(embedding), 2, axis=-1)
+        scale, shift = jnp.split(
+            nn.Dense(2 * self.width, dtype=self.dtype, name='film')(embedding), 2, axis=-1
+        )
         y = nn.Dense(self.width, dtype=self.dtype, name='dense0')(nn.silu(h))
         y = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(y)
         y = nn.silu(y * (1 + scale) + shift)
@@ -49,21 +53,30 @@ class _ResidualMLP(nn.Module):
         x = x.reshape(shape[0], -1)
         condition = _noise_features(c_noise)
         if self.num_classes:
-            condition = jnp.concatenate([condition, jax.nn.one_hot(label, self.num_classes, dtype=x.dtype)], axis=-1)
+            condition = jnp.concatenate(
+                [condition, jax.nn.one_hot(label, self.num_classes, dtype=x.dtype)], axis=-1
+            )
         embedding = nn.silu(nn.Dense(self.embedding, dtype=self.dtype, name='embedding')(condition))
         inputs = jnp.concatenate([x, _fourier(x, self.fourier)], axis=-1) if self.fourier else x
         h = nn.Dense(self.width, dtype=self.dtype, name='input')(inputs)
         features = []
         for i in range(self.blocks):
-            h = _Block(self.width, self.dtype, self.dropout, name=f'block{i}')(h, embedding, deterministic)
+            h = _Block(self.width, self.dtype, self.dropout, name=f'block{i}')(
+                h, embedding, deterministic
+            )
             features.append(h.astype(jnp.float32))
-        # Normalised, or the output would grow with an input outside the data and no longer pull a stray student back.
+        # Normalised, or the output would grow with an input outside the data and no longer pull a
+        # stray student back.
         h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(h)
-        out = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name='output')(nn.silu(h))
+        out = nn.Dense(
+            x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name='output'
+        )(nn.silu(h))
         return out.reshape(shape).astype(jnp.float32 if self.dtype else out.dtype), tuple(features)
 
 
-def mlp(*, num_classes=0, width=256, blocks=3, embedding=64, fourier=0, dropout=0.0, bfloat16=False):
+def mlp(
+    *, num_classes=0, width=256, blocks=3, embedding=64, fourier=0, dropout=0.0, bfloat16=False
+):
     """A residual MLP whose blocks are modulated (FiLM, arXiv 1709.07871) by noise level and class.
 
     Args:
@@ -92,7 +105,9 @@ def mlp(*, num_classes=0, width=256, blocks=3, embedding=64, fourier=0, dropout=
 
     def apply(params, x, c_noise, label, key=None, augment=None):
         rngs = None if key is None else {'dropout': key}
-        return module.apply({'params': params}, x, c_noise, label, deterministic=key is None, rngs=rngs)
+        return module.apply(
+            {'params': params}, x, c_noise, label, deterministic=key is None, rngs=rngs
+        )
 
     return Network(init, apply)
 
@@ -106,7 +121,11 @@ class _MLPHead(nn.Module):
     @nn.compact
     def __call__(self, features, c_noise, label):
         flat = [f.reshape(f.shape[0], -1) for f in features]
-        inputs = [*flat, *(_fourier(f, self.fourier) for f in flat if self.fourier), _noise_features(c_noise)]
+        inputs = [
+            *flat,
+            *(_fourier(f, self.fourier) for f in flat if self.fourier),
+            _noise_features(c_noise),
+        ]
         if self.num_classes:
             inputs.append(jax.nn.one_hot(label, self.num_classes))
         h = jnp.concatenate(inputs, axis=-1)
@@ -116,7 +135,8 @@ class _MLPHead(nn.Module):
 
 
 def mlp_head(*, num_classes=0, width=64, layers=3, fourier=0):
-    """A discriminator: MLP on all given features, the noise level and the class; one logit, 0 at the start (ratio 1).
+    """A discriminator: MLP on all given features, the noise level and the class; one logit, 0 at
+    the start (ratio 1).
 
     Args:
       num_classes: labels 0..num_classes-1; 0 for none.
@@ -127,9 +147,13 @@ def mlp_head(*, num_classes=0, width=64, layers=3, fourier=0):
       ValueError: on values out of range.
     """
     if width < 1 or layers < 1 or fourier < 0:
-        raise ValueError(f'mlp_head: width={width}, layers={layers} must be >= 1, fourier={fourier} >= 0')
+        raise ValueError(
+            f'mlp_head: width={width}, layers={layers} must be >= 1, fourier={fourier} >= 0'
+        )
     module = _MLPHead(width, layers, fourier, num_classes)
     return Head(
         lambda key, features, c_noise, label: module.init(key, features, c_noise, label)['params'],
-        lambda params, features, c_noise, label: module.apply({'params': params}, features, c_noise, label),
+        lambda params, features, c_noise, label: module.apply(
+            {'params': params}, features, c_noise, label
+        ),
     )

@@ -1,6 +1,8 @@
-"""The U-Nets of EDM: DDPM++ and NCSN++ (Song et al., arXiv 2011.13456) and ADM (Dhariwal and Nichol, arXiv 2105.05233).
+"""The U-Nets of EDM: DDPM++ and NCSN++ (Song et al., arXiv 2011.13456) and ADM (Dhariwal and
+Nichol, arXiv 2105.05233).
 
-Parameters correspond one to one to those of EDM's PyTorch networks (Karras et al., arXiv 2206.00364): `edm_name`.
+Parameters correspond one to one to those of EDM's PyTorch networks (Karras et al., arXiv
+2206.00364): `edm_name`.
 """
 
 import math
@@ -33,12 +35,15 @@ class Architecture(NamedTuple):
     """What distinguishes the three networks beyond widths and depths.
 
     Args:
-        mapping: (c_noise[B], label[B,K] or None, augment[B,A] or None, noise_channels, emb_channels) -> emb[B,E].
+        mapping: (c_noise[B], label[B,K] or None, augment[B,A] or None, noise_channels,
+          emb_channels) -> emb[B,E].
         noise_multiplier: noise_channels / model_channels.
         style: of the residual blocks.
         residual_encoder: the image itself, convolved and shrunk, joins the encoder at every level.
-        attend_always: the decoder attends in every block of an attention resolution, else in the last one only.
-        widen_at_input: the first convolution already has the width of the first level, else model_channels.
+        attend_always: the decoder attends in every block of an attention resolution, else in the
+          last one only.
+        widen_at_input: the first convolution already has the width of the first level, else
+          model_channels.
         output: prefix of the names of the last norm and convolution; {0} is the resolution.
     """
 
@@ -52,7 +57,8 @@ class Architecture(NamedTuple):
 
 
 def _song_mapping(frequencies):
-    """emb = silu(W1 silu(W0 ([sin, cos](c_noise freqs) + sqrt(K) W_label label + W_augment augment)))."""
+    """emb = silu(W1 silu(W0 ([sin, cos](c_noise freqs) + sqrt(K) W_label label + W_augment
+    augment)))."""
 
     def mapping(c_noise, label, augment, noise_channels, emb_channels):
         angles = c_noise[:, None] * frequencies(noise_channels)
@@ -125,7 +131,8 @@ _ADM = Architecture(
 
 
 class Block(NamedTuple):
-    """One row of a plan: a block's name, its widths, and whether an encoder activation is appended to its input."""
+    """One row of a plan: a block's name, its widths, and whether an encoder activation is appended
+    to its input."""
 
     name: str
     in_features: int
@@ -143,7 +150,16 @@ class Plan(NamedTuple):
     decoder: tuple
 
 
-def _plan(architecture, *, resolution, model_channels, channel_mult, num_blocks, attn_resolutions, channels_per_head):
+def _plan(
+    architecture,
+    *,
+    resolution,
+    model_channels,
+    channel_mult,
+    num_blocks,
+    attn_resolutions,
+    channels_per_head,
+):
     """The list of blocks; channels_per_head None means a single head."""
     levels = [(resolution >> i, model_channels * mult) for i, mult in enumerate(channel_mult)]
     stem = levels[0][1] if architecture.widen_at_input else model_channels
@@ -166,7 +182,9 @@ def _plan(architecture, *, resolution, model_channels, channel_mult, num_blocks,
         for i in range(num_blocks):
             attends = res in attn_resolutions
             name = f'enc_{res}x{res}_block{i}'
-            encoder.append(Block(name, features if i else width, features, 'keep', heads(features, attends)))
+            encoder.append(
+                Block(name, features if i else width, features, 'keep', heads(features, attends))
+            )
         width = features
     skips += [block.features for block in encoder]
 
@@ -181,13 +199,16 @@ def _plan(architecture, *, resolution, model_channels, channel_mult, num_blocks,
             attends = res in attn_resolutions and (architecture.attend_always or i == num_blocks)
             name = f'dec_{res}x{res}_block{i}'
             total = width + skips.pop()
-            decoder.append(Block(name, total, features, 'keep', heads(features, attends), append=True))
+            decoder.append(
+                Block(name, total, features, 'keep', heads(features, attends), append=True)
+            )
             width = features
     return Plan(stem, tuple(encoder), tuple(decoder))
 
 
 class UNet(nn.Module):
-    """Runs a plan: (x[B,R,R,C], c_noise[B], label[B], augment[B,A] or None) -> (out[B,R,R,C], features), float32."""
+    """Runs a plan: (x[B,R,R,C], c_noise[B], label[B], augment[B,A] or None) -> (out[B,R,R,C],
+    features), float32."""
 
     architecture: Architecture
     plan: Plan
@@ -209,10 +230,14 @@ class UNet(nn.Module):
 
         def run(block, h):
             dropout = self.dropout if train else 0.0
-            return block_type(block.features, style, block.resample, block.heads, dropout, name=block.name)(h, emb)
+            return block_type(
+                block.features, style, block.resample, block.heads, dropout, name=block.name
+            )(h, emb)
 
         image = x.astype(self.dtype)
-        h = conv(image, self.plan.stem, 3, style.init, f'enc_{self.resolution}x{self.resolution}_conv')
+        h = conv(
+            image, self.plan.stem, 3, style.init, f'enc_{self.resolution}x{self.resolution}_conv'
+        )
         skips, features = [h], []
         for block in self.plan.encoder:
             if block.resample == 'down':
@@ -237,9 +262,13 @@ class UNet(nn.Module):
     def _embed(self, x, c_noise, label, augment):
         expected = (self.resolution, self.resolution, self.channels)
         if x.shape[1:] != expected:
-            raise ValueError(f'x has shape {x.shape}, the network was built for [B, {", ".join(map(str, expected))}]')
+            raise ValueError(
+                f'x has shape {x.shape}, the network was built for [B, {", ".join(map(str, expected))}]'
+            )
         if augment is not None and augment.shape[1:] != (self.augment_dim,):
-            raise ValueError(f'augment has shape {augment.shape}, must be [B, augment_dim={self.augment_dim}] or None')
+            raise ValueError(
+                f'augment has shape {augment.shape}, must be [B, augment_dim={self.augment_dim}] or None'
+            )
         label = jax.nn.one_hot(label, self.num_classes) if self.num_classes else None
         if augment is None and self.augment_dim:
             augment = jnp.zeros((x.shape[0], self.augment_dim))
@@ -267,7 +296,9 @@ def _network(
     channel_mult, attn_resolutions = tuple(channel_mult), tuple(attn_resolutions)
     halvings = len(channel_mult) - 1
     if halvings < 0 or min(channel_mult) < 1:
-        raise ValueError(f'channel_mult={channel_mult}: must be one factor >= 1 for each resolution')
+        raise ValueError(
+            f'channel_mult={channel_mult}: must be one factor >= 1 for each resolution'
+        )
     if resolution < 1 or resolution % 2**halvings:
         raise ValueError(
             f'resolution={resolution} cannot be halved {halvings} times for channel_mult={channel_mult}; '
@@ -322,7 +353,9 @@ def _network(
 
     def apply(params, x, c_noise, label, key=None, augment=None):
         rngs = {} if key is None else {'dropout': key}
-        return module.apply({'params': params}, x, c_noise, label, augment, key is not None, rngs=rngs)
+        return module.apply(
+            {'params': params}, x, c_noise, label, augment, key is not None, rngs=rngs
+        )
 
     return Network(init, apply)
 
@@ -342,7 +375,8 @@ def ddpmpp(
     bfloat16=False,
     remat=False,
 ):
-    """DDPM++: positional embedding of the noise, box filter, residual sums divided by sqrt(2), one attention head.
+    """DDPM++: positional embedding of the noise, box filter, residual sums divided by sqrt(2), one
+    attention head.
 
     Published (EDM), with 55,735,299 and 55,733,891 parameters on CIFAR-10 with and without classes:
         CIFAR-10: dict(resolution=32, num_classes=10, augment_dim=9, dropout=0.13), or num_classes=0
@@ -358,14 +392,18 @@ def ddpmpp(
         channel_mult: width of each resolution over model_channels, from highest to lowest.
         channel_mult_emb: width of the embedding over model_channels.
         num_blocks: residual blocks for each resolution of the encoder; the decoder has one more.
-        attn_resolutions: resolutions with self-attention; the lowest has it between encoder and decoder in any case.
+        attn_resolutions: resolutions with self-attention; the lowest has it between encoder and
+          decoder in any case.
         dropout: probability in [0, 1), active where `apply` is given a key.
-        bfloat16: compute in bfloat16; parameters, embedding, norms, attention weights and output stay float32.
+        bfloat16: compute in bfloat16; parameters, embedding, norms, attention weights and output
+          stay float32.
         remat: recompute each block in the backward pass instead of keeping its activations.
     Returns:
-        `Network`; its features are the last encoder activation of each resolution, float32, highest to lowest.
+        `Network`; its features are the last encoder activation of each resolution, float32, highest
+        to lowest.
     Raises:
-        ValueError: an argument is out of range, a resolution cannot be reached, a width cannot be normalised in groups.
+        ValueError: an argument is out of range, a resolution cannot be reached, a width cannot be
+          normalised in groups.
     """
     return _network(_DDPMPP, **locals())
 
@@ -385,12 +423,15 @@ def ncsnpp(
     bfloat16=False,
     remat=False,
 ):
-    """NCSN++: as `ddpmpp`, with Fourier features of the noise, filter [1, 3, 3, 1] and the image at every level.
+    """NCSN++: as `ddpmpp`, with Fourier features of the noise, filter [1, 3, 3, 1] and the image at
+    every level.
 
-    Published (EDM): the settings of `ddpmpp`, with 56,400,643 and 56,397,827 parameters on CIFAR-10 with and without
+    Published (EDM): the settings of `ddpmpp`, with 56,400,643 and 56,397,827 parameters on CIFAR-10
+      with and without
     classes, besides 128 constant frequencies.
 
-    Args, returns and raises: as `ddpmpp`. The frequencies (`map_noise`, `freqs`) are constants kept among the
+    Args, returns and raises: as `ddpmpp`. The frequencies (`map_noise`, `freqs`) are constants kept
+    among the
     parameters: their gradient is zero, and weight decay must leave them out.
     """
     return _network(_NCSNPP, **locals())
@@ -412,13 +453,15 @@ def adm(
     bfloat16=False,
     remat=False,
 ):
-    """ADM: positional embedding that scales and shifts, multi-head attention, zero output at initialisation.
+    """ADM: positional embedding that scales and shifts, multi-head attention, zero output at
+    initialisation.
 
     Published (EDM), with 295,899,267 parameters:
         ImageNet-64: dict(resolution=64, num_classes=1000, dropout=0.1), trained there in float16
 
     Args, returns and raises: as `ddpmpp`, and
-        channels_per_head: a block of C channels attends with C // channels_per_head heads; EDM's is 64.
+        channels_per_head: a block of C channels attends with C // channels_per_head heads; EDM's is
+          64.
     """
     return _network(_ADM, **locals())
 
@@ -429,13 +472,15 @@ _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'freqs': 'freq
 def edm_name(path):
     """Where a parameter lies in EDM's state dict, and how to turn its axes.
 
-    ours = edm[name].transpose(permutation): convolutions OIHW -> HWIO, linear maps [out, in] -> [in, out]. EDM's other
-    entries, the `resample_filter` buffers, are constants here.
+    ours = edm[name].transpose(permutation): convolutions OIHW -> HWIO, linear maps [out, in] ->
+    [in, out]. EDM's other entries, the `resample_filter` buffers, are constants here.
 
     Args:
-        path: keys from the root of `params` to the array, e.g. ('enc_32x32_block0', 'conv0', 'kernel').
+        path: keys from the root of `params` to the array, e.g. ('enc_32x32_block0', 'conv0',
+          'kernel').
     Returns:
-        (name, permutation), e.g. ('enc.32x32_block0.conv0.weight', (2, 3, 1, 0)); EDM's `model.` goes before the name.
+        (name, permutation), e.g. ('enc.32x32_block0.conv0.weight', (2, 3, 1, 0)); EDM's `model.`
+        goes before the name.
     """
     *modules, leaf = path
     name = '.'.join([*modules, _LEAVES[leaf]])

@@ -1,6 +1,8 @@
-"""The vision transformer of DINOv2 as a frozen feature network for Frechet distances (FD-DINOv2: ViT-L/14).
+"""The vision transformer of DINOv2 as a frozen feature network for Frechet distances (FD-DINOv2:
+ViT-L/14).
 
-Reference: Oquab et al., arXiv 2304.07193; Stein et al., arXiv 2306.04675 (FD-DINOv2). Names, layouts and arithmetic
+Reference: Oquab et al., arXiv 2304.07193; Stein et al., arXiv 2306.04675 (FD-DINOv2). Names,
+  layouts and arithmetic
 are those of github.com/facebookresearch/dinov2 at b8931f7.
 """
 
@@ -22,9 +24,11 @@ class VisionTransformer(NamedTuple):
     """A vision transformer as pure functions.
 
     shapes() -> {name: shape} of all float32 arrays of a checkpoint, in torch's layouts.
-    from_arrays({name: float32 numpy}) -> params; the blocks are stacked, so that their depth is one scan.
+    from_arrays({name: float32 numpy}) -> params; the blocks are stacked, so that their depth is one
+      scan.
     init(key) -> params, random.
-    apply(params, images float32 [B,H,W,3] less ImageNet's mean and over its std) -> class token float32 [B, dim]
+    apply(params, images float32 [B,H,W,3] less ImageNet's mean and over its std) -> class token
+      float32 [B, dim]
     """
 
     shapes: Callable[..., Any]
@@ -81,11 +85,15 @@ def _swiglu(params, x):
     return _affine(params, 'mlp.w3', jax.nn.silu(gate) * value)
 
 
-FEED_FORWARDS = {'mlp': FeedForward(_mlp_shapes, _mlp), 'swiglu': FeedForward(_swiglu_shapes, _swiglu)}
+FEED_FORWARDS = {
+    'mlp': FeedForward(_mlp_shapes, _mlp),
+    'swiglu': FeedForward(_swiglu_shapes, _swiglu),
+}
 
 
 def _attention(params, x, heads):
-    """W softmax(q k^T / sqrt(C)) v over the tokens, [B,N,heads*C] -> same; qkv has the channels (q, k, v), head, C."""
+    """W softmax(q k^T / sqrt(C)) v over the tokens, [B,N,heads*C] -> same; qkv has the channels (q,
+    k, v), head, C."""
     qkv = _affine(params, 'attn.qkv', x)
     q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, heads, x.shape[-1] // heads), 2, 0)
     logits = _einsum('bqhc,bkhc->bhqk', q / math.sqrt(q.shape[-1]), k)
@@ -94,10 +102,12 @@ def _attention(params, x, heads):
 
 
 def _cubic(size, grid, offset):
-    """Keys's cubic interpolation with a = -0.75 from `grid` points to `size`, border repeated: float64 [size, grid].
+    """Keys's cubic interpolation with a = -0.75 from `grid` points to `size`, border repeated:
+    float64 [size, grid].
 
-    Output i lies at (i + 1/2) grid/(size + offset) - 1/2. With an offset the positions fall short of the last point:
-    DINO added it against rounding in the output's size, and PyTorch takes the scale for the positions too.
+    Output i lies at (i + 1/2) grid/(size + offset) - 1/2. With an offset the positions fall short
+    of the last point: DINO added it against rounding in the output's size, and PyTorch takes the
+    scale for the positions too.
     """
     at = (np.arange(size) + 0.5) * grid / (size + offset) - 0.5
     taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
@@ -109,8 +119,10 @@ def _cubic(size, grid, offset):
 
 
 def _positions(pos_embed, height, width, grid, offset):
-    """The embedding at height x width positions from that on the grid, [1,1+grid^2,C] -> [1,1+height*width,C]."""
-    # The offset would move the positions on the training's own grid too; the reference leaves these as they are.
+    """The embedding at height x width positions from that on the grid, [1,1+grid^2,C] ->
+    [1,1+height*width,C]."""
+    # The offset would move the positions on the training's own grid too; the reference leaves these
+    # as they are.
     if (height, width) == (grid, grid):
         return pos_embed
     patches = pos_embed[0, 1:].reshape(grid, grid, -1)
@@ -134,19 +146,25 @@ def vit(*, dim=1024, depth=24, heads=16, feed_forward='mlp', patch=14, grid=37, 
       feed_forward: a name of FEED_FORWARDS.
       patch: side of a patch in pixels.
       grid: positions a side in training, 37 at 518 pixels.
-      offset: added to the number of positions where their embedding is interpolated, in [0, 1). 0.1 is facebook's code,
-        from its first commit (fc49f49) on, by which FD-DINOv2 is defined; 0 is transformers 5.23's Dinov2Model.
+      offset: added to the number of positions where their embedding is interpolated, in [0, 1). 0.1
+        is facebook's code, from its first commit (fc49f49) on, by which FD-DINOv2 is defined; 0 is
+        transformers 5.23's Dinov2Model.
 
     Returns:
       VisionTransformer with the names of facebook's checkpoints dinov2_vit*14_pretrain.pth.
 
     Raises:
-      ValueError: if heads do not divide dim, feed_forward is unknown, or the offset lies outside [0, 1).
+      ValueError: if heads do not divide dim, feed_forward is unknown, or the offset lies outside
+        [0, 1).
     """
     if dim % heads:
-        raise ValueError(f'dim={dim} is no multiple of heads={heads}; DINOv2 has 64 channels a head')
+        raise ValueError(
+            f'dim={dim} is no multiple of heads={heads}; DINOv2 has 64 channels a head'
+        )
     if feed_forward not in FEED_FORWARDS:
-        raise ValueError(f'unknown feed_forward {feed_forward!r}' + suggest(feed_forward, FEED_FORWARDS))
+        raise ValueError(
+            f'unknown feed_forward {feed_forward!r}' + suggest(feed_forward, FEED_FORWARDS)
+        )
     if not 0 <= offset < 1:
         raise ValueError(f'offset={offset}: must lie in [0, 1); 0.1 is that of FD-DINOv2')
     feed_forward = FEED_FORWARDS[feed_forward]
@@ -172,7 +190,9 @@ def vit(*, dim=1024, depth=24, heads=16, feed_forward='mlp', patch=14, grid=37, 
 
     def shapes():
         """The mask token is in the checkpoint, yet used in DINOv2's own training only."""
-        blocks = {f'blocks.{i}.{name}': shape for i in range(depth) for name, shape in block.items()}
+        blocks = {
+            f'blocks.{i}.{name}': shape for i in range(depth) for name, shape in block.items()
+        }
         return {**once, 'mask_token': (1, dim), **blocks}
 
     def from_arrays(arrays):
@@ -180,17 +200,24 @@ def vit(*, dim=1024, depth=24, heads=16, feed_forward='mlp', patch=14, grid=37, 
         expected = shapes()
         for name in [*expected, *arrays]:
             if name not in arrays:
-                raise UserError(f'the weights lack {name!r}: they are not those of this vision transformer')
+                raise UserError(
+                    f'the weights lack {name!r}: they are not those of this vision transformer'
+                )
             if name not in expected:
                 hint = suggest(name, expected)
-                raise UserError(f'the weights hold {name!r}, which this vision transformer has not' + hint)
+                raise UserError(
+                    f'the weights hold {name!r}, which this vision transformer has not' + hint
+                )
             found = arrays[name]
             if (found.shape, found.dtype) != (expected[name], np.float32):
                 raise UserError(
                     f'weights {name!r} are {found.dtype} {found.shape}, and should be float32 {expected[name]}: '
                     'take the checkpoint of this size as it was published'
                 )
-        blocks = {name: jnp.asarray(np.stack([arrays[f'blocks.{i}.{name}'] for i in range(depth)])) for name in block}
+        blocks = {
+            name: jnp.asarray(np.stack([arrays[f'blocks.{i}.{name}'] for i in range(depth)]))
+            for name in block
+        }
         return {**{name: jnp.asarray(arrays[name]) for name in once}, 'blocks': blocks}
 
     def init(key):
@@ -205,23 +232,41 @@ def vit(*, dim=1024, depth=24, heads=16, feed_forward='mlp', patch=14, grid=37, 
 
         keys = iter(jax.random.split(key, len(once) + len(block)))
         params = {name: draw(next(keys), name, shape) for name, shape in once.items()}
-        return {**params, 'blocks': {name: draw(next(keys), name, (depth, *shape)) for name, shape in block.items()}}
+        return {
+            **params,
+            'blocks': {
+                name: draw(next(keys), name, (depth, *shape)) for name, shape in block.items()
+            },
+        }
 
     def block_apply(x, params):
         """x' = x + gamma1 attention(norm1(x)); x'' = x' + gamma2 feed_forward(norm2(x'))."""
         x = x + params['ls1.gamma'] * _attention(params, _layer_norm(params, 'norm1', x), heads)
-        return x + params['ls2.gamma'] * feed_forward.apply(params, _layer_norm(params, 'norm2', x)), None
+        return x + params['ls2.gamma'] * feed_forward.apply(
+            params, _layer_norm(params, 'norm2', x)
+        ), None
 
     def apply(params, images):
-        """norm(blocks([class token, patches] + positions))[0]; raises ValueError where the images do not fit."""
+        """norm(blocks([class token, patches] + positions))[0]; raises ValueError where the images
+        do not fit."""
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.float32:
-            raise ValueError(f'images are {images.dtype} {images.shape}: normalise them and give float32 (B, H, W, 3)')
+            raise ValueError(
+                f'images are {images.dtype} {images.shape}: normalise them and give float32 (B, H, W, 3)'
+            )
         batch, height, width = images.shape[0], images.shape[1] // patch, images.shape[2] // patch
         if (height * patch, width * patch) != images.shape[1:3]:
-            raise ValueError(f'images are {images.shape[1:3]} pixels: resize them to multiples of {patch}, such as 224')
+            raise ValueError(
+                f'images are {images.shape[1:3]} pixels: resize them to multiples of {patch}, such as 224'
+            )
         x = images.reshape(batch, height, patch, width, patch, 3)
-        x = _einsum('bhywxc,dcyx->bhwd', x, params['patch_embed.proj.weight']) + params['patch_embed.proj.bias']
-        x = jnp.concatenate([jnp.broadcast_to(params['cls_token'], (batch, 1, dim)), x.reshape(batch, -1, dim)], axis=1)
+        x = (
+            _einsum('bhywxc,dcyx->bhwd', x, params['patch_embed.proj.weight'])
+            + params['patch_embed.proj.bias']
+        )
+        x = jnp.concatenate(
+            [jnp.broadcast_to(params['cls_token'], (batch, 1, dim)), x.reshape(batch, -1, dim)],
+            axis=1,
+        )
         x = x + _positions(params['pos_embed'], height, width, grid, offset)
         x, _ = jax.lax.scan(block_apply, x, params['blocks'])
         return _layer_norm(params, 'norm', x[:, 0])

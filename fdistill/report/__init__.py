@@ -1,4 +1,5 @@
-"""Reports: of any set of run and sweep folders, one page that needs nothing else, the same as Markdown, and all its numbers."""
+"""Reports: of any set of run and sweep folders, one page that needs nothing else, the same as
+Markdown, and all its numbers."""
 
 import json
 import pathlib
@@ -25,7 +26,8 @@ def write(paths, out=None, measure=None, quiet=False):
       {file name: path} of the three.
 
     Raises:
-      UserError: no run, no result, a damaged file or an unknown measure; nothing has been written then.
+      UserError: no run, no result, a damaged file or an unknown measure; nothing has been written
+        then.
     """
     out = pathlib.Path(out or pathlib.Path(paths[0]) / 'report')
     if out.exists() and not out.is_dir():
@@ -65,7 +67,9 @@ def _figures(comparison, notes, quiet):
     """[page.Figure] of a comparison, in the order of the page."""
     groups = comparison['groups']
     if len(groups) > plots.MOST:
-        notes.append(f'figures show the first {plots.MOST} of {len(groups)} groups; the tables and report.json have all.')
+        notes.append(
+            f'figures show the first {plots.MOST} of {len(groups)} groups; the tables and report.json have all.'
+        )
     colour = {group['name']: index for index, group in enumerate(groups)}
     jobs = []
 
@@ -74,7 +78,14 @@ def _figures(comparison, notes, quiet):
 
     for group in groups:
         if group['folder']:
-            job('samples', f'samples {group["name"]}', group['name'], pictures.draw, group['folder'], len(groups))
+            job(
+                'samples',
+                f'samples {group["name"]}',
+                group['name'],
+                pictures.draw,
+                group['folder'],
+                len(groups),
+            )
     for key, kind in comparison['measures'].items():
         rows = [(group['name'], colour[group['name']], group['measures'][key]) for group in groups]
         if any(row[2]['mean'] is not None for row in rows):
@@ -83,54 +94,107 @@ def _figures(comparison, notes, quiet):
     chosen = comparison['measure']
     unit = f'{chosen} ({comparison["measures"][chosen]["unit"]})'
     if len({group['nfe'] for group in groups if group['nfe'] is not None}) > 1:
-        points = _points(groups, colour, lambda group: {'mean': group['nfe'], 'half': None}, _measured(chosen))
-        job('measures', f'{chosen} against evaluations', f'{chosen} against network evaluations a sample, 95 % intervals.',
-            plots.plane, points, 'network evaluations a sample', unit, True)
+        points = _points(
+            groups, colour, lambda group: {'mean': group['nfe'], 'half': None}, _measured(chosen)
+        )
+        job(
+            'measures',
+            f'{chosen} against evaluations',
+            f'{chosen} against network evaluations a sample, 95 % intervals.',
+            plots.plane,
+            points,
+            'network evaluations a sample',
+            unit,
+            True,
+        )
     known = comparison['measures']
-    coverage = [(key.replace('precision', 'recall', 1), key) for key in known if key.startswith('precision')]
+    coverage = [
+        (key.replace('precision', 'recall', 1), key) for key in known if key.startswith('precision')
+    ]
     for x, y in (('kl', 'high_quality'), ('diversity', 'accuracy'), *coverage):
         if x in known and y in known:
             labels = [f'{key} ({known[key]["unit"]})' for key in (x, y)]
-            named = {'kl': 'Coverage of the modes against quality', 'diversity': 'Accuracy against diversity'}
+            named = {
+                'kl': 'Coverage of the modes against quality',
+                'diversity': 'Accuracy against diversity',
+            }
             what = named.get(x, 'Precision against recall')
-            job('measures', f'{y} against {x}', f'{what}, 95 % intervals.', plots.plane,
-                _points(groups, colour, _measured(x), _measured(y)), *labels)
+            job(
+                'measures',
+                f'{y} against {x}',
+                f'{what}, 95 % intervals.',
+                plots.plane,
+                _points(groups, colour, _measured(x), _measured(y)),
+                *labels,
+            )
     r = np.geomspace(1e-3, 1e3, 241)
-    names = dict.fromkeys(group['divergence'] for group in groups if isinstance(group['divergence'], str))
+    names = dict.fromkeys(
+        group['divergence'] for group in groups if isinstance(group['divergence'], str)
+    )
     lines, left_out = summary.weights(names, r)
     if left_out:
         notes.append(f'without a curve h(r), being unknown: {", ".join(left_out)}.')
     if lines:
         first = {group['divergence']: colour[group['name']] for group in reversed(groups)}
-        job('divergences', 'h', 'The weight h(r) of each divergence; no unit, no interval: a formula.', plots.weights,
-            [(label, first[name], h) for label, (name, h) in lines.items()], r)
+        job(
+            'divergences',
+            'h',
+            'The weight h(r) of each divergence; no unit, no interval: a formula.',
+            plots.weights,
+            [(label, first[name], h) for label, (name, h) in lines.items()],
+            r,
+        )
     for key, label in summary.DISTRIBUTIONS.items():
-        rows = [(group['name'], colour[group['name']], group['distributions'][key]) for group in groups
-                if key in group['distributions']]
+        rows = [
+            (group['name'], colour[group['name']], group['distributions'][key])
+            for group in groups
+            if key in group['distributions']
+        ]
         if rows:
-            caption = (f'Distribution of {label} over the second half of the training, from the lowest fifth of the noise to the '
-                       'highest: mean share of the samples in a cell with its 95 % interval over the seeds.')
+            caption = (
+                f'Distribution of {label} over the second half of the training, from the lowest fifth of the noise to the '
+                'highest: mean share of the samples in a cell with its 95 % interval over the seeds.'
+            )
             job('divergences', f'distribution {key}', caption, plots.distributions, rows, label)
     for key, (title, unit) in summary.STATISTICS.items():
-        rows = [(group['name'], colour[group['name']], group['logged'][key]) for group in groups if key in group['logged']]
+        rows = [
+            (group['name'], colour[group['name']], group['logged'][key])
+            for group in groups
+            if key in group['logged']
+        ]
         if rows:
             caption = f'{title} ({unit}): over the steps of a run, then mean and 95 % interval over the seeds.'
             job('divergences', f'logged {key}', caption, plots.by_group, rows, title, unit)
     for key, by in comparison['quality'].items():
         unit = summary.measure(key).unit
         caption = f'{key} ({unit}) while training: mean of the seeds with its 95 % interval.'
-        job('quality', f'{key} on the way', caption, plots.curves,
-            [(name, colour[name], found) for name, found in by.items()], f'{key} ({unit})')
+        job(
+            'quality',
+            f'{key} on the way',
+            caption,
+            plots.curves,
+            [(name, colour[name], found) for name, found in by.items()],
+            f'{key} ({unit})',
+        )
     for key, by in comparison['curves'].items():
         unit = summary.STATISTICS.get(key.rpartition('/')[2], ('', 'as logged'))[1]
-        job('curves', f'curve {key}', f'{key} ({unit}): mean of the seeds with its 95 % interval.', plots.curves,
-            [(name, colour[name], found) for name, found in by.items()], f'{key} ({unit})')
+        job(
+            'curves',
+            f'curve {key}',
+            f'{key} ({unit}): mean of the seeds with its 95 % interval.',
+            plots.curves,
+            [(name, colour[name], found) for name, found in by.items()],
+            f'{key} ({unit})',
+        )
     figures = []
-    for part, name, caption, function, arguments in tqdm.tqdm(jobs, 'figures', disable=True if quiet else None, leave=False):
+    for part, name, caption, function, arguments in tqdm.tqdm(
+        jobs, 'figures', disable=True if quiet else None, leave=False
+    ):
         try:
             made = function(*arguments)
         except Exception as error:
-            # A run without its checkpoint, or of an older version, must not cost the page its numbers.
+            # A run without its checkpoint, or of an older version, must not cost the page its
+            # numbers.
             if part != 'samples':
                 raise
             kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
@@ -147,4 +211,6 @@ def _measured(key):
 
 def _points(groups, colour, x, y):
     points = [(group['name'], colour[group['name']], x(group), y(group)) for group in groups]
-    return [point for point in points if point[2]['mean'] is not None and point[3]['mean'] is not None]
+    return [
+        point for point in points if point[2]['mean'] is not None and point[3]['mean'] is not None
+    ]

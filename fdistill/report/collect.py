@@ -18,10 +18,13 @@ SAME_DATA = ('data.flip', 'data.data_dir', 'data.labelled')
 class Run(NamedTuple):
     """A run or a trial of a sweep.
 
-    name: of its folder. settings: {dotted key: value} of its config, without the seed and what `build.FREE` names.
+    name: of its folder. settings: {dotted key: value} of its config, without the seed and what
+      `build.FREE` names.
     data: those of the settings that say which data it is measured against.
-    status: done, failed or missing (no result yet). row: of its evaluation, numbers as floats, or None.
-    error: of a failed trial. fingerprint: of its config, as of `sweep.fingerprint`. seconds: of the whole trial, or None.
+    status: done, failed or missing (no result yet). row: of its evaluation, numbers as floats, or
+      None.
+    error: of a failed trial. fingerprint: of its config, as of `sweep.fingerprint`. seconds: of the
+      whole trial, or None.
     """
 
     name: str
@@ -55,7 +58,11 @@ def runs(paths):
     found = tuple(found.values())
     if not any(run.status == 'done' for run in found):
         failed = [run for run in found if run.status == 'failed']
-        why = f'; {len(failed)} failed, the first with: {failed[0].error}' if failed else '; run `fdistill evaluate` on one first'
+        why = (
+            f'; {len(failed)} failed, the first with: {failed[0].error}'
+            if failed
+            else '; run `fdistill evaluate` on one first'
+        )
         raise UserError(f'report: no result yet in {", ".join(map(str, paths))}{why}')
     return found
 
@@ -66,17 +73,31 @@ def _below(path):
     trials = path / 'trials'
     if not trials.is_dir():
         raise UserError(f'report {path}: no run there; give the folder of a run or of a sweep')
-    listed = list(_json(path / 'sweep.json').get('trials', {})) if (path / 'sweep.json').is_file() else []
+    listed = (
+        list(_json(path / 'sweep.json').get('trials', {}))
+        if (path / 'sweep.json').is_file()
+        else []
+    )
     # Others are of an earlier version of the sweep, and no less a result.
-    names = [*listed, *sorted(entry.name for entry in trials.iterdir() if entry.is_dir() and entry.name not in listed)]
+    names = [
+        *listed,
+        *sorted(
+            entry.name for entry in trials.iterdir() if entry.is_dir() and entry.name not in listed
+        ),
+    ]
     if not names:
         raise UserError(f'report {path}: a sweep without trials')
     return _completed([_run(trials / name) for name in names])
 
 
 def _completed(trials):
-    """Trials that failed before they left a config get the settings of a sibling, but for what the sweep set."""
-    known = {tuple(sorted(_overrides(run))): run for run in trials if (run.folder / configs.FILENAME).is_file()}
+    """Trials that failed before they left a config get the settings of a sibling, but for what the
+    sweep set."""
+    known = {
+        tuple(sorted(_overrides(run))): run
+        for run in trials
+        if (run.folder / configs.FILENAME).is_file()
+    }
     completed = []
     for run in trials:
         if not run.settings:
@@ -93,7 +114,11 @@ def _overrides(run):
 
 
 def _run(folder):
-    config = configs.to_json(configs.read(folder, 'report')) if (folder / configs.FILENAME).is_file() else {}
+    config = (
+        configs.to_json(configs.read(folder, 'report'))
+        if (folder / configs.FILENAME).is_file()
+        else {}
+    )
     settings = _kept(build.flat(config)) if config else {}
     known = {'status': 'missing'}
     if (folder / sweep.RESULT).is_file():
@@ -107,7 +132,10 @@ def _run(folder):
         known = {'status': 'done', 'row': [*measured.values()][-1]}
     row = known.get('row')
     if row is not None:
-        row = {key: value if key in ('protocol', 'details') else _number(value) for key, value in row.items()}
+        row = {
+            key: value if key in ('protocol', 'details') else _number(value)
+            for key, value in row.items()
+        }
         if row.get('step') != config.get('training', {}).get('steps'):
             settings['step'] = row.get('step')
     return Run(
@@ -125,10 +153,11 @@ def _run(folder):
 
 
 def _rows(folder):
-    """{step: row} of the evaluations in a folder, in order; those of one step under several protocols are one row.
+    """{step: row} of the evaluations in a folder, in order; those of one step under several
+    protocols are one row.
 
-    What was measured under a published protocol has its name in the key, as 'fid5k edm', and what it was compared with too where
-    that alone tells two numbers apart.
+    What was measured under a published protocol has its name in the key, as 'fid5k edm', and what
+    it was compared with too where that alone tells two numbers apart.
     """
     rows = {}
     for path in sorted((folder / 'eval').glob('step-*.json')):
@@ -141,19 +170,32 @@ def _rows(folder):
                 known += f' {row["details"]["statistics"]["reference"]}'
             merged['protocol'][known], merged[known] = name, row.pop(key)
             if rules:
-                used = [row['details'].get(part, {}).get('sha256', '') for part in ('detector', 'statistics')]
+                used = [
+                    row['details'].get(part, {}).get('sha256', '')
+                    for part in ('detector', 'statistics')
+                ]
                 merged['details'].setdefault('digests', {})[known] = used
         merged['details'] |= row.get('details', {})
-        merged.update({key: value for key, value in row.items() if key not in ('protocol', 'details')})
+        merged.update(
+            {key: value for key, value in row.items() if key not in ('protocol', 'details')}
+        )
     return dict(sorted(rows.items()))
 
 
 def _kept(flat):
-    return {key: value for key, value in flat.items() if key != 'seed' and not key.startswith(build.FREE)}
+    return {
+        key: value
+        for key, value in flat.items()
+        if key != 'seed' and not key.startswith(build.FREE)
+    }
 
 
 def _data(settings):
-    return {key: value for key, value in settings.items() if key.startswith('data.') and key not in SAME_DATA}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key.startswith('data.') and key not in SAME_DATA
+    }
 
 
 def _json(path):
@@ -175,8 +217,9 @@ def logged(run):
     """What a run logged while it trained.
 
     Returns:
-      (steps [n], {metric: [n] floats}, seconds [n] or None): seconds of training at each step, interpolated between the lines
-      of timing.jsonl; the clock of a resumed run begins anew there, and goes on here.
+      (steps [n], {metric: [n] floats}, seconds [n] or None): seconds of training at each step,
+      interpolated between the lines of timing.jsonl; the clock of a resumed run begins anew there,
+      and goes on here.
     """
     lines = _lines(run.folder / 'metrics.jsonl')
     keys = dict.fromkeys(key for line in lines for key in line if key != 'step')
@@ -200,16 +243,24 @@ def evaluated(run):
     """What a run was measured to be on its way.
 
     Returns:
-      as `logged`: (steps [n], {measure: [n] floats}, seconds [n] or None); of what was measured at several steps.
+      as `logged`: (steps [n], {measure: [n] floats}, seconds [n] or None); of what was measured at
+      several steps.
     """
     rows = _rows(run.folder)
     # A key measured in another way at some step would make a curve of two things.
-    keys = [key for key, name in (run.row or {}).get('protocol', {}).items()
-            if all(row['protocol'].get(key, name) == name for row in rows.values())]
+    keys = [
+        key
+        for key, name in (run.row or {}).get('protocol', {}).items()
+        if all(row['protocol'].get(key, name) == name for row in rows.values())
+    ]
     # A number measured once is in the table.
     keys = [key for key in keys if sum(key in row for row in rows.values()) > 1]
     steps = [step for step, row in rows.items() if any(key in row for key in keys)]
-    return steps, {key: [_number(rows[step].get(key)) for step in steps] for key in keys}, _seconds(run, steps)
+    return (
+        steps,
+        {key: [_number(rows[step].get(key)) for step in steps] for key in keys},
+        _seconds(run, steps),
+    )
 
 
 def histograms(run):

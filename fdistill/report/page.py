@@ -1,6 +1,7 @@
 """A report as a document of plain blocks, and that as one HTML file or as Markdown.
 
-Every name, setting and message comes from config files and folders, so that nothing reaches either without being escaped.
+Every name, setting and message comes from config files and folders, so that nothing reaches either
+without being escaped.
 """
 
 import base64
@@ -18,7 +19,8 @@ LIMIT = 5_000_000  # bytes of a page
 
 
 class Figure(NamedTuple):
-    """part: of the page it belongs to, a key of PARTS. name: for its file. caption: for people. png: bytes."""
+    """part: of the page it belongs to, a key of PARTS. name: for its file. caption: for people.
+    png: bytes."""
 
     part: str
     name: str
@@ -56,8 +58,14 @@ class Folded(NamedTuple):
 
 
 PARTS = {
-    'samples': ('Samples of the same noise', 'The first seed of each group, all from the same noise and labels.'),
-    'measures': ('Measures by group', 'Points are means, bars 95 % intervals of Student over the seeds, ticks the seeds.'),
+    'samples': (
+        'Samples of the same noise',
+        'The first seed of each group, all from the same noise and labels.',
+    ),
+    'measures': (
+        'Measures by group',
+        'Points are means, bars 95 % intervals of Student over the seeds, ticks the seeds.',
+    ),
     'divergences': (
         'Divergences and gradients',
         'The weight h of the density ratio, and what it did to the gradient. The variance of the gradient norm is over the lines '
@@ -68,7 +76,10 @@ PARTS = {
         'Quality against steps and time',
         'Evaluations on the way (`evaluate_every`), against steps and, interpolated in timing.jsonl, against wall time.',
     ),
-    'curves': ('Training', 'Means of the seeds against steps and, interpolated in timing.jsonl, against wall time.'),
+    'curves': (
+        'Training',
+        'Means of the seeds against steps and, interpolated in timing.jsonl, against wall time.',
+    ),
 }
 
 
@@ -92,39 +103,81 @@ def document(report, figures):
       figures: [[Figure]], as its comparisons.
     """
     states = [run['status'] for run in report['runs']]
-    counts = ', '.join(f'{states.count(state)} {state}' for state in ('done', 'failed', 'missing') if state in states)
-    blocks = [Heading(1, 'Report'), Text(f'{len(states)} runs ({counts}) in {", ".join(report["paths"])}.')]
+    counts = ', '.join(
+        f'{states.count(state)} {state}'
+        for state in ('done', 'failed', 'missing')
+        if state in states
+    )
+    blocks = [
+        Heading(1, 'Report'),
+        Text(f'{len(states)} runs ({counts}) in {", ".join(report["paths"])}.'),
+    ]
     blocks += [Text(note, strong=True) for note in report['notes']]
     several = len(report['comparisons']) > 1
     names = files(figures)
     for index, comparison in enumerate(report['comparisons']):
-        data = ', '.join(f'{key.removeprefix("data.")}={_value(value)}' for key, value in sorted(comparison['data'].items()))
-        blocks.append(Heading(2, f'{f"Comparison {index + 1}. " if several else ""}Data: {data or "unknown"}'))
-        blocks += _comparison(comparison, report['differing'], list(zip(names[index], figures[index])))
+        data = ', '.join(
+            f'{key.removeprefix("data.")}={_value(value)}'
+            for key, value in sorted(comparison['data'].items())
+        )
+        blocks.append(
+            Heading(2, f'{f"Comparison {index + 1}. " if several else ""}Data: {data or "unknown"}')
+        )
+        blocks += _comparison(
+            comparison, report['differing'], list(zip(names[index], figures[index]))
+        )
     blocks += [Heading(2, 'Runs'), *_runs(report)]
     common = [[key, _value(value)] for key, value in sorted(report['common'].items())]
     blocks.append(Folded('Settings that all runs share', [Table(['setting', 'value'], common)]))
-    blocks += [Heading(2, 'Versions'), Text('Of what made this report, and of what the runs were measured with.')]
-    theirs = dict.fromkeys(summary.as_text(versions) for run in report['runs'] if (versions := run['versions']))
-    rows = [[key, value, ', '.join(dict.fromkeys(json.loads(text).get(key, '–') for text in theirs)) or 'unknown']
-            for key, value in report['versions'].items()]
-    rows += [[key, '–', ', '.join(dict.fromkeys(json.loads(text).get(key, '–') for text in theirs))]
-             for key in dict.fromkeys(key for text in theirs for key in json.loads(text)) if key not in report['versions']]
+    blocks += [
+        Heading(2, 'Versions'),
+        Text('Of what made this report, and of what the runs were measured with.'),
+    ]
+    theirs = dict.fromkeys(
+        summary.as_text(versions) for run in report['runs'] if (versions := run['versions'])
+    )
+    rows = [
+        [
+            key,
+            value,
+            ', '.join(dict.fromkeys(json.loads(text).get(key, '–') for text in theirs))
+            or 'unknown',
+        ]
+        for key, value in report['versions'].items()
+    ]
+    rows += [
+        [key, '–', ', '.join(dict.fromkeys(json.loads(text).get(key, '–') for text in theirs))]
+        for key in dict.fromkeys(key for text in theirs for key in json.loads(text))
+        if key not in report['versions']
+    ]
     return [*blocks, Table(['what', 'report', 'runs'], rows)]
 
 
 def _comparison(comparison, differing, figures):
     groups, chosen = comparison['groups'], comparison['measure']
     keys = [chosen, *(key for key in comparison['measures'] if key != chosen)]
-    blocks = [Text(word, strong=word.startswith('not separated')) for word in comparison['rankings'][chosen]['words']]
+    blocks = [
+        Text(word, strong=word.startswith('not separated'))
+        for word in comparison['rankings'][chosen]['words']
+    ]
     rows = {row['group']: row for row in comparison['rankings'][chosen]['rows']}
     head = ['group', f'place by {chosen}', *keys, 'seeds', 'nfe']
     scores = []
     for group in groups:
-        seeds = f'{len(group["seeds"])}' + (f', {len(group["failed"])} FAILED' if group['failed'] else '')
+        seeds = f'{len(group["seeds"])}' + (
+            f', {len(group["failed"])} FAILED' if group['failed'] else ''
+        )
         place = _place(rows[group['name']]) if group['name'] in rows else ('–', None)
         cells = [_score(group['measures'][key]) for key in keys]
-        scores.append([group['name'], place, *cells, (seeds, len(group['seeds'])), (number(group['nfe']), group['nfe'])])
+        scores.append(
+            [
+                group['name'],
+                place,
+                *cells,
+                (seeds, len(group['seeds'])),
+                (number(group['nfe']), group['nfe']),
+            ]
+        )
     blocks += [
         Table(head, scores),
         Text(
@@ -134,7 +187,10 @@ def _comparison(comparison, differing, figures):
     ]
     if failed := [[one['name'], one['error']] for group in groups for one in group['failed']]:
         blocks += [
-            Text('Failed trials. They are in no mean, which flatters the groups they are missing from.', strong=True),
+            Text(
+                'Failed trials. They are in no mean, which flatters the groups they are missing from.',
+                strong=True,
+            ),
             Table(['trial', 'error'], failed),
         ]
     for part, (title, explanation) in PARTS.items():
@@ -152,23 +208,43 @@ def _comparison(comparison, differing, figures):
     ]
     blocks += [Folded(f'Tests of {key}', _tests(comparison['rankings'][key])) for key in keys]
     blocks.append(Heading(3, 'Settings that differ'))
-    theirs = {key: by for key, by in differing.items() if len({_value(by.get(group['name'])) for group in groups}) > 1}
+    theirs = {
+        key: by
+        for key, by in differing.items()
+        if len({_value(by.get(group['name'])) for group in groups}) > 1
+    }
     if theirs:
-        rows = [[group['name'], *(_value(by.get(group['name'], '')) for by in theirs.values())] for group in groups]
+        rows = [
+            [group['name'], *(_value(by.get(group['name'], '')) for by in theirs.values())]
+            for group in groups
+        ]
         blocks.append(Table(['group', *theirs], rows))
     else:
         blocks.append(Text('None but the seed.'))
     digests = comparison['digests']
-    rows = [[key, name, *(of[:16] for of in digests.get(key, ('', '')))] for key, name in comparison['protocol'].items()]
+    rows = [
+        [key, name, *(of[:16] for of in digests.get(key, ('', '')))]
+        for key, name in comparison['protocol'].items()
+    ]
     head = ['measure', 'protocol', 'detector, SHA-256', 'statistics, SHA-256']
     wide = slice(None if digests else 2)
-    return [*blocks, Heading(3, 'Protocol of each number'), Table(head[wide], [row[wide] for row in rows])]
+    return [
+        *blocks,
+        Heading(3, 'Protocol of each number'),
+        Table(head[wide], [row[wide] for row in rows]),
+    ]
 
 
 def _logged(groups):
     keys = [key for key in summary.STATISTICS if any(key in group['logged'] for group in groups)]
     rows = [
-        [group['name'], *(_score(group['logged'][key]) if key in group['logged'] else ('–', None) for key in keys)]
+        [
+            group['name'],
+            *(
+                _score(group['logged'][key]) if key in group['logged'] else ('–', None)
+                for key in keys
+            ),
+        ]
         for group in groups
     ]
     head = [f'{title} ({unit})' for title, unit in (summary.STATISTICS[key] for key in keys)]
@@ -176,9 +252,17 @@ def _logged(groups):
 
 
 def _tests(ranking):
-    places = [[row['group'], _place(row), ', '.join(row['not_separated']) or 'none'] for row in ranking['rows']]
-    blocks = [*(Text(word) for word in ranking['words']), Table(['group', 'place', 'not separated from'], places)]
-    tests = sorted(ranking['tests'], key=lambda test: (test['holm'], 1.0 if test['p'] is None else test['p']))
+    places = [
+        [row['group'], _place(row), ', '.join(row['not_separated']) or 'none']
+        for row in ranking['rows']
+    ]
+    blocks = [
+        *(Text(word) for word in ranking['words']),
+        Table(['group', 'place', 'not separated from'], places),
+    ]
+    tests = sorted(
+        ranking['tests'], key=lambda test: (test['holm'], 1.0 if test['p'] is None else test['p'])
+    )
     if not tests:
         return blocks
     if len(tests) > PAIRS:
@@ -192,20 +276,42 @@ def _tests(ranking):
             (number(test['t']), test['t']),
             (number(test['p']), test['p']),
             (number(test['holm']), test['holm']),
-            'separated' if test['separated'] else 'not separated' + (f': {test["note"]}' if test['note'] else ''),
+            'separated'
+            if test['separated']
+            else 'not separated' + (f': {test["note"]}' if test['note'] else ''),
         ]
         for test in tests[:PAIRS]
     ]
-    return [*blocks, Table(['a', 'b', 'a − b', 'common seeds', 't', 'p', 'p (Holm)', 'verdict'], rows)]
+    return [
+        *blocks,
+        Table(['a', 'b', 'a − b', 'common seeds', 't', 'p', 'p (Holm)', 'verdict'], rows),
+    ]
 
 
 def _runs(report):
     rows = [
-        [run['name'], run['group'], _value(run['seed']), run['status'] + (f': {run["error"]}' if run['error'] else ''),
-         run['fingerprint'], run['checkpoint'], (number(run['seconds']), run['seconds']), run['folder']]
+        [
+            run['name'],
+            run['group'],
+            _value(run['seed']),
+            run['status'] + (f': {run["error"]}' if run['error'] else ''),
+            run['fingerprint'],
+            run['checkpoint'],
+            (number(run['seconds']), run['seconds']),
+            run['folder'],
+        ]
         for run in report['runs']
     ]
-    head = ['run', 'group', 'seed', 'status', 'config fingerprint', 'checkpoint', 'seconds in all', 'folder']
+    head = [
+        'run',
+        'group',
+        'seed',
+        'status',
+        'config fingerprint',
+        'checkpoint',
+        'seconds in all',
+        'folder',
+    ]
     return [Folded(f'All {len(rows)} runs', [Table(head, rows)])]
 
 
@@ -242,33 +348,33 @@ def _value(value):
 
 
 STYLE = """
-:root{color-scheme:light dark;--back:#fff;--text:#1d2126;--dim:#59616b;--line:#d5dae0;--soft:#f3f5f7;--accent:#1f5fbf}
-@media (prefers-color-scheme:dark){:root{--back:#14171b;--text:#e4e7ea;--dim:#a2abb5;--line:#363c44;--soft:#1e2328;
---accent:#86b4ff}}
+:root{color-scheme:light
+dark;--back:#fff;--text:#1d2126;--dim:#59616b;--line:#d5dae0;--soft:#f3f5f7;--accent:#1f5fbf} @media
+(prefers-color-scheme:dark){:root{--back:#14171b;--text:#e4e7ea;--dim:#a2abb5;--line:#363c44;--soft:#1e2328; --accent:#86b4ff}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:1240px;padding:16px;background:var(--back);color:var(--text);font:15px/1.5 system-ui,sans-serif;
-overflow-wrap:anywhere}
-h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.3rem;margin:1.8em 0 .4em;border-bottom:1px solid var(--line)}
+body{margin:0
+auto;max-width:1240px;padding:16px;background:var(--back);color:var(--text);font:15px/1.5
+system-ui,sans-serif; overflow-wrap:anywhere} h1{font-size:1.6rem;margin:.2em
+0}h2{font-size:1.3rem;margin:1.8em 0 .4em;border-bottom:1px solid var(--line)}
 h3{font-size:1.05rem;margin:1.5em 0 .3em}p{margin:.4em 0;max-width:80ch}
 .wide{overflow-x:auto;margin:.6em 0;border:1px solid var(--line);border-radius:6px;max-height:80vh}
-.wide:focus-visible,button:focus-visible,summary:focus-visible{outline:2px solid var(--accent);outline-offset:1px}
-table{border-collapse:collapse;width:100%;font-size:.86rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
-th,td{padding:4px 9px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-td.n{white-space:nowrap;text-align:right}td{max-width:46ch}
+.wide:focus-visible,button:focus-visible,summary:focus-visible{outline:2px solid
+var(--accent);outline-offset:1px}
+table{border-collapse:collapse;width:100%;font-size:.86rem;font-variant-numeric:tabular-nums;overflow-wrap:normal} th,td{padding:4px 9px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)} td.n{white-space:nowrap;text-align:right}td{max-width:46ch}
 thead th{position:sticky;top:0;background:var(--soft);z-index:1;vertical-align:bottom}
-tbody tr:last-child>*{border-bottom:0}tbody th{font-weight:600;background:var(--back);position:sticky;left:0;max-width:38vw;
-overflow-wrap:anywhere;min-width:min(30vw,13em)}thead th:first-child{left:0;z-index:2}
-th button{all:unset;cursor:pointer;font-weight:600;display:inline-block}
-th[aria-sort=ascending] button::after{content:' \\25B2'}th[aria-sort=descending] button::after{content:' \\25BC'}
+tbody tr:last-child>*{border-bottom:0}tbody
+th{font-weight:600;background:var(--back);position:sticky;left:0;max-width:38vw;
+overflow-wrap:anywhere;min-width:min(30vw,13em)}thead th:first-child{left:0;z-index:2} th
+button{all:unset;cursor:pointer;font-weight:600;display:inline-block} th[aria-sort=ascending]
+button::after{content:' \\25B2'}th[aria-sort=descending] button::after{content:' \\25BC'}
 .figures{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
 .samples{grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr))}
 figure{margin:0;padding:8px;border:1px solid var(--line);border-radius:6px}
-img{display:block;width:100%;height:auto}.samples img{image-rendering:pixelated}
-.samples img.smooth{image-rendering:auto}
-figcaption{font-size:.8rem;color:var(--dim);margin-top:4px}
-details{border:1px solid var(--line);border-radius:6px;padding:6px 10px;margin:.5em 0}summary{cursor:pointer;font-weight:600}
-@media (max-width:600px){body{padding:10px}th,td{padding:4px 6px}}
-""".strip()
+img{display:block;width:100%;height:auto}.samples img{image-rendering:pixelated} .samples
+img.smooth{image-rendering:auto} figcaption{font-size:.8rem;color:var(--dim);margin-top:4px}
+details{border:1px solid var(--line);border-radius:6px;padding:6px 10px;margin:.5em
+0}summary{cursor:pointer;font-weight:600} @media
+(max-width:600px){body{padding:10px}th,td{padding:4px 6px}} """.strip()
 
 SCRIPT = """
 document.querySelectorAll('table').forEach(function(table){
@@ -283,9 +389,9 @@ return v===null?cell.textContent:v===''?null:Number(v)};
 Array.from(body.rows).map(function(row){return[key(row),row]}).sort(function(a,b){
 a=a[0];b=b[0];
 if(a===null||b===null)return(a===null)-(b===null);
-var order=typeof a==='number'&&typeof b==='number'?a-b:String(a).localeCompare(String(b),undefined,{numeric:true});
-return down?-order:order}).forEach(function(pair){body.appendChild(pair[1])});
-});});});
+var order=typeof a==='number'&&typeof
+b==='number'?a-b:String(a).localeCompare(String(b),undefined,{numeric:true}); return
+down?-order:order}).forEach(function(pair){body.appendChild(pair[1])}); });});});
 """.strip()
 
 
@@ -304,7 +410,8 @@ def html(report, figures):
 
 
 def fitting(report, figures):
-    """The figures that fit in a page of LIMIT bytes, those of the first PARTS first; arguments as of `document`."""
+    """The figures that fit in a page of LIMIT bytes, those of the first PARTS first; arguments as
+    of `document`."""
     left = LIMIT - len(html(report, [[] for _ in figures]).encode())
     kept = [[] for _ in figures]
     for part in PARTS:
@@ -325,12 +432,21 @@ def _html(block):
 
 
 def _html_text(block):
-    return f'<p><strong>{_escape(block.text)}</strong></p>' if block.strong else f'<p>{_escape(block.text)}</p>'
+    return (
+        f'<p><strong>{_escape(block.text)}</strong></p>'
+        if block.strong
+        else f'<p>{_escape(block.text)}</p>'
+    )
 
 
 def _html_table(block):
-    head = ''.join(f'<th scope="col"><button type="button">{_escape(name)}</button></th>' for name in block.head)
-    rows = '\n'.join('<tr>' + ''.join(map(_html_cell, row, range(len(row)))) + '</tr>' for row in block.rows)
+    head = ''.join(
+        f'<th scope="col"><button type="button">{_escape(name)}</button></th>'
+        for name in block.head
+    )
+    rows = '\n'.join(
+        '<tr>' + ''.join(map(_html_cell, row, range(len(row)))) + '</tr>' for row in block.rows
+    )
     label = _escape(f'Table of {block.head[0]}, {", ".join(block.head[1:])}')
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>\n<thead><tr>{head}</tr></thead>\n'
@@ -360,7 +476,8 @@ def _html_figures(block):
 
 
 def _size(png):
-    """Width and height, from the header of the file, so that the page does not jump; a plot is not enlarged dot by dot."""
+    """Width and height, from the header of the file, so that the page does not jump; a plot is not
+    enlarged dot by dot."""
     width, height = (int.from_bytes(png[start : start + 4], 'big') for start in (16, 20))
     return f' width="{width}" height="{height}"' + (' class="smooth"' if width > 256 else '')
 
@@ -400,7 +517,10 @@ def _markdown_text(block):
 
 def _markdown_table(block):
     rows = [block.head, ['---'] * len(block.head), *block.rows]
-    cells = [[cell if index == 1 else _mark(_shown(cell)) for cell in row] for index, row in enumerate(rows)]
+    cells = [
+        [cell if index == 1 else _mark(_shown(cell)) for cell in row]
+        for index, row in enumerate(rows)
+    ]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in cells)
 
 
@@ -408,6 +528,8 @@ MARKDOWN = {
     Heading: lambda block: '#' * block.level + ' ' + _mark(block.text),
     Text: _markdown_text,
     Table: _markdown_table,
-    Figures: lambda block: '\n\n'.join(f'![{_mark(figure.caption)}]({name})' for name, figure in block.figures),
+    Figures: lambda block: '\n\n'.join(
+        f'![{_mark(figure.caption)}]({name})' for name, figure in block.figures
+    ),
     Folded: lambda block: '\n\n'.join([f'**{_mark(block.title)}**', *map(_markdown, block.blocks)]),
 }

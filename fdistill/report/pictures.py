@@ -47,7 +47,9 @@ def draw(folder, groups):
     train = build.load_data(run.config, 'train')
     real = train.images[:POINTS]
     if run.shape[0] == 2:
-        return _png(writer.scatter(samples, reference=real)), f'{n} samples over as many points of the data (grey)'
+        return _png(
+            writer.scatter(samples, reference=real)
+        ), f'{n} samples over as many points of the data (grey)'
     limit = 1.25 * float(np.abs(real).max())
     x = np.linspace(-limit, limit, 400)
     density = None

@@ -10,7 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 GREY = '#767676'  # Legible on white as well as on black: figures have no background.
-COLOURS = ('#4477aa', '#ee6677', '#228833', '#ccaa22', '#33a6cc', '#aa3377', '#e07b28', '#8a8a8a', '#7766cc', '#6fa03c')
+COLOURS = (
+    '#4477aa',
+    '#ee6677',
+    '#228833',
+    '#ccaa22',
+    '#33a6cc',
+    '#aa3377',
+    '#e07b28',
+    '#8a8a8a',
+    '#7766cc',
+    '#6fa03c',
+)
 STYLES = ('-', '--', ':', '-.')
 MARKERS = ('o', 's', '^', 'D')
 MOST = 40  # groups in a figure: with more no line could be told from its neighbour.
@@ -42,7 +53,8 @@ def _png(figure):
 
 
 def _literal(text, longest=42):
-    """A name as matplotlib shows it: $ would begin mathematics, and a leading _ hides a label from the legend."""
+    """A name as matplotlib shows it: $ would begin mathematics, and a leading _ hides a label from
+    the legend."""
     text = str(text)
     text = text if len(text) <= longest else text[: longest - 1] + '…'
     return (' ' if text.startswith('_') else '') + text.replace('\\', '/').replace('$', r'\$')
@@ -57,7 +69,13 @@ def _legend(figure, axis):
     handles, labels = axis.get_legend_handles_labels()
     columns = max(1, min(4, 66 // (max(map(len, labels)) + 6)))
     figure.legend(
-        handles, labels, loc='outside lower center', ncols=columns, fontsize=7, labelcolor=GREY, frameon=False
+        handles,
+        labels,
+        loc='outside lower center',
+        ncols=columns,
+        fontsize=7,
+        labelcolor=GREY,
+        frameon=False,
     )
     return 0.17 * math.ceil(len(labels) / columns)
 
@@ -83,7 +101,16 @@ def by_group(rows, title, unit):
         colour, _, marker = _look(index)
         seeds = list(found['values'].values())
         axis.plot(seeds, [y + 0.22] * len(seeds), '|', color=colour, alpha=0.8, markersize=4)
-        axis.errorbar(found['mean'], y, xerr=found['half'], fmt=marker, color=colour, markersize=4.5, capsize=2.5, linewidth=1.3)
+        axis.errorbar(
+            found['mean'],
+            y,
+            xerr=found['half'],
+            fmt=marker,
+            color=colour,
+            markersize=4.5,
+            capsize=2.5,
+            linewidth=1.3,
+        )
     axis.set_yticks(range(len(rows)), [_literal(name, 26) for name, _, _ in rows])
     axis.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f'{title} ({unit})')
     if _spread_out([value for _, _, found in rows for value in found['values'].values()]):
@@ -114,9 +141,19 @@ def curves(lines, key):
             mean = np.array(found['mean'])
             half = np.array([half or 0.0 for half in found['half']])
             alone = {'marker': '.'} if len(mean) == 1 else {}
-            axis.plot(found[coordinate], mean, style, color=colour, linewidth=1.2, label=_literal(name, 26), **alone)
+            axis.plot(
+                found[coordinate],
+                mean,
+                style,
+                color=colour,
+                linewidth=1.2,
+                label=_literal(name, 26),
+                **alone,
+            )
             below = np.maximum(mean - half, lowest / 2) if log else mean - half
-            axis.fill_between(found[coordinate], below, mean + half, color=colour, alpha=0.13, linewidth=0)
+            axis.fill_between(
+                found[coordinate], below, mean + half, color=colour, alpha=0.13, linewidth=0
+            )
         axis.set(xlabel={'step': 'steps', 'seconds': 'seconds of training'}[coordinate])
         axis.set_ylabel(textwrap.fill(_literal(key, 80), 28))
         if log:
@@ -140,8 +177,16 @@ def plane(points, x_label, y_label, log=False):
     for name, index, x, y in points:
         colour, _, marker = _look(index)
         axis.errorbar(
-            x['mean'], y['mean'], xerr=x['half'], yerr=y['half'], fmt=marker, color=colour, markersize=5, capsize=2.5,
-            linewidth=1, label=_literal(name, 26),
+            x['mean'],
+            y['mean'],
+            xerr=x['half'],
+            yerr=y['half'],
+            fmt=marker,
+            color=colour,
+            markersize=5,
+            capsize=2.5,
+            linewidth=1,
+            label=_literal(name, 26),
         )
     axis.set(xlabel=x_label, ylabel=y_label)
     if log:
@@ -174,8 +219,21 @@ def weights(lines, r):
         # The parts of a schedule share its colour.
         parts = sum(other == index for _, other, _ in lines[:number])
         style = STYLES[(STYLES.index(style) + parts) % len(STYLES)]
-        axis.plot(r, np.where(h > 0, h, np.nan), style, color=colour, linewidth=1.2, label=_literal(name, 60))
-    axis.set(xscale='log', yscale='log', ylim=(1e-4, 1e4), xlabel='r = teacher / student', ylabel="weight h(r) = r² f''(r)")
+        axis.plot(
+            r,
+            np.where(h > 0, h, np.nan),
+            style,
+            color=colour,
+            linewidth=1.2,
+            label=_literal(name, 60),
+        )
+    axis.set(
+        xscale='log',
+        yscale='log',
+        ylim=(1e-4, 1e4),
+        xlabel='r = teacher / student',
+        ylabel="weight h(r) = r² f''(r)",
+    )
     figure.set_figheight(2.9 + _legend(figure, axis))
     return _png(figure)
 
@@ -184,7 +242,8 @@ def distributions(lines, x_label):
     """Shares of the samples in the cells of a histogram, a row for each level of the noise.
 
     Args:
-      lines: [(name, index of the group's colour, {edges, mean, half})], as of `summary.distributions`.
+      lines: [(name, index of the group's colour, {edges, mean, half})], as of
+        `summary.distributions`.
 
     Returns:
       PNG, bytes.
@@ -194,18 +253,33 @@ def distributions(lines, x_label):
     figure, axes = _figure(1.15 * levels, levels)
     used = [np.flatnonzero(np.asarray(found['mean']).sum(axis=0)) for _, _, found in lines]
     edges = np.asarray(lines[0][2]['edges'])
-    first, last = min(cells[0] for cells in used if len(cells)), max(cells[-1] for cells in used if len(cells))
+    first, last = (
+        min(cells[0] for cells in used if len(cells)),
+        max(cells[-1] for cells in used if len(cells)),
+    )
     for level, axis in enumerate(axes):
         for name, index, found in lines:
             colour, style, _ = _look(index)
             middle = (np.asarray(found['edges'])[1:] + np.asarray(found['edges'])[:-1]) / 2
             mean = np.array(found['mean'][level])
             half = np.array([half or 0.0 for half in found['half'][level]])
-            axis.plot(middle, mean, style, color=colour, linewidth=1.1, label=_literal(name), drawstyle='steps-mid')
+            axis.plot(
+                middle,
+                mean,
+                style,
+                color=colour,
+                linewidth=1.1,
+                label=_literal(name),
+                drawstyle='steps-mid',
+            )
             below = np.maximum(mean - half, 0)
-            axis.fill_between(middle, below, mean + half, color=colour, alpha=0.13, linewidth=0, step='mid')
+            axis.fill_between(
+                middle, below, mean + half, color=colour, alpha=0.13, linewidth=0, step='mid'
+            )
         axis.set(xlim=(edges[first] - 0.5, edges[last + 1] + 0.5), ylabel='share')
-        axis.set_title(f'noise level {level + 1} of {levels}', color=GREY, fontsize=8, loc='left', pad=2)
+        axis.set_title(
+            f'noise level {level + 1} of {levels}', color=GREY, fontsize=8, loc='left', pad=2
+        )
     axes[-1].set_xlabel(x_label)
     figure.set_figheight(1.15 * levels + 0.3 + _legend(figure, axes[0]))
     return _png(figure)

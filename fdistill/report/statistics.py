@@ -10,7 +10,8 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """mean over n values, with half the width of its interval; half and std are None for n < 2, mean is None for n = 0."""
+    """mean over n values, with half the width of its interval; half and std are None for n < 2,
+    mean is None for n = 0."""
 
     mean: float | None
     half: float | None
@@ -19,7 +20,8 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """A test of a against b over the n seeds they share: mean difference a - b, half its interval, t, p; None if undefined."""
+    """A test of a against b over the n seeds they share: mean difference a - b, half its interval,
+    t, p; None if undefined."""
 
     n: int
     difference: float | None
@@ -30,7 +32,8 @@ class Paired(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """a against b, groups by name. holm: p corrected for all comparisons of the family. separated: holm < 1 - LEVEL."""
+    """a against b, groups by name. holm: p corrected for all comparisons of the family. separated:
+    holm < 1 - LEVEL."""
 
     a: str
     b: str
@@ -61,14 +64,20 @@ def interval(values, level=LEVEL):
     if n < 2:
         return Interval(float(values[0]) if n else None, None, None, n)
     std = float(values.std(ddof=1))
-    return Interval(float(values.mean()), float(special.stdtrit(n - 1, (1 + level) / 2)) * std / math.sqrt(n), std, n)
+    return Interval(
+        float(values.mean()),
+        float(special.stdtrit(n - 1, (1 + level) / 2)) * std / math.sqrt(n),
+        std,
+        n,
+    )
 
 
 def paired(a, b, level=LEVEL):
     """Student's paired t test, two-sided, over the seeds that both have.
 
-    t = m sqrt(n) / s, m and s the mean and standard deviation of a_seed - b_seed. With equal differences in all seeds t is
-    0/0 or infinite: no number of seeds then tells how far the difference would vary, and there is no p.
+    t = m sqrt(n) / s, m and s the mean and standard deviation of a_seed - b_seed. With equal
+    differences in all seeds t is 0/0 or infinite: no number of seeds then tells how far the
+    difference would vary, and there is no p.
 
     Args:
       a, b: {seed: finite value}.
@@ -87,15 +96,21 @@ def paired(a, b, level=LEVEL):
     # Equal up to the rounding of the values that were subtracted.
     scale = max(max(abs(a[seed]), abs(b[seed])) for seed in common)
     if found.std <= 1e-12 * scale:
-        return Paired(found.n, found.mean, found.half, None, None, 'all differences are equal: t is undefined')
+        return Paired(
+            found.n, found.mean, found.half, None, None, 'all differences are equal: t is undefined'
+        )
     t = found.mean * math.sqrt(found.n) / found.std
-    return Paired(found.n, found.mean, found.half, t, float(2 * special.stdtr(found.n - 1, -abs(t))), '')
+    return Paired(
+        found.n, found.mean, found.half, t, float(2 * special.stdtr(found.n - 1, -abs(t))), ''
+    )
 
 
 def holm(p):
-    """Holm's step-down correction: of the k-th smallest of m, the running maximum of min(1, (m - k + 1) p_k).
+    """Holm's step-down correction: of the k-th smallest of m, the running maximum of min(1, (m - k
+    + 1) p_k).
 
-    Rejecting where it is below alpha keeps the chance of any false rejection at or below alpha, however the tests depend.
+    Rejecting where it is below alpha keeps the chance of any false rejection at or below alpha,
+    however the tests depend.
 
     Args:
       p: [m], in [0, 1].
@@ -128,28 +143,40 @@ def compare(scores, level=LEVEL):
       tuple of `Comparison`. One without a p stays in the family, as if its p were 1.
     """
     names = list(scores)
-    pairs = [(a, b, paired(scores[a], scores[b], level)) for i, a in enumerate(names) for b in names[i + 1 :]]
+    pairs = [
+        (a, b, paired(scores[a], scores[b], level))
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    ]
     corrected = holm([1.0 if test.p is None else test.p for _, _, test in pairs])
-    return tuple(Comparison(a, b, test, float(p), bool(p < 1 - level)) for (a, b, test), p in zip(pairs, corrected))
+    return tuple(
+        Comparison(a, b, test, float(p), bool(p < 1 - level))
+        for (a, b, test), p in zip(pairs, corrected)
+    )
 
 
 def critical(n, m, level=LEVEL):
-    """|t| that the clearest of m comparisons over n common seeds must exceed to be separated; n >= 2."""
+    """|t| that the clearest of m comparisons over n common seeds must exceed to be separated; n >=
+    2."""
     return -float(special.stdtrit(n - 1, (1 - level) / m / 2))
 
 
 def places(scores, comparisons, sign):
-    """{group: (best place, worst place, groups not separated from it)}, from the best mean to the worst.
+    """{group: (best place, worst place, groups not separated from it)}, from the best mean to the
+    worst.
 
-    A place is counted in separated groups alone: the best is one more than the number of groups separated from it and better,
-    the worst is as many as there are groups less those separated and worse.
+    A place is counted in separated groups alone: the best is one more than the number of groups
+    separated from it and better, the worst is as many as there are groups less those separated and
+    worse.
 
     Args:
       scores: {group: {seed: finite value}}, at least a value a group.
       comparisons: of `compare(scores)`.
       sign: 1 if more is better, -1 if less is.
     """
-    means = {group: sign * float(np.mean(list(values.values()))) for group, values in scores.items()}
+    means = {
+        group: sign * float(np.mean(list(values.values()))) for group, values in scores.items()
+    }
     apart = {(one.a, one.b) for one in comparisons if one.separated}
     apart |= {(b, a) for a, b in apart}
     found = {}
@@ -157,5 +184,9 @@ def places(scores, comparisons, sign):
         others = [other for other in scores if other != group]
         better = sum((group, other) in apart and means[other] > means[group] for other in others)
         worse = sum((group, other) in apart and means[other] < means[group] for other in others)
-        found[group] = 1 + better, len(scores) - worse, [other for other in others if (group, other) not in apart]
+        found[group] = (
+            1 + better,
+            len(scores) - worse,
+            [other for other in others if (group, other) not in apart],
+        )
     return found

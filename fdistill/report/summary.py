@@ -18,7 +18,8 @@ MAX_POINTS = 200  # of a curve
 
 
 class Measure(NamedTuple):
-    """title and unit for people. sign: 1 if more is better, -1 if less is, 0 if neither is; ideal: said where neither is."""
+    """title and unit for people. sign: 1 if more is better, -1 if less is, 0 if neither is; ideal:
+    said where neither is."""
 
     title: str
     unit: str
@@ -32,7 +33,9 @@ MEASURES = {
     'fd_train': Measure('Fréchet distance to training data', 'squared classifier features', -1),
     'fid': Measure('Fréchet inception distance', 'squared features', -1),
     'fd': Measure('Fréchet distance of published features', 'squared features', -1),
-    'fid_infinity': Measure('Fréchet inception distance for infinitely many samples', 'squared features', -1),
+    'fid_infinity': Measure(
+        'Fréchet inception distance for infinitely many samples', 'squared features', -1
+    ),
     'fd_infinity': Measure('Fréchet distance for infinitely many samples', 'squared features', -1),
     'sfid': Measure('Fréchet distance of spatial inception features', 'squared features', -1),
     'kid': Measure('kernel inception distance', 'squared MMD', -1),
@@ -40,19 +43,33 @@ MEASURES = {
     'is': Measure('inception score', 'effective classes', 1),
     'precision': Measure('samples within the real manifold', 'share', 1),
     'recall': Measure('real images within the manifold of samples', 'share', 1),
-    'density': Measure('real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'),
+    'density': Measure(
+        'real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'
+    ),
     'coverage': Measure('real neighbourhoods that hold a sample', 'share', 1),
-    'pixel_fd': Measure('Fréchet distance of the samples themselves', 'squared units of the data', -1),
+    'pixel_fd': Measure(
+        'Fréchet distance of the samples themselves', 'squared units of the data', -1
+    ),
     'kl': Measure('KL divergence of the shares of the modes', 'nats', -1),
     'modes': Measure('modes covered', 'count', 1),
     'high_quality': Measure('samples within 3 std of a mode', 'share', 1),
     'within': Measure('width of a mode', 'of the true width', 0, '.974 is exact in the plane'),
-    'spread': Measure('standard deviation of the samples', "of the data's", 0, '1 is that of the data'),
+    'spread': Measure(
+        'standard deviation of the samples', "of the data's", 0, '1 is that of the data'
+    ),
     'accuracy': Measure('samples seen in their class', 'share', 1),
-    'diversity': Measure('standard deviation within a class', 'grey range [-1, 1]', 0, 'that of the data is best'),
-    'nn_ratio': Measure('distance to the nearest training image', 'of that of held-out images', 0, '1: new, 0: copies'),
+    'diversity': Measure(
+        'standard deviation within a class', 'grey range [-1, 1]', 0, 'that of the data is best'
+    ),
+    'nn_ratio': Measure(
+        'distance to the nearest training image',
+        'of that of held-out images',
+        0,
+        '1: new, 0: copies',
+    ),
 }
-# Of what a student logs, that which tells divergences apart, over the steps of a run: (title, unit).
+# Of what a student logs, that which tells divergences apart, over the steps of a run: (title,
+# unit).
 STATISTICS = {
     'ratio': ('mean density ratio', 'r = teacher / student'),
     'h': ('mean weight', 'h(r)'),
@@ -70,13 +87,18 @@ DISTRIBUTIONS = {
 
 
 def measure(key):
-    """The `Measure` of a key; one with a number of samples or a protocol behind it, as 'fid5k edm', is that of the name alone."""
+    """The `Measure` of a key; one with a number of samples or a protocol behind it, as 'fid5k edm',
+    is that of the name alone."""
     name, _, protocol = key.partition(' ')
     count = None
     if name not in MEASURES and (proxy := re.fullmatch(r'(\w+?)(\d+k?)', name)):
         name, count = proxy.groups()
     if name in MEASURES:
-        said = [MEASURES[name].title, *([f'of {count} samples'] if count else []), *([f'under {protocol}'] if protocol else [])]
+        said = [
+            MEASURES[name].title,
+            *([f'of {count} samples'] if count else []),
+            *([f'under {protocol}'] if protocol else []),
+        ]
         return MEASURES[name]._replace(title=', '.join(said))
     return MEASURES.get(key, Measure(key, 'as evaluated', 0, 'unknown to this report'))
 
@@ -89,8 +111,8 @@ def summarise(runs, wanted=None):
       wanted: measure to rank by; default: the first of `MEASURES` that a comparison has.
 
     Returns:
-      dict of plain values: versions, runs, differing and common settings, notes, and comparisons, in each of which all numbers
-      are of one protocol on the same data.
+      dict of plain values: versions, runs, differing and common settings, notes, and comparisons,
+      in each of which all numbers are of one protocol on the same data.
 
     Raises:
       UserError: `wanted` was not measured.
@@ -116,16 +138,24 @@ def summarise(runs, wanted=None):
     for members in parts:
         settings = {as_text(run.settings) for run in members}
         left = [run for run in failed if run.folder not in placed]
-        theirs = [run for run in left if as_text(run.settings) in settings or run.data == members[0].data]
+        theirs = [
+            run for run in left if as_text(run.settings) in settings or run.data == members[0].data
+        ]
         placed |= {run.folder for run in theirs}
         comparisons.append(_comparison(members, theirs, names, wanted))
     if any(run.folder not in placed for run in failed):
-        notes.append(f'failed, on data of no comparison: {_listed([run for run in failed if run.folder not in placed])}.')
+        notes.append(
+            f'failed, on data of no comparison: {_listed([run for run in failed if run.folder not in placed])}.'
+        )
     return {
         'versions': versions(),
         'runs': [_plain(run, names) for run in runs],
-        'differing': {key: {names[text]: value for text, value in by.items()} for key, by in differing.items()},
-        'common': {key: value for key, value in runs[0].settings.items() if _everywhere(key, value, runs)},
+        'differing': {
+            key: {names[text]: value for text, value in by.items()} for key, by in differing.items()
+        },
+        'common': {
+            key: value for key, value in runs[0].settings.items() if _everywhere(key, value, runs)
+        },
         'comparisons': comparisons,
         'notes': notes,
     }
@@ -133,17 +163,25 @@ def summarise(runs, wanted=None):
 
 def versions():
     """Of what made the report."""
-    return writer.versions() | {'scipy': scipy.__version__, 'machine': f'{platform.system()} {platform.machine()}'}
+    return writer.versions() | {
+        'scipy': scipy.__version__,
+        'machine': f'{platform.system()} {platform.machine()}',
+    }
 
 
 def _parts(runs):
-    """Runs in lists whose members are on the same data and agree on how each measure that they share was measured."""
+    """Runs in lists whose members are on the same data and agree on how each measure that they
+    share was measured."""
     parts = []
     for run in runs:
         names = run.row['protocol']
         for members, known in parts:
             shared = names.keys() & known.keys()
-            if members[0].data == run.data and (shared or not known) and all(names[key] == known[key] for key in shared):
+            if (
+                members[0].data == run.data
+                and (shared or not known)
+                and all(names[key] == known[key] for key in shared)
+            ):
                 members.append(run)
                 known.update(names)
                 break
@@ -156,9 +194,13 @@ def _without_twins(runs, notes):
     """One run of each settings, protocol and seed: two would count one draw twice."""
     kept = {}
     for run in runs:
-        first = kept.setdefault((as_text(run.settings), as_text(run.row['protocol']), run.seed), run)
+        first = kept.setdefault(
+            (as_text(run.settings), as_text(run.row['protocol']), run.seed), run
+        )
         if first is not run:
-            notes.append(f'{run.folder} is left out: of the same settings and seed as {first.folder}.')
+            notes.append(
+                f'{run.folder} is left out: of the same settings and seed as {first.folder}.'
+            )
     return list(kept.values())
 
 
@@ -181,7 +223,10 @@ def differing_settings(runs):
     distinct = {as_text(run.settings): run.settings for run in runs if run.settings}
     keys = dict.fromkeys(key for settings in distinct.values() for key in settings)
     absent = '(absent)'
-    values = {key: {text: settings.get(key, absent) for text, settings in distinct.items()} for key in keys}
+    values = {
+        key: {text: settings.get(key, absent) for text, settings in distinct.items()}
+        for key in keys
+    }
     return {key: by for key, by in values.items() if len(set(map(as_text, by.values()))) > 1}
 
 
@@ -192,12 +237,21 @@ def _names(runs, differing):
         text = as_text(run.settings)
         if text in names:
             continue
-        values = {key: by[text] for key, by in differing.items() if by.get(text, '(absent)') != '(absent)'}
+        values = {
+            key: by[text] for key, by in differing.items() if by.get(text, '(absent)') != '(absent)'
+        }
         lasts = [key.rpartition('.')[2] for key in values]
-        shown = {key if lasts.count(last) > 1 else last: value for (key, value), last in zip(values.items(), lasts)}
+        shown = {
+            key if lasts.count(last) > 1 else last: value
+            for (key, value), last in zip(values.items(), lasts)
+        }
         # A word says enough by itself, a number does not.
         word = len(shown) == 1 and isinstance(*shown.values(), str)
-        name = str(*shown.values()) if word else ', '.join(f'{key}={value}' for key, value in shown.items())
+        name = (
+            str(*shown.values())
+            if word
+            else ', '.join(f'{key}={value}' for key, value in shown.items())
+        )
         # Runs that have little in common are known by their folders.
         if not differing and len(runs) > 1:
             name = 'all runs'
@@ -240,7 +294,11 @@ def _comparison(runs, failed, names, wanted):
     return {
         'data': runs[0].data,
         'protocol': {key: name for run in runs for key, name in run.row['protocol'].items()},
-        'digests': {key: of for run in runs for key, of in run.row.get('details', {}).get('digests', {}).items()},
+        'digests': {
+            key: of
+            for run in runs
+            for key, of in run.row.get('details', {}).get('digests', {}).items()
+        },
         'measure': chosen,
         'measures': {key: measure(key)._asdict() for key in keys},
         'groups': groups,
@@ -265,14 +323,27 @@ def _group(name, runs, keys):
         'distributions': distributions(done),
     }
     for key in keys:
-        values = {str(run.seed): run.row[key] for run in done if key in run.row and np.isfinite(run.row[key])}
+        values = {
+            str(run.seed): run.row[key]
+            for run in done
+            if key in run.row and np.isfinite(run.row[key])
+        }
         lost = sum(key in run.row and not np.isfinite(run.row[key]) for run in done)
-        found['measures'][key] = statistics.interval(list(values.values()))._asdict() | {'values': values, 'not_finite': lost}
+        found['measures'][key] = statistics.interval(list(values.values()))._asdict() | {
+            'values': values,
+            'not_finite': lost,
+        }
     trained = [(run, collect.logged(run)[1]) for run in done]
     for key in STATISTICS:
-        values = {str(run.seed): value for run, metrics in trained if (value := _statistic(key, metrics)) is not None}
+        values = {
+            str(run.seed): value
+            for run, metrics in trained
+            if (value := _statistic(key, metrics)) is not None
+        }
         if values:
-            found['logged'][key] = statistics.interval(list(values.values()))._asdict() | {'values': values}
+            found['logged'][key] = statistics.interval(list(values.values()))._asdict() | {
+                'values': values
+            }
     return found
 
 
@@ -290,46 +361,68 @@ def _statistic(key, metrics):
 def _ranking(groups, key):
     """Tests and places of a measure, and what they say in words."""
     kind = measure(key)
-    scores = {group['name']: values for group in groups if (values := group['measures'][key]['values'])}
+    scores = {
+        group['name']: values for group in groups if (values := group['measures'][key]['values'])
+    }
     pairs = statistics.compare(scores)
     rows = [
         {'group': name, 'best': best, 'worst': worst, 'not_separated': others}
         for name, (best, worst, others) in statistics.places(scores, pairs, kind.sign or -1).items()
     ]
     tests = [
-        {'a': pair.a, 'b': pair.b, **pair.test._asdict(), 'holm': pair.holm, 'separated': pair.separated} for pair in pairs
+        {
+            'a': pair.a,
+            'b': pair.b,
+            **pair.test._asdict(),
+            'holm': pair.holm,
+            'separated': pair.separated,
+        }
+        for pair in pairs
     ]
     return {'rows': rows, 'tests': tests, 'words': _words(key, kind, rows, pairs)}
 
 
 def _words(key, kind, rows, pairs):
-    end = {1: 'more is better', -1: 'less is better', 0: f'neither end is better ({kind.ideal}), sorted from small to large'}
+    end = {
+        1: 'more is better',
+        -1: 'less is better',
+        0: f'neither end is better ({kind.ideal}), sorted from small to large',
+    }
     words = [f'{key} ({kind.unit}): {end[kind.sign]}.']
     if len(rows) < 2:
         return [*words, 'One group: nothing to compare.']
     seeds = [pair.test.n for pair in pairs]
     apart = sum(pair.separated for pair in pairs)
     n = f'{min(seeds)} to {max(seeds)}' if min(seeds) < max(seeds) else f'{max(seeds)}'
-    words.append(f'Pairs separated: {apart} of {len(pairs)}, by paired t tests, Holm-corrected; common seeds: {n}.')
+    words.append(
+        f'Pairs separated: {apart} of {len(pairs)}, by paired t tests, Holm-corrected; common seeds: {n}.'
+    )
     if max(seeds) < 2:
-        words.append('n is too small: a test needs at least two common seeds, so nothing is separated.')
+        words.append(
+            'n is too small: a test needs at least two common seeds, so nothing is separated.'
+        )
     else:
         size = statistics.critical(max(seeds), len(pairs))
         few = ' n is small, so only large differences can be.' if max(seeds) < 5 else ''
         words.append(f'The clearest pair is separated if its |t| exceeds {size:.1f}.{few}')
     if equal := sum('equal' in pair.test.note for pair in pairs):
-        words.append(f'Pairs that differ by the same in all seeds, so that t is undefined: {equal}; they are not separated.')
+        words.append(
+            f'Pairs that differ by the same in all seeds, so that t is undefined: {equal}; they are not separated.'
+        )
     first = rows[0]
     which = {1: 'highest', -1: 'lowest', 0: 'smallest'}[kind.sign]
     if first['not_separated']:
-        words.append(f'not separated: {first["group"]}, of the {which} mean, and {", ".join(first["not_separated"])}.')
+        words.append(
+            f'not separated: {first["group"]}, of the {which} mean, and {", ".join(first["not_separated"])}.'
+        )
     else:
         words.append(f'{first["group"]}, of the {which} mean, is separated from every other group.')
     return words
 
 
 def _curves(members, order, read):
-    """{metric: {group: {step, seconds, mean, half, n}}} over the seeds, at most MAX_POINTS a curve."""
+    """{metric: {group: {step, seconds, mean, half, n}}} over the seeds, at most MAX_POINTS a
+    curve."""
     curves = {}
     for name in order:
         runs = [run for run in members[name] if run.status == 'done']
@@ -339,11 +432,15 @@ def _curves(members, order, read):
             for steps, metrics, seconds in found:
                 for index, (step, value) in enumerate(zip(steps, metrics.get(key, ()))):
                     if np.isfinite(value):
-                        points.setdefault(step, []).append((value, seconds[index] if seconds else None))
+                        points.setdefault(step, []).append(
+                            (value, seconds[index] if seconds else None)
+                        )
             chosen = sorted(points)[:: max(1, -(-len(points) // MAX_POINTS))]
             if not any(value for step in chosen for value, _ in points[step]):
                 continue  # 0 throughout, as the count of skipped steps should be.
-            intervals = [statistics.interval([value for value, _ in points[step]]) for step in chosen]
+            intervals = [
+                statistics.interval([value for value, _ in points[step]]) for step in chosen
+            ]
             clocks = [[clock for _, clock in points[step] if clock is not None] for step in chosen]
             curves.setdefault(key, {})[name] = {
                 'step': chosen,
@@ -356,7 +453,8 @@ def _curves(members, order, read):
 
 
 def weights(names, r):
-    """({label: (divergence, h(r) [n])}, names that are no divergence); a schedule has a curve for each of its parts."""
+    """({label: (divergence, h(r) [n])}, names that are no divergence); a schedule has a curve for
+    each of its parts."""
     curves, left_out = {}, []
     for name in names:
         try:
@@ -365,7 +463,9 @@ def weights(names, r):
             left_out.append(name)
             continue
         for what, (sigma, step) in weighting.shown.items():
-            h = np.broadcast_to(np.asarray(weighting.h(r, np.full_like(r, sigma), step), np.float64), r.shape)
+            h = np.broadcast_to(
+                np.asarray(weighting.h(r, np.full_like(r, sigma), step), np.float64), r.shape
+            )
             curves[f'{name}, {what}' if what else name] = (name, h)
     return curves, left_out
 
@@ -377,8 +477,8 @@ def distributions(runs):
       runs: of one group, done.
 
     Returns:
-      {name: {edges [cells + 1], mean, half: share of the samples in each cell [levels][cells], over the seeds, n}}; None in
-      `half` with one seed.
+      {name: {edges [cells + 1], mean, half: share of the samples in each cell [levels][cells], over
+      the seeds, n}}; None in `half` with one seed.
     """
     shares = {}
     for run in runs:
@@ -387,7 +487,12 @@ def distributions(runs):
             shares.setdefault((name, tuple(edges), counts.shape), []).append(share)
     found = {}
     for (name, edges, _), of in shares.items():
-        cells = [[statistics.interval(values) for values in np.stack(of)[:, level].T] for level in range(len(of[0]))]
-        mean, half = ([[getattr(cell, key) for cell in row] for row in cells] for key in ('mean', 'half'))
+        cells = [
+            [statistics.interval(values) for values in np.stack(of)[:, level].T]
+            for level in range(len(of[0]))
+        ]
+        mean, half = (
+            [[getattr(cell, key) for cell in row] for row in cells] for key in ('mean', 'half')
+        )
         found[name] = {'edges': list(edges), 'mean': mean, 'half': half, 'n': len(of)}
     return found

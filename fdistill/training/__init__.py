@@ -1,1 +1,2 @@
-"""The one trainer: state, step, sharding, checkpoints, writer and loop. It knows a method by its type only."""
+"""The one trainer: state, step, sharding, checkpoints, writer and loop. It knows a method by its
+type only."""

@@ -1,8 +1,9 @@
 """Checkpoints: orbax behind one door.
 
-A step holds separate items, each restorable alone: `state` (to resume), `ema` (to sample from), `config` and `position` (next
-batch, and a digest of every array). orbax restores a flipped bit without an error, so digests are verified here, and a step
-that does not verify is passed over for the newest one that does.
+A step holds separate items, each restorable alone: `state` (to resume), `ema` (to sample from),
+`config` and `position` (next batch, and a digest of every array). orbax restores a flipped bit
+without an error, so digests are verified here, and a step that does not verify is passed over for
+the newest one that does.
 """
 
 import logging
@@ -19,7 +20,8 @@ ARRAYS = ('state', 'ema')
 
 
 def digests(tree):
-    """{path: int}, a checksum of each array's bits: the sum of words times odd weights, modulo 2^32.
+    """{path: int}, a checksum of each array's bits: the sum of words times odd weights, modulo
+    2^32.
 
     Any single changed word changes the sum, and integer sums are equal on every mesh.
     """
@@ -31,7 +33,9 @@ def digests(tree):
 def _checksum(x):
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
+    words = jax.lax.bitcast_convert_type(
+        x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+    )
     words = words.reshape(-1).astype(jnp.uint32)
     return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
@@ -45,7 +49,9 @@ def abstract(tree, shardings=None):
     """Shapes, dtypes and shardings, as a restore target."""
     if shardings is None:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 class Checkpoints:
@@ -63,7 +69,10 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, step_format_fixed_length=9, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            max_to_keep=keep,
+            step_format_fixed_length=9,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
         folder = pathlib.Path(workdir).absolute() / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,11 +87,15 @@ class Checkpoints:
 
     def save(self, step, state, config):
         """Saves in the background; the arrays may be donated right after."""
-        # Steps not before this one were passed over as damaged; orbax would silently save nothing beside them.
+        # Steps not before this one were passed over as damaged; orbax would silently save nothing
+        # beside them.
         for damaged in [other for other in self._manager.all_steps() if other >= step]:
             self._manager.delete(damaged)
         arrays = {'state': state._replace(ema=()), 'ema': state.ema}
-        position = {'next_step': step, 'digests': {name: digests(tree) for name, tree in arrays.items()}}
+        position = {
+            'next_step': step,
+            'digests': {name: digests(tree) for name, tree in arrays.items()},
+        }
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -108,7 +121,9 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._verified(step, target)
-            except Exception as error:  # Damage shows as anything from a KeyError to a tensorstore error.
+            except (
+                Exception
+            ) as error:  # Damage shows as anything from a KeyError to a tensorstore error.
                 reason = str(error).strip().split('\n')[0] or type(error).__name__
                 reasons.append(f'step {step}: {reason}')
                 logging.warning('checkpoint %s is passed over: %s', step, reason)
@@ -120,16 +135,27 @@ class Checkpoints:
         return None
 
     def _verified(self, step, target):
-        position = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore())).position
+        position = self._manager.restore(
+            step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
+        ).position
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in target.items()})
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
+            ),
         )
         restored = {name: restored[name] for name in target}
         for name, tree in restored.items():
-            for (path, leaf), wanted in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(target[name])):
+            for (path, leaf), wanted in zip(
+                jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(target[name])
+            ):
                 if leaf.dtype != wanted.dtype:
-                    raise ValueError(f'{name}{jax.tree_util.keystr(path)} is {leaf.dtype}, not {wanted.dtype}')
+                    raise ValueError(
+                        f'{name}{jax.tree_util.keystr(path)} is {leaf.dtype}, not {wanted.dtype}'
+                    )
             for path, value in digests(tree).items():
                 if value != position['digests'][name].get(path):
-                    raise ValueError(f'{name}{path} is damaged: its digest differs from the one saved')
+                    raise ValueError(
+                        f'{name}{path} is damaged: its digest differs from the one saved'
+                    )
         return restored, position

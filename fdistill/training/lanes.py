@@ -1,4 +1,5 @@
-"""Several runs that differ in their seeds and in numbers of their settings, trained as one program: a lane each, vmapped."""
+"""Several runs that differ in their seeds and in numbers of their settings, trained as one program:
+a lane each, vmapped."""
 
 import math
 import pathlib
@@ -16,7 +17,8 @@ from fdistill.training.step import make_step
 
 
 class Lane(NamedTuple):
-    """A run: its seed, batches(start_step), folder, config to keep, and settings, {name: number}, that the lanes differ in."""
+    """A run: its seed, batches(start_step), folder, config to keep, and settings, {name: number},
+    that the lanes differ in."""
 
     seed: int
     batches: Callable
@@ -29,9 +31,10 @@ class Lane(NamedTuple):
 class Number(np.lib.mixins.NDArrayOperatorsMixin):
     """A number of its own for each lane, that stands where a program of one run has a Python float.
 
-    With Python's numbers it stays one float64 a lane, so that 1 - b2 has the digits it has in a run alone; with an array it is
-    the float32 of the lane being traced. A comparison has to have one answer for all lanes, for the program has one structure;
-    what else would need the number itself, as float(), int() or a hash, is refused by Python.
+    With Python's numbers it stays one float64 a lane, so that 1 - b2 has the digits it has in a run
+    alone; with an array it is the float32 of the lane being traced. A comparison has to have one
+    answer for all lanes, for the program has one structure; what else would need the number itself,
+    as float(), int() or a hash, is refused by Python.
 
     Args:
       values: [lanes], numbers.
@@ -56,15 +59,24 @@ class Number(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, function, method, *given, **options):
         if any(isinstance(value, jax.Array) for value in given):
-            return getattr(jnp, function.__name__)(*(jnp.asarray(value) if value is self else value for value in given))
+            return getattr(jnp, function.__name__)(
+                *(jnp.asarray(value) if value is self else value for value in given)
+            )
         # The axis of an array would be taken for that of the lanes.
-        if method != '__call__' or any(np.ndim(value) for value in given if not isinstance(value, Number)):
+        if method != '__call__' or any(
+            np.ndim(value) for value in given if not isinstance(value, Number)
+        ):
             return NotImplemented
-        return Number(function(*(value._values if isinstance(value, Number) else value for value in given)), self._lane)
+        return Number(
+            function(*(value._values if isinstance(value, Number) else value for value in given)),
+            self._lane,
+        )
 
     def __bool__(self):
         if len(answers := set((self._values != 0).tolist())) > 1:
-            raise ValueError('a setting decides for some lanes otherwise than for others; they are no lanes of one program')
+            raise ValueError(
+                'a setting decides for some lanes otherwise than for others; they are no lanes of one program'
+            )
         return answers.pop()
 
 
@@ -73,19 +85,27 @@ def _lane(tree, index):
 
 
 def free_memory():
-    """Bytes that the first device has left, or its host where it has no memory of its own; infinite where neither tells."""
+    """Bytes that the first device has left, or its host where it has no memory of its own; infinite
+    where neither tells."""
     stats = jax.local_devices()[0].memory_stats()
     if stats:
         return stats['bytes_limit'] - stats['bytes_in_use']
     file = pathlib.Path('/proc/meminfo')
-    lines = dict(line.split(':') for line in file.read_text().splitlines()) if file.is_file() else {}
+    lines = (
+        dict(line.split(':') for line in file.read_text().splitlines()) if file.is_file() else {}
+    )
     return int(lines['MemAvailable'].split()[0]) * 1024 if 'MemAvailable' in lines else math.inf
 
 
 def _memory(program):
     """Bytes that a compiled program takes with its arguments and results."""
     sizes = program.memory_analysis()
-    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
 
 
 def train(
@@ -104,15 +124,17 @@ def train(
     quiet: bool = False,
     wandb: str | None = None,
 ):
-    """Trains all lanes to `steps` steps on one device; each run folder ends as `loop.train` would have left it.
+    """Trains all lanes to `steps` steps on one device; each run folder ends as `loop.train` would
+    have left it.
 
-    The numbers are those of one run after another, but for rounding: a vmapped product sums in another order, and a constant
-    of a program may be folded into another where the number of a lane cannot. A lane that stops being finite fails alone.
-    There are no previews or evaluations, and checkpoints only at the end: a killed group begins anew.
+    The numbers are those of one run after another, but for rounding: a vmapped product sums in
+    another order, and a constant of a program may be folded into another where the number of a lane
+    cannot. A lane that stops being finite fails alone. There are no previews or evaluations, and
+    checkpoints only at the end: a killed group begins anew.
 
     Args:
-      make: settings -> (method, optimizers, decay) as of `make_step`, for the settings of a lane, {name: number}, and traced for
-        those of all, {name: `Number`}.
+      make: settings -> (method, optimizers, decay) as of `make_step`, for the settings of a lane,
+        {name: number}, and traced for those of all, {name: `Number`}.
       frozen: as of `loop.train`.
       lanes: `Lane`s of folders without a checkpoint, whose settings have the same names.
       others: as of `loop.train`.
@@ -125,7 +147,9 @@ def train(
       MemoryError: when the device has no room for so many lanes; nothing has been written.
     """
     if min(steps, log_every, keep, max_skipped) < 1:
-        raise ValueError(f'steps={steps}, log_every={log_every}, keep={keep}, max_skipped={max_skipped}: must be >= 1')
+        raise ValueError(
+            f'steps={steps}, log_every={log_every}, keep={keep}, max_skipped={max_skipped}: must be >= 1'
+        )
     seeds, indices = jnp.asarray([lane.seed for lane in lanes], jnp.int32), jnp.arange(len(lanes))
     settings = {name: [lane.settings[name] for lane in lanes] for name in lanes[0].settings}
     cycle = make(lanes[0].settings)[0].cycle
@@ -149,7 +173,9 @@ def train(
 
     def program(roles):
         def one(state, frozen, batch, seed, index):
-            return make_step(*parts(index), seed=seed, max_skipped=max_skipped)(state, frozen, batch, roles)
+            return make_step(*parts(index), seed=seed, max_skipped=max_skipped)(
+                state, frozen, batch, roles
+            )
 
         step = jax.jit(jax.vmap(one, in_axes=(0, None, 0, 0, 0)), donate_argnums=0)
         return step.lower(shapes, frozen, batch, seeds, indices).compile()
@@ -159,9 +185,13 @@ def train(
     shapes = jax.eval_shape(init, frozen, batch, seeds, indices)
     programs = {roles: program(roles) for roles in dict.fromkeys(map(cycle, range(steps)))}
     # The teacher is there already.
-    needed = max(map(_memory, programs.values())) - sum(value.nbytes for value in jax.tree.leaves(frozen))
+    needed = max(map(_memory, programs.values())) - sum(
+        value.nbytes for value in jax.tree.leaves(frozen)
+    )
     if needed > (free := free_memory()):
-        raise MemoryError(f'{len(lanes)} lanes need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free')
+        raise MemoryError(
+            f'{len(lanes)} lanes need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free'
+        )
     state = init(frozen, batch, seeds, indices)
     outs = [writer.Writer(lane.workdir, wandb) for lane in lanes]
     failed = [None] * len(lanes)

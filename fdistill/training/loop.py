@@ -21,20 +21,26 @@ CONFIG = 'config.json'
 
 
 class Stop:
-    """Whether to stop after the present step: set by SIGTERM, which a scheduler sends before it takes the machine.
+    """Whether to stop after the present step: set by SIGTERM, which a scheduler sends before it
+    takes the machine.
 
-    Used as a context. Only in the main thread of a lone process: with several, all have to stop at the same step, which
-    orbax's own preemption check would have to arrange, and JAX catches the signal.
+    Used as a context. Only in the main thread of a lone process: with several, all have to stop at
+    the same step, which orbax's own preemption check would have to arrange, and JAX catches the
+    signal.
     """
 
     def __init__(self):
         self.requested = False
         self._previous = None
-        self._possible = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        self._possible = (
+            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        )
 
     def __enter__(self):
         if self._possible:
-            self._previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, 'requested', True))
+            self._previous = signal.signal(
+                signal.SIGTERM, lambda *_: setattr(self, 'requested', True)
+            )
         return self
 
     def __exit__(self, *_):
@@ -68,7 +74,8 @@ def train(
     stop_at: int | None = None,
     evaluate=None,
 ):
-    """Trains a method to `steps` steps; run again with the same workdir, it goes on from the newest checkpoint.
+    """Trains a method to `steps` steps; run again with the same workdir, it goes on from the newest
+    checkpoint.
 
     Args:
       method: `Method`.
@@ -89,16 +96,21 @@ def train(
       quiet: no progress on stderr.
       wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
       stop_at: stop after this step with a checkpoint, as a SIGTERM would.
-      evaluate: (EMA weights, step) -> {name: number}, for TensorBoard; writes what it wants to keep itself.
+      evaluate: (EMA weights, step) -> {name: number}, for TensorBoard; writes what it wants to keep
+        itself.
 
     Returns:
       The final `TrainState`.
 
     Raises:
-      NotFinite: after max_skipped non-finite updates in a row; names the role and the loss. Nothing of them was kept.
+      NotFinite: after max_skipped non-finite updates in a row; names the role and the loss. Nothing
+        of them was kept.
       ValueError: on settings out of range or a checkpoint that cannot be restored.
     """
-    if min(steps, log_every, keep, max_skipped) < 1 or min(checkpoint_every, sample_every, evaluate_every) < 0:
+    if (
+        min(steps, log_every, keep, max_skipped) < 1
+        or min(checkpoint_every, sample_every, evaluate_every) < 0
+    ):
         raise ValueError(
             f'steps={steps}, log_every={log_every}, keep={keep}, max_skipped={max_skipped} must be >= 1, '
             f'checkpoint_every={checkpoint_every}, sample_every={sample_every}, evaluate_every={evaluate_every} >= 0'
@@ -110,7 +122,8 @@ def train(
     # The state is created sharded: no device ever holds all of it.
     first = next(batches(0))
     batch_shapes = {
-        name: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype) for name, value in first.items()
+        name: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype)
+        for name, value in first.items()
     }
     frozen = jax.device_put(frozen, sharding.state_sharding(frozen, mesh))
 
@@ -160,7 +173,8 @@ def train(
             if done % log_every == 0 or last:
                 logged = read_metrics(state)
                 check_finite(state, max_skipped, done, logged)
-                # A stop between two logs writes nothing: the averages are in the state, and the resumed run will log them.
+                # A stop between two logs writes nothing: the averages are in the state, and the
+                # resumed run will log them.
                 if done % log_every == 0 or done == steps:
                     out.metrics(done, logged)
                     out.histograms(done, read_histograms(state), divergences.EDGES)
@@ -187,23 +201,36 @@ def train(
 
 
 def read_metrics(state):
-    """{'role/name': mean since the last log} of the roles with an update applied since, and the skips so far."""
-    values = {name: float(average.total / average.count) for name, average in _averages(state) if not average.total.ndim}
-    return values | {f'{role}/skipped': int(count) for role, count in jax.device_get(state.skipped).items()}
+    """{'role/name': mean since the last log} of the roles with an update applied since, and the
+    skips so far."""
+    values = {
+        name: float(average.total / average.count)
+        for name, average in _averages(state)
+        if not average.total.ndim
+    }
+    return values | {
+        f'{role}/skipped': int(count) for role, count in jax.device_get(state.skipped).items()
+    }
 
 
 def read_histograms(state):
-    """{'role/name': counts [levels, cells] since the last log} of the roles with an update applied since."""
-    return {name: average.total.astype(int) for name, average in _averages(state) if average.total.ndim}
+    """{'role/name': counts [levels, cells] since the last log} of the roles with an update applied
+    since."""
+    return {
+        name: average.total.astype(int) for name, average in _averages(state) if average.total.ndim
+    }
 
 
 def _averages(state):
     for role, averages in jax.device_get(state.metrics).items():
-        yield from ((f'{role}/{name}', average) for name, average in averages.items() if average.count)
+        yield from (
+            (f'{role}/{name}', average) for name, average in averages.items() if average.count
+        )
 
 
 def _headline(logged):
-    """What of the metrics goes into the progress line: the losses; a loss value says little, a skip says much."""
+    """What of the metrics goes into the progress line: the losses; a loss value says little, a skip
+    says much."""
     if logged is None:
         return None
     return {name: value for name, value in logged.items() if not name.endswith('/skipped') or value}
@@ -213,7 +240,11 @@ def check_finite(state, max_skipped, step, metrics):
     """Raises NotFinite once a role's updates have not been finite max_skipped times in a row."""
     for role, count in jax.device_get(state.skipped_in_a_row).items():
         if count >= max_skipped:
-            bad = [name for name, value in metrics.items() if name.startswith(f'{role}/') and not math.isfinite(value)]
+            bad = [
+                name
+                for name, value in metrics.items()
+                if name.startswith(f'{role}/') and not math.isfinite(value)
+            ]
             raise NotFinite(
                 f'step {step}: {", ".join(bad) or "the update"} of role {role!r} not finite {count} times in a row; '
                 f'the weights and the last checkpoint are clean. Lower config.optimizer.{role}.learning_rate '
@@ -230,7 +261,8 @@ def _describe(state, start, steps):
 
 
 def _preview(method, image, num_classes, mesh):
-    """preview(params) -> picture of samples from noise that is the same at every step of every run."""
+    """preview(params) -> picture of samples from noise that is the same at every step of every
+    run."""
     noise = jax.random.normal(jax.random.key(0), (PREVIEW, *image.shape[1:]), image.dtype)
     label = np.arange(PREVIEW, dtype=np.int32) % max(num_classes, 1)
     generate = jax.jit(method.generate, out_shardings=sharding.replicated(mesh))
@@ -240,4 +272,3 @@ def _preview(method, image, num_classes, mesh):
         return writer.image_grid(samples) if samples.ndim == 4 else writer.scatter(samples)
 
     return preview
-

@@ -17,7 +17,8 @@ def adam(
     schedule='constant',
     final=0.0,
 ):
-    """Adam, with decoupled weight decay if any (AdamW), gradient clipping by global norm and a learning-rate schedule.
+    """Adam, with decoupled weight decay if any (AdamW), gradient clipping by global norm and a
+    learning-rate schedule.
 
     Args:
       steps: number of updates of this role, the length of the cosine.
@@ -32,7 +33,14 @@ def adam(
     Raises:
       ValueError: on values out of range or an unknown schedule.
     """
-    if not learning_rate > 0 or not 0 <= b1 < 1 or not 0 <= b2 < 1 or weight_decay < 0 or clip < 0 or warmup < 0:
+    if (
+        not learning_rate > 0
+        or not 0 <= b1 < 1
+        or not 0 <= b2 < 1
+        or weight_decay < 0
+        or clip < 0
+        or warmup < 0
+    ):
         raise ValueError(
             f'optimizer: learning_rate={learning_rate} must be > 0, b1={b1}, b2={b2} in [0, 1), '
             f'weight_decay={weight_decay}, clip={clip}, warmup={warmup} >= 0'
@@ -41,13 +49,17 @@ def adam(
         raise ValueError(f'optimizer: final={final} must lie in [0, 1]')
     schedules = {
         'constant': lambda: optax.schedules.constant_schedule(learning_rate),
-        'cosine': lambda: optax.schedules.cosine_decay_schedule(learning_rate, max(steps - warmup, 1), alpha=final),
+        'cosine': lambda: optax.schedules.cosine_decay_schedule(
+            learning_rate, max(steps - warmup, 1), alpha=final
+        ),
     }
     if schedule not in schedules:
         raise ValueError(f'optimizer: schedule={schedule!r}: known are {", ".join(schedules)}')
     rate = schedules[schedule]()
     if warmup:
-        rate = optax.schedules.join_schedules([optax.schedules.linear_schedule(0, learning_rate, warmup), rate], [warmup])
+        rate = optax.schedules.join_schedules(
+            [optax.schedules.linear_schedule(0, learning_rate, warmup), rate], [warmup]
+        )
     if weight_decay:
         base = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=_decayed)
     else:
@@ -56,8 +68,11 @@ def adam(
 
 
 def _decayed(params):
-    """All but the Fourier frequencies of NCSN++, constants that have no gradient and that decay would wear away."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], 'key', None) != 'freqs', params)
+    """All but the Fourier frequencies of NCSN++, constants that have no gradient and that decay
+    would wear away."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], 'key', None) != 'freqs', params
+    )
 
 
 def role_updates(cycle, steps):

@@ -19,14 +19,21 @@ def make_mesh(data=-1, fsdp=1):
     """
     devices = jax.device_count()
     if fsdp < 1 or (data != -1 and data < 1):
-        raise ValueError(f'mesh data={data}, fsdp={fsdp}: need fsdp >= 1 and data >= 1 (or -1 for the rest)')
+        raise ValueError(
+            f'mesh data={data}, fsdp={fsdp}: need fsdp >= 1 and data >= 1 (or -1 for the rest)'
+        )
     if data == -1:
         if devices % fsdp:
-            raise ValueError(f'mesh fsdp={fsdp}: does not divide the {devices} devices; use a divisor, e.g. 1')
+            raise ValueError(
+                f'mesh fsdp={fsdp}: does not divide the {devices} devices; use a divisor, e.g. 1'
+            )
         data = devices // fsdp
     if data * fsdp != devices:
-        raise ValueError(f'mesh data={data} x fsdp={fsdp} = {data * fsdp}, but there are {devices} devices; set data=-1')
-    # make_mesh defaults to Explicit axes, under which a concatenate of differently sharded operands is an error.
+        raise ValueError(
+            f'mesh data={data} x fsdp={fsdp} = {data * fsdp}, but there are {devices} devices; set data=-1'
+        )
+    # make_mesh defaults to Explicit axes, under which a concatenate of differently sharded operands
+    # is an error.
     return jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
@@ -40,7 +47,8 @@ def replicated(mesh):
 
 
 def state_sharding(tree, mesh, min_size=2**16):
-    """Shardings for a pytree of shapes: the largest divisible axis of an array of min_size elements over `fsdp`."""
+    """Shardings for a pytree of shapes: the largest divisible axis of an array of min_size elements
+    over `fsdp`."""
     shards = mesh.shape['fsdp']
 
     def spec(leaf):
@@ -59,9 +67,14 @@ def check_batch_size(batch_size, mesh):
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
         nearest = max(devices, round(batch_size / devices) * devices)
-        raise ValueError(f'batch_size={batch_size} is not divisible by the {devices} devices; use e.g. {nearest}')
+        raise ValueError(
+            f'batch_size={batch_size} is not divisible by the {devices} devices; use e.g. {nearest}'
+        )
 
 
 def put_batch(batch, sharding):
     """This process's part of a batch, {name: numpy}, as global arrays."""
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(value)) for name, value in batch.items()}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+        for name, value in batch.items()
+    }

@@ -10,10 +10,11 @@ from clu import metrics as clu_metrics
 class TrainState(NamedTuple):
     """All that changes in training; the frozen teacher is not part of it.
 
-    step: int32, steps done. params, opt_state: {role: pytree}. ema: average of params['student']. aux: the method's own
-    statistics. skipped, skipped_in_a_row: {role: int32}, updates not applied because something was not finite. metrics:
-    {role: {name: clu Average}} of the updates applied since the last log, part of the state so that logs are equal after a
-    resume.
+    step: int32, steps done. params, opt_state: {role: pytree}. ema: average of params['student'].
+      aux: the method's own
+    statistics. skipped, skipped_in_a_row: {role: int32}, updates not applied because something was
+    not finite. metrics: {role: {name: clu Average}} of the updates applied since the last log, part
+    of the state so that logs are equal after a resume.
     """
 
     step: jax.Array
@@ -27,8 +28,11 @@ class TrainState(NamedTuple):
 
 
 def average(value, count=1):
-    """clu's Average of a metric, elementwise: of the cells of a histogram too, where its own constructor takes one mean."""
-    return clu_metrics.Average(total=jnp.asarray(value, jnp.float32), count=jnp.asarray(count, jnp.int32))
+    """clu's Average of a metric, elementwise: of the cells of a histogram too, where its own
+    constructor takes one mean."""
+    return clu_metrics.Average(
+        total=jnp.asarray(value, jnp.float32), count=jnp.asarray(count, jnp.int32)
+    )
 
 
 def empty_metrics(metrics):
@@ -50,9 +54,14 @@ def init_state(method, optimizers, seed, batch, frozen):
     params, aux = method.init(jax.random.fold_in(key, 0), batch, frozen)
 
     def names(role):
-        _, (metrics, _) = jax.eval_shape(lambda: method.losses[role](params, frozen, batch, key, aux))
+        _, (metrics, _) = jax.eval_shape(
+            lambda: method.losses[role](params, frozen, batch, key, aux)
+        )
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
-        return {name: average(jnp.zeros(value.shape), 0) for name, value in {**metrics, 'grad_norm': scalar}.items()}
+        return {
+            name: average(jnp.zeros(value.shape), 0)
+            for name, value in {**metrics, 'grad_norm': scalar}.items()
+        }
 
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -1,4 +1,5 @@
-"""One training step: a pure function of state, teacher and batch; everything else is passed in when it is made."""
+"""One training step: a pure function of state, teacher and batch; everything else is passed in when
+it is made."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ from fdistill.training.state import average
 
 
 def ema_decay(half_life, batch_size, ramp_up=0.05):
-    """decay(step) = 0.5^(batch_size / min(half_life, ramp_up images seen)) (EDM, training loop; arXiv 2206.00364, table 7).
+    """decay(step) = 0.5^(batch_size / min(half_life, ramp_up images seen)) (EDM, training loop;
+    arXiv 2206.00364, table 7).
 
     Args:
       half_life: in images, > 0; 0.5 M for CIFAR-10 in SiD and EDM.
@@ -19,7 +21,9 @@ def ema_decay(half_life, batch_size, ramp_up=0.05):
       ValueError: on values out of range.
     """
     if not half_life > 0 or not ramp_up > 0:
-        raise ValueError(f'ema_half_life={half_life}, ema_ramp_up={ramp_up}: must be > 0 (half-life in images)')
+        raise ValueError(
+            f'ema_half_life={half_life}, ema_ramp_up={ramp_up}: must be > 0 (half-life in images)'
+        )
 
     def decay(step):
         images = (step + 1).astype(jnp.float32) * batch_size
@@ -29,12 +33,14 @@ def ema_decay(half_life, batch_size, ramp_up=0.05):
 
 
 def make_step(method, optimizers, decay, *, seed, max_skipped=10):
-    """step(state, frozen, batch, roles) -> state: one update of each of `roles`, in order, then the EMA of the student.
+    """step(state, frozen, batch, roles) -> state: one update of each of `roles`, in order, then the
+    EMA of the student.
 
-    Randomness comes from (seed, step, role). An update whose loss, gradient or step is not finite is not applied: parameters,
-    optimizer, EMA and aux of that role stay, and the skip is counted. After max_skipped of a role in a row none is applied
-    any more, so that a loop that looks now and then finds the state as it was when it should have stopped.
-    The metrics average over the updates applied; only the skips that end a run go into them, so that its error names them.
+    Randomness comes from (seed, step, role). An update whose loss, gradient or step is not finite
+    is not applied: parameters, optimizer, EMA and aux of that role stay, and the skip is counted.
+    After max_skipped of a role in a row none is applied any more, so that a loop that looks now and
+    then finds the state as it was when it should have stopped. The metrics average over the updates
+    applied; only the skips that end a run go into them, so that its error names them.
 
     Args:
       method: `Method`.
@@ -58,7 +64,9 @@ def make_step(method, optimizers, decay, *, seed, max_skipped=10):
         updates, new_opt_state = optimizers[role].update(grads, opt_state, params)
         grad_norm = optax.tree.norm(grads)
         in_a_row = state.skipped_in_a_row[role]
-        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
+        finite = (
+            jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
+        )
         apply = finite & (in_a_row < max_skipped)
 
         def choose(new, old):
@@ -68,7 +76,9 @@ def make_step(method, optimizers, decay, *, seed, max_skipped=10):
         ema = state.ema
         if role == 'student':
             d = decay(state.step)
-            ema = choose(jax.tree.map(lambda average, p: d * average + (1 - d) * p, ema, params), ema)
+            ema = choose(
+                jax.tree.map(lambda average, p: d * average + (1 - d) * p, ema, params), ema
+            )
         averages = {
             name: state.metrics[role][name].merge(average(value))
             for name, value in {**metrics, 'grad_norm': grad_norm}.items()

@@ -1,7 +1,8 @@
-"""What a run leaves behind for people: metrics, TensorBoard, pictures, JSON, and a line about its progress.
+"""What a run leaves behind for people: metrics, TensorBoard, pictures, JSON, and a line about its
+progress.
 
-`metrics.jsonl` holds only what is a function of config and step, so that it is equal, byte for byte, between a resumed
-and an unbroken run; speeds go to `timing.jsonl`.
+`metrics.jsonl` holds only what is a function of config and step, so that it is equal, byte for
+byte, between a resumed and an unbroken run; speeds go to `timing.jsonl`.
 """
 
 import io
@@ -24,12 +25,15 @@ from fdistill.errors import UserError
 
 
 class Writer:
-    """Appends to metrics.jsonl, histograms.jsonl, timing.jsonl and tensorboard/ in the workdir; silent but on process 0.
+    """Appends to metrics.jsonl, histograms.jsonl, timing.jsonl and tensorboard/ in the workdir;
+    silent but on process 0.
 
     Args:
         workdir: folder of the run, made when missing.
-        wandb: project of Weights & Biases to write to as well, or None. Entity and mode come from its own environment
-            variables; WANDB_MODE=offline keeps everything below the workdir. A resumed run goes on under the same id.
+        wandb: project of Weights & Biases to write to as well, or None. Entity and mode come from
+          its own environment
+            variables; WANDB_MODE=offline keeps everything below the workdir. A resumed run goes on
+            under the same id.
 
     Raises:
         UserError: wandb is not installed.
@@ -41,7 +45,8 @@ class Writer:
         self._step = 0
         self._board = None
         self._wandb = None
-        # In every process, for one that stopped alone would leave the others waiting; and before there is a folder.
+        # In every process, for one that stopped alone would leave the others waiting; and before
+        # there is a folder.
         module = _wandb_module(wandb) if wandb else None
         if self._active:
             self._workdir.mkdir(parents=True, exist_ok=True)
@@ -55,9 +60,11 @@ class Writer:
         self.close()
 
     def truncate(self, step):
-        """Forgets what was written after `step`, the step just restored (0 for a new run), and a line torn by a crash.
+        """Forgets what was written after `step`, the step just restored (0 for a new run), and a
+        line torn by a crash.
 
-        Has to come before anything is written. TensorBoard hides its own events after `step` from here on.
+        Has to come before anything is written. TensorBoard hides its own events after `step` from
+        here on.
         """
         self._step = step
         if self._active:
@@ -69,13 +76,17 @@ class Writer:
         self._scalars('metrics.jsonl', step, values)
 
     def timing(self, step, values):
-        """Writes scalars that no two runs share, as speeds: to timing.jsonl and, below timing/, to TensorBoard."""
+        """Writes scalars that no two runs share, as speeds: to timing.jsonl and, below timing/, to
+        TensorBoard."""
         self._scalars('timing.jsonl', step, values, prefix='timing/')
 
     def evaluation(self, step, values):
-        """Writes an evaluation, {name: number}, to TensorBoard below evaluation/; its file is its own."""
+        """Writes an evaluation, {name: number}, to TensorBoard below evaluation/; its file is its
+        own."""
         if self._active:
-            self._board_scalars(step, {f'evaluation/{key}': float(value) for key, value in values.items()})
+            self._board_scalars(
+                step, {f'evaluation/{key}': float(value) for key, value in values.items()}
+            )
 
     def _scalars(self, name, step, values, prefix=''):
         if not self._active:
@@ -95,7 +106,8 @@ class Writer:
             file.write(json.dumps(plain(values), allow_nan=False) + '\n')
 
     def histograms(self, step, counts, edges):
-        """Writes how often something lay where, by noise level: to histograms.jsonl and TensorBoard; reproducible.
+        """Writes how often something lay where, by noise level: to histograms.jsonl and
+        TensorBoard; reproducible.
 
         Args:
             step: int.
@@ -106,7 +118,10 @@ class Writer:
             return
         self._line('histograms.jsonl', {'step': int(step), 'edges': edges, **counts})
         for name, by_level in counts.items():
-            levels = {f'{name}/noise_level_{k}_of_{len(by_level)}': row for k, row in enumerate(by_level, 1)}
+            levels = {
+                f'{name}/noise_level_{k}_of_{len(by_level)}': row
+                for k, row in enumerate(by_level, 1)
+            }
             for tag, row in ({name: by_level.sum(axis=0)} | levels).items():
                 if row.sum():
                     self._histogram(tag, row, np.asarray(edges, float), int(step))
@@ -140,7 +155,8 @@ class Writer:
                 self._wandb.log({name: wandb.Image(array)}, step=int(step))
 
     def config(self, values):
-        """Writes a config, nested dicts of plain values, to TensorBoard: as text and as hyperparameters."""
+        """Writes a config, nested dicts of plain values, to TensorBoard: as text and as
+        hyperparameters."""
         if not self._active:
             return
         from tensorboardX.summary import hparams
@@ -149,7 +165,8 @@ class Writer:
             self._wandb.config.update(values, allow_val_change=True)
         board = self._tensorboard()
         board.add_text('config', f'```\n{json.dumps(values, indent=2)}\n```')
-        # `board.add_hparams` would open a second event file, which TensorBoard shows as a second run.
+        # `board.add_hparams` would open a second event file, which TensorBoard shows as a second
+        # run.
         for summary in hparams(dict(_flat(values)), {}):
             board.file_writer.add_summary(summary)
 
@@ -182,7 +199,9 @@ def _wandb_module(project):
     try:
         import wandb
     except ImportError as error:
-        raise UserError(f"wandb={project!r}: Weights & Biases is not installed: pip install 'fdistill[wandb]'") from error
+        raise UserError(
+            f"wandb={project!r}: Weights & Biases is not installed: pip install 'fdistill[wandb]'"
+        ) from error
     return wandb
 
 
@@ -246,7 +265,8 @@ def versions():
 
 
 def plain(value):
-    """Turns numpy and jax values, at any depth, into what JSON holds; other than finite: 'nan', 'inf', '-inf'."""
+    """Turns numpy and jax values, at any depth, into what JSON holds; other than finite: 'nan',
+    'inf', '-inf'."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -285,9 +305,11 @@ def image_grid(images, columns=None, tile=64):
     """Sets images side by side, row by row.
 
     Args:
-        images: float [N, H, W, 1 or 3] in [-1, 1], cut to that range; a pixel that is not finite becomes magenta.
+        images: float [N, H, W, 1 or 3] in [-1, 1], cut to that range; a pixel that is not finite
+          becomes magenta.
         columns: images a row; default: about as many as rows.
-        tile: an image smaller than this many pixels is enlarged by a whole factor, to at least this.
+        tile: an image smaller than this many pixels is enlarged by a whole factor, to at least
+          this.
     Returns:
         uint8 [height, width, 3].
     Raises:
@@ -295,19 +317,25 @@ def image_grid(images, columns=None, tile=64):
     """
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
-        raise ValueError(f'images have shape {images.shape}; a grid needs [N, H, W, 1 or 3] with N > 0')
+        raise ValueError(
+            f'images have shape {images.shape}; a grid needs [N, H, W, 1 or 3] with N > 0'
+        )
     count, height, width, _ = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     finite = np.isfinite(images).all(axis=-1)
-    pixels = np.round(np.where(finite[..., None], np.clip(images, -1, 1), 0) * 127.5 + 127.5).astype(np.uint8)
+    pixels = np.round(
+        np.where(finite[..., None], np.clip(images, -1, 1), 0) * 127.5 + 127.5
+    ).astype(np.uint8)
     pixels = np.broadcast_to(pixels, (count, height, width, 3)).copy()
     pixels[~finite] = (255, 0, 255)
     factor = max(1, math.ceil(tile / min(height, width)))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     pixels = np.pad(pixels, [(0, rows * columns - count), (1, 1), (1, 1), (0, 0)])
     grid = pixels.reshape(rows, columns, *pixels.shape[1:])
-    return grid.transpose(0, 2, 1, 3, 4).reshape(rows * pixels.shape[1], columns * pixels.shape[2], 3)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(
+        rows * pixels.shape[1], columns * pixels.shape[2], 3
+    )
 
 
 def scatter(points, reference=None, limit=None, size=384, dot=3):
@@ -316,7 +344,8 @@ def scatter(points, reference=None, limit=None, size=384, dot=3):
     Args:
         points: [N, 2], in blue; points that are not finite or not within the limit are left out.
         reference: [M, 2], in grey below them, or None.
-        limit: half the side of the square shown, centred at 0; default: what holds the reference, else the points.
+        limit: half the side of the square shown, centred at 0; default: what holds the reference,
+          else the points.
         size: side of the picture in pixels, rounded down to whole dots.
         dot: side of a dot in pixels.
     Returns:
@@ -333,13 +362,18 @@ def scatter(points, reference=None, limit=None, size=384, dot=3):
         layer = layer[np.isfinite(layer).all(axis=-1)]
         counts, _, _ = np.histogram2d(layer[:, 1], layer[:, 0], cells, [(-limit, limit)] * 2)
         # One point is seen; some ten times the mean of a filled picture is full colour.
-        shade = np.where(counts > 0, 0.25 + 0.75 * (1 - np.exp(-counts * cells**2 / (10 * max(len(layer), 1)))), 0)
+        shade = np.where(
+            counts > 0,
+            0.25 + 0.75 * (1 - np.exp(-counts * cells**2 / (10 * max(len(layer), 1)))),
+            0,
+        )
         picture += shade[::-1, :, None] * (np.array(colour) - picture)
     return np.round(picture * 255).astype(np.uint8).repeat(dot, axis=0).repeat(dot, axis=1)
 
 
 class Progress:
-    """Says on stderr how far a run is: a bar on a terminal, otherwise a line now and then; process 0 only.
+    """Says on stderr how far a run is: a bar on a terminal, otherwise a line now and then; process
+    0 only.
 
     Args:
         total: last step.
@@ -365,7 +399,8 @@ class Progress:
         """Notes that `step` steps are done, with the newest metrics when there are any.
 
         Returns:
-            {'images_per_second', 'seconds'} every so many seconds and after the last step, otherwise None.
+            {'images_per_second', 'seconds'} every so many seconds and after the last step,
+            otherwise None.
         """
         if metrics:
             self._metrics = {name: f'{float(value):.4g}' for name, value in metrics.items()}

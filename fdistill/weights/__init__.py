@@ -1,4 +1,5 @@
-"""Published weights: read from foreign files without running them, converted once, kept as safetensors."""
+"""Published weights: read from foreign files without running them, converted once, kept as
+safetensors."""
 
 import pathlib
 from typing import Any, Callable, NamedTuple
@@ -26,13 +27,16 @@ CONVERTERS = {
     'inception': Converter(inception.rename, inception_network.shapes, inception.LICENCE),
     # Our names are facebook's.
     'dinov2': Converter(
-        dict, lambda: vit.vit().shapes(), 'DINOv2 ViT-L/14 of Meta AI, dinov2_vitl14_pretrain.pth, Apache-2.0 (code and weights)'
+        dict,
+        lambda: vit.vit().shapes(),
+        'DINOv2 ViT-L/14 of Meta AI, dinov2_vitl14_pretrain.pth, Apache-2.0 (code and weights)',
     ),
 }
 
 
 def convert(kind, source, out):
-    """Writes the weights of a published file as ours; a file that holds them already stays as it is.
+    """Writes the weights of a published file as ours; a file that holds them already stays as it
+    is.
 
     Args:
       kind: a name of CONVERTERS.
@@ -43,7 +47,8 @@ def convert(kind, source, out):
       The metadata of the written file, {str: str}.
 
     Raises:
-      UserError: unknown kind, unreadable source, its arrays are not those of the network, or `out` holds something else.
+      UserError: unknown kind, unreadable source, its arrays are not those of the network, or `out`
+        holds something else.
     """
     if kind not in CONVERTERS:
         raise UserError(f'unknown weights {kind!r}{suggest(kind, CONVERTERS)}')
@@ -56,12 +61,21 @@ def convert(kind, source, out):
     try:
         store.check(renamed, converter.shapes())
     except ValueError as error:
-        raise UserError(f'{source}: does not hold the weights {kind!r}: {error}; take the file as it was published') from error
+        raise UserError(
+            f'{source}: does not hold the weights {kind!r}: {error}; take the file as it was published'
+        ) from error
     if out.exists():
         _, metadata = store.load(out)
         if (metadata.get('kind'), metadata['content_sha256']) != (kind, store.digest(renamed)):
-            raise UserError(f'{out}: exists and holds other weights; delete it or choose another name')
+            raise UserError(
+                f'{out}: exists and holds other weights; delete it or choose another name'
+            )
         return metadata
-    metadata = {'kind': kind, 'source': source.name, 'source_sha256': store.sha256(source), 'licence': converter.licence}
+    metadata = {
+        'kind': kind,
+        'source': source.name,
+        'source_sha256': store.sha256(source),
+        'licence': converter.licence,
+    }
     store.save(out, renamed, metadata)
     return store.load(out, converter.shapes())[1]

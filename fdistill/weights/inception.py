@@ -1,16 +1,20 @@
-"""Names of the FID Inception's arrays in the files that hold it, and in ours, which are pytorch-fid's.
+"""Names of the FID Inception's arrays in the files that hold it, and in ours, which are
+pytorch-fid's.
 
 | file | blocks | arrays of a convolution |
 |---|---|---|
-| pytorch-fid, pt_inception-2015-12-05-*.pth | Mixed_5b.branch1x1, fc | conv.weight, bn.{weight,bias,running_mean,running_var} |
-| NVIDIA, inception-2015-12-05.pt and .pkl | layers.mixed.conv, output | weight, beta, mean, var |
+| pytorch-fid, pt_inception-2015-12-05-*.pth | Mixed_5b.branch1x1, fc | conv.weight,
+bn.{weight,bias,running_mean,running_var} | | NVIDIA, inception-2015-12-05.pt and .pkl |
+layers.mixed.conv, output | weight, beta, mean, var |
 
-Both are ports of TensorFlow's inception-2015-12-05.tgz. Its norms have no scale: NVIDIA leaves it out, pytorch-fid holds ones.
-Convolutions are [out, in, height, width] and the last layer [classes, features] in both.
+Both are ports of TensorFlow's inception-2015-12-05.tgz. Its norms have no scale: NVIDIA leaves it
+out, pytorch-fid holds ones. Convolutions are [out, in, height, width] and the last layer [classes,
+features] in both.
 
-NVIDIA's names are those of public rebuildings whose authors compared the outputs: openai/consistency_models' (3d86141)
-evaluations/inception_v3.py, class by class, and miemie2013's map from the .pt to PaddlePaddle. Neither NVIDIA file was at hand
-here. Whoever converts one checks that every name is filled once and with its shape, so another layout is refused, not guessed.
+NVIDIA's names are those of public rebuildings whose authors compared the outputs:
+openai/consistency_models' (3d86141) evaluations/inception_v3.py, class by class, and miemie2013's
+map from the .pt to PaddlePaddle. Neither NVIDIA file was at hand here. Whoever converts one checks
+that every name is filled once and with its shape, so another layout is refused, not guessed.
 """
 
 import numpy as np
@@ -27,7 +31,8 @@ _STEM = {
     'conv_3': 'Conv2d_3b_1x1',
     'conv_4': 'Conv2d_4a_3x3',
 }
-# Convolutions of a block, NVIDIA's name: ours. The numbers of a tower's convolutions follow its order.
+# Convolutions of a block, NVIDIA's name: ours. The numbers of a tower's convolutions follow its
+# order.
 _A = {
     'conv': 'branch1x1',
     'tower.conv': 'branch5x5_1',
@@ -87,7 +92,12 @@ _BLOCKS = {
     'mixed_9': ('Mixed_7b', _E),
     'mixed_10': ('Mixed_7c', _E),
 }
-_ARRAYS = {'weight': 'conv.weight', 'beta': 'bn.bias', 'mean': 'bn.running_mean', 'var': 'bn.running_var'}
+_ARRAYS = {
+    'weight': 'conv.weight',
+    'beta': 'bn.bias',
+    'mean': 'bn.running_mean',
+    'var': 'bn.running_var',
+}
 
 _CONVOLUTIONS = {f'layers.{theirs}': ours for theirs, ours in _STEM.items()} | {
     f'layers.{block}.{theirs}': f'{name}.{ours}'
@@ -96,16 +106,22 @@ _CONVOLUTIONS = {f'layers.{theirs}': ours for theirs, ours in _STEM.items()} | {
 }
 # All of NVIDIA's names: ours.
 NVIDIA = {
-    **{f'{theirs}.{a}': f'{ours}.{b}' for theirs, ours in _CONVOLUTIONS.items() for a, b in _ARRAYS.items()},
+    **{
+        f'{theirs}.{a}': f'{ours}.{b}'
+        for theirs, ours in _CONVOLUTIONS.items()
+        for a, b in _ARRAYS.items()
+    },
     'output.weight': 'fc.weight',
     'output.bias': 'fc.bias',
 }
 
 
 def rename(arrays):
-    """Returns the arrays under our names; names that neither layout has stay, to be refused by whoever checks.
+    """Returns the arrays under our names; names that neither layout has stay, to be refused by
+    whoever checks.
 
-    Left out are pytorch-fid's counters of batches and its auxiliary classifier, which FID does not use.
+    Left out are pytorch-fid's counters of batches and its auxiliary classifier, which FID does not
+    use.
 
     Args:
       arrays: {name: array} of `reader.flatten`.

@@ -1,20 +1,24 @@
-"""Foreign weight files as plain Python data, without torch and without running anything that a file brings along.
+"""Foreign weight files as plain Python data, without torch and without running anything that a file
+brings along.
 
 | file | known by | becomes |
 |---|---|---|
 | torch.save, zip | `PK`, one folder with data.pkl | its object; tensors are numpy arrays |
-| TorchScript, zip | as above | a module is the dict of its attributes; code and constants are not looked at |
-| torch.save before 1.6 ("legacy") | a pickle of torch's magic number | its object |
-| pickle: NVIDIA's networks, numpy statistics | any other pickle | its object; a module is a dict of MODULE's keys |
-| safetensors | length of a JSON header, `{` | {name: array} |
+| TorchScript, zip | as above | a module is the dict of its attributes; code and constants are not
+looked at | | torch.save before 1.6 ("legacy") | a pickle of torch's magic number | its object |
+| pickle: NVIDIA's networks, numpy statistics | any other pickle | its object; a module is a dict of
+MODULE's keys | | safetensors | length of a JSON header, `{` | {name: array} |
 
-A pickle is a program. `pickle.Unpickler` with a closed `find_class` would still let it set attributes of whatever that returns
-(BUILD on a function replaces its defaults), allocate at will and nest without end. So the programs are interpreted here: a
-closed table of opcodes over `pickletools.genops`, whose global names are rows of a closed table of pure functions of ours, and
+A pickle is a program. `pickle.Unpickler` with a closed `find_class` would still let it set
+attributes of whatever that returns (BUILD on a function replaces its defaults), allocate at will
+and nest without end. So the programs are interpreted here: a closed table of opcodes over
+`pickletools.genops`, whose global names are rows of a closed table of pure functions of ours, and
 whose every step counts against Limits. There is no other way of loading, and no fall-back to one.
 
-References: Python's pickletools for the opcodes; torch 2.13's serialization.py and _utils.py for what its files hold;
-numpy's core/multiarray.py; NVlabs/stylegan3's torch_utils/persistence.py (`meta`: module_src, class_name, state).
+References: Python's pickletools for the opcodes; torch 2.13's serialization.py and _utils.py for
+  what its files hold;
+numpy's core/multiarray.py; NVlabs/stylegan3's torch_utils/persistence.py (`meta`: module_src,
+class_name, state).
 """
 
 import codecs
@@ -40,14 +44,16 @@ from fdistill.weights import store
 for _codec in ('cp437', 'latin1', 'ascii', 'raw-unicode-escape'):
     codecs.lookup(_codec)
 
-# The keys of the dict that a pickled module becomes. Its source code, which the file carries, is dropped.
+# The keys of the dict that a pickled module becomes. Its source code, which the file carries, is
+# dropped.
 MODULE = ('class_name', 'init_args', 'init_kwargs', 'state')
 
 _DAMAGED = 'download it again from its publisher'
 _EXPORT = "take the publisher's state dict, or write one with torch.save(module.state_dict(), ...) where you trust the file"
 _LIMITS = 'if the file is what it should be, read it with larger Limits'
 
-# What zipfile, pickletools, struct, numpy and a call with the wrong arguments say of bytes that are none of a weight file.
+# What zipfile, pickletools, struct, numpy and a call with the wrong arguments say of bytes that are
+# none of a weight file.
 _MALFORMED = (
     ValueError,
     TypeError,
@@ -69,7 +75,8 @@ class Limits(NamedTuple):
     file, array, total: bytes of the file, of one array, and of all data and arrays made out of it.
     members: entries of a zip archive.
     opcodes: of all its pickles; nodes: of the tree, each counted as often as it is reached.
-    depth: of the tree; nesting: of pickles in byte strings of pickles (a storage of NVIDIA's is one).
+    depth: of the tree; nesting: of pickles in byte strings of pickles (a storage of NVIDIA's is
+      one).
     """
 
     file: int = 8 << 30
@@ -116,7 +123,8 @@ class _Budget:
 
 
 class _Stream:
-    """A seekable binary file of known size, which ends with an error rather than early; what pickletools reads from."""
+    """A seekable binary file of known size, which ends with an error rather than early; what
+    pickletools reads from."""
 
     def __init__(self, file, size):
         self._file, self.left = file, size
@@ -129,7 +137,8 @@ class _Stream:
         return data
 
     def readline(self):
-        # No text of a pickle is long but its protocol-0 strings, and those that write weights have no use for these.
+        # No text of a pickle is long but its protocol-0 strings, and those that write weights have
+        # no use for these.
         line = self._file.readline(4096)
         self.left -= len(line)
         return line
@@ -150,7 +159,8 @@ class _Stream:
 
 
 class _Node:
-    """Something in a pickle that plain Python has not; `kind` is a key of _FINISH or a word for the machine."""
+    """Something in a pickle that plain Python has not; `kind` is a key of _FINISH or a word for the
+    machine."""
 
     __slots__ = ('kind', 'value')
 
@@ -159,7 +169,8 @@ class _Node:
 
 
 class _Storage:
-    """Memory that tensors look into: `count` numbers of a dtype; `data` is set once it has been reached."""
+    """Memory that tensors look into: `count` numbers of a dtype; `data` is set once it has been
+    reached."""
 
     __slots__ = ('dtype', 'count', 'data')
 
@@ -201,7 +212,9 @@ def _natural(number):
 
 def _ordered_dict(machine, items=()):
     target = {}
-    if type(items) not in (list, tuple) or not all(type(item) in (list, tuple) and len(item) == 2 for item in items):
+    if type(items) not in (list, tuple) or not all(
+        type(item) in (list, tuple) and len(item) == 2 for item in items
+    ):
         raise _Refused('builds a dict of something other than pairs')
     _insert(target, [part for item in items for part in item])
     return target
@@ -235,22 +248,36 @@ def _device(machine, *name):
 
 
 def _tensor(machine, storage, offset, shape, stride, requires_grad, hooks, metadata=None):
-    """A view of a storage, checked to lie in it and not to overlap itself (an `expand` of one number has no end)."""
-    if not _is(storage, 'storage') or type(shape) is not tuple or type(stride) is not tuple or metadata:
+    """A view of a storage, checked to lie in it and not to overlap itself (an `expand` of one
+    number has no end)."""
+    if (
+        not _is(storage, 'storage')
+        or type(shape) is not tuple
+        or type(stride) is not tuple
+        or metadata
+    ):
         raise _Refused('has a tensor of the wrong form')
     if type(requires_grad) is not bool or hooks not in ({}, None):
         raise _Refused('has a tensor with hooks', _EXPORT)
-    if len(shape) != len(stride) or len(shape) > 16 or not all(map(_natural, (offset, *shape, *stride))):
+    if (
+        len(shape) != len(stride)
+        or len(shape) > 16
+        or not all(map(_natural, (offset, *shape, *stride)))
+    ):
         raise _Refused('has a tensor with sizes, strides or an offset that are not sizes')
     storage, count = storage.value, math.prod(shape)
     machine.room(count * storage.dtype.itemsize)
     reach = 0
-    for step, size in sorted((step, size) for step, size in zip(stride, shape) if size > 1 and count):
+    for step, size in sorted(
+        (step, size) for step, size in zip(stride, shape) if size > 1 and count
+    ):
         if step <= reach:
             raise _Refused('has a tensor whose elements share memory', _EXPORT)
         reach += step * (size - 1)
     if offset + (reach + 1 if count else 0) > storage.count:
-        raise _Refused(f'has a tensor {shape} that lies outside its storage of {storage.count} numbers')
+        raise _Refused(
+            f'has a tensor {shape} that lies outside its storage of {storage.count} numbers'
+        )
     return _Node('tensor', (storage, offset, shape, stride))
 
 
@@ -276,19 +303,27 @@ def _nested(machine, data):
 
 def _persistent(machine, meta):
     """NVIDIA's module: all but the source code, which torch_utils.persistence would run."""
-    if type(meta) is not dict or meta.get('type') != 'class' or type(meta.get('class_name')) is not str:
+    if (
+        type(meta) is not dict
+        or meta.get('type') != 'class'
+        or type(meta.get('class_name')) is not str
+    ):
         raise _Refused('has a persistent object of the wrong form')
     state = meta.get('state')
     if type(state) is not dict:
         raise _Refused('has a persistent object without a state')
     init = state.get('_init_args', ()), state.get('_init_kwargs', {})
-    state = {name: value for name, value in state.items() if name not in ('_init_args', '_init_kwargs')}
+    state = {
+        name: value for name, value in state.items() if name not in ('_init_args', '_init_kwargs')
+    }
     return _Node('module', dict(zip(MODULE, (meta['class_name'], *init, state))))
 
 
 def _dtype(machine, name, align=False, copy=True):
     if type(name) is not str or name not in _NUMPY_DTYPES:
-        raise _Refused(f'has a numpy array of dtype {_show(name)}', 'its arrays must hold plain numbers')
+        raise _Refused(
+            f'has a numpy array of dtype {_show(name)}', 'its arrays must hold plain numbers'
+        )
     return _Node('dtype', np.dtype(name))
 
 
@@ -300,7 +335,12 @@ def _reconstruct(machine, subtype, shape, typecode):
 
 def _array(machine, dtype, shape, fortran, data):
     """The numpy array of raw bytes."""
-    if not _is(dtype, 'dtype') or type(shape) is not tuple or len(shape) > 16 or not all(map(_natural, shape)):
+    if (
+        not _is(dtype, 'dtype')
+        or type(shape) is not tuple
+        or len(shape) > 16
+        or not all(map(_natural, shape))
+    ):
         raise _Refused('has a numpy array of the wrong form')
     if type(data) is str:  # Of Python 2.
         data = data.encode('latin1')
@@ -310,7 +350,9 @@ def _array(machine, dtype, shape, fortran, data):
     machine.room(size)
     machine.budget.spend(size)
     array = _typed(np.frombuffer(bytes(data), np.uint8), dtype.value)
-    return array.astype(dtype.value.newbyteorder('='), copy=False).reshape(shape, order='F' if fortran else 'C')
+    return array.astype(dtype.value.newbyteorder('='), copy=False).reshape(
+        shape, order='F' if fortran else 'C'
+    )
 
 
 def _frombuffer(machine, data, dtype, shape, order, *axes):
@@ -338,7 +380,9 @@ def _dict(machine):
     return {}
 
 
-_NUMPY_DTYPES = frozenset(['b1', *(f'{kind}{size}' for kind in 'iu' for size in (1, 2, 4, 8)), 'f2', 'f4', 'f8'])
+_NUMPY_DTYPES = frozenset(
+    ['b1', *(f'{kind}{size}' for kind in 'iu' for size in (1, 2, 4, 8)), 'f2', 'f4', 'f8']
+)
 _STORAGES = {
     'BFloat16': ml_dtypes.bfloat16,
     'Bool': np.bool_,
@@ -353,7 +397,8 @@ _STORAGES = {
     'Untyped': np.uint8,
 }
 _TORCH_DTYPES = 'bfloat16 bool float16 float32 float64 int16 int32 int64 int8 uint8'.split()
-# torch's own layers occur in NVIDIA's networks. Their constructors are not needed: a pickle sets the attributes.
+# torch's own layers occur in NVIDIA's networks. Their constructors are not needed: a pickle sets
+# the attributes.
 _LAYERS = {
     'activation': 'GELU LeakyReLU ReLU SiLU Sigmoid Softmax Tanh',
     'batchnorm': 'BatchNorm1d BatchNorm2d',
@@ -367,7 +412,8 @@ _LAYERS = {
     'sparse': 'Embedding',
     'upsampling': 'Upsample',
 }
-# (module, name) -> (kind, value): all that a pickle can name, but for the classes of TorchScript, see _find.
+# (module, name) -> (kind, value): all that a pickle can name, but for the classes of TorchScript,
+# see _find.
 _GLOBALS = {
     ('collections', 'OrderedDict'): ('function', _ordered_dict),
     ('_codecs', 'encode'): ('function', _encode),
@@ -382,10 +428,20 @@ _GLOBALS = {
     ('torch', 'Size'): ('function', lambda machine, shape: tuple(_sequence(machine, shape))),
     ('torch', 'device'): ('function', _device),
     ('torch.jit._pickle', 'restore_type_tag'): ('function', _tagged),
-    **{('torch.jit._pickle', f'build_{of}list'): ('function', _sequence) for of in ('int', 'double', 'bool', 'tensor')},
-    **{('torch', f'{name}Storage'): ('storage type', np.dtype(dtype)) for name, dtype in _STORAGES.items()},
+    **{
+        ('torch.jit._pickle', f'build_{of}list'): ('function', _sequence)
+        for of in ('int', 'double', 'bool', 'tensor')
+    },
+    **{
+        ('torch', f'{name}Storage'): ('storage type', np.dtype(dtype))
+        for name, dtype in _STORAGES.items()
+    },
     **{('torch', name): ('text', f'torch.{name}') for name in _TORCH_DTYPES},
-    **{(f'torch.nn.modules.{file}', name): ('class', _module(name)) for file, names in _LAYERS.items() for name in names.split()},
+    **{
+        (f'torch.nn.modules.{file}', name): ('class', _module(name))
+        for file, names in _LAYERS.items()
+        for name in names.split()
+    },
     ('numpy', 'ndarray'): ('numpy array', None),
     ('numpy', 'dtype'): ('function', _dtype),
     # numpy 2 renamed its folder.
@@ -404,9 +460,13 @@ _GLOBALS = {
 def _find(module, name):
     """A fresh node of the global `module.name`; nothing is imported."""
     if re.fullmatch(r'__torch__(\.\w+)*', module):
-        return _Node('class', _script)  # A class of the archive's own code; any name, as it is never looked up.
+        return _Node(
+            'class', _script
+        )  # A class of the archive's own code; any name, as it is never looked up.
     if (module, name) not in _GLOBALS:
-        raise _Refused(f'asks for {_show(f"{module}.{name}")}, which weights have no use for', _EXPORT)
+        raise _Refused(
+            f'asks for {_show(f"{module}.{name}")}, which weights have no use for', _EXPORT
+        )
     kind, value = _GLOBALS[module, name]
     return value if kind == 'text' else _Node(kind, value)
 
@@ -428,8 +488,14 @@ def _build_script(machine, node, state):
 
 def _build_dtype(machine, node, state):
     """(version, byte order, subarray, names, fields, size, alignment, flags[, metadata])"""
-    if type(state) is not tuple or len(state) not in (8, 9) or any(part is not None for part in state[2:5] + state[8:]):
-        raise _Refused('has a numpy array of a dtype with fields', 'its arrays must hold plain numbers')
+    if (
+        type(state) is not tuple
+        or len(state) not in (8, 9)
+        or any(part is not None for part in state[2:5] + state[8:])
+    ):
+        raise _Refused(
+            'has a numpy array of a dtype with fields', 'its arrays must hold plain numbers'
+        )
     if state[1] not in ('<', '>', '|', '='):
         raise _Refused('has a numpy dtype of an unknown byte order')
     node.value = node.value.newbyteorder(state[1])
@@ -442,7 +508,12 @@ def _build_array(machine, node, state):
     node.value = _array(machine, dtype, shape, fortran, data)
 
 
-_BUILD = {'module': _build_module, 'script': _build_script, 'dtype': _build_dtype, 'array': _build_array}
+_BUILD = {
+    'module': _build_module,
+    'script': _build_script,
+    'dtype': _build_dtype,
+    'array': _build_array,
+}
 
 
 def _insert(target, items):
@@ -478,7 +549,9 @@ class _Machine:
             if opcode.name == 'STOP':
                 break
             if opcode.name not in _OPCODES:
-                raise _Refused(f'uses the pickle opcode {opcode.name}, which weights have no use for', _EXPORT)
+                raise _Refused(
+                    f'uses the pickle opcode {opcode.name}, which weights have no use for', _EXPORT
+                )
             _OPCODES[opcode.name](self, argument)
         value = self.pop()
         if self.stack or self.marked:
@@ -487,7 +560,9 @@ class _Machine:
 
     def room(self, size):
         if size > self.budget.limits.array:
-            raise _Refused(f'has an array of {size} bytes, more than {self.budget.limits.array}', _LIMITS)
+            raise _Refused(
+                f'has an array of {size} bytes, more than {self.budget.limits.array}', _LIMITS
+            )
 
     def pop(self):
         if not self.stack:
@@ -569,7 +644,9 @@ def _constant(machine, argument):
 _OPCODES = {
     **dict.fromkeys(('PROTO', 'FRAME'), lambda machine, _: None),
     **dict.fromkeys('BININT BININT1 BININT2 LONG1 BINFLOAT'.split(), _constant),
-    **dict.fromkeys('BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8'.split(), _constant),
+    **dict.fromkeys(
+        'BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8'.split(), _constant
+    ),
     **dict.fromkeys('BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8'.split(), _constant),
     'NONE': lambda machine, _: machine.push(None),
     'NEWTRUE': lambda machine, _: machine.push(True),
@@ -605,9 +682,11 @@ _OPCODES = {
 
 
 class _Finish:
-    """Turns what a machine made into plain Python: dict, list, tuple, text, bytes, numbers, None and numpy arrays.
+    """Turns what a machine made into plain Python: dict, list, tuple, text, bytes, numbers, None
+    and numpy arrays.
 
-    What is reached twice stays one object, yet is counted twice: whoever walks the tree walks it in full.
+    What is reached twice stays one object, yet is counted twice: whoever walks the tree walks it in
+    full.
     """
 
     def __init__(self, budget):
@@ -623,7 +702,9 @@ class _Finish:
             self.memo[id(node)] = None
             kind = node.kind if type(node) is _Node else type(node)
             if kind not in _FINISH:
-                raise _Refused(f'holds a {getattr(kind, "__name__", kind)} where data belongs', _EXPORT)
+                raise _Refused(
+                    f'holds a {getattr(kind, "__name__", kind)} where data belongs', _EXPORT
+                )
             self.memo[id(node)] = _FINISH[kind](self, node, depth + 1)
         if self.memo[id(node)] is None:
             raise _Refused('contains itself', _EXPORT)
@@ -678,7 +759,9 @@ def _finish_tensor(finish, node, depth):
 
 
 def _finish_storage(finish, node, depth):
-    return _finish_tensor(finish, _Node('tensor', (node.value, 0, (node.value.count,), (1,))), depth)
+    return _finish_tensor(
+        finish, _Node('tensor', (node.value, 0, (node.value.count,), (1,))), depth
+    )
 
 
 _FINISH = {
@@ -700,31 +783,45 @@ _PROTOCOL = 1001
 def _storages(limits, length):
     """(persistent id -> node, {key: _Storage} of those that were asked for).
 
-    A persistent id is ('storage', type, key, device, count), of the legacy format with a view's numbers behind it, which
-    no torch since 0.4 has written.
+    A persistent id is ('storage', type, key, device, count), of the legacy format with a view's
+    numbers behind it, which no torch since 0.4 has written.
     """
     found = {}
 
     def persistent(name):
-        if type(name) is not tuple or len(name) != length or name[0] != 'storage' or any(x is not None for x in name[5:]):
+        if (
+            type(name) is not tuple
+            or len(name) != length
+            or name[0] != 'storage'
+            or any(x is not None for x in name[5:])
+        ):
             raise _Refused('has a persistent id that is not of a storage', _EXPORT)
         _, kind, key, device, count = name[:5]
-        if not _is(kind, 'storage type') or type(key) is not str or type(device) is not str or not _natural(count):
+        if (
+            not _is(kind, 'storage type')
+            or type(key) is not str
+            or type(device) is not str
+            or not _natural(count)
+        ):
             raise _Refused('has a persistent id of the wrong form')
         storage = found.setdefault(key, _Storage(kind.value, count))
         if (storage.dtype, storage.count) != (kind.value, count):
             raise _Refused(f'gives its storage {_show(key)} two types or sizes')
         if storage.size > limits.array:
-            raise _Refused(f'has a storage of {storage.size} bytes, more than {limits.array}', _LIMITS)
+            raise _Refused(
+                f'has a storage of {storage.size} bytes, more than {limits.array}', _LIMITS
+            )
         return _Node('storage', storage)
 
     return persistent, found
 
 
 def _legacy(stream, budget, nesting=0):
-    """The rest of a file of torch's format before 1.6, behind the magic number; nothing may follow it.
+    """The rest of a file of torch's format before 1.6, behind the magic number; nothing may follow
+    it.
 
-    protocol version, {little_endian, ...}, object, [keys], then of each key in turn an int64 count and the raw numbers.
+    protocol version, {little_endian, ...}, object, [keys], then of each key in turn an int64 count
+    and the raw numbers.
     """
     if _Machine(budget).run(stream) != _PROTOCOL:
         raise _Refused("is of an unknown version of torch's legacy format", _EXPORT)
@@ -734,7 +831,11 @@ def _legacy(stream, budget, nesting=0):
     persistent, storages = _storages(budget.limits, 6)
     tree = _Machine(budget, persistent, nesting).run(stream)
     keys = _Machine(budget).run(stream)
-    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
+    if (
+        type(keys) is not list
+        or not all(type(key) is str for key in keys)
+        or sorted(keys) != sorted(storages)
+    ):
         raise _Refused('lists other storages than its tensors use')
     for key in keys:
         storage = storages[key]
@@ -758,7 +859,8 @@ def _pickle(file, size, budget):
 
 
 def _check_directory(file, size, limits):
-    """That the archive ends in its one directory, of a bearable size: zipfile reads it whole before it can be asked."""
+    """That the archive ends in its one directory, of a bearable size: zipfile reads it whole before
+    it can be asked."""
     length = min(size, 98)
     file.seek(size - length)
     tail = file.read(length).rjust(98, b'\0')
@@ -776,11 +878,14 @@ def _check_directory(file, size, limits):
 
 
 def _members(archive, size, limits):
-    """{name: ZipInfo}, of an archive that is what torch writes: plain files of sane, distinct names, none over another."""
+    """{name: ZipInfo}, of an archive that is what torch writes: plain files of sane, distinct
+    names, none over another."""
     members = {}
     for info in archive.infolist():
         name, mode = info.orig_filename, info.external_attr >> 16
-        if not re.fullmatch(r'[^\x00-\x1f\\:/]+(/[^\x00-\x1f\\:/]+)*', name) or {'.', '..'} & set(name.split('/')):
+        if not re.fullmatch(r'[^\x00-\x1f\\:/]+(/[^\x00-\x1f\\:/]+)*', name) or {'.', '..'} & set(
+            name.split('/')
+        ):
             raise _Refused(f'is a zip archive with a member of the name {_show(name)}')
         if name in members:
             raise _Refused(f'is a zip archive with two members {_show(name)}')
@@ -795,25 +900,38 @@ def _members(archive, size, limits):
 
 
 def _zip(file, size, budget):
-    """torch.save's archive or TorchScript's: <folder>/data.pkl, and <folder>/data/<key> of each storage."""
+    """torch.save's archive or TorchScript's: <folder>/data.pkl, and <folder>/data/<key> of each
+    storage."""
     _check_directory(file, size, budget.limits)
     with zipfile.ZipFile(file) as archive:
         members = _members(archive, size, budget.limits)
 
         def content(name):
-            """Uncompressed, as torch writes it; so no member is larger than the file. zipfile compares the CRC."""
+            """Uncompressed, as torch writes it; so no member is larger than the file. zipfile
+            compares the CRC."""
             if name not in members:
                 raise _Refused(f'is a zip archive without {_show(name)}')
             info = members[name]
-            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-                raise _Refused(f'is a zip archive whose {_show(name)} is compressed or encrypted', _EXPORT)
+            if (
+                info.compress_type != zipfile.ZIP_STORED
+                or info.compress_size != info.file_size
+                or info.flag_bits & 1
+            ):
+                raise _Refused(
+                    f'is a zip archive whose {_show(name)} is compressed or encrypted', _EXPORT
+                )
             budget.spend(info.file_size)
             with archive.open(info) as member:
                 return _Stream(member, info.file_size).array(info.file_size)
 
-        folders = [name[:-8] for name in members if name.count('/') == 1 and name.endswith('/data.pkl')]
+        folders = [
+            name[:-8] for name in members if name.count('/') == 1 and name.endswith('/data.pkl')
+        ]
         if len(folders) != 1:
-            raise _Refused('is a zip archive, but of no torch file: it lacks the one data.pkl', 'name a .pth, .pt or .pkl file')
+            raise _Refused(
+                'is a zip archive, but of no torch file: it lacks the one data.pkl',
+                'name a .pth, .pt or .pkl file',
+            )
         (folder,) = folders
         if f'{folder}byteorder' in members and bytes(content(f'{folder}byteorder')) != b'little':
             raise _Refused('was written on a machine of another byte order', _EXPORT)
@@ -832,7 +950,8 @@ def _zip(file, size, budget):
 
 
 def _format(head):
-    """The reader of a file that begins with these 16 bytes, as (binary file, size, budget) -> tree."""
+    """The reader of a file that begins with these 16 bytes, as (binary file, size, budget) ->
+    tree."""
     if head[:4] == b'PK\3\4':
         return _zip
     if head[:1] == b'\x80' and head[1:2] in (b'\2', b'\3', b'\4', b'\5'):
@@ -851,11 +970,13 @@ def read(path, limits=LIMITS):
       limits: Limits.
 
     Returns:
-      Nested dict, list, tuple, str, bytes, number, bool, None and numpy arrays (read-only; bfloat16 is ml_dtypes'). Of
-      a pickled module {'class_name', 'init_args', 'init_kwargs', 'state'}, of a TorchScript module its attributes.
+      Nested dict, list, tuple, str, bytes, number, bool, None and numpy arrays (read-only; bfloat16
+      is ml_dtypes'). Of a pickled module {'class_name', 'init_args', 'init_kwargs', 'state'}, of a
+      TorchScript module its attributes.
 
     Raises:
-      UserError: the file is missing, damaged, of another format, or asks for more than weights need.
+      UserError: the file is missing, damaged, of another format, or asks for more than weights
+        need.
     """
     path = pathlib.Path(path)
     try:
@@ -884,8 +1005,8 @@ def read(path, limits=LIMITS):
 def flatten(tree):
     """{dotted name: array} of what `read` returned: the names that torch's state_dict() has.
 
-    The three groups of a module's state add nothing to a name, nor do the fields that `read` gives a module; all but
-    arrays is left out.
+    The three groups of a module's state add nothing to a name, nor do the fields that `read` gives
+    a module; all but arrays is left out.
 
     Raises:
       ValueError: two arrays of one name.
@@ -902,7 +1023,11 @@ def flatten(tree):
             if tuple(node) == MODULE:
                 node = node['state']
             for key, child in node.items():
-                visit(child, *path, *([] if key in ('_parameters', '_buffers', '_modules') else [str(key)]))
+                visit(
+                    child,
+                    *path,
+                    *([] if key in ('_parameters', '_buffers', '_modules') else [str(key)]),
+                )
         elif isinstance(node, (list, tuple)):
             for index, child in enumerate(node):
                 visit(child, *path, str(index))

@@ -1,7 +1,7 @@
 """Converted weights as safetensors files; the one door to that library.
 
-A file holds its arrays and, as text, what they are: the format's version, the kind of network, the source's name and SHA-256,
-the licence, and the SHA-256 of the arrays themselves.
+A file holds its arrays and, as text, what they are: the format's version, the kind of network, the
+source's name and SHA-256, the licence, and the SHA-256 of the arrays themselves.
 """
 
 import hashlib
@@ -15,7 +15,18 @@ from fdistill.data import cache
 from fdistill.errors import UserError
 
 FORMAT = 'fdistill weights 1'
-_DTYPES = ('bfloat16', 'bool', 'float16', 'float32', 'float64', 'int16', 'int32', 'int64', 'int8', 'uint8')
+_DTYPES = (
+    'bfloat16',
+    'bool',
+    'float16',
+    'float32',
+    'float64',
+    'int16',
+    'int32',
+    'int64',
+    'int8',
+    'uint8',
+)
 
 
 def sha256(path):
@@ -30,7 +41,8 @@ def _plain(array):
 
 
 def digest(arrays):
-    """Hexadecimal SHA-256 of {name: array}: of names in order, dtypes, shapes and bytes, however they lie in memory."""
+    """Hexadecimal SHA-256 of {name: array}: of names in order, dtypes, shapes and bytes, however
+    they lie in memory."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = _plain(arrays[name])
@@ -40,11 +52,13 @@ def digest(arrays):
 
 
 def check(arrays, shapes=None):
-    """Raises ValueError that tells the first few faults: names, shapes, dtypes, values that are not finite.
+    """Raises ValueError that tells the first few faults: names, shapes, dtypes, values that are not
+    finite.
 
     Args:
       arrays: {name: array}.
-      shapes: {name: shape} that all arrays must have, as float32; None allows any names, shapes and dtypes.
+      shapes: {name: shape} that all arrays must have, as float32; None allows any names, shapes and
+        dtypes.
     """
     faults = []
     if shapes is not None:
@@ -57,11 +71,15 @@ def check(arrays, shapes=None):
         if array.shape != tuple(expected):
             faults.append(f'{name!r:.80} has the shape {array.shape}, not {tuple(expected)}')
         elif array.dtype.name not in (_DTYPES if shapes is None else ('float32',)):
-            faults.append(f'{name!r:.80} is {array.dtype.name}' + ('' if shapes is None else ', not float32'))
+            faults.append(
+                f'{name!r:.80} is {array.dtype.name}' + ('' if shapes is None else ', not float32')
+            )
         elif not np.isfinite(array).all():
             faults.append(f'{name!r:.80} is not finite')
     if faults:
-        raise ValueError('; '.join(faults[:3]) + (f'; and {len(faults) - 3} more' if len(faults) > 3 else ''))
+        raise ValueError(
+            '; '.join(faults[:3]) + (f'; and {len(faults) - 3} more' if len(faults) > 3 else '')
+        )
 
 
 def save(path, arrays, metadata):
@@ -79,7 +97,10 @@ def save(path, arrays, metadata):
     # safetensors writes the memory of an array as it lies.
     arrays = {name: _plain(array) for name, array in arrays.items()}
     metadata = {**metadata, 'format': FORMAT, 'content_sha256': digest(arrays)}
-    cache.write(pathlib.Path(path), lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata))
+    cache.write(
+        pathlib.Path(path),
+        lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata),
+    )
 
 
 def read(path):
@@ -93,7 +114,9 @@ def read(path):
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (safetensors.SafetensorError, AttributeError, OSError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{path}: is no whole safetensors file ({reason}); make one with `fdistill convert`') from error
+        raise UserError(
+            f'{path}: is no whole safetensors file ({reason}); make one with `fdistill convert`'
+        ) from error
 
 
 def load(path, shapes=None):
@@ -114,7 +137,9 @@ def load(path, shapes=None):
             f'{path}: its format is {metadata.get("format")!r:.80}, not {FORMAT!r}; delete it and convert the weights again'
         )
     if metadata.get('content_sha256') != digest(arrays):
-        raise UserError(f'{path}: its arrays are not those that were written; delete it and convert the weights again')
+        raise UserError(
+            f'{path}: its arrays are not those that were written; delete it and convert the weights again'
+        )
     try:
         check(arrays, shapes)
     except ValueError as error:
