@@ -9,6 +9,8 @@ import re
 import traceback
 import types
 import typing
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -182,33 +184,62 @@ def pick(table, name, where):
     return table[name]
 
 
-def call(function, section, where, **given):
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The settings of a function: its parameters by name.
+
+    A parameter whose default is a NamedTuple with defaults of its own is a group of settings, and
+    stands here as its fields, each with the default that it has in that group: a config names the
+    fields alone.
+    """
+    found = {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        found |= {
+            field: own.replace(default=getattr(parameter.default, field))
+            for field, own in _fields(parameter.default).items()
+        } or {name: parameter}
+    return found
+
+
+def _fields(default):
+    """The fields of a group of settings as parameters; of anything else none."""
+    kind = type(default)
+    if not isinstance(default, tuple) or len(getattr(kind, '_field_defaults', ())) < len(default):
+        return {}
+    return inspect.signature(kind, eval_str=True).parameters if default else {}
+
+
+def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, **given: Any) -> Any:
     """`function(**section, **given)`; the function's signature is the section's schema.
 
     Args:
-        function: has keyword arguments.
+        function: has keyword arguments, see `parameters`.
         section: mapping of what the user configured.
         where: the section's name in messages, for example 'config.method'.
-        given: arguments that do not come from the config.
+        given: arguments, or fields of a group, that do not come from the config.
     Raises:
         UserError: an argument unknown, missing or of the wrong type, or a ValueError raised by our
           own `function`.
     """
-    parameters = inspect.signature(function, eval_str=True).parameters
-    names = [name for name in parameters if name not in given]
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    schema = parameters(function)
+    names = [name for name in schema if name not in given]
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in schema.values())
     for name, value in section.items():
-        if name in given or (name not in parameters and not open_ended):
+        if name in given or (name not in schema and not open_ended):
             raise UserError(f'{where}.{name}: unknown{suggest(name, names)}')
-        if name in parameters:
-            _check_type(value, parameters[name], f'{where}.{name}')
+        if name in schema:
+            _check_type(value, schema[name], f'{where}.{name}')
     for name in names:
-        parameter = parameters[name]
+        parameter = schema[name]
         variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if name not in section and parameter.default is parameter.empty and not variadic:
             raise UserError(f'{where}.{name}: missing; it has no default')
+    values = dict(section) | given
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in given and (fields := _fields(parameter.default)):
+            own = {field: values.pop(field) for field in fields if field in values}
+            values[name] = parameter.default._replace(**own)
     try:
-        return function(**section, **given)
+        return function(**values)
     except UserError:
         raise
     except TypeError as error:
@@ -226,12 +257,18 @@ def call(function, section, where, **given):
         raise UserError(f'{where}: {error}') from error
 
 
+# What a config can hold; anything else, as a number of several lanes, was put there by ourselves.
+PLAIN = (bool, int, float, str, tuple, list, dict, types.NoneType)
+
+
 def _check_type(value, parameter, where):
     annotation = parameter.annotation
     if annotation is parameter.empty and isinstance(
         parameter.default, (bool, int, float, str, tuple)
     ):
         annotation = type(parameter.default)  # A default says as much as an annotation would.
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
     if value is None and parameter.default is None or _fits(value, annotation):
         return
     wanted = (
@@ -245,6 +282,8 @@ def _check_type(value, parameter, where):
 def _fits(value, annotation):
     """Whether a value is of a type made of int, float, bool, str, None and tuple; any other type
     passes."""
+    if not isinstance(value, PLAIN):
+        return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)

@@ -103,11 +103,7 @@ def _name(overrides):
 
 def fingerprint(config):
     """Of a config without what may change when it is resumed."""
-    flat = {
-        key: value
-        for key, value in build.flat(configs.to_json(config)).items()
-        if not key.startswith(build.FREE)
-    }
+    flat = build.comparable(configs.to_json(config))
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -214,7 +210,7 @@ def _after(workdir, trial, error, seconds, references):
 
 
 def lanes(workdir, trials):
-    """Trials in groups that differ in their seed and `build.CONTINUOUS` settings alone.
+    """Trials in groups that differ in their seed and continuous settings (`types.Continuous`) alone.
 
     One that has a checkpoint is a group of its own, and resumes; so is one that is evaluated on its
     way.

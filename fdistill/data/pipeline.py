@@ -2,11 +2,13 @@
 
 import functools
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
 
-from fdistill.data.sources import to_float
+from fdistill.data.sources import Source, to_float
 
 # First word of the random seeds, so that the order of epoch e and the flips of step e are
 # independent.
@@ -14,8 +16,15 @@ ORDER, FLIP = 0, 1
 
 
 def batches(
-    source, batch_size, seed, start_step=0, flip=False, process_index=0, process_count=1, threads=0
-):
+    source: Source,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    flip: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 0,
+) -> Iterator[dict[str, Any]]:
     """Endless iterator over the batches of steps start_step, start_step + 1, ...
 
     The stream is one random permutation of the data after another, cut into pieces of `batch_size`:
@@ -38,8 +47,8 @@ def batches(
         threads, for memory-mapped data on a slow disk.
 
     Yields:
-      {'image': float32 [batch_size / process_count, ...] in [-1, 1] (points: as they are), 'label':
-      int32 [...]}.
+      {'x': float32 [batch_size / process_count, ...] in [-1, 1] (points: as they are),
+      'condition': {name: [...]}}.
 
     Raises:
       ValueError: empty source, a size or an index out of range, or flipping points.
@@ -71,15 +80,18 @@ def batches(
         indices = np.concatenate(
             [permutation(e)[places[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]
         )
-        images = source.images[indices]
+        images, condition = source.images[indices], source.condition(indices)
         if flip:
-            mirrored = np.random.PCG64([FLIP, seed, step]).random_raw(batch_size)[
-                mine
-            ] >> np.uint64(63)
-            images = np.where(
-                mirrored.astype(bool)[:, None, None, None], images[:, :, ::-1], images
-            )
-        return {'image': to_float(images, source.levels), 'label': source.labels[indices]}
+            bits = np.random.PCG64([FLIP, seed, step]).random_raw(batch_size)[mine]
+            mirrored = (bits >> np.uint64(63)).astype(bool)[:, None, None, None]
+            images = np.where(mirrored, images[:, :, ::-1], images)
+            # A picture that says what the image is to be like is mirrored with it.
+            condition |= {
+                name: np.where(mirrored, value[:, :, ::-1], value)
+                for name, value in condition.items()
+                if value.ndim == 4
+            }
+        return {'x': to_float(images, source.levels), 'condition': condition}
 
     steps = grain.MapDataset.range(start_step, np.iinfo(np.int64).max // batch_size).map(gather)
     if not threads:

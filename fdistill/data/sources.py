@@ -11,13 +11,15 @@ import re
 import stat
 import warnings
 import zipfile
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tqdm
 
 from fdistill.data import cache
 from fdistill.errors import UserError, suggest
+from fdistill.types import Free, Place
 
 SPLITS = ('train', 'held_out')
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
@@ -46,6 +48,8 @@ class Source(NamedTuple):
     num_classes: number of classes of the data set, 1 if it has no labels.
     levels: largest grey level (255 for 8 bits), 0 for points.
     name: what the data is called in results.
+    given: further conditions by name, [N, ...] each, as embedded text or pictures of low
+      resolution.
     """
 
     images: Any
@@ -53,6 +57,13 @@ class Source(NamedTuple):
     num_classes: int
     levels: int
     name: str
+    given: Mapping[str, Any] = {}
+
+    def condition(self, index: Any) -> dict[str, np.ndarray]:
+        """What the samples of an index are to be like, {name: [n, ...]}; the label where there are
+        classes."""
+        label = {'label': np.asarray(self.labels[index], np.int32)} if self.num_classes > 1 else {}
+        return label | {name: np.asarray(values[index]) for name, values in self.given.items()}
 
 
 def to_float(images, levels):
@@ -245,7 +256,13 @@ def mixture(split, mixture='ring', n=50000, seed=0, labelled=True):
     )
 
 
-def tfds(split, dataset=None, data_dir=None, train='train', held_out='test'):
+def tfds(
+    split: str,
+    dataset: str | None = None,
+    data_dir: Annotated[str | None, Free] = None,
+    train: str = 'train',
+    held_out: str = 'test',
+) -> Source:
     """A TensorFlow data set that lies prepared on disk, read without TensorFlow, levels 0..255.
 
     Args:
@@ -556,7 +573,7 @@ def _edm_labels(read, names):
     )
 
 
-def image_folder(split, path, held_out=0.1):
+def image_folder(split: str, path: Annotated[str, Place], held_out: float = 0.1) -> Source:
     """A folder or zip of PNG or JPEG images of one size, 8 bits, all grey or all RGB; levels
     0..255. Classes: `opened`.
 

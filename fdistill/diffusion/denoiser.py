@@ -1,34 +1,57 @@
-"""The one model type: a denoiser D(x, sigma, label) -> x0, an estimate of E[x0 | x0 + sigma eps =
+"""The one model type: a denoiser D(x, sigma, condition) -> x0, an estimate of E[x0 | x0 + sigma eps =
 x].
 
 Scores follow by Tweedie, s = (D - x)/sigma^2. Whatever a network was trained to predict, under
 whatever schedule, is turned into this at the door.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+
+from fdistill.types import Condition, Continuous
+
+
+def column(values: jax.Array, like: jax.Array) -> jax.Array:
+    """values[B] shaped to multiply like[B,...]."""
+    return jnp.reshape(values, values.shape + (1,) * (like.ndim - values.ndim))
+
+
+# What "nothing said" is, for each name of a condition that guidance and dropout leave out. Others,
+# as a picture of low resolution or a second time, belong to the task and stay.
+NULLS = {
+    'label': lambda label: jnp.full_like(label, -1),
+    'text': jnp.zeros_like,
+    'mask': jnp.zeros_like,
+    'pooled': jnp.zeros_like,
+}
+
+
+def null(params: Any, condition: Condition) -> dict[str, jax.Array]:
+    """The condition with its `NULLS` in place: no label, the empty text."""
+    return {name: NULLS.get(name, lambda value: value)(value) for name, value in condition.items()}
 
 
 class Denoiser(NamedTuple):
-    """Two pure functions.
+    """Pure functions, and the names of the conditions that they take.
 
-    init(key, x[B,...], label[B]) -> params
-    apply(params, x[B,...], sigma[B], label[B], key=None, augment=None) -> (x0[B,...], features)
+    init(key, x[B,...], condition) -> params
+    apply(params, x[B,...], sigma[B], condition, key=None) -> (x0[B,...], features)
+    null(params, condition) -> condition: what guidance sets against the condition, see `null`.
 
-    x is clean data plus sigma times unit noise, label int32 with -1 for "no label"; `key` switches
-    dropout on.
+    x is clean data plus sigma times unit noise; the condition a dict of arrays [B, ...], as
+    {'label': int32[B]} with -1 for "no label"; `key` switches dropout on.
     """
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
+    takes: tuple[str, ...] = ()
+    null: Callable[..., Any] = null
 
 
-def _column(values, like):
-    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
-
-
-def precondition(network, *, sigma_data=0.5):
+def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0.5) -> Denoiser:
     """EDM preconditioning: D = c_skip x + c_out F(c_in x, c_noise) (arXiv 2206.00364, table 1 and
     equation 7).
 
@@ -37,7 +60,7 @@ def precondition(network, *, sigma_data=0.5):
     the network.
 
     Args:
-      network: `Network` F.
+      network: F, `networks.Network`.
       sigma_data: standard deviation of the data, > 0.
 
     Raises:
@@ -48,20 +71,18 @@ def precondition(network, *, sigma_data=0.5):
             f'sigma_data={sigma_data}: must be > 0; it is the standard deviation of the data'
         )
 
-    def init(key, x, label):
-        return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), label)
+    def init(key, x, condition):
+        return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
 
-    def apply(params, x, sigma, label, key=None, augment=None):
+    def apply(params, x, sigma, condition, key=None):
         total = jnp.sqrt(sigma**2 + sigma_data**2)
         c_skip, c_out, c_in = (
-            _column(c, x) for c in (sigma_data**2 / total**2, sigma * sigma_data / total, 1 / total)
+            column(c, x) for c in (sigma_data**2 / total**2, sigma * sigma_data / total, 1 / total)
         )
-        out, features = network.apply(
-            params, c_in * x, jnp.log(sigma) / 4, label, key=key, augment=augment
-        )
+        out, features = network.apply(params, c_in * x, jnp.log(sigma) / 4, condition, key=key)
         return c_skip * x + c_out * out, features
 
-    return Denoiser(init, apply)
+    return Denoiser(init, apply, network.takes)
 
 
 # Each from (x_t, output, alpha, sigma) of x_t = alpha x + sigma eps to the estimate of x.
@@ -94,54 +115,104 @@ def from_prediction(network, *, prediction, schedule, time_scale=1.0):
         raise ValueError(f'prediction={prediction!r}: known are {", ".join(PREDICTIONS)}')
     convert = PREDICTIONS[prediction]
 
-    def init(key, x, label):
-        return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), label)
+    def init(key, x, condition):
+        return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
 
-    def apply(params, x, sigma, label, key=None, augment=None):
+    def apply(params, x, sigma, condition, key=None):
         t = schedule.time(sigma)
-        alpha_t, sigma_t = _column(schedule.alpha(t), x), _column(schedule.sigma(t), x)
+        alpha_t, sigma_t = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
         x_t = alpha_t * x
-        out, features = network.apply(params, x_t, time_scale * t, label, key=key, augment=augment)
+        out, features = network.apply(params, x_t, time_scale * t, condition, key=key)
         return convert(x_t, out, alpha_t, sigma_t), features
 
-    return Denoiser(init, apply)
+    return Denoiser(init, apply, network.takes)
 
 
-def guide(denoiser, scale, interval=None):
-    """Classifier-free guidance, D = D_u + scale (D_c - D_u) (arXiv 2207.12598); features are the
+def guide(
+    denoiser: Denoiser,
+    guidance: Annotated[float, Continuous(off=1)] = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+) -> Denoiser:
+    """Classifier-free guidance, D = D_u + guidance (D_c - D_u) (arXiv 2207.12598); features are the
     conditional ones.
 
     Args:
-      denoiser: `Denoiser` trained with some labels set to -1.
-      scale: guidance scale; 1 returns the denoiser itself, 0 is unconditional.
-      interval: (low, high), guided where low < sigma <= high only and conditional elsewhere (arXiv
-        2404.07724, equation 5; for ImageNet-512 (0.28, 2.9)); default: everywhere.
+      denoiser: `Denoiser` trained with some conditions left out (`null`).
+      guidance: its scale; 1 returns the denoiser itself, 0 is unconditional.
+      guidance_interval: (low, high), guided where low < sigma <= high only and conditional
+        elsewhere (arXiv 2404.07724, equation 5; for ImageNet-512 (0.28, 2.9)); default: everywhere.
 
     Raises:
       ValueError: unless 0 <= low < high.
     """
+    interval = guidance_interval
     if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise ValueError(
             f'guidance_interval={interval}: need (low, high) with 0 <= low < high, in sigma'
         )
-    if scale == 1:
+    if guidance == 1:
         return denoiser
     low, high = interval or (0.0, float('inf'))
 
-    def apply(params, x, sigma, label, key=None, augment=None):
-        conditional, features = denoiser.apply(params, x, sigma, label, key=key, augment=augment)
-        unconditional, _ = denoiser.apply(
-            params, x, sigma, jnp.full_like(label, -1), key=key, augment=augment
-        )
-        inside = _column((low < sigma) & (sigma <= high), x)
-        return jnp.where(
-            inside, unconditional + scale * (conditional - unconditional), conditional
-        ), features
+    def apply(params, x, sigma, condition, key=None):
+        conditional, features = denoiser.apply(params, x, sigma, condition, key=key)
+        nothing = denoiser.null(params, condition)
+        unconditional, _ = denoiser.apply(params, x, sigma, nothing, key=key)
+        inside = column((low < sigma) & (sigma <= high), x)
+        guided = unconditional + guidance * (conditional - unconditional)
+        return jnp.where(inside, guided, conditional), features
 
-    return Denoiser(denoiser.init, apply)
+    return denoiser._replace(apply=apply)
 
 
-def bind(denoiser, params, label):
+def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
+    """The same denoiser, which sees a batch in `microbatches` parts, one after another.
+
+    Each part is computed again in the backward pass, so that the activations of one part only are
+    in memory, and the gradient of the parameters is summed over the parts: gradient accumulation
+    below everything that a method computes from the whole batch, which therefore stays what it is.
+    Part i has the samples i, i + n, i + 2n, ..., so that a batch split over devices stays so.
+    Dropout draws other masks than for the whole batch.
+
+    Args:
+      denoiser: any.
+      microbatches: n >= 1, a divisor of the batch size.
+
+    Raises:
+      ValueError: microbatches < 1, or, on use, a batch that n does not divide.
+    """
+    if microbatches < 1:
+        raise ValueError(f'microbatches={microbatches}: must be >= 1')
+    if microbatches == 1:
+        return denoiser
+
+    def parts(value):
+        if value.shape[0] % microbatches:
+            raise ValueError(
+                f'microbatches={microbatches}: does not divide a batch of {value.shape[0]}'
+            )
+        shape = (value.shape[0] // microbatches, microbatches, *value.shape[1:])
+        return value.reshape(shape).swapaxes(0, 1)
+
+    def whole(value):
+        return value.swapaxes(0, 1).reshape(-1, *value.shape[2:])
+
+    def apply(params, x, sigma, condition, key=None):
+        @jax.checkpoint
+        def one(part):
+            x, sigma, condition, n = part
+            own = None if key is None else jax.random.fold_in(key, n)
+            return denoiser.apply(params, x, sigma, condition, key=own)
+
+        given = jax.tree.map(parts, (x, sigma, dict(condition)))
+        return jax.tree.map(whole, jax.lax.map(one, (*given, jnp.arange(microbatches))))
+
+    return denoiser._replace(apply=apply)
+
+
+def bind(
+    denoiser: Denoiser, params: Any, condition: Condition
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """denoise(x[B,...], sigma[B]) -> x0, as samplers want it: closed over parameters and
-    label[B]."""
-    return lambda x, sigma: denoiser.apply(params, x, sigma, label)[0]
+    condition."""
+    return lambda x, sigma: denoiser.apply(params, x, sigma, condition)[0]

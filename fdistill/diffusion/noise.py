@@ -5,12 +5,17 @@ model trained on x_t = alpha_t x + sigma_t eps lives at sigma = sigma_t / alpha_
 alpha_t.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import expit, logit, ndtr
+
+from fdistill.types import Continuous
+
+Number = Annotated[float, Continuous()]  # a setting of a law
 
 
 class NoiseLaw(NamedTuple):
@@ -39,7 +44,7 @@ def _ordered(**values):
         raise ValueError(f'{low_name}={low}, {high_name}={high}: need {low_name} < {high_name}')
 
 
-def lognormal(mean=-1.2, std=1.2):
+def lognormal(mean: Number = -1.2, std: Number = 1.2) -> NoiseLaw:
     """ln sigma ~ N(mean, std^2) (EDM, table 1). For rectified flow, t = sigma/(1+sigma) is then
     logit-normal(mean, std)."""
     _positive(std=std)
@@ -49,7 +54,7 @@ def lognormal(mean=-1.2, std=1.2):
     )
 
 
-def loguniform(sigma_min=0.002, sigma_max=80.0):
+def loguniform(sigma_min: Number = 0.002, sigma_max: Number = 80.0) -> NoiseLaw:
     """ln sigma uniform on [ln sigma_min, ln sigma_max]."""
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     low, width = np.log(sigma_min), np.log(sigma_max / sigma_min)
@@ -59,7 +64,13 @@ def loguniform(sigma_min=0.002, sigma_max=80.0):
     )
 
 
-def karras_uniform(low=0.0, high=1.0, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+def karras_uniform(
+    low: Number = 0.0,
+    high: Number = 1.0,
+    sigma_min: Number = 0.002,
+    sigma_max: Number = 80.0,
+    rho: Number = 7.0,
+) -> NoiseLaw:
     """sigma = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho with u uniform on
     [low, high].
 
@@ -77,7 +88,7 @@ def karras_uniform(low=0.0, high=1.0, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     )
 
 
-def uniform_time(low=0.001, high=0.999):
+def uniform_time(low: Number = 0.001, high: Number = 0.999) -> NoiseLaw:
     """t uniform on [low, high] for rectified flow's t = sigma/(1+sigma): ln sigma is logistic
     (arXiv 2209.03003)."""
     if not 0 < low < high < 1:

@@ -91,10 +91,10 @@ class GaussianMixture(NamedTuple):
         """This mixture as a `Denoiser` without parameters, whose feature is x itself; labels are
         components or ignored."""
 
-        def apply(params, x, sigma, label, key=None, augment=None):
-            return self.denoise(x, sigma, label if conditional else None), (x,)
+        def apply(params, x, sigma, condition, key=None):
+            return self.denoise(x, sigma, condition.get('label') if conditional else None), (x,)
 
-        return Denoiser(lambda key, x, label: {}, apply)
+        return Denoiser(lambda key, x, condition: {}, apply, ('label',) if conditional else ())
 
 
 def mixture(weights, means, stds):

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -76,7 +77,16 @@ def reference(train, held_out, seed=0, progress=True):
     return Reference(train, held_out, (classifier, pixels), moments, distance)
 
 
-def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
+def sample(
+    generate: Callable[..., Any],
+    shape: tuple[int, ...],
+    condition: Mapping[str, Any],
+    samples: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 500,
+    progress: bool = True,
+) -> tuple[np.ndarray, float]:
     """Draws samples that depend on their index alone, not on batch size or devices (beyond the
     rounding of `generate`).
 
@@ -84,11 +94,12 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
     last one padded and cut, so a jitted `generate` is compiled once.
 
     Args:
-      generate: (noise float32 [batch_size, *shape], label int32 [batch_size]) -> samples
+      generate: (noise float32 [batch_size, *shape], {name: [batch_size, ...]}) -> samples
         [batch_size, *shape]. It is called as it is: jit it, with the parameters as an argument of
         the jitted function, or each evaluation compiles.
       shape: of one sample.
-      labels: int32 [N], the label of each sample.
+      condition: {name: [N, ...]}, of each sample.
+      samples: N.
       seed: integer >= 0.
       batch_size: samples generated at once.
       progress: show a bar if it takes longer than two seconds.
@@ -100,7 +111,7 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
     Raises:
       ValueError: the samples have another shape, or are not finite.
     """
-    total, samples, seconds = len(labels), [], []
+    total, made, seconds = samples, [], []
     for start in tqdm.tqdm(
         range(0, total, batch_size),
         'sampling',
@@ -110,11 +121,11 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
         leave=False,
     ):
         index = np.arange(start, start + batch_size)
-        label = np.asarray(labels, np.int32)[index.clip(max=total - 1)]
+        given = {name: value[index.clip(max=total - 1)] for name, value in condition.items()}
         # Through the host, so that devices and sharding are those `generate` was made for.
         drawn = np.asarray(noise(seed, index, shape))
         began = time.perf_counter()
-        batch = np.asarray(generate(drawn, label), np.float32)
+        batch = np.asarray(generate(drawn, given), np.float32)
         seconds.append(time.perf_counter() - began)
         if batch.shape != drawn.shape:
             raise ValueError(
@@ -124,8 +135,8 @@ def sample(generate, shape, labels, *, seed=0, batch_size=500, progress=True):
             raise ValueError(
                 f'samples {start}..{start + batch_size - 1} are not finite: the generator diverged'
             )
-        samples.append(batch[: total - start])
-    return np.concatenate(samples), len(seconds) * float(np.median(seconds))
+        made.append(batch[: total - start])
+    return np.concatenate(made), len(seconds) * float(np.median(seconds))
 
 
 def check(samples=2000, seed=0, batch_size=500):
@@ -157,11 +168,12 @@ def evaluate(
     """Samples a generator and measures it.
 
     Args:
-      generate: (noise float32 [B, ...], label int32 [B]) -> samples [B, ...], see `sample`.
+      generate: (noise float32 [B, ...], condition) -> samples [B, ...], see `sample`.
       train, held_out: Sources of the data it was trained on.
       nfe: network evaluations of one `generate`, for the row.
-      samples: number of samples. Sample i has label i mod num_classes; for points it is the label
-        of training point i mod N, since the classes of a mixture need not be equally frequent.
+      samples: number of samples. Sample i has label i mod num_classes; for points, or where there is
+        more to a condition, it has that of training sample i mod N, since the classes of a mixture
+        need not be equally frequent.
       seed: integer >= 0, of the noise.
       batch_size: samples generated at once.
       progress: show a bar if it takes longer than two seconds.
@@ -180,11 +192,12 @@ def evaluate(
     """
     check(samples, seed, batch_size)
     against = against or reference(train, held_out, progress=progress)
-    labels, labelling = _labels(train, samples)
+    condition, labels, labelling = _conditions(train, samples)
     generated, seconds = sample(
         generate,
         train.images.shape[1:],
-        labels,
+        condition,
+        samples,
         seed=seed,
         batch_size=batch_size,
         progress=progress,
@@ -218,7 +231,7 @@ def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progr
     """
     against = against or reference(train, held_out, progress=progress)
     rng = np.random.default_rng(seed)
-    labels, labelling = _labels(train, samples)
+    _, labels, labelling = _conditions(train, samples)
     members = [np.flatnonzero(train.labels == label) for label in range(train.num_classes)]
     drawn = [rng.choice(members[label]) for label in labels]
     return {
@@ -237,12 +250,15 @@ def _some(images):
     return images[np.sort(np.random.RandomState(0).permutation(len(images))[:SEARCHED])]
 
 
-def _labels(train, samples):
-    """Labels fixed by the index of the sample, int32 [samples], and what to call that."""
+def _conditions(train, samples):
+    """Conditions fixed by the index of the sample, {name: [samples, ...]}, its labels, int32
+    [samples], and what to call that."""
     index = np.arange(samples, dtype=np.int32)
-    if train.images.ndim == 2:
-        return train.labels[index % len(train.labels)], 'as-train'
-    return index % train.num_classes, 'balanced'
+    if train.images.ndim == 2 or train.given:
+        chosen = index % len(train.labels)
+        return train.condition(chosen), train.labels[chosen], 'as-train'
+    labels = index % train.num_classes
+    return ({'label': labels} if train.num_classes > 1 else {}), labels, 'balanced'
 
 
 @functools.partial(jax.jit, static_argnames='shape')

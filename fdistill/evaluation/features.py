@@ -123,11 +123,12 @@ def _train(model, source, seed, steps, batch_size, noise, learning_rate, progres
     def update(params, state, batch, step):
         key = jax.random.fold_in(jax.random.key(seed), step)
         key_noise, key_dropout = jax.random.split(key)
-        images = batch['image'] + noise * jax.random.normal(key_noise, batch['image'].shape)
+        images = batch['x'] + noise * jax.random.normal(key_noise, batch['x'].shape)
+        labels = batch['condition'].get('label', jnp.zeros(len(images), jnp.int32))
 
         def loss(params):
             logits, _ = model.apply(params, images, key_dropout)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state

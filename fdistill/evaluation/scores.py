@@ -271,7 +271,7 @@ def measure(
     `protocol.labels` gives i: neither depends on the batch, the devices or the processes.
 
     Args:
-      generate: (noise float32 [B, ...], label int32 [B]) -> samples [B, ...], global arrays split
+      generate: (noise float32 [B, ...], condition) -> samples [B, ...], global arrays split
         by `sharding.batch_sharding`; jitted.
       shape: of a sample, [H, W, 1 or 3].
       num_classes: of the labels.
@@ -476,8 +476,8 @@ def _drawn(generate, rules, shape, num_classes, mesh, first):
     def images(index):
         z = np.asarray(noise(0, index + first, tuple(shape)))
         label = protocols.labels(rules, index + first, max(num_classes, 1))
-        placed = (jax.make_array_from_process_local_data(by_batch, value) for value in (z, label))
-        samples = extract.local_rows(generate(*placed))
+        condition = {'label': label} if num_classes > 1 else {}
+        samples = extract.local_rows(generate(*sharding.put_batch((z, condition), by_batch)))
         if not np.isfinite(samples).all():
             raise ValueError(
                 f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator diverged'

@@ -2,12 +2,14 @@
 
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
 from fdistill.methods.exact import exact
-from fdistill.methods.method import Method
+from fdistill.methods.method import Context, Method
 from fdistill.methods.pretrain import pretrain
 from fdistill.methods.score import sid, sim
 
-# Those with a teacher; `pretrain` makes one.
-DISTILLATIONS = {
+# name -> function of networks, laws and settings that makes a `Method`; a row is all it takes.
+METHODS = {
+    'pretrain': pretrain,
+    'exact': exact,
     'diff_instruct': diff_instruct,
     'dmd2': dmd2,
     'f_distill': f_distill,
@@ -16,7 +18,8 @@ DISTILLATIONS = {
 }
 
 __all__ = [
-    'DISTILLATIONS',
+    'METHODS',
+    'Context',
     'Method',
     'diff_instruct',
     'distribution_matching',

@@ -1,24 +1,48 @@
 """The critic role: a fake score that follows the student's distribution and, where needed, a
 discriminator."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fdistill.diffusion import noise
+from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.methods import losses
-from fdistill.methods.method import column
+from fdistill.methods.generator import Generator
+from fdistill.methods.method import Context, Tracking, start
+from fdistill.types import Continuous
 
 R1_STEP = 0.1  # standard deviation of the perturbation in the finite-difference R1
 
 
-class Critic(NamedTuple):
-    """init(key, batch, frozen) -> params; loss as in `Method`; denoise and logits for the student's
-    loss.
+class Gan(NamedTuple):
+    """The discriminator and its part in the losses: settings of `distribution_matching`.
 
-    evaluate(params, frozen, x_t, sigma, label) -> (d_teacher, d_fake, logits or None)
-    logits(params, frozen, x_t, sigma, label) -> logits alone, at a noise level of its own
+    gan_weight: of the student's term softplus(-logit), >= 0.
+    gan_fresh_noise: draw noise anew for that term (DMD2) instead of sharing x_t with the score gap
+      (FastGen).
+    discriminator_weight, r1_weight: of the critic's terms, >= 0. DMD2: 1e-2 and 0; f-distill: 1 and
+      0 or 1.
+    features: what the discriminator sees: 'fake_score' (DMD2; trained by both losses), 'teacher'
+      (FastGen; frozen) or 'input', x_t itself.
+    """
+
+    gan_weight: Annotated[float, Continuous(off=0)] = 0.0
+    gan_fresh_noise: bool = False
+    discriminator_weight: Annotated[float, Continuous()] = 1.0
+    r1_weight: Annotated[float, Continuous(off=0)] = 0.0
+    features: str = 'teacher'
+
+
+class Critic(NamedTuple):
+    """Pure functions for the role `critic`.
+
+    init(key, batch, frozen) -> params
+    loss: as in `Method`.
+    evaluate(params, context, x_t, sigma, condition) -> (d_teacher, d_fake, logits or None)
+    logits(params, context, x_t, sigma, condition) -> logits alone, at a noise level of its own
     """
 
     init: Callable[..., Any]
@@ -27,153 +51,133 @@ class Critic(NamedTuple):
     logits: Callable[..., Any]
 
 
-def copy(params):
-    """Fresh buffers: a student that starts as the teacher must not share arrays that a donated
-    state would delete."""
-    return jax.tree.map(jnp.copy, params)
-
-
-def perturb(key, x, law):
+def perturb(key: jax.Array, x: jax.Array, law: noise.NoiseLaw) -> tuple[jax.Array, jax.Array]:
     """x_t = x + sigma eps with sigma from the law: (x_t, sigma[B])."""
     key_sigma, key_noise = jax.random.split(key)
     sigma = law.sample(key_sigma, x.shape[0]).astype(x.dtype)
     return x + column(sigma, x) * jax.random.normal(key_noise, x.shape, x.dtype), sigma
 
 
-FEATURES = ('fake_score', 'teacher', 'input')
+# What a discriminator sees, from x_t, sigma and two functions that give the features of a network.
+FEATURES = {
+    'fake_score': lambda x_t, sigma, teacher, fake: fake(),
+    'teacher': lambda x_t, sigma, teacher, fake: teacher(),
+    'input': lambda x_t, sigma, teacher, fake: (x_t / column(jnp.sqrt(1 + sigma**2), x_t),),
+}
 
 
 def make_critic(
-    generate,
-    teacher,
-    fake_score,
-    discriminator=None,
+    generator: Generator,
+    teacher: Denoiser,
+    fake_score: Denoiser,
+    discriminator: Any = None,
     *,
-    law,
-    weighting='edm',
-    sigma_data=0.5,
-    from_teacher=True,
-    features='teacher',
-    discriminator_weight=1.0,
-    r1_weight=0.0,
-):
+    law: noise.NoiseLaw,
+    tracking: Tracking,
+    gan: Gan = Gan(),
+) -> Critic:
     """A fake score trained by denoising score matching on student samples, and a discriminator on
     noised images.
 
-    loss = E weight(sigma) mean|D_F(x_t) - x|^2 + discriminator_weight (softplus(l_fake) +
-    softplus(-l_real))
+    loss = E weight(sigma) mean|D_F(x_t) - x|^2
+           + discriminator_weight (softplus(l_fake) + softplus(-l_real))
            + r1_weight (l(x_real,t + 0.1 n) - l(x_real,t))^2.
 
     The last is the approximate R1 of APT (arXiv 2501.08316), on the *noised* image; FastGen
     perturbs the clean image and skips the noise, which leaves its time input. Fake and real have
-    the same labels, and independent sigma and noise.
+    the same conditions, and independent sigma and noise.
 
     Args:
-      generate: student(params, noise, label) -> x.
+      generator: of the student.
       teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher'].
-      discriminator: `Head` or None.
+      discriminator: `networks.Head` or None.
       law: `NoiseLaw` of sigma for all of it.
-      weighting: key of `noise.WEIGHTINGS`: 'edm' in DMD2, SiD, Diff-Instruct; 'unit' in FastGen.
-      sigma_data: for the weighting.
-      from_teacher: start the fake score as a copy of the teacher; else from its own initialisation.
-      features: what the discriminator sees: 'fake_score' (DMD2; trained by both losses), 'teacher'
-        (FastGen; frozen) or
-        'input', x_t itself.
-      discriminator_weight, r1_weight: >= 0. DMD2: 1e-2 and 0; f-distill: 1 and 0 or 1.
+      tracking, gan: settings.
 
     Raises:
       ValueError: on unknown names or negative weights.
     """
+    weighting, features = tracking.critic_weighting, gan.features
     if weighting not in noise.WEIGHTINGS:
         raise ValueError(f'critic weighting={weighting!r}: known are {", ".join(noise.WEIGHTINGS)}')
     if features not in FEATURES:
         raise ValueError(f'features={features!r}: known are {", ".join(FEATURES)}')
-    if discriminator_weight < 0 or r1_weight < 0:
+    if gan.discriminator_weight < 0 or gan.r1_weight < 0:
         raise ValueError(
-            f'discriminator_weight={discriminator_weight}, r1_weight={r1_weight}: must be >= 0'
+            f'discriminator_weight={gan.discriminator_weight}, r1_weight={gan.r1_weight}: '
+            'must be >= 0'
+        )
+    see = FEATURES[features]
+
+    def run_teacher(context, x_t, sigma, condition):
+        return teacher.apply(context.frozen.get('teacher', {}), x_t, sigma, condition)
+
+    def run_fake(params, x_t, sigma, condition, key=None):
+        return fake_score.apply(params['fake_score'], x_t, sigma, condition, key=key)
+
+    def head(params, seen, sigma, condition):
+        return discriminator.apply(params['discriminator'], seen, jnp.log(sigma) / 4, condition)
+
+    def seen_alone(params, context, x_t, sigma, condition, key=None):
+        return see(
+            x_t,
+            sigma,
+            lambda: run_teacher(context, x_t, sigma, condition)[1],
+            lambda: run_fake(params, x_t, sigma, condition, key)[1],
         )
 
-    def run_teacher(frozen, x_t, sigma, label):
-        return teacher.apply(frozen.get('teacher', {}), x_t, sigma, label)
+    def logits(params, context, x_t, sigma, condition, key=None):
+        seen = seen_alone(params, context, x_t, sigma, condition, key)
+        return head(params, seen, sigma, condition)
 
-    def run_fake(params, x_t, sigma, label, key=None):
-        return fake_score.apply(params['fake_score'], x_t, sigma, label, key=key)
-
-    select = {
-        'fake_score': lambda params, frozen, x_t, sigma, label, key: run_fake(
-            params, x_t, sigma, label, key
-        )[1],
-        'teacher': lambda params, frozen, x_t, sigma, label, key: run_teacher(
-            frozen, x_t, sigma, label
-        )[1],
-        'input': lambda params, frozen, x_t, sigma, label, key: (
-            x_t / column(jnp.sqrt(1 + sigma**2), x_t),
-        ),
-    }[features]
-
-    def head(params, seen, sigma, label):
-        return discriminator.apply(params['discriminator'], seen, jnp.log(sigma) / 4, label)
-
-    def logits(params, frozen, x_t, sigma, label, key=None):
-        return head(params, select(params, frozen, x_t, sigma, label, key), sigma, label)
-
-    def evaluate(params, frozen, x_t, sigma, label):
-        d_teacher, teacher_features = run_teacher(frozen, x_t, sigma, label)
-        d_fake, fake_features = run_fake(params, x_t, sigma, label)
+    def evaluate(params, context, x_t, sigma, condition):
+        d_teacher, of_teacher = run_teacher(context, x_t, sigma, condition)
+        d_fake, of_fake = run_fake(params, x_t, sigma, condition)
         if discriminator is None:
             return d_teacher, d_fake, None
-        seen = {'fake_score': fake_features, 'teacher': teacher_features}.get(features)
-        if seen is None:
-            seen = select(params, frozen, x_t, sigma, label, None)
-        return d_teacher, d_fake, head(params, seen, sigma, label)
+        seen = see(x_t, sigma, lambda: of_teacher, lambda: of_fake)
+        return d_teacher, d_fake, head(params, seen, sigma, condition)
 
     def init(key, batch, frozen):
         key_fake, key_head = jax.random.split(key)
-        x, label, sigma = (
-            batch['image'],
-            batch['label'],
-            jnp.ones(batch['image'].shape[0], batch['image'].dtype),
-        )
-        params = {
-            'fake_score': copy(frozen['teacher'])
-            if from_teacher
-            else fake_score.init(key_fake, x, label)
-        }
+        x, condition = batch['x'], batch['condition']
+        sigma = jnp.ones(x.shape[0], x.dtype)
+        base = frozen['teacher'] if tracking.from_teacher else None
+        params = {'fake_score': start(key_fake, fake_score, batch, base)}
         if discriminator is not None:
-            seen = select(params, frozen, x, sigma, label, None)
-            params['discriminator'] = discriminator.init(
-                key_head, seen, jnp.zeros_like(sigma), label
-            )
+            seen = seen_alone(params, Context(frozen), x, sigma, condition)
+            c_noise = jnp.zeros_like(sigma)
+            params['discriminator'] = discriminator.init(key_head, seen, c_noise, condition)
         return params
 
-    def loss(params, frozen, batch, key, aux):
-        key_z, key_fake, key_real, key_dropout, key_dropout_real, key_r1 = jax.random.split(key, 6)
-        image, label, critic = batch['image'], batch['label'], params['critic']
-        x = generate(params['student'], jax.random.normal(key_z, image.shape, image.dtype), label)
+    def loss(params, context, batch, key):
+        keys = jax.random.split(key, 6)
+        key_z, key_fake, key_real, key_dropout, key_dropout_real, key_r1 = keys
+        real, condition, critic = batch['x'], batch['condition'], params['critic']
+        x = generator.draw(key_z, params['student'], batch)
         x_t, sigma = perturb(key_fake, x, law)
-        d_fake, fake_features = run_fake(critic, x_t, sigma, label, key_dropout)
-        weight = noise.WEIGHTINGS[weighting](sigma, sigma_data)
+        d_fake, of_fake = run_fake(critic, x_t, sigma, condition, key_dropout)
+        weight = noise.WEIGHTINGS[weighting](sigma, tracking.sigma_data)
         total = jnp.mean(losses.denoising(d_fake, x, weight))
         metrics = {'denoising': total}
         if discriminator is not None:
-            real_t, real_sigma = perturb(key_real, image, law)
-            seen = (
-                fake_features
-                if features == 'fake_score'
-                else select(critic, frozen, x_t, sigma, label, None)
-            )
-            fake_logits = head(critic, seen, sigma, label)
-            real_logits = logits(critic, frozen, real_t, real_sigma, label, key_dropout_real)
-            gan = jnp.mean(losses.gan_discriminator(fake_logits, real_logits))
+            real_t, real_sigma = perturb(key_real, real, law)
+            of_teacher = lambda: run_teacher(context, x_t, sigma, condition)[1]  # noqa: E731
+            seen = see(x_t, sigma, of_teacher, lambda: of_fake)
+            fake_logits = head(critic, seen, sigma, condition)
+            real_logits = logits(critic, context, real_t, real_sigma, condition, key_dropout_real)
+            adversarial = jnp.mean(losses.gan_discriminator(fake_logits, real_logits))
             correct = 0.5 * (jnp.mean(fake_logits < 0) + jnp.mean(real_logits > 0))
-            metrics |= {'gan': gan, 'discriminator_accuracy': correct}
-            total += discriminator_weight * gan
-            if r1_weight:
-                moved = real_t + R1_STEP * jax.random.normal(key_r1, image.shape, image.dtype)
-                moved_logits = logits(critic, frozen, moved, real_sigma, label, key_dropout_real)
+            metrics |= {'gan': adversarial, 'discriminator_accuracy': correct}
+            total += gan.discriminator_weight * adversarial
+            if gan.r1_weight:
+                moved = real_t + R1_STEP * jax.random.normal(key_r1, real.shape, real.dtype)
+                moved_logits = logits(
+                    critic, context, moved, real_sigma, condition, key_dropout_real
+                )
                 r1 = jnp.mean((moved_logits - real_logits) ** 2)
                 metrics['r1'] = r1
-                total += r1_weight * r1
-        return total, (metrics, aux)
+                total += gan.r1_weight * r1
+        return total, (metrics, context.aux)
 
     return Critic(init, loss, evaluate, logits)

@@ -1,27 +1,32 @@
 """Distribution matching where nothing is learned but the student: its fake score and density ratio
 are closed forms."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from fdistill import divergences
+from fdistill.diffusion.denoiser import Denoiser
+from fdistill.diffusion.noise import NoiseLaw
 from fdistill.diffusion.oracle import GaussianMixture
-from fdistill.methods import losses
+from fdistill.methods import generator, losses
 from fdistill.methods.critic import perturb
-from fdistill.methods.method import Method, counted, one_step, updates
+from fdistill.methods.method import Method, start
+from fdistill.types import Continuous
 
 
 def exact(
-    student,
-    mixture,
+    student: Denoiser,
+    mixture: GaussianMixture,
     *,
-    student_law,
-    divergence='reverse_kl',
-    sigma_init=1.0,
-    ratio_low=1e-4,
-    ratio_high=1e4,
-):
+    student_law: NoiseLaw,
+    divergence: str = 'reverse_kl',
+    sigma_init: Annotated[float, Continuous()] = 1.0,
+    ratio_low: Annotated[float, Continuous()] = 1e-4,
+    ratio_high: Annotated[float, Continuous()] = 1e4,
+) -> Method:
     """min E_sigma D_f(p_sigma || q_sigma) over round Gaussians q = N(m, s^2 I) (f-distill, arXiv
     2502.15681, theorem 1).
 
@@ -44,33 +49,30 @@ def exact(
     if not 0 < ratio_low < 1 < ratio_high:
         raise ValueError(f'ratio_low={ratio_low}, ratio_high={ratio_high}: need 0 < low < 1 < high')
     weighting = divergences.weighting(divergence)
-    generate = one_step(student, sigma_init)
+    generate = generator.student(student, generator.Steps(sigma_init))
 
     def init(key, batch, frozen):
-        return {'student': student.init(key, batch['image'], batch['label'])}, updates(weighting)
+        return {'student': start(key, student, batch)}, {}
 
     def law_of(params, like):
         """The student's own distribution, from where it puts 0 and a unit vector."""
         unit = jnp.eye(1, like.shape[1], dtype=like.dtype)
-        ends = generate(params, jnp.concatenate([0 * unit, unit]), jnp.zeros(2, jnp.int32))
+        ends = generate.sample(params, jnp.concatenate([0 * unit, unit]), {})
         mean, std = ends[0], jnp.abs(ends[1, 0] - ends[0, 0])
         return GaussianMixture(
             jnp.ones(1, like.dtype), stop_gradient(mean)[None], stop_gradient(std)[None]
         )
 
-    def loss(params, frozen, batch, key, aux):
+    def loss(params, context, batch, key):
         key_z, key_t = jax.random.split(key)
-        image = batch['image']
-        x = generate(
-            params['student'], jax.random.normal(key_z, image.shape, image.dtype), batch['label']
-        )
+        x = generate.draw(key_z, params['student'], batch)
         x_t, sigma = perturb(key_t, x, student_law)
-        own = law_of(params['student'], image)
+        own = law_of(params['student'], x)
         log_r = mixture.log_prob(x_t, sigma) - own.log_prob(x_t, sigma)
         r = losses.ratio_from_logits(
             log_r[:, None], logit_clip=80.0, low=ratio_low, high=ratio_high
         )
-        h = stop_gradient(weighting.h(r, sigma, aux.get('updates', 0)))
+        h = stop_gradient(weighting.h(r, sigma, context.step))
         gap = losses.score_gap(
             x, mixture.denoise(x_t, sigma), own.denoise(x_t, sigma), h / sigma**2
         )
@@ -85,6 +87,6 @@ def exact(
             'log_h': losses.histogram(jnp.log(h), position),
             'std': own.stds[0],
         }
-        return jnp.mean(gap), (metrics, counted(aux))
+        return jnp.mean(gap), (metrics, context.aux)
 
-    return Method(init, {'student': loss}, lambda step: ('student',), generate, 1)
+    return Method(init, {'student': loss}, lambda step: ('student',), generate)

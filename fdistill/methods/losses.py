@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from fdistill import divergences
-from fdistill.methods.method import column
+from fdistill.diffusion.denoiser import column
 
 EPSILON = 1e-6  # FastGen's guard of every normalisation
 LEVELS = 5  # of noise, told apart in a histogram

@@ -1,9 +1,43 @@
-"""What a method is: losses over named roles, the order in which the roles are trained, and how to
-generate."""
+"""What a method is: losses over named roles, the order in which the roles are trained, the averages
+that are kept, and how to generate."""
 
-from typing import Any, Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+
+from fdistill.diffusion.denoiser import Denoiser
+from fdistill.methods.generator import Generator
+from fdistill.types import Continuous
+
+
+class Context(NamedTuple):
+    """What a loss may read and does not train.
+
+    frozen: {name: parameters} of networks that stay as they are, as the teacher's.
+    averages: {name: tree} of `Method.averages`.
+    aux: the method's own statistics.
+    step: int32, steps done.
+    """
+
+    frozen: Mapping[str, Any]
+    averages: Mapping[str, Any] = {}
+    aux: Any = {}
+    step: jax.Array | int = 0
+
+
+class Average(NamedTuple):
+    """A moving average of a role's parameters, d average + (1 - d) parameters at each update.
+
+    of: the role. decay: step -> d; None for the trainer's own, of `training.ema_half_life`.
+    """
+
+    of: str
+    decay: Callable[[jax.Array], jax.Array] | None = None
+
+
+DEPLOYED = 'ema'  # the average that a checkpoint is sampled from
 
 
 class Method(NamedTuple):
@@ -11,26 +45,23 @@ class Method(NamedTuple):
 
     init(key, batch, frozen) -> (params, aux): params is {role: pytree}, aux the method's own
       statistics (arrays).
-    losses: role -> loss(params, frozen, batch, key, aux) -> (scalar, (metrics, aux));
-      differentiated in params[role] only. A metric is a scalar, averaged from log to log, or a
-      histogram [levels, cells] as of `losses.histogram`, summed.
+    losses: role -> loss(params, context, batch, key) -> (scalar, (metrics, aux)); differentiated in
+      params[role] only. A metric is a scalar, averaged from log to log, or a histogram
+      [levels, cells] as of `losses.histogram`, summed.
     cycle(step) -> the roles trained in that step, in order; later roles see the earlier ones'
       update.
-    generate(student_params, noise[B,...] ~ N(0, 1), label[B]) -> x0[B,...]
-    nfe: network evaluations of one generate.
-    trajectory(student_params, noise[B,...], label[B]) -> (x0[B,...], D[N,B,...]), also the
-      estimates of x0 at each of N levels; None where generate takes one step.
+    generator: `Generator`, which samples with the average named `DEPLOYED`.
+    averages: {name: `Average`}, `DEPLOYED` among them.
 
-    The role `student` is the network that the method trains and deploys. `batch` is {'image',
-    'label'}, `frozen` the teacher's parameters ({} where there is none).
+    `batch` is {'x': [B,...], 'condition': {name: [B,...]}}, `frozen` the parameters of what is not
+    trained ({} where there is nothing).
     """
 
     init: Callable[..., Any]
     losses: Mapping[str, Callable[..., Any]]
-    cycle: Callable[[int], tuple]
-    generate: Callable[..., Any]
-    nfe: int
-    trajectory: Callable[..., Any] | None = None
+    cycle: Callable[[int], tuple[str, ...]]
+    generator: Generator
+    averages: Mapping[str, Average] = {DEPLOYED: Average('student')}
 
 
 # name -> n -> cycle with one student update in n steps. The critic is trained n times per student
@@ -44,7 +75,7 @@ CYCLES = {
 }
 
 
-def make_cycle(name, student_every):
+def make_cycle(name: str, student_every: int) -> Callable[[int], tuple[str, ...]]:
     """The update cycle of a student and its critic.
 
     Args:
@@ -68,34 +99,29 @@ def make_cycle(name, student_every):
     return CYCLES[name](int(student_every))
 
 
-def column(values, like):
-    """values[B] shaped to multiply like[B,...]."""
-    return jnp.reshape(values, values.shape + (1,) * (like.ndim - values.ndim))
+class Tracking(NamedTuple):
+    """How a fake score follows the student: settings of every method that has one.
 
-
-def one_step(denoiser, sigma_init):
-    """generate(params, noise, label) = D(sigma_init noise, sigma_init, label): a denoiser used as a
-    generator.
-
-    sigma_init is part of the student: 80 in DMD2 and FastGen, 2.5 in SiD and SIM, 1 in
-    Diff-Instruct. A checkpoint made with one must not be sampled with another.
+    critic_weighting: key of `noise.WEIGHTINGS`: 'edm' in DMD2, SiD, Diff-Instruct; 'unit' in
+      FastGen.
+    sigma_data: standard deviation of the data, for the weighting.
+    from_teacher: start student and fake score as copies of the teacher; else from their own
+      initialisation.
+    cycle, student_every: see `make_cycle`.
     """
-    if not sigma_init > 0:
-        raise ValueError(f'sigma_init={sigma_init}: must be > 0, e.g. 2.5 (SiD) or 80 (DMD2)')
 
-    def generate(params, noise, label):
-        sigma = jnp.full(noise.shape[0], sigma_init, noise.dtype)
-        return denoiser.apply(params, sigma_init * noise, sigma, label)[0]
-
-    return generate
+    critic_weighting: str = 'edm'
+    sigma_data: Annotated[float, Continuous()] = 0.5
+    from_teacher: bool = True
+    cycle: str = 'alternate'
+    student_every: int = 1
 
 
-def updates(weighting):
-    """The part of aux in which the student's updates are counted, where the weight of a divergence
-    depends on them."""
-    return {'updates': jnp.zeros((), jnp.int32)} if weighting.stepwise else {}
+def start(key: jax.Array, model: Denoiser, batch: Mapping[str, Any], base: Any = None) -> Any:
+    """Parameters of a network at the start of training: a copy of `base`, or its own.
 
-
-def counted(aux):
-    """aux after one more update of the student."""
-    return aux | {'updates': aux['updates'] + 1} if 'updates' in aux else aux
+    The copy has fresh buffers: a donated state must not delete arrays that something else holds.
+    """
+    if base is not None:
+        return jax.tree.map(jnp.copy, base)
+    return model.init(key, batch['x'], batch['condition'])

@@ -1,65 +1,50 @@
 """Score-based distillation through the networks: SIM and SiD. No stop_gradient anywhere in the
 student's loss."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
-from fdistill.methods import losses
-from fdistill.methods.critic import copy, make_critic, perturb
-from fdistill.methods.method import Method, make_cycle, one_step
+from fdistill.diffusion.denoiser import Denoiser
+from fdistill.diffusion.noise import NoiseLaw
+from fdistill.methods import generator, losses
+from fdistill.methods.critic import make_critic, perturb
+from fdistill.methods.generator import Steps
+from fdistill.methods.method import Method, Tracking, make_cycle, start
+from fdistill.types import Continuous
 
 
 def _score_method(
-    objective,
-    student,
-    teacher,
-    fake_score,
-    *,
-    sigma_init,
-    student_law,
-    critic_law,
-    critic_weighting='edm',
-    sigma_data=0.5,
-    from_teacher=True,
-    cycle='alternate',
-    student_every=1,
+    objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
 ):
     """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], all of x, D_T(x_t),
     D_F(x_t) carrying gradient."""
-    roles = make_cycle(cycle, student_every)
-    generate = one_step(student, sigma_init)
-    critic = make_critic(
-        generate,
-        teacher,
-        fake_score,
-        law=critic_law,
-        weighting=critic_weighting,
-        sigma_data=sigma_data,
-        from_teacher=from_teacher,
-    )
+    roles = make_cycle(tracking.cycle, tracking.student_every)
+    generate = generator.student(student, steps)
+    critic = make_critic(generate, teacher, fake_score, law=critic_law, tracking=tracking)
 
     def init(key, batch, frozen):
         key_student, key_critic = jax.random.split(key)
-        image, label = batch['image'], batch['label']
+        base = frozen['teacher'] if tracking.from_teacher else None
         params = {
-            'student': copy(frozen['teacher'])
-            if from_teacher
-            else student.init(key_student, image, label),
+            'student': start(key_student, student, batch, base),
             'critic': critic.init(key_critic, batch, frozen),
         }
         return params, {}
 
-    def loss(params, frozen, batch, key, aux):
+    def loss(params, context, batch, key):
         key_z, key_t = jax.random.split(key)
-        image, label = batch['image'], batch['label']
-        x = generate(params['student'], jax.random.normal(key_z, image.shape, image.dtype), label)
+        x = generate.draw(key_z, params['student'], batch)
         x_t, sigma = perturb(key_t, x, student_law)
-        d_teacher, d_fake, _ = critic.evaluate(params['critic'], frozen, x_t, sigma, label)
+        d_teacher, d_fake, _ = critic.evaluate(
+            params['critic'], context, x_t, sigma, batch['condition']
+        )
         value = jnp.mean(objective(x, d_teacher, d_fake, sigma))
         gap = jnp.mean((d_teacher - d_fake) ** 2)
-        return value, ({'score': value, 'denoiser_gap': gap}, aux)
+        return value, ({'score': value, 'denoiser_gap': gap}, context.aux)
 
-    return Method(init, {'critic': critic.loss, 'student': loss}, roles, generate, 1)
+    return Method(init, {'critic': critic.loss, 'student': loss}, roles, generate)
 
 
 # scale(sigma) of the denoiser gap in SIM's y.
@@ -67,17 +52,19 @@ SCALES = {'score': lambda sigma: sigma**-2, 'eps': lambda sigma: 1 / sigma, 'uni
 
 
 def sim(
-    student,
-    teacher,
-    fake_score,
+    student: Denoiser,
+    teacher: Denoiser,
+    fake_score: Denoiser,
     *,
-    distance='pseudo_huber',
-    c=0.1,
-    scale='eps',
-    total_gradient=False,
-    sigma_init=2.5,
-    **options,
-):
+    student_law: NoiseLaw,
+    critic_law: NoiseLaw,
+    distance: str = 'pseudo_huber',
+    c: Annotated[float, Continuous()] = 0.1,
+    scale: str = 'eps',
+    total_gradient: bool = False,
+    steps: Steps = Steps(sigma_init=2.5),
+    tracking: Tracking = Tracking(),
+) -> Method:
     """Score implicit matching (SIM, arXiv 2410.16794), `losses.implicit`; data-free.
 
     The paper's c and w(sigma) are not published. Here y = (D_F - D_T)/sigma by default, the gap
@@ -89,9 +76,8 @@ def sim(
       c: of pseudo-Huber, > 0, on the scale of y; ignored by squared_l2.
       scale: key of `SCALES`, what y measures: scores, noise predictions or denoisers.
       total_gradient: add d(y), see `losses.implicit`.
-      sigma_init: the student is D(sigma_init z, sigma_init).
-      options: student_law, critic_law (`NoiseLaw`), critic_weighting, sigma_data, from_teacher,
-        cycle, student_every: as in `distribution.distribution_matching`.
+      student_law, critic_law: `NoiseLaw` of sigma for the student's loss and the critic's.
+      steps, tracking: settings.
 
     Raises:
       ValueError: on unknown names or c <= 0.
@@ -109,10 +95,23 @@ def sim(
     def objective(x, d_teacher, d_fake, sigma):
         return losses.implicit(x, d_teacher, d_fake, scale_of(sigma), d, total_gradient)
 
-    return _score_method(objective, student, teacher, fake_score, sigma_init=sigma_init, **options)
+    return _score_method(
+        objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+    )
 
 
-def sid(student, teacher, fake_score, *, alpha=1.2, weighting='dmd', sigma_init=2.5, **options):
+def sid(
+    student: Denoiser,
+    teacher: Denoiser,
+    fake_score: Denoiser,
+    *,
+    student_law: NoiseLaw,
+    critic_law: NoiseLaw,
+    alpha: Annotated[float, Continuous()] = 1.2,
+    weighting: str = 'dmd',
+    steps: Steps = Steps(sigma_init=2.5),
+    tracking: Tracking = Tracking(),
+) -> Method:
     """Score identity distillation (SiD, arXiv 2404.04057), `losses.sid`; data-free.
 
     Args:
@@ -120,8 +119,7 @@ def sid(student, teacher, fake_score, *, alpha=1.2, weighting='dmd', sigma_init=
       alpha: 1.2 in the paper, 1/2 for the exact Fisher gradient, 1 for SIM with squared l2.
       weighting: key of `losses.WEIGHTS`; 'dmd' is the paper's, but depends on x and so breaks the
         exact identities.
-      sigma_init: the student is D(sigma_init z, sigma_init).
-      options: as for `sim`.
+      student_law, critic_law, steps, tracking: as for `sim`.
 
     Raises:
       ValueError: on an unknown weighting.
@@ -133,4 +131,6 @@ def sid(student, teacher, fake_score, *, alpha=1.2, weighting='dmd', sigma_init=
         weight = losses.WEIGHTS[weighting](x, d_teacher, sigma)
         return losses.sid(x, d_teacher, d_fake, jax.lax.stop_gradient(weight), alpha)
 
-    return _score_method(objective, student, teacher, fake_score, sigma_init=sigma_init, **options)
+    return _score_method(
+        objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+    )

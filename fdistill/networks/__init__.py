@@ -1,29 +1,41 @@
 """Networks behind one type. flax is imported in this package only."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fdistill.types import Condition
 
 
 class Network(NamedTuple):
     """A network as two pure functions; it knows neither the noise schedule nor the mesh.
 
-    init(key, x[B,...], c_noise[B], label[B]) -> params
-    apply(params, x, c_noise, label, key=None, augment=None) -> (out[B,...], features)
+    init(key, x[B,...], c_noise[B], condition) -> params
+    apply(params, x, c_noise, condition, key=None) -> (out[B,...], features)
 
-    `x` is preconditioned input, `c_noise` the noise conditioning (EDM: ln(sigma)/4), `label` int32
-    with -1 for "no label", `key` switches dropout on, `augment` is [B, A] of augmentation labels or
-    None. `out` has the shape of `x` and is float32. `features` is a tuple of activations for
-    discriminator heads.
+    `x` is preconditioned input, `c_noise` the noise conditioning (EDM: ln(sigma)/4), `condition` a
+    dict of arrays [B, ...] whose names are among `takes`, and `key` switches dropout on. A name in
+    `takes` that is not given means "none" of it. `out` has the shape of `x` and is float32.
+    `features` is a tuple of activations for discriminator heads.
     """
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
+    takes: tuple[str, ...] = ()
+
+
+def label_of(condition: Condition, x: jax.Array) -> jax.Array:
+    """The label of each sample, int32 [B]; -1, "no label", where the condition has none."""
+    return condition.get('label', jnp.full(x.shape[0], -1, jnp.int32))
 
 
 class Head(NamedTuple):
     """A discriminator on a network's features; a positive logit means real.
 
-    init(key, features, c_noise[B], label[B]) -> params
-    apply(params, features, c_noise, label) -> logits[B, heads], float32
+    init(key, features, c_noise[B], condition) -> params
+    apply(params, features, c_noise, condition) -> logits[B, heads], float32
     """
 
     init: Callable[..., Any]

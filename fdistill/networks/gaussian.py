@@ -27,11 +27,11 @@ def gaussian(*, num_classes=0, scale=0.0, offset=0.0, spread=0.0):
     if not spread >= 0:
         raise ValueError(f'spread={spread}: must be >= 0')
 
-    def init(key, x, c_noise, label):
+    def init(key, x, c_noise, condition):
         start = offset + spread * jax.random.normal(key, x.shape[1:], x.dtype)
         return {'scale': jnp.full((), scale, x.dtype), 'offset': start}
 
-    def apply(params, x, c_noise, label, key=None, augment=None):
+    def apply(params, x, c_noise, condition, key=None):
         return params['scale'] * x + params['offset'], ()
 
     return Network(init, apply)

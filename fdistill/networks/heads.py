@@ -67,10 +67,10 @@ def conv_head(*, indices=(-1,)):
         raise ValueError(f'indices={indices}: name at least one feature, and each once')
     module = _ConvHead(indices)
 
-    def init(key, features, c_noise, label):
+    def init(key, features, c_noise, condition):
         return module.init(key, features)['params']
 
-    def apply(params, features, c_noise, label):
+    def apply(params, features, c_noise, condition):
         return module.apply({'params': params}, features)
 
     return Head(init, apply)

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdistill.networks import Head, Network
+from fdistill.networks import Head, Network, label_of
 
 
 def _fourier(values, count):
@@ -100,16 +100,21 @@ def mlp(
         width, blocks, embedding, fourier, num_classes, dropout, jnp.bfloat16 if bfloat16 else None
     )
 
-    def init(key, x, c_noise, label):
-        return module.init(key, x, c_noise, label, deterministic=True)['params']
+    def init(key, x, c_noise, condition):
+        return module.init(key, x, c_noise, label_of(condition, x), deterministic=True)['params']
 
-    def apply(params, x, c_noise, label, key=None, augment=None):
+    def apply(params, x, c_noise, condition, key=None):
         rngs = None if key is None else {'dropout': key}
         return module.apply(
-            {'params': params}, x, c_noise, label, deterministic=key is None, rngs=rngs
+            {'params': params},
+            x,
+            c_noise,
+            label_of(condition, x),
+            deterministic=key is None,
+            rngs=rngs,
         )
 
-    return Network(init, apply)
+    return Network(init, apply, ('label',) if num_classes else ())
 
 
 class _MLPHead(nn.Module):
@@ -151,9 +156,11 @@ def mlp_head(*, num_classes=0, width=64, layers=3, fourier=0):
             f'mlp_head: width={width}, layers={layers} must be >= 1, fourier={fourier} >= 0'
         )
     module = _MLPHead(width, layers, fourier, num_classes)
-    return Head(
-        lambda key, features, c_noise, label: module.init(key, features, c_noise, label)['params'],
-        lambda params, features, c_noise, label: module.apply(
-            {'params': params}, features, c_noise, label
-        ),
-    )
+
+    def init(key, features, c_noise, condition):
+        return module.init(key, features, c_noise, label_of(condition, c_noise))['params']
+
+    def apply(params, features, c_noise, condition):
+        return module.apply({'params': params}, features, c_noise, label_of(condition, c_noise))
+
+    return Head(init, apply)

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdistill.networks import Network
+from fdistill.networks import Network, label_of
 from fdistill.networks.layers import (
     KAIMING,
     NORMAL,
@@ -207,7 +207,7 @@ def _plan(
 
 
 class UNet(nn.Module):
-    """Runs a plan: (x[B,R,R,C], c_noise[B], label[B], augment[B,A] or None) -> (out[B,R,R,C],
+    """Runs a plan: (x[B,R,R,C], c_noise[B], condition) -> (out[B,R,R,C],
     features), float32."""
 
     architecture: Architecture
@@ -223,9 +223,9 @@ class UNet(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x, c_noise, label, augment, train):
+    def __call__(self, x, c_noise, condition, train):
         style = self.architecture.style
-        emb = self._embed(x, c_noise, label, augment)
+        emb = self._embed(x, c_noise, condition)
         block_type = nn.remat(UNetBlock) if self.remat else UNetBlock
 
         def run(block, h):
@@ -259,17 +259,19 @@ class UNet(nn.Module):
         out = conv(h, self.channels, 3, style.init_zero, f'{name}_conv')
         return out.astype(jnp.float32), tuple(feature.astype(jnp.float32) for feature in features)
 
-    def _embed(self, x, c_noise, label, augment):
+    def _embed(self, x, c_noise, condition):
         expected = (self.resolution, self.resolution, self.channels)
         if x.shape[1:] != expected:
             raise ValueError(
                 f'x has shape {x.shape}, the network was built for [B, {", ".join(map(str, expected))}]'
             )
+        augment = condition.get('augment')
         if augment is not None and augment.shape[1:] != (self.augment_dim,):
             raise ValueError(
                 f'augment has shape {augment.shape}, must be [B, augment_dim={self.augment_dim}] or None'
             )
-        label = jax.nn.one_hot(label, self.num_classes) if self.num_classes else None
+        classes = self.num_classes
+        label = jax.nn.one_hot(label_of(condition, x), classes) if classes else None
         if augment is None and self.augment_dim:
             augment = jnp.zeros((x.shape[0], self.augment_dim))
         noise_channels = self.model_channels * self.architecture.noise_multiplier
@@ -348,16 +350,15 @@ def _network(
         remat=remat,
     )
 
-    def init(key, x, c_noise, label):
-        return module.init(key, x, c_noise, label, None, False)['params']
+    def init(key, x, c_noise, condition):
+        return module.init(key, x, c_noise, condition, False)['params']
 
-    def apply(params, x, c_noise, label, key=None, augment=None):
+    def apply(params, x, c_noise, condition, key=None):
         rngs = {} if key is None else {'dropout': key}
-        return module.apply(
-            {'params': params}, x, c_noise, label, augment, key is not None, rngs=rngs
-        )
+        return module.apply({'params': params}, x, c_noise, condition, key is not None, rngs=rngs)
 
-    return Network(init, apply)
+    takes = {'label': num_classes, 'augment': augment_dim}
+    return Network(init, apply, tuple(name for name, width in takes.items() if width))
 
 
 def ddpmpp(

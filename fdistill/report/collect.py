@@ -19,7 +19,7 @@ class Run(NamedTuple):
     """A run or a trial of a sweep.
 
     name: of its folder. settings: {dotted key: value} of its config, without the seed and what
-      `build.FREE` names.
+      `build.comparable` leaves out.
     data: those of the settings that say which data it is measured against.
     status: done, failed or missing (no result yet). row: of its evaluation, numbers as floats, or
       None.
@@ -102,7 +102,9 @@ def _completed(trials):
     for run in trials:
         if not run.settings:
             sibling = known.get(tuple(sorted(_overrides(run))))
-            settings = (sibling.settings if sibling else {}) | _kept(build.flat(_overrides(run)))
+            settings = (sibling.settings if sibling else {}) | _without_seed(
+                build.flat(_overrides(run))
+            )
             run = run._replace(settings=settings, data=_data(settings))
         completed.append(run)
     return completed
@@ -119,7 +121,7 @@ def _run(folder):
         if (folder / configs.FILENAME).is_file()
         else {}
     )
-    settings = _kept(build.flat(config)) if config else {}
+    settings = _without_seed(build.comparable(config)) if config else {}
     known = {'status': 'missing'}
     if (folder / sweep.RESULT).is_file():
         known = _json(folder / sweep.RESULT)
@@ -182,12 +184,8 @@ def _rows(folder):
     return dict(sorted(rows.items()))
 
 
-def _kept(flat):
-    return {
-        key: value
-        for key, value in flat.items()
-        if key != 'seed' and not key.startswith(build.FREE)
-    }
+def _without_seed(flat):
+    return {key: value for key, value in flat.items() if key != 'seed'}
 
 
 def _data(settings):

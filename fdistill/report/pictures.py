@@ -40,8 +40,8 @@ def draw(folder, groups):
     n = POINTS
     if image:
         n = next((n for n in IMAGES if n * groups * np.prod(run.shape) <= BUDGET), 1)
-    noise, labels = build.start(jax.random.key(SEED), n, None, run.shape, run.num_classes)
-    samples = np.asarray(run.sample(noise, labels), np.float32)
+    noise, condition = run.start(jax.random.key(SEED), n)
+    samples = np.asarray(run.sample(noise, condition), np.float32)
     if image:
         return _png(writer.image_grid(samples, tile=1)), f'{n} samples'
     train = build.load_data(run.config, 'train')

@@ -8,18 +8,51 @@ the newest one that does.
 
 import logging
 import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from fdistill.errors import UserError
+from fdistill.methods.method import DEPLOYED
+from fdistill.training.state import TrainState
 
 FOLDER = 'checkpoints'
 ARRAYS = ('state', 'ema')
 
 
-def digests(tree):
+class Saved(NamedTuple):
+    """`TrainState` as the item `state` holds it, in the layout of the first version: `ema` has the
+    averages besides the one that is sampled from, () where there is none."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+    ema: Any
+    aux: Any
+    skipped: Any
+    skipped_in_a_row: Any
+    metrics: Any
+
+
+def items(state: TrainState) -> dict[str, Any]:
+    """{'state', 'ema'}: a state as it is saved, the average that is sampled from apart."""
+    fields = state._asdict()
+    averages = dict(fields.pop('averages'))
+    deployed = averages.pop(DEPLOYED)
+    return {'state': Saved(**fields, ema=averages or ()), 'ema': deployed}
+
+
+def joined(arrays: Mapping[str, Any]) -> TrainState:
+    """The state of what `items` made."""
+    fields = arrays['state']._asdict()
+    others = dict(fields.pop('ema') or {})
+    return TrainState(**fields, averages={**others, DEPLOYED: arrays['ema']})
+
+
+def digests(tree: Any) -> dict[str, int]:
     """{path: int}, a checksum of each array's bits: the sum of words times odd weights, modulo
     2^32.
 
@@ -45,7 +78,7 @@ def _checksums(leaves):
     return [_checksum(leaf) for leaf in leaves]
 
 
-def abstract(tree, shardings=None):
+def abstract(tree: Any, shardings: Any = None) -> Any:
     """Shapes, dtypes and shardings, as a restore target."""
     if shardings is None:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
@@ -65,7 +98,7 @@ class Checkpoints:
       ValueError: if keep < 1.
     """
 
-    def __init__(self, workdir, keep=2):
+    def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
         if keep < 1:
             raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
         options = ocp.CheckpointManagerOptions(
@@ -85,13 +118,13 @@ class Checkpoints:
         # Waits: an error of an asynchronous save appears only here.
         self._manager.close()
 
-    def save(self, step, state, config):
+    def save(self, step: int, state: TrainState, config: Mapping[str, Any]) -> None:
         """Saves in the background; the arrays may be donated right after."""
         # Steps not before this one were passed over as damaged; orbax would silently save nothing
         # beside them.
         for damaged in [other for other in self._manager.all_steps() if other >= step]:
             self._manager.delete(damaged)
-        arrays = {'state': state._replace(ema=()), 'ema': state.ema}
+        arrays = items(state)
         position = {
             'next_step': step,
             'digests': {name: digests(tree) for name, tree in arrays.items()},
@@ -105,7 +138,7 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, target):
+    def restore(self, target: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The newest verified checkpoint.
 
         Args:

@@ -1,17 +1,18 @@
 """Several runs that differ in their seeds and in numbers of their settings, trained as one program:
 a lane each, vmapped."""
 
-import math
+import contextlib
 import pathlib
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill import divergences
 from fdistill.errors import NotFinite
-from fdistill.training import checkpoint, loop, writer
+from fdistill.training import checkpoint, loop, memory, writer
+from fdistill.training.loop import Training
 from fdistill.training.state import empty_metrics, init_state
 from fdistill.training.step import make_step
 
@@ -21,10 +22,10 @@ class Lane(NamedTuple):
     that the lanes differ in."""
 
     seed: int
-    batches: Callable
-    workdir: Any
-    config: Any
-    settings: dict
+    batches: Callable[[int], Iterator[Any]]
+    workdir: str | pathlib.Path
+    config: Mapping[str, Any]
+    settings: Mapping[str, float]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -84,48 +85,16 @@ def _lane(tree, index):
     return jax.tree.map(lambda value: value[index], tree)
 
 
-def free_memory():
-    """Bytes that the first device has left, or its host where it has no memory of its own; infinite
-    where neither tells."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats:
-        return stats['bytes_limit'] - stats['bytes_in_use']
-    file = pathlib.Path('/proc/meminfo')
-    lines = (
-        dict(line.split(':') for line in file.read_text().splitlines()) if file.is_file() else {}
-    )
-    return int(lines['MemAvailable'].split()[0]) * 1024 if 'MemAvailable' in lines else math.inf
-
-
-def _memory(program):
-    """Bytes that a compiled program takes with its arguments and results."""
-    sizes = program.memory_analysis()
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-    )
-
-
 def train(
-    make,
-    frozen,
-    lanes,
+    make: Callable[[dict], Any],
+    frozen: Any,
+    lanes: Sequence[Lane],
+    training: Training,
     *,
-    steps: int,
-    batch_size: int,
-    log_every: int = 100,
-    checkpoint_every: int = 1000,
-    sample_every: int = 1000,
-    evaluate_every: int = 0,
-    keep: int = 2,
-    max_skipped: int = 10,
     quiet: bool = False,
-    wandb: str | None = None,
-):
-    """Trains all lanes to `steps` steps on one device; each run folder ends as `loop.train` would
-    have left it.
+) -> list[NotFinite | None]:
+    """Trains all lanes to `training.steps` steps on one device; each run folder ends as
+    `loop.train` would have left it.
 
     The numbers are those of one run after another, but for rounding: a vmapped product sums in
     another order, and a constant of a program may be folded into another where the number of a lane
@@ -137,7 +106,8 @@ def train(
         {name: number}, and traced for those of all, {name: `Number`}.
       frozen: as of `loop.train`.
       lanes: `Lane`s of folders without a checkpoint, whose settings have the same names.
-      others: as of `loop.train`.
+      training: what the lanes have in common; its average's half-life is that of `make`.
+      quiet: no progress on stderr.
 
     Returns:
       [None, or the NotFinite that ended the lane].
@@ -146,11 +116,9 @@ def train(
       ValueError: on settings out of range.
       MemoryError: when the device has no room for so many lanes; nothing has been written.
     """
-    if min(steps, log_every, keep, max_skipped) < 1:
-        raise ValueError(
-            f'steps={steps}, log_every={log_every}, keep={keep}, max_skipped={max_skipped}: must be >= 1'
-        )
-    seeds, indices = jnp.asarray([lane.seed for lane in lanes], jnp.int32), jnp.arange(len(lanes))
+    loop.check(training)
+    steps, indices = training.steps, jnp.arange(len(lanes))
+    keys = jax.vmap(jax.random.key)(jnp.asarray([lane.seed for lane in lanes], jnp.int32))
     settings = {name: [lane.settings[name] for lane in lanes] for name in lanes[0].settings}
     cycle = make(lanes[0].settings)[0].cycle
 
@@ -158,74 +126,71 @@ def train(
         return make({name: Number(values, index) for name, values in settings.items()})
 
     def stacked(streams):
-        values = [next(stream) for stream in streams]
-        return {name: np.stack([value[name] for value in values]) for name in values[0]}
+        return jax.tree.map(lambda *values: np.stack(values), *map(next, streams))
 
     @jax.jit
-    def init(frozen, batch, seeds, indices):
+    def init(frozen, batch, keys, indices):
         empty = jax.tree.map(lambda value: jnp.zeros(value.shape[1:], value.dtype), batch)
 
-        def one(seed, index):
+        def one(key, index):
             method, optimizers, _ = parts(index)
-            return init_state(method, optimizers, seed, empty, frozen)
+            return init_state(method, optimizers, key, empty, frozen)
 
-        return jax.vmap(one)(seeds, indices)
+        return jax.vmap(one)(keys, indices)
 
     def program(roles):
-        def one(state, frozen, batch, seed, index):
-            return make_step(*parts(index), seed=seed, max_skipped=max_skipped)(
-                state, frozen, batch, roles
-            )
+        def one(state, frozen, batch, key, index):
+            step = make_step(*parts(index), max_skipped=training.max_skipped)
+            return step(state, frozen, batch, key, roles)
 
         step = jax.jit(jax.vmap(one, in_axes=(0, None, 0, 0, 0)), donate_argnums=0)
-        return step.lower(shapes, frozen, batch, seeds, indices).compile()
+        return step.lower(shapes, frozen, batch, keys, indices).compile()
 
-    streams = [lane.batches(0) for lane in lanes]
     batch = stacked([lane.batches(0) for lane in lanes])
-    shapes = jax.eval_shape(init, frozen, batch, seeds, indices)
+    shapes = jax.eval_shape(init, frozen, batch, keys, indices)
     programs = {roles: program(roles) for roles in dict.fromkeys(map(cycle, range(steps)))}
     # The teacher is there already.
-    needed = max(map(_memory, programs.values())) - sum(
-        value.nbytes for value in jax.tree.leaves(frozen)
-    )
-    if needed > (free := free_memory()):
+    there = sum(value.nbytes for value in jax.tree.leaves(frozen))
+    needed = max(map(memory.needed, programs.values())) - there
+    if needed > (free := memory.free()):
         raise MemoryError(
             f'{len(lanes)} lanes need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free'
         )
-    state = init(frozen, batch, seeds, indices)
-    outs = [writer.Writer(lane.workdir, wandb) for lane in lanes]
-    failed = [None] * len(lanes)
-    for lane, out in zip(lanes, outs):
-        writer.write_json(pathlib.Path(lane.workdir) / loop.CONFIG, lane.config)
-        out.truncate(0)
-        out.config(lane.config)
-    progress = writer.Progress(steps, 0, batch_size * len(lanes), quiet=quiet)
-    for done in range(1, steps + 1):
-        state = programs[cycle(done - 1)](state, frozen, stacked(streams), seeds, indices)
-        logged = None
-        if done % log_every == 0 or done == steps:
+    streams, failed = [lane.batches(0) for lane in lanes], [None] * len(lanes)
+    with contextlib.ExitStack() as stack:
+        size = training.batch_size * len(lanes)
+        progress = stack.enter_context(writer.Progress(steps, 0, size, quiet=quiet))
+        outs, logs = [], []
+        for lane in lanes:
+            out = stack.enter_context(writer.Writer(lane.workdir, training.wandb))
+            writer.write_json(pathlib.Path(lane.workdir) / loop.CONFIG, lane.config)
+            out.truncate(0)
+            out.config(lane.config)
+            outs.append(out)
+            logs.append(loop.log(out, training, progress))
+
+        def advance(state, step):
+            return programs[cycle(step)](state, frozen, stacked(streams), keys, indices)
+
+        def log_all(state, done):
             small = jax.device_get((state.metrics, state.skipped, state.skipped_in_a_row))
-            for index, out in enumerate(outs):
-                if failed[index]:
-                    continue
+            for index, one in enumerate(logs):
                 metrics, skipped, in_a_row = _lane(small, index)
                 own = state._replace(metrics=metrics, skipped=skipped, skipped_in_a_row=in_a_row)
-                logged = loop.read_metrics(own)
                 try:
-                    loop.check_finite(own, max_skipped, done, logged)
-                    out.metrics(done, logged)
-                    out.histograms(done, loop.read_histograms(own), divergences.EDGES)
+                    if not failed[index]:
+                        one(own, done)
                 except NotFinite as error:
                     failed[index] = error
-            state = state._replace(metrics=empty_metrics(state.metrics))
-        timing = progress.update(done, logged)
-        if timing:
-            for out in outs:
-                out.timing(done, timing)
-    progress.close()
-    for index, (lane, out) in enumerate(zip(lanes, outs)):
+            return state._replace(metrics=empty_metrics(state.metrics))
+
+        actions = [
+            loop.Every(training.log_every, log_all),
+            loop.Every(1, loop.pace(outs, progress)),
+        ]
+        state = loop.run(advance, init(frozen, batch, keys, indices), 0, steps, actions)
+    for index, lane in enumerate(lanes):
         if not failed[index]:
-            with checkpoint.Checkpoints(lane.workdir, keep) as checkpoints:
+            with checkpoint.Checkpoints(lane.workdir, training.keep) as checkpoints:
                 checkpoints.save(steps, _lane(state, index), lane.config)
-        out.close()
     return failed

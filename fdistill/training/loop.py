@@ -1,103 +1,154 @@
-"""The training loop: set-up, restore, steps, logs, checkpoints; it reads straight down."""
+"""The training loop: set-up, restore, steps, logs, hooks; it reads straight down."""
 
 import math
 import pathlib
-import signal
-import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from clu import parameter_overview
+from jax.sharding import Mesh
 
 from fdistill import divergences
 from fdistill.errors import NotFinite
+from fdistill.methods.method import Method
 from fdistill.training import checkpoint, sharding, writer
-from fdistill.training.state import empty_metrics, init_state
+from fdistill.training.state import TrainState, empty_metrics, init_state
 from fdistill.training.step import ema_decay, make_step
+from fdistill.training.stop import Stop
+from fdistill.types import Continuous, Free
 
-PREVIEW = 64  # samples in a preview picture
 CONFIG = 'config.json'
 
 
-class Stop:
-    """Whether to stop after the present step: set by SIGTERM, which a scheduler sends before it
-    takes the machine.
+class Training(NamedTuple):
+    """How long and how a run is trained: the section `training` of a config.
 
-    Used as a context. Only in the main thread of a lone process: with several, all have to stop at
-    the same step, which orbax's own preemption check would have to arrange, and JAX catches the
-    signal.
+    steps, batch_size: steps of training, global batch size.
+    ema_half_life, ema_ramp_up: in images, see `step.ema_decay`.
+    microbatches: parts in which each network sees a batch, one after another; the numbers are those
+      of the whole batch, the memory that of a part. See `denoiser.accumulated`.
+    log_every, checkpoint_every, sample_every: in steps; 0 for only at the end (samples: never).
+    evaluate_every: in steps, how often the averaged weights are measured; 0 for never.
+    keep: checkpoints kept.
+    max_skipped: non-finite updates of a role in a row that stop the run.
+    wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
     """
 
-    def __init__(self):
-        self.requested = False
-        self._previous = None
-        self._possible = (
-            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    steps: int
+    batch_size: int
+    ema_half_life: Annotated[float, Continuous()]
+    ema_ramp_up: Annotated[float, Continuous()] = 0.05
+    microbatches: int = 1
+    log_every: Annotated[int, Free] = 100
+    checkpoint_every: Annotated[int, Free] = 1000
+    sample_every: Annotated[int, Free] = 1000
+    evaluate_every: Annotated[int, Free] = 0
+    keep: Annotated[int, Free] = 2
+    max_skipped: Annotated[int, Free] = 10
+    wandb: Annotated[str | None, Free] = None
+
+
+def check(training: Training, mesh: Mesh | None = None) -> None:
+    """Raises ValueError on settings out of range, or a batch that the mesh cannot share evenly."""
+    least = {'steps': 1, 'log_every': 1, 'keep': 1, 'max_skipped': 1, 'microbatches': 1}
+    least |= {'checkpoint_every': 0, 'sample_every': 0, 'evaluate_every': 0}
+    for name, low in least.items():
+        if (value := getattr(training, name)) < low:
+            raise ValueError(f'{name}={value}: must be >= {low}')
+    decay(training)
+    size = training.batch_size
+    if mesh is not None:
+        sharding.check_batch_size(size, mesh)
+    devices = 1 if mesh is None else mesh.size
+    if size % (training.microbatches * devices):
+        raise ValueError(
+            f'microbatches={training.microbatches}: does not divide batch_size={size} on '
+            f'{devices} devices evenly'
         )
 
-    def __enter__(self):
-        if self._possible:
-            self._previous = signal.signal(
-                signal.SIGTERM, lambda *_: setattr(self, 'requested', True)
-            )
-        return self
 
-    def __exit__(self, *_):
-        if self._possible:
-            signal.signal(signal.SIGTERM, self._previous)
+def decay(training: Training) -> Callable[[jax.Array], jax.Array]:
+    """step -> decay of the averages, see `step.ema_decay`."""
+    return ema_decay(training.ema_half_life, training.batch_size, training.ema_ramp_up)
+
+
+class Every(NamedTuple):
+    """What is done now and then: action(state, done) after each n-th step, done counting steps.
+
+    n: 0 for never.
+    at_the_end: also after the last step of the run.
+    at_a_stop: also after the last step before a stop, whatever n.
+    """
+
+    n: int
+    action: Callable[[TrainState, int], Any]
+    at_the_end: bool = True
+    at_a_stop: bool = False
+
+    def due(self, done: int, end: bool, last: bool) -> bool:
+        """Whether it is time after step `done`, the end of the run or the last before a stop."""
+        regular = self.n > 0 and (done % self.n == 0 or (end and self.at_the_end))
+        return regular or (last and self.at_a_stop)
+
+
+def run(
+    advance: Callable[[TrainState, int], TrainState],
+    state: TrainState,
+    start: int,
+    steps: int,
+    hooks: Sequence[Every],
+    stop: Callable[[int], bool] = lambda done: False,
+) -> TrainState:
+    """The loop itself, of one run or of many lanes: advance(state, step) and hooks, in order.
+
+    A hook may return another state, as one does that empties the averages it has logged.
+    """
+    for done in range(start + 1, steps + 1):
+        state = advance(state, done - 1)
+        end = done == steps
+        last = end or stop(done)
+        for hook in hooks:
+            if hook.due(done, end, last):
+                state = hook.action(state, done) or state
+        if last:
+            break
+    return state
 
 
 def train(
-    method,
-    optimizers,
-    frozen,
-    batches,
+    method: Method,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    frozen: Mapping[str, Any],
+    batches: Callable[[int], Iterator[Any]],
+    training: Training,
     *,
-    mesh,
-    workdir,
-    config,
-    seed,
-    num_classes,
-    steps: int,
-    batch_size: int,
-    ema_half_life: float,
-    ema_ramp_up: float = 0.05,
-    log_every: int = 100,
-    checkpoint_every: int = 1000,
-    sample_every: int = 1000,
-    evaluate_every: int = 0,
-    keep: int = 2,
-    max_skipped: int = 10,
+    mesh: Mesh,
+    workdir: str | pathlib.Path,
+    config: Mapping[str, Any],
+    seed: int,
+    hooks: Callable[[writer.Writer], Sequence[Every]] = lambda out: (),
     quiet: bool = False,
-    wandb: str | None = None,
     stop_at: int | None = None,
-    evaluate=None,
-):
-    """Trains a method to `steps` steps; run again with the same workdir, it goes on from the newest
-    checkpoint.
+) -> TrainState:
+    """Trains a method to `training.steps` steps; run again with the same workdir, it goes on from
+    the newest checkpoint.
 
     Args:
       method: `Method`.
       optimizers: {role: optax.GradientTransformation}.
-      frozen: {'teacher': params} or {}.
-      batches: start_step -> iterator of this process's {'image', 'label'} numpy batches.
+      frozen: {name: parameters} of what is not trained, as the teacher's.
+      batches: start_step -> iterator of this process's batches, trees of numpy arrays [B, ...].
+      training: `Training`.
       mesh: from `sharding.make_mesh`.
       workdir: run folder.
       config: what to save as the run's config, plain values.
-      seed: int.
-      num_classes: for the labels of the preview; 0 or 1 for none.
-      steps, batch_size: steps of training, global batch size.
-      ema_half_life, ema_ramp_up: in images, see `step.ema_decay`.
-      log_every, checkpoint_every, sample_every: in steps; 0 for only at the end (samples: never).
-      evaluate_every: in steps, how often `evaluate` measures the EMA weights; 0 for never.
-      keep: checkpoints kept.
-      max_skipped: non-finite updates of a role in a row that stop the run.
+      seed: of the run; one program serves all.
+      hooks: out -> what else is done now and then, as previews.
       quiet: no progress on stderr.
-      wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
       stop_at: stop after this step with a checkpoint, as a SIGTERM would.
-      evaluate: (EMA weights, step) -> {name: number}, for TensorBoard; writes what it wants to keep
-        itself.
 
     Returns:
       The final `TrainState`.
@@ -107,100 +158,115 @@ def train(
         of them was kept.
       ValueError: on settings out of range or a checkpoint that cannot be restored.
     """
-    if (
-        min(steps, log_every, keep, max_skipped) < 1
-        or min(checkpoint_every, sample_every, evaluate_every) < 0
-    ):
-        raise ValueError(
-            f'steps={steps}, log_every={log_every}, keep={keep}, max_skipped={max_skipped} must be >= 1, '
-            f'checkpoint_every={checkpoint_every}, sample_every={sample_every}, evaluate_every={evaluate_every} >= 0'
-        )
-    sharding.check_batch_size(batch_size, mesh)
-    decay = ema_decay(ema_half_life, batch_size, ema_ramp_up)
+    check(training, mesh)
     by_batch = sharding.batch_sharding(mesh)
+    key = jax.random.key(seed)
 
     # The state is created sharded: no device ever holds all of it.
-    first = next(batches(0))
-    batch_shapes = {
-        name: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype)
-        for name, value in first.items()
-    }
     frozen = jax.device_put(frozen, sharding.state_sharding(frozen, mesh))
+    example = next(batches(0))
+    batch_shapes = jax.tree.map(
+        lambda value: jax.ShapeDtypeStruct(
+            (training.batch_size, *value.shape[1:]), value.dtype, sharding=by_batch
+        ),
+        example,
+    )
 
-    def init(frozen):
-        batch = {name: jnp.zeros(value.shape, value.dtype) for name, value in batch_shapes.items()}
-        return init_state(method, optimizers, seed, batch, frozen)
+    def init(frozen, key):
+        batch = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), batch_shapes)
+        return init_state(method, optimizers, key, batch, frozen)
 
-    shapes = jax.eval_shape(init, frozen)
+    shapes = jax.eval_shape(init, frozen, key)
     shardings = sharding.state_sharding(shapes, mesh)
     step_function = jax.jit(
-        make_step(method, optimizers, decay, seed=seed, max_skipped=max_skipped),
+        make_step(method, optimizers, decay(training), max_skipped=training.max_skipped),
         static_argnames='roles',
         donate_argnames='state',
         out_shardings=shardings,
     )
+    target = checkpoint.abstract(shapes, shardings)
 
     workdir = pathlib.Path(workdir)
     with (
-        writer.Writer(workdir, wandb) as out,
-        checkpoint.Checkpoints(workdir, keep) as checkpoints,
+        writer.Writer(workdir, training.wandb) as out,
+        checkpoint.Checkpoints(workdir, training.keep) as checkpoints,
         Stop() as stop,
     ):
-        target = checkpoint.abstract(shapes, shardings)
-        restored = checkpoints.restore({'state': target._replace(ema=()), 'ema': target.ema})
+        restored = checkpoints.restore(checkpoint.items(target))
         if jax.process_index() == 0:
             writer.write_json(workdir / CONFIG, config)
         if restored is None:
-            state = jax.jit(init, out_shardings=shardings)(frozen)
-            start = 0
+            state, start = jax.jit(init, out_shardings=shardings)(frozen, key), 0
             out.truncate(0)
             out.config(config)
         else:
             arrays, position = restored
-            state, start = arrays['state']._replace(ema=arrays['ema']), position['next_step']
+            state, start = checkpoint.joined(arrays), position['next_step']
             out.truncate(start)
         if not quiet and jax.process_index() == 0:
-            _describe(state, start, steps)
-
-        progress = writer.Progress(steps, start, batch_size, quiet=quiet)
-        preview = _preview(method, batch_shapes['image'], num_classes, mesh)
+            _describe(state, start, training.steps)
+        programs = {}
+        for roles in dict.fromkeys(map(method.cycle, range(start, stop_at or training.steps))):
+            lowered = step_function.lower(target, frozen, batch_shapes, key, roles=roles)
+            programs[roles] = lowered.compile()
         stream = batches(start)
-        for done in range(start + 1, steps + 1):
+
+        def advance(state, step):
             batch = sharding.put_batch(next(stream), by_batch)
-            state = step_function(state, frozen, batch, roles=method.cycle(done - 1))
-            last = done == steps or stop.requested or done == stop_at
-            logged = None
-            if done % log_every == 0 or last:
-                logged = read_metrics(state)
-                check_finite(state, max_skipped, done, logged)
-                # A stop between two logs writes nothing: the averages are in the state, and the
-                # resumed run will log them.
-                if done % log_every == 0 or done == steps:
-                    out.metrics(done, logged)
-                    out.histograms(done, read_histograms(state), divergences.EDGES)
-                    state = state._replace(metrics=empty_metrics(state.metrics))
-            timing = progress.update(done, _headline(logged))
-            if timing:
-                out.timing(done, timing)
-            if sample_every and (done % sample_every == 0 or done == steps):
-                picture = preview(state.ema)
-                if jax.process_index() == 0:
-                    writer.write_png(workdir / 'samples' / f'{done:09d}.png', picture)
-                    out.image(done, 'samples', picture)
-            if evaluate_every and (done % evaluate_every == 0 or done == steps):
-                out.evaluation(done, evaluate(state.ema, done))
-            if last or (checkpoint_every and done % checkpoint_every == 0):
-                if logged is None:
-                    check_finite(state, max_skipped, done, read_metrics(state))
-                checkpoints.save(done, state, config)
-                out.flush()
-            if last:
-                break
-        progress.close()
-    return state
+            return programs[method.cycle(step)](state, frozen, batch, key)
+
+        def stopped(done):
+            return stop.requested or done == stop_at
+
+        def save(state, done):
+            check_finite(state, training.max_skipped, done)
+            checkpoints.save(done, state, config)
+            out.flush()
+
+        with writer.Progress(training.steps, start, training.batch_size, quiet=quiet) as progress:
+            actions = (
+                Every(training.log_every, log(out, training, progress)),
+                Every(1, pace([out], progress)),
+                *hooks(out),
+                Every(training.checkpoint_every, save, at_a_stop=True),
+            )
+            return run(advance, state, start, training.steps, actions, stopped)
 
 
-def read_metrics(state):
+def log(
+    out: writer.Writer, training: Training, progress: writer.Progress
+) -> Callable[[TrainState, int], TrainState]:
+    """An action for `Every`: writes metrics and histograms, and begins new averages.
+
+    Where a run stops between two logs, nothing is written: the averages are in the state, and the
+    resumed run will log them.
+    """
+
+    def action(state, done):
+        logged = read_metrics(state)
+        check_finite(state, training.max_skipped, done)
+        out.metrics(done, logged)
+        out.histograms(done, read_histograms(state), divergences.EDGES)
+        progress.note(_headline(logged))
+        return state._replace(metrics=empty_metrics(state.metrics))
+
+    return action
+
+
+def pace(
+    outs: Sequence[writer.Writer], progress: writer.Progress
+) -> Callable[[TrainState, int], None]:
+    """An action for `Every`: says how far the run is, and writes its speed now and then."""
+
+    def action(state, done):
+        timing = progress.update(done)
+        for out in outs if timing else ():
+            out.timing(done, timing)
+
+    return action
+
+
+def read_metrics(state: TrainState) -> dict[str, float]:
     """{'role/name': mean since the last log} of the roles with an update applied since, and the
     skips so far."""
     values = {
@@ -213,7 +279,7 @@ def read_metrics(state):
     }
 
 
-def read_histograms(state):
+def read_histograms(state: TrainState) -> dict[str, Any]:
     """{'role/name': counts [levels, cells] since the last log} of the roles with an update applied
     since."""
     return {
@@ -231,24 +297,22 @@ def _averages(state):
 def _headline(logged):
     """What of the metrics goes into the progress line: the losses; a loss value says little, a skip
     says much."""
-    if logged is None:
-        return None
     return {name: value for name, value in logged.items() if not name.endswith('/skipped') or value}
 
 
-def check_finite(state, max_skipped, step, metrics):
+def check_finite(state: TrainState, max_skipped: int, step: int) -> None:
     """Raises NotFinite once a role's updates have not been finite max_skipped times in a row."""
     for role, count in jax.device_get(state.skipped_in_a_row).items():
         if count >= max_skipped:
             bad = [
                 name
-                for name, value in metrics.items()
+                for name, value in read_metrics(state).items()
                 if name.startswith(f'{role}/') and not math.isfinite(value)
             ]
             raise NotFinite(
-                f'step {step}: {", ".join(bad) or "the update"} of role {role!r} not finite {count} times in a row; '
-                f'the weights and the last checkpoint are clean. Lower config.optimizer.{role}.learning_rate '
-                'or set its clip, then run again'
+                f'step {step}: {", ".join(bad) or "the update"} of role {role!r} not finite '
+                f'{count} times in a row; the weights and the last checkpoint are clean. Lower '
+                f'config.optimizer.{role}.learning_rate or set its clip, then run again'
             )
 
 
@@ -258,17 +322,3 @@ def _describe(state, start, steps):
         print(f'{role}: {count:,} parameters', flush=True)
     if start:
         print(f'going on from the checkpoint at step {start} of {steps}', flush=True)
-
-
-def _preview(method, image, num_classes, mesh):
-    """preview(params) -> picture of samples from noise that is the same at every step of every
-    run."""
-    noise = jax.random.normal(jax.random.key(0), (PREVIEW, *image.shape[1:]), image.dtype)
-    label = np.arange(PREVIEW, dtype=np.int32) % max(num_classes, 1)
-    generate = jax.jit(method.generate, out_shardings=sharding.replicated(mesh))
-
-    def preview(params):
-        samples = np.asarray(generate(params, noise, label), np.float32)
-        return writer.image_grid(samples) if samples.ndim == 4 else writer.scatter(samples)
-
-    return preview

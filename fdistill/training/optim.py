@@ -1,22 +1,27 @@
 """Optimizers from a config section."""
 
+from collections.abc import Callable
+from typing import Annotated
+
 import jax
 import optax
+
+from fdistill.types import Continuous
 
 
 def adam(
     *,
-    steps,
-    learning_rate: float,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
-    weight_decay=0.0,
-    clip=0.0,
-    warmup=0,
-    schedule='constant',
-    final=0.0,
-):
+    steps: int,
+    learning_rate: Annotated[float, Continuous()],
+    b1: Annotated[float, Continuous()] = 0.9,
+    b2: Annotated[float, Continuous()] = 0.999,
+    eps: Annotated[float, Continuous()] = 1e-8,
+    weight_decay: Annotated[float, Continuous(off=0)] = 0.0,
+    clip: Annotated[float, Continuous(off=0)] = 0.0,
+    warmup: int = 0,
+    schedule: str = 'constant',
+    final: Annotated[float, Continuous()] = 0.0,
+) -> optax.GradientTransformation:
     """Adam, with decoupled weight decay if any (AdamW), gradient clipping by global norm and a
     learning-rate schedule.
 
@@ -75,7 +80,7 @@ def _decayed(params):
     )
 
 
-def role_updates(cycle, steps):
+def role_updates(cycle: Callable[[int], tuple[str, ...]], steps: int) -> dict[str, int]:
     """How often each role is trained in `steps` steps, {role: count}."""
     counts = {}
     for step in range(steps):

@@ -1,13 +1,14 @@
 """Placement on a mesh ('data', 'fsdp') by rule; networks and methods know nothing of it."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh(data=-1, fsdp=1):
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     """A mesh of all devices: the batch is split over both axes, big parameters over `fsdp`.
 
     Args:
@@ -37,16 +38,16 @@ def make_mesh(data=-1, fsdp=1):
     return jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def batch_sharding(mesh):
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(tree, mesh, min_size=2**16):
+def state_sharding(tree: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
     """Shardings for a pytree of shapes: the largest divisible axis of an array of min_size elements
     over `fsdp`."""
     shards = mesh.shape['fsdp']
@@ -62,7 +63,7 @@ def state_sharding(tree, mesh, min_size=2**16):
     return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf)), tree)
 
 
-def check_batch_size(batch_size, mesh):
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError where the devices or processes cannot share a batch evenly."""
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
@@ -72,9 +73,8 @@ def check_batch_size(batch_size, mesh):
         )
 
 
-def put_batch(batch, sharding):
-    """This process's part of a batch, {name: numpy}, as global arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-        for name, value in batch.items()
-    }
+def put_batch(batch: Any, sharding: NamedSharding) -> Any:
+    """This process's part of a batch, a tree of numpy arrays, as global arrays."""
+    return jax.tree.map(
+        lambda value: jax.make_array_from_process_local_data(sharding, np.asarray(value)), batch
+    )

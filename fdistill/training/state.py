@@ -1,26 +1,29 @@
 """The state of a run: arrays only, so that it can be sharded, donated and restored bit for bit."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from clu import metrics as clu_metrics
+
+from fdistill.methods.method import Context, Method
 
 
 class TrainState(NamedTuple):
-    """All that changes in training; the frozen teacher is not part of it.
+    """All that changes in training; what is frozen is not part of it.
 
-    step: int32, steps done. params, opt_state: {role: pytree}. ema: average of params['student'].
-      aux: the method's own
-    statistics. skipped, skipped_in_a_row: {role: int32}, updates not applied because something was
-    not finite. metrics: {role: {name: clu Average}} of the updates applied since the last log, part
-    of the state so that logs are equal after a resume.
+    step: int32, steps done. params, opt_state: {role: pytree}. averages: {name: pytree}, of
+    `Method.averages`. aux: the method's own statistics. skipped, skipped_in_a_row: {role: int32},
+    updates not applied because something was not finite. metrics: {role: {name: clu Average}} of
+    the updates applied since the last log, part of the state so that logs are equal after a resume.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
-    ema: Any
+    averages: Any
     aux: Any
     skipped: Any
     skipped_in_a_row: Any
@@ -40,23 +43,31 @@ def empty_metrics(metrics):
     return jax.tree.map(jnp.zeros_like, metrics)
 
 
-def init_state(method, optimizers, seed, batch, frozen):
+def init_state(
+    method: Method,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    key: jax.Array,
+    batch: Any,
+    frozen: Mapping[str, Any],
+) -> TrainState:
     """A fresh `TrainState`; trace it with jax.eval_shape or jit it with shardings.
 
     Args:
       method: `Method`.
       optimizers: {role: optax.GradientTransformation}, a row for each of method.losses.
-      seed: int.
-      batch: {'image', 'label'} of the shapes of training.
-      frozen: {'teacher': params} or {}.
+      key: of the run, jax.random.key(seed).
+      batch: of the shapes of training.
+      frozen: {name: parameters} of what is not trained, as the teacher's.
     """
-    key = jax.random.key(seed)
     params, aux = method.init(jax.random.fold_in(key, 0), batch, frozen)
+    averages = {
+        name: jax.tree.map(jnp.copy, params[average.of])
+        for name, average in method.averages.items()
+    }
 
     def names(role):
-        _, (metrics, _) = jax.eval_shape(
-            lambda: method.losses[role](params, frozen, batch, key, aux)
-        )
+        context = Context(frozen, averages, aux, jnp.zeros((), jnp.int32))
+        _, (metrics, _) = jax.eval_shape(lambda: method.losses[role](params, context, batch, key))
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         return {
             name: average(jnp.zeros(value.shape), 0)
@@ -67,7 +78,7 @@ def init_state(method, optimizers, seed, batch, frozen):
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state={role: optimizers[role].init(params[role]) for role in method.losses},
-        ema=jax.tree.map(jnp.copy, params['student']),
+        averages=averages,
         aux=aux,
         skipped={role: jnp.zeros((), jnp.int32) for role in method.losses},
         skipped_in_a_row={role: jnp.zeros((), jnp.int32) for role in method.losses},

@@ -1,14 +1,19 @@
 """One training step: a pure function of state, teacher and batch; everything else is passed in when
 it is made."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from fdistill.training.state import average
+from fdistill.methods.method import Context, Method
+from fdistill.training.state import TrainState, average
 
 
-def ema_decay(half_life, batch_size, ramp_up=0.05):
+def ema_decay(
+    half_life: float, batch_size: int, ramp_up: float = 0.05
+) -> Callable[[jax.Array], jax.Array]:
     """decay(step) = 0.5^(batch_size / min(half_life, ramp_up images seen)) (EDM, training loop;
     arXiv 2206.00364, table 7).
 
@@ -32,72 +37,88 @@ def ema_decay(half_life, batch_size, ramp_up=0.05):
     return decay
 
 
-def make_step(method, optimizers, decay, *, seed, max_skipped=10):
-    """step(state, frozen, batch, roles) -> state: one update of each of `roles`, in order, then the
-    EMA of the student.
+def make_step(
+    method: Method,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    decay: Callable[[jax.Array], jax.Array],
+    *,
+    max_skipped: int = 10,
+) -> Callable[..., TrainState]:
+    """step(state, frozen, batch, key, roles) -> state: one update of each of `roles`, in order, and
+    of the averages of their parameters.
 
-    Randomness comes from (seed, step, role). An update whose loss, gradient or step is not finite
-    is not applied: parameters, optimizer, EMA and aux of that role stay, and the skip is counted.
-    After max_skipped of a role in a row none is applied any more, so that a loop that looks now and
-    then finds the state as it was when it should have stopped. The metrics average over the updates
-    applied; only the skips that end a run go into them, so that its error names them.
+    Randomness comes from (key, step, role), the key being that of the run. An update whose loss,
+    gradient or step is not finite is not applied: parameters, optimizer, averages and aux of that
+    role stay, and the skip is counted. After max_skipped of a role in a row none is applied any
+    more, so that a loop that looks now and then finds the state as it was when it should have
+    stopped. The metrics average over the updates applied; only the skips that end a run go into
+    them, so that its error names them.
 
     Args:
       method: `Method`.
       optimizers: {role: optax.GradientTransformation}.
-      decay: step -> EMA decay, see `ema_decay`.
-      seed: int.
+      decay: step -> decay of the averages that have none of their own, see `ema_decay`.
       max_skipped: > 0.
     """
     order = sorted(method.losses)
 
-    def update(role, state, frozen, batch):
-        # fold_in(key, 0) belongs to the initialisation.
-        key = jax.random.fold_in(jax.random.key(seed), 1 + order.index(role))
-        key = jax.random.fold_in(key, state.step)
+    def step(state, frozen, batch, key, roles):
+        for role in roles:
+            # fold_in(key, 0) belongs to the initialisation.
+            own = jax.random.fold_in(jax.random.fold_in(key, 1 + order.index(role)), state.step)
+            context = Context(frozen, state.averages, state.aux, state.step)
 
-        def loss(params):
-            return method.losses[role](state.params | {role: params}, frozen, batch, key, state.aux)
+            # Called before the loop goes on.
+            def loss(params):
+                return method.losses[role](state.params | {role: params}, context, batch, own)  # noqa: B023
 
+            (value, (metrics, aux)), grads = jax.value_and_grad(loss, has_aux=True)(
+                state.params[role]
+            )
+            state = apply(role, state, grads, value, metrics, aux)
+        return state._replace(step=state.step + 1)
+
+    def apply(role, state, grads, value, metrics, aux):
+        """The state after the update of one role, or after it was skipped."""
         params, opt_state = state.params[role], state.opt_state[role]
-        (value, (metrics, aux)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, new_opt_state = optimizers[role].update(grads, opt_state, params)
         grad_norm = optax.tree.norm(grads)
         in_a_row = state.skipped_in_a_row[role]
         finite = (
             jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
         )
-        apply = finite & (in_a_row < max_skipped)
+        applied = finite & (in_a_row < max_skipped)
 
         def choose(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, old)
+            return jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, old)
 
         params = choose(optax.apply_updates(params, updates), params)
-        ema = state.ema
-        if role == 'student':
-            d = decay(state.step)
-            ema = choose(
-                jax.tree.map(lambda average, p: d * average + (1 - d) * p, ema, params), ema
-            )
-        averages = {
+        averages = dict(state.averages)
+        for name, kept in method.averages.items():
+            if kept.of == role:
+                d = (kept.decay or decay)(state.step)
+                averages[name] = choose(_moved(averages[name], params, d), averages[name])
+        measured = {
             name: state.metrics[role][name].merge(average(value))
             for name, value in {**metrics, 'grad_norm': grad_norm}.items()
         }
-        counts = apply | (in_a_row + 1 >= max_skipped)
-        averages = jax.tree.map(lambda a, b: jnp.where(counts, a, b), averages, state.metrics[role])
+        counts = applied | (in_a_row + 1 >= max_skipped)
+        measured = jax.tree.map(lambda a, b: jnp.where(counts, a, b), measured, state.metrics[role])
+        in_a_row = jnp.where(applied, 0, in_a_row + 1)
         return state._replace(
             params=state.params | {role: params},
             opt_state=state.opt_state | {role: choose(new_opt_state, opt_state)},
-            ema=ema,
+            averages=averages,
             aux=choose(aux, state.aux),
-            skipped=state.skipped | {role: state.skipped[role] + ~apply},
-            skipped_in_a_row=state.skipped_in_a_row | {role: jnp.where(apply, 0, in_a_row + 1)},
-            metrics=state.metrics | {role: averages},
+            skipped=state.skipped | {role: state.skipped[role] + ~applied},
+            skipped_in_a_row=state.skipped_in_a_row | {role: in_a_row},
+            metrics=state.metrics | {role: measured},
         )
 
-    def step(state, frozen, batch, roles):
-        for role in roles:
-            state = update(role, state, frozen, batch)
-        return state._replace(step=state.step + 1)
-
     return step
+
+
+def _moved(averages, params, d):
+    """d average + (1 - d) parameters. In this order: `optax.incremental_update` takes 1 - (1 - d)
+    for d, which is another number in its last bits."""
+    return jax.tree.map(lambda average, p: d * average + (1 - d) * p, averages, params)

@@ -395,15 +395,17 @@ class Progress:
         if loud and not self._lines:
             self._bar = tqdm(total=total, initial=start, unit='step', dynamic_ncols=True)
 
-    def update(self, step, metrics=None):
-        """Notes that `step` steps are done, with the newest metrics when there are any.
+    def note(self, metrics):
+        """Shows these metrics, {name: number}, from the next line on."""
+        self._metrics = {name: f'{float(value):.4g}' for name, value in metrics.items()}
+
+    def update(self, step):
+        """Notes that `step` steps are done.
 
         Returns:
             {'images_per_second', 'seconds'} every so many seconds and after the last step,
             otherwise None.
         """
-        if metrics:
-            self._metrics = {name: f'{float(value):.4g}' for name, value in metrics.items()}
         if self._bar is not None:
             self._bar.set_postfix(self._metrics, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -430,6 +432,12 @@ class Progress:
             f'{left} left',
         ]
         return '  '.join(words + [f'{name} {value}' for name, value in self._metrics.items()])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
         """Leaves the bar as it is."""

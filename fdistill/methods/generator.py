@@ -1,0 +1,157 @@
+"""Generators: how a network makes samples, in one step, in few, or as a solver of the ODE."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+
+from fdistill.diffusion import denoiser as denoisers
+from fdistill.diffusion import samplers
+from fdistill.diffusion.denoiser import Denoiser
+from fdistill.types import Continuous
+
+
+class Generator(NamedTuple):
+    """Pure functions of the parameters of one network.
+
+    draw(key, params, batch) -> x[B,...]: samples as a loss wants them, on the conditions of a batch
+      {'x', 'condition'}; carries gradient to the parameters.
+    sample(params, noise[B,...] ~ N(0, 1), condition) -> x0[B,...]; a function of its arguments.
+    nfe: network evaluations of one sample.
+    trajectory(params, noise, condition) -> (x0[B,...], D[N,B,...]), also the estimates of x0 at
+      each of N levels; None where there is one step only.
+    """
+
+    draw: Callable[..., Any]
+    sample: Callable[..., Any]
+    nfe: int
+    trajectory: Callable[..., Any] | None = None
+
+
+class Steps(NamedTuple):
+    """The levels of a student: settings of every method that has one.
+
+    sigma_init: level of the noise it starts from, > 0: 80 in DMD2 and FastGen, 2.5 in SiD and SIM,
+      1 in Diff-Instruct. A checkpoint made with one must not be sampled with another.
+    levels: of the noise that is added again before each further step, falling, below sigma_init;
+      () for a one-step student, (24.4, 5.84, 0.9) for four steps.
+    """
+
+    sigma_init: Annotated[float, Continuous()] = 2.5
+    levels: tuple[float, ...] = ()
+
+
+def student(denoiser: Denoiser, steps: Steps) -> Generator:
+    """A denoiser used as a generator: `one_step`, or `few_step` where there are further levels.
+
+    Raises:
+      ValueError: on levels out of range.
+    """
+    if not steps.sigma_init > 0:
+        raise ValueError(f'sigma_init={steps.sigma_init}: must be > 0, e.g. 2.5 (SiD) or 80 (DMD2)')
+    if not steps.levels:
+        return one_step(denoiser, steps.sigma_init)
+    return few_step(denoiser, (steps.sigma_init, *steps.levels))
+
+
+def _noise(key, batch):
+    return jax.random.normal(key, batch['x'].shape, batch['x'].dtype)
+
+
+def one_step(denoiser: Denoiser, sigma_init: float) -> Generator:
+    """x = D(sigma_init z, sigma_init, condition).
+
+    Args:
+      denoiser: any.
+      sigma_init: level of the noise, > 0.
+    """
+
+    def sample(params, noise, condition):
+        sigma = jnp.full(noise.shape[0], sigma_init, noise.dtype)
+        return denoiser.apply(params, sigma_init * noise, sigma, condition)[0]
+
+    def draw(key, params, batch):
+        return sample(params, _noise(key, batch), batch['condition'])
+
+    return Generator(draw, sample, 1)
+
+
+def few_step(denoiser: Denoiser, levels: tuple[float, ...]) -> Generator:
+    """x_1 = levels[0] z, D_k = D(x_k, levels[k]), x_{k+1} = D_k + levels[k+1] z_k; the last D_k is
+    the sample (consistency models' algorithm 1, arXiv 2303.01469; DMD2, arXiv 2405.14867, 4.4).
+
+    A loss gets what the student makes in one of its steps, drawn anew for each batch, from a start
+    that the student itself has made in the steps before, without gradient: DMD2's backward
+    simulation (section 4.5), so that training and sampling see the same inputs. The noise of later
+    steps is drawn from that of the first, so that a sample is a function of its start.
+
+    Args:
+      denoiser: any.
+      levels: [K], K >= 2, strictly falling, > 0.
+
+    Raises:
+      ValueError: on levels that are not so.
+    """
+    if len(levels) < 2 or not all(high > low > 0 for high, low in zip(levels, levels[1:])):
+        raise ValueError(
+            f'sigma_init={levels[0]}, levels={tuple(levels[1:])}: need at least one level, strictly '
+            'falling from below sigma_init, > 0'
+        )
+    sigmas = np.append(np.asarray(levels, np.float64), 0.0)
+
+    def sample(params, noise, condition, **options):
+        denoise = denoisers.bind(denoiser, params, condition)
+        key = samplers.keys_of(noise)
+        return samplers.consistency(denoise, levels[0] * noise, sigmas, key, **options)
+
+    def draw(key, params, batch):
+        key_z, key_step, key_noise = jax.random.split(key, 3)
+        z, condition = _noise(key_z, batch), batch['condition']
+        table = jnp.asarray(levels, z.dtype)
+        chosen = jax.random.randint(key_step, (), 0, len(levels))
+        simulated = stop_gradient(params)
+
+        def denoise(params, x, step):
+            return denoiser.apply(params, x, jnp.full(x.shape[0], table[step]), condition)[0]
+
+        def onward(step, x):
+            again = _noise(jax.random.fold_in(key_noise, step), batch)
+            return denoise(simulated, x, step) + table[step + 1] * again
+
+        start = stop_gradient(jax.lax.fori_loop(0, chosen, onward, levels[0] * z))
+        return denoise(params, start, chosen)
+
+    trajectory = functools.partial(sample, trajectory=True)
+    return Generator(draw, sample, len(levels), trajectory)
+
+
+def solver(
+    denoiser: Denoiser,
+    sampler: samplers.Sampler,
+    sigmas: np.ndarray,
+    *,
+    evaluations: int = 1,
+) -> Generator:
+    """A sampler of the probability-flow ODE from sigmas[0] z; what it draws, it draws from z.
+
+    Args:
+      denoiser: any.
+      sampler: of `samplers.SAMPLERS`.
+      sigmas: [N + 1], grid of `noise.GRIDS`, falling to 0.
+      evaluations: of the network in one of the denoiser: 2 where it is guided.
+    """
+
+    def sample(params, noise, condition, **options):
+        key = samplers.keys_of(noise)
+        denoise = denoisers.bind(denoiser, params, condition)
+        return sampler.solve(denoise, sigmas[0] * noise, sigmas, key, **options)
+
+    def draw(key, params, batch: Mapping[str, Any]):
+        return sample(params, _noise(key, batch), batch['condition'])
+
+    nfe = evaluations * sampler.evaluations(len(sigmas) - 1)
+    return Generator(draw, sample, nfe, functools.partial(sample, trajectory=True))

@@ -1,0 +1,33 @@
+"""What all floors share: the type of a condition, and what a signature says about a setting.
+
+A setting of a config is an argument of a function; its annotation may say more than its type:
+
+    def adam(*, learning_rate: Annotated[float, Continuous()], ...)
+    class Training(NamedTuple): log_every: Annotated[int, Free] = 100
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+# What a sample is to be like: arrays [B, ...] by name, as {'label': int32[B]}, -1 being "no label".
+Condition = Mapping[str, jax.Array]
+
+
+class Continuous(NamedTuple):
+    """A number that enters the arithmetic of a step and nothing else, so that runs that differ in
+    it can be trained as lanes of one program.
+
+    off: the value, if any, that leaves a part of the step out: it has a program of its own.
+    """
+
+    off: float | None = None
+
+
+class Free:
+    """May differ between a run and its resumption without making it another run."""
+
+
+class Place:
+    """Where something lies: may differ likewise, as long as the same lies there."""
