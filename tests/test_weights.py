@@ -405,8 +405,9 @@ used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20),) * 2)
 on = False
 def watch(event, arguments):
-    opens = event == 'open' and str(arguments[0]).startswith(str(folder)) and arguments[1] in ('rb',
-    'r', None) if on and not opens and event != 'builtins.id':
+    opens = event == 'open' and str(arguments[0]).startswith(str(folder))
+    opens = opens and arguments[1] in ('rb', 'r', None)
+    if on and not opens and event != 'builtins.id':
         events.append([event, str(arguments)[:200]])
 sys.addaudithook(watch)
 on = True
@@ -417,8 +418,8 @@ for path in paths:
     except UserError as error:
         said[path.name] = str(error)
 on = False
-print(json.dumps([said, events, [name for name in ('torch', 'antigravity') if name in
-sys.modules]]))
+imported = [name for name in ('torch', 'antigravity') if name in sys.modules]
+print(json.dumps([said, events, imported]))
 """
 
 
