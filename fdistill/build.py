@@ -32,16 +32,17 @@ from ml_collections import ConfigDict, config_dict
 
 from fdistill import config as configs
 from fdistill import networks
-from fdistill.config import call, pick
+from fdistill.config import call
 from fdistill.data import pipeline, sources
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, oracle, samplers
-from fdistill.errors import UserError, suggest
+from fdistill.errors import UserError, pick, suggest
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation import scores, statistics
+from fdistill.files import CONFIG, disk, pictures
 from fdistill.methods import DISTILLATIONS, exact, pretrain
-from fdistill.training import checkpoint, lanes, loop, optim, sharding, writer
+from fdistill.training import checkpoint, lanes, loop, optim, sharding
 from fdistill.training.step import ema_decay
 
 METHODS = {'pretrain': pretrain, 'exact': exact, **DISTILLATIONS}
@@ -349,10 +350,10 @@ def _first_device():
 
 def _check_resumable(plain, workdir):
     """Refuses to go on with another experiment in the same folder."""
-    if not (pathlib.Path(workdir) / configs.FILENAME).is_file():
+    if not (pathlib.Path(workdir) / CONFIG).is_file():
         return
     before = configs.to_json(configs.read(workdir))
-    old, new = flat(before), flat(configs.to_json(plain))
+    old, new = disk.flat(before), disk.flat(configs.to_json(plain))
     # A run of 0.1 has no digests, so its places have to stay.
     free = FREE + PLACES if 'origin' in before else FREE
     for key in sorted(old.keys() | new.keys()):
@@ -383,14 +384,6 @@ def _origin(source, teacher=None):
 
 def _digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def flat(values, prefix=''):
-    """{dotted key: leaf} of nested dicts."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    parts = (flat(value, f'{prefix}.{name}' if prefix else name) for name, value in values.items())
-    return {key: leaf for part in parts for key, leaf in part.items()}
 
 
 def optimizers(plain, method):
@@ -490,7 +483,7 @@ def common(plain):
     same, or they cannot."""
     return {
         name: '*' if _continuous(name, value) else value
-        for name, value in flat(plain).items()
+        for name, value in disk.flat(plain).items()
         if name != 'seed'
     }
 
@@ -519,7 +512,7 @@ def train_lanes(trials, *, quiet=False):
         )
     first = _ready(config, workdir)
     ready = [first, *(_ready(other, folder, like=first) for other, folder in others)]
-    flats = [flat(one.plain) for one in ready]
+    flats = [disk.flat(one.plain) for one in ready]
     names = [
         name
         for name, value in flats[0].items()
@@ -780,7 +773,7 @@ def evaluate(config, workdir, *, quiet=False, against=None, **given):
     config = config or configs.read(workdir)
     options = _checked(given if 'protocol' in given else {**config.get('evaluation', {}), **given})
     # Before an hour of samples, not after it.
-    writer.writable(pathlib.Path(workdir) / 'eval')
+    disk.folder_for(pathlib.Path(workdir) / 'eval', '--workdir')
     mesh = sharding.make_mesh() if _published(options) else None
     run = from_workdir(workdir, mesh=mesh)
     return _measure(config, options, workdir, run, mesh, quiet, against)
@@ -837,7 +830,7 @@ def _measure(config, options, workdir, run, mesh, quiet, against):
             against=against,
         )
     row = {'step': run.step, **row}
-    versions = writer.versions() | {
+    versions = disk.versions() | {
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     }
     row['details'] = row.get('details', {}) | {'checkpoint': run.digest, 'versions': versions}
@@ -845,8 +838,8 @@ def _measure(config, options, workdir, run, mesh, quiet, against):
         path = pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}{suffix}.json'
         if _published(options) and path.is_file():
             row = scores.merged(json.loads(path.read_text()), row)
-        writer.write_json(path, row)
-    return json.loads(json.dumps(writer.plain(row)))
+        disk.write_json(path, row)
+    return json.loads(json.dumps(disk.plain(row)))
 
 
 def _splits(config):
@@ -985,19 +978,19 @@ def sample(
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, samples)
     else:
-        writer.write_png(path, _picture(samples, trajectory))
+        pictures.write_png(path, _picture(samples, trajectory))
     print(path)
     return path
 
 
 def _picture(samples, trajectory):
     if len(samples.shape) - trajectory == 4:
-        return writer.image_grid(
+        return pictures.image_grid(
             samples.reshape(-1, *samples.shape[-3:]), samples.shape[1] if trajectory else None
         )
     if not trajectory:
-        return writer.scatter(samples)
+        return pictures.scatter(samples)
     limit = 1.1 * float(np.abs(samples).max())
     return np.concatenate(
-        [writer.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)], 1
+        [pictures.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)], 1
     )

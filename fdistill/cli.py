@@ -353,7 +353,7 @@ def _evaluate(options, overrides):
     if options.config or overrides:
         config = configs.load(options.config) if options.config else configs.read(options.workdir)
         build.override(config, overrides)
-    from fdistill.training.writer import plain
+    from fdistill.files.disk import plain
 
     names = ('samples', 'seed', 'protocol', 'detector', 'statistics', 'ranges', 'batch_size')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -442,7 +442,7 @@ def _check_data(options, overrides):
         config = configs.load(options.config)
         build.override(config, overrides)
     from fdistill.data import check
-    from fdistill.training.writer import plain
+    from fdistill.files.disk import plain
 
     section = dict(config.get('data', {}))
     folder = section if section.get('name') == 'image_folder' and section.get('path') else None

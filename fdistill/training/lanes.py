@@ -11,6 +11,8 @@ import numpy as np
 
 from fdistill import divergences
 from fdistill.errors import NotFinite
+from fdistill.files import CONFIG, disk
+from fdistill.files.progress import Progress
 from fdistill.training import checkpoint, loop, writer
 from fdistill.training.state import empty_metrics, init_state
 from fdistill.training.step import make_step
@@ -196,10 +198,10 @@ def train(
     outs = [writer.Writer(lane.workdir, wandb) for lane in lanes]
     failed = [None] * len(lanes)
     for lane, out in zip(lanes, outs):
-        writer.write_json(pathlib.Path(lane.workdir) / loop.CONFIG, lane.config)
+        disk.write_json(pathlib.Path(lane.workdir) / CONFIG, lane.config)
         out.truncate(0)
         out.config(lane.config)
-    progress = writer.Progress(steps, 0, batch_size * len(lanes), quiet=quiet)
+    progress = Progress(steps, 0, batch_size * len(lanes), quiet=quiet)
     for done in range(1, steps + 1):
         state = programs[cycle(done - 1)](state, frozen, stacked(streams), seeds, indices)
         logged = None

@@ -12,12 +12,13 @@ from clu import parameter_overview
 
 from fdistill import divergences
 from fdistill.errors import NotFinite
+from fdistill.files import CONFIG, disk, pictures
+from fdistill.files.progress import Progress
 from fdistill.training import checkpoint, sharding, writer
 from fdistill.training.state import empty_metrics, init_state
 from fdistill.training.step import ema_decay, make_step
 
 PREVIEW = 64  # samples in a preview picture
-CONFIG = 'config.json'
 
 
 class Stop:
@@ -149,7 +150,7 @@ def train(
         target = checkpoint.abstract(shapes, shardings)
         restored = checkpoints.restore({'state': target._replace(ema=()), 'ema': target.ema})
         if jax.process_index() == 0:
-            writer.write_json(workdir / CONFIG, config)
+            disk.write_json(workdir / CONFIG, config)
         if restored is None:
             state = jax.jit(init, out_shardings=shardings)(frozen)
             start = 0
@@ -162,7 +163,7 @@ def train(
         if not quiet and jax.process_index() == 0:
             _describe(state, start, steps)
 
-        progress = writer.Progress(steps, start, batch_size, quiet=quiet)
+        progress = Progress(steps, start, batch_size, quiet=quiet)
         preview = _preview(method, batch_shapes['image'], num_classes, mesh)
         stream = batches(start)
         for done in range(start + 1, steps + 1):
@@ -185,7 +186,7 @@ def train(
             if sample_every and (done % sample_every == 0 or done == steps):
                 picture = preview(state.ema)
                 if jax.process_index() == 0:
-                    writer.write_png(workdir / 'samples' / f'{done:09d}.png', picture)
+                    pictures.write_png(workdir / 'samples' / f'{done:09d}.png', picture)
                     out.image(done, 'samples', picture)
             if evaluate_every and (done % evaluate_every == 0 or done == steps):
                 out.evaluation(done, evaluate(state.ema, done))
@@ -269,6 +270,6 @@ def _preview(method, image, num_classes, mesh):
 
     def preview(params):
         samples = np.asarray(generate(params, noise, label), np.float32)
-        return writer.image_grid(samples) if samples.ndim == 4 else writer.scatter(samples)
+        return pictures.image_grid(samples) if samples.ndim == 4 else pictures.scatter(samples)
 
     return preview
