@@ -232,7 +232,7 @@ def main(words=None):
     options, overrides = parse(words)
     import jax
 
-    from fdistill.training import writer
+    from fdistill.files import disk
 
     plain, size = resolve(options, overrides)
     # On a shared machine the peak moves, so it is taken before and after.
@@ -300,7 +300,7 @@ def main(words=None):
             f'{row["compile_seconds"]:11.1f}{row["gflop"]:10.3f}{row["share_of_peak"]:9.0%}{row["program_mib"]:8.0f}'
         )
     if options.json:
-        writer.write_json(options.json, report)
+        disk.write_json(options.json, report)
     return 0
 
 

@@ -101,7 +101,8 @@ def main(words=None):
     from fdistill.diffusion import denoiser as denoisers
     from fdistill.diffusion import noise, samplers, search
     from fdistill.evaluation import evaluate, frechet
-    from fdistill.training import writer
+    from fdistill.files import disk
+    from fdistill.files.progress import Progress
 
     section = {'name': options.sampler, **cli.keyword_options(rest)} if options.sampler else None
     run = build.from_workdir(options.workdir, sampler=section)
@@ -199,7 +200,7 @@ def main(words=None):
         )
 
     total = options.epochs * options.population
-    progress = writer.Progress(total, start=len(state.visited), images=options.samples)
+    progress = Progress(total, start=len(state.visited), images=options.samples)
     scored, lowest = len(state.visited), min(state.scores, default=np.inf)
 
     def score(sigmas):
@@ -212,7 +213,7 @@ def main(words=None):
         return scores
 
     def save(state, **result):
-        writer.write_json(out, {'settings': settings, 'search': state._asdict(), **result})
+        disk.write_json(out, {'settings': settings, 'search': state._asdict(), **result})
 
     state = search.search(
         score,

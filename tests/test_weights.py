@@ -18,6 +18,7 @@ import weights_goldens as goldens
 
 from fdistill import weights
 from fdistill.errors import UserError
+from fdistill.files import disk
 from fdistill.networks import inception as network
 from fdistill.networks import vit
 from fdistill.weights import inception, reader, store
@@ -399,6 +400,7 @@ WATCH = """
 import json, pathlib, resource, sys
 from fdistill.weights import reader
 from fdistill.errors import UserError
+from fdistill.files import disk
 folder = pathlib.Path(sys.argv[1])
 paths, events, said = sorted(folder.iterdir()), [], {}
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
@@ -520,7 +522,7 @@ def test_conversions_agree_bit_for_bit(thin, put, tmp_path):
         )
         assert (metadata['source'], metadata['source_sha256']) == (
             name,
-            store.sha256(tmp_path / name),
+            disk.sha256(tmp_path / name),
         )
         contents[name] = metadata['content_sha256']
     assert len(set(contents.values())) == 1
