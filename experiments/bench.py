@@ -234,6 +234,8 @@ def main(words=None):
 
     from fdistill.files import disk
 
+    if options.json is not None:
+        disk.file_for(options.json, '--json')
     plain, size = resolve(options, overrides)
     # On a shared machine the peak moves, so it is taken before and after.
     peak = peak_matmul()

@@ -155,12 +155,9 @@ def main(words=None):
         'samples': options.samples,
         'features': extractor.name,
     }
-    out = pathlib.Path(
-        options.out
-        or pathlib.Path(options.workdir)
-        / 'grids'
-        / f'{title.replace(" ", ",")}-{options.steps}.json'
-    )
+    default = f'{title.replace(" ", ",")}-{options.steps}.json'
+    out = pathlib.Path(options.workdir) / 'grids' / default if options.out is None else options.out
+    out = disk.file_for(out, '--out')
     state = _resumed(out, settings, fresh)
 
     # The grid is an argument, so that one program serves all grids. The keys are for samplers that

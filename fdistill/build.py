@@ -421,6 +421,7 @@ def train(config, workdir, *, quiet=False, stop_at=None):
     Raises:
       UserError: on whatever the user can mend.
     """
+    disk.folder_for(workdir, '--workdir')
     mesh = call(sharding.make_mesh, _plain(config.get('mesh', {})), 'config.mesh')
     ready = _ready(config, workdir, mesh)
     return call(
@@ -951,9 +952,8 @@ def sample(
     Raises:
       UserError: on values out of range.
     """
-    path = pathlib.Path(out or pathlib.Path(workdir) / 'samples' / f'sample-{seed}.png')
-    if path.suffix not in ('.png', '.npy'):
-        raise UserError(f'--out={path}: write to a .png or an .npy file')
+    out = pathlib.Path(workdir) / 'samples' / f'sample-{seed}.png' if out is None else out
+    path = disk.file_for(out, '--out', ('.png', '.npy'))
     n = (
         n
         if n is not None
@@ -975,8 +975,7 @@ def sample(
     else:
         samples = np.asarray(run.sample(noise, labels), np.float32)
     if path.suffix == '.npy':
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, samples)
+        disk.write(path, lambda temporary: np.save(temporary, samples))
     else:
         pictures.write_png(path, _picture(samples, trajectory))
     print(path)

@@ -442,16 +442,17 @@ def _check_data(options, overrides):
         config = configs.load(options.config)
         build.override(config, overrides)
     from fdistill.data import check
-    from fdistill.files.disk import plain
+    from fdistill.files import disk
 
     section = dict(config.get('data', {}))
     folder = section if section.get('name') == 'image_folder' and section.get('path') else None
+    disk.folder_for(options.out, '--out')
     if folder and check.within(options.out, folder['path']):
         raise UserError(
             f'--out={options.out}: lies within the data, {folder["path"]}; give another folder'
         )
     report, train = check.check(lambda split: build.load_data(config, split), folder)
-    print(json.dumps(plain(report), indent=2) if options.json else check.text(report))
+    print(json.dumps(disk.plain(report), indent=2) if options.json else check.text(report))
     paths = check.write(options.out, report, train)
     if not options.json:
         print('', *paths, sep='\n')

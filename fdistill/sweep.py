@@ -260,6 +260,7 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False
     Raises:
       UserError: on whatever the user can mend before the first trial.
     """
+    disk.folder_for(workdir, '--workdir')
     trials = load(path, overrides)
     chosen = select(trials, only)
     waiting = missing(workdir, chosen, retry)
@@ -459,7 +460,7 @@ def submit(
     """
     path, workdir = (
         str(pathlib.Path(path.split(':')[0]).absolute()) + ''.join(path.partition(':')[1:]),
-        pathlib.Path(workdir),
+        disk.folder_for(workdir, '--workdir'),
     )
     trials = load(path, overrides)
     chosen = select(trials, only)

@@ -177,8 +177,8 @@ def test_asking_for_a_place_leaves_nothing_there(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('a.png', 'write to a file of the kind .npz or .npy'),
-        ('a', 'write to a file of the kind .npz or .npy'),
+        ('a.png', 'give the name of a .npz or .npy file'),
+        ('a', 'give the name of a .npz or .npy file'),
         ('folder.npz', 'is a folder; give the name of a file'),
         ('/dev/null', 'is no ordinary file; give the name of a file'),
     ],

@@ -574,7 +574,7 @@ def test_tables_can_be_sorted_without_a_mouse(tmp_path):
         (['{0}/failed'], 'no result yet in {0}/failed; 1 failed, the first with: it diverged'),
         (['{0}/damaged'], 'damaged'),
         (['{0}/empty'], 'a sweep without trials'),
-        (['{0}/a', '--out={0}/file'], 'is a file'),
+        (['{0}/a', '--out={0}/file'], 'is no folder'),
         (['{0}/a', '--config.seed=1'], 'report takes the configs kept in the folders'),
         ([], 'PATH'),
     ],

@@ -18,7 +18,6 @@ pytorch-fid read them too.
 import hashlib
 import io
 import json
-import os
 import pathlib
 import re
 import warnings
@@ -175,24 +174,12 @@ def read(path, detector=None):
         raise UserError(f'{_shown(path)}: no readable statistics ({reason}); {_AGAIN}') from error
 
 
-def writable(path):
-    """A path that `write` takes, pathlib.Path; UserError for another suffix or no folder."""
-    path = pathlib.Path(path)
-    if path.suffix != '.npz':
-        raise UserError(f'{_shown(path)}: statistics are written to .npz files')
-    if not path.parent.is_dir():
-        raise UserError(f'{_shown(path.parent)}: no such folder')
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f'{_shown(path.parent)}: may not be written to; choose another folder')
-    return path
-
-
-def vacant(path):
-    """`writable`, and nothing is there yet: a file of statistics is not to be lost by a repeated
-    command."""
-    path = writable(path)
+def vacant(path: disk.Path, where: str = '--out') -> pathlib.Path:
+    """As `disk.file_for`, and nothing is there yet: a file of statistics is not to be lost by a
+    repeated command."""
+    path = disk.file_for(path, where, ('.npz',))
     if path.exists():
-        raise UserError(f'{_shown(path)}: exists; delete it or choose another name')
+        raise UserError(f'{where}={path}: exists; delete it or choose another name')
     return path
 
 
@@ -200,13 +187,13 @@ def write(path, statistics):
     """Writes Statistics so that the file is whole or absent, and reads them back the same.
 
     Args:
-      path: ends in `.npz`; its folder exists.
+      path: ends in `.npz`; its folder is made when missing.
       statistics: Statistics with a protocol.
 
     Raises:
-      UserError: another suffix, no folder, or statistics that `read` would refuse.
+      UserError: another suffix, a place for no file, or statistics that `read` would refuse.
     """
-    path = writable(path)
+    path = disk.file_for(path, 'path', ('.npz',))
     if statistics.protocol is None:
         names = ', '.join(protocols.PROTOCOLS)
         raise UserError(
@@ -251,7 +238,7 @@ def convert(source, out, protocol, count=None, reference=None, detector=None):
       UserError: what `read` and `write` refuse, or the file says something else than the user.
     """
     rules = protocols.get(protocol)
-    vacant(out)
+    vacant(out, 'OUT')
     source = pathlib.Path(source)
     found = read(source, detector or rules.detector)
     detector = detector or (rules.detector if rules.detector != 'own' else found.detector or 'own')

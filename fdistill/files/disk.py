@@ -122,7 +122,7 @@ def file_for(path: Path, where: str, suffixes: tuple[str, ...] = ()) -> pathlib.
     """
     file = _named(path, where, 'file')
     if suffixes and file.suffix not in suffixes:
-        raise UserError(f'{where}={path}: write to a file of the kind {" or ".join(suffixes)}')
+        raise UserError(f'{where}={path}: give the name of a {" or ".join(suffixes)} file')
     if _exists(file, path, where) and not file.is_file():
         what = 'a folder' if file.is_dir() else 'no ordinary file'
         raise UserError(f'{where}={path}: is {what}; give the name of a file')

@@ -29,9 +29,7 @@ def write(paths, out=None, measure=None, quiet=False):
       UserError: no run, no result, a damaged file or an unknown measure; nothing has been written
         then.
     """
-    out = pathlib.Path(out or pathlib.Path(paths[0]) / 'report')
-    if out.exists() and not out.is_dir():
-        raise UserError(f'--out={out}: is a file; give a folder')
+    out = disk.folder_for(pathlib.Path(paths[0]) / 'report' if out is None else out, '--out')
     report = summary.summarise(collect.runs(paths), measure)
     report['paths'] = list(map(str, paths))
     figures = []

@@ -42,7 +42,7 @@ def convert(kind, source, out):
     Args:
       kind: a name of CONVERTERS.
       source: a file that `reader.read` reads.
-      out: the safetensors file; its folder exists.
+      out: the safetensors file; its folder is made when missing.
 
     Returns:
       The metadata of the written file, {str: str}.
@@ -52,9 +52,7 @@ def convert(kind, source, out):
         holds something else.
     """
     converter = pick(CONVERTERS, kind, 'weights')
-    source, out = pathlib.Path(source), pathlib.Path(out)
-    if not out.parent.is_dir():
-        raise UserError(f'{out}: its folder does not exist; make it or choose another')
+    source, out = pathlib.Path(source), disk.file_for(out, 'OUT')
     arrays = reader.flatten(reader.read(source))
     renamed = converter.rename(arrays)
     try:
