@@ -120,6 +120,7 @@ def test_paired_is_scipys(n):
     found = statistics.paired({int(i): a[i] for i in order}, {i: b[i] for i in range(n)})
     known = stats.ttest_rel(a, b)
     assert (found.t, found.p) == pytest.approx((known.statistic, known.pvalue), rel=1e-9)
+    assert found.t == pytest.approx(np.mean(a - b) * n**0.5 / np.std(a - b, ddof=1))
     low, high = known.confidence_interval(0.95)
     assert (found.difference - found.half, found.difference + found.half) == pytest.approx(
         (low, high), rel=1e-9
