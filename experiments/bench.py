@@ -232,8 +232,10 @@ def main(words=None):
     options, overrides = parse(words)
     import jax
 
-    from fdistill.training import writer
+    from fdistill.files import disk
 
+    if options.json is not None:
+        disk.file_for(options.json, '--json')
     plain, size = resolve(options, overrides)
     # On a shared machine the peak moves, so it is taken before and after.
     peak = peak_matmul()
@@ -300,7 +302,7 @@ def main(words=None):
             f'{row["compile_seconds"]:11.1f}{row["gflop"]:10.3f}{row["share_of_peak"]:9.0%}{row["program_mib"]:8.0f}'
         )
     if options.json:
-        writer.write_json(options.json, report)
+        disk.write_json(options.json, report)
     return 0
 
 

@@ -13,6 +13,8 @@ import pathlib
 import sys
 import time
 
+from fdistill.files.text import table
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 STUDENTS = {
     'reverse_kl': 'digits_f_distill.py:reverse_kl',
@@ -64,9 +66,9 @@ def main(words=None):
 
     from fdistill import build, config
     from fdistill.evaluation import evaluate
-    from fdistill.training import writer
+    from fdistill.files import disk, pictures
 
-    workdir = pathlib.Path(options.workdir)
+    workdir = disk.folder_for(options.workdir, '--workdir')
     teacher_dir = workdir / 'teacher'
 
     def train(file, folder, title, **overrides):
@@ -121,7 +123,7 @@ def main(words=None):
         'short': options.short,
         'seconds': time.perf_counter() - began,
     }
-    writer.write_json(workdir / 'report.json', report)
+    disk.write_json(workdir / 'report.json', report)
 
     names = ['teacher', *students]
     runs = [
@@ -131,7 +133,9 @@ def main(words=None):
     noise = np.random.default_rng(0).standard_normal((SHOWN, *runs[0].shape)).astype(np.float32)
     label = np.arange(SHOWN, dtype=np.int32) % runs[0].num_classes
     samples = np.concatenate([np.asarray(run.sample(noise, label)) for run in runs])
-    writer.write_png(workdir / 'samples.png', writer.image_grid(samples, columns=SHOWN, tile=48))
+    pictures.write_png(
+        workdir / 'samples.png', pictures.image_grid(samples, columns=SHOWN, tile=48)
+    )
 
     print(_table(report))
     print(f'\n{workdir / "samples.png"}: from the same noise, row by row: {", ".join(names)}')
@@ -159,12 +163,8 @@ def _table(report):
     named = {'real images': report['real'], 'teacher': report['teacher'], **report['students']}
     for name, values in named.items():
         lines.append([name, f'{values["nfe"]:.0f}', *(f'{values[key]:.3f}' for key in COLUMNS[1:])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = '\n'.join(
-        '  '.join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines
-    )
     note = f'\nfd: {report["protocol"]["fd_held_out"]}; lower is better, "real images" are training images drawn again'
-    return '\n' + text + '\n' + note
+    return '\n'.join(['', *table(lines, str.rjust), note])
 
 
 if __name__ == '__main__':

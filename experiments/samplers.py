@@ -17,6 +17,8 @@ import statistics
 import sys
 import time
 
+from fdistill.files import text
+
 # Those whose lines share a panel of the picture: title -> {label: section of a config}.
 FAMILIES = {
     'one-step methods': {
@@ -118,10 +120,10 @@ def main(words=None):
 
     from fdistill import build, config
     from fdistill.evaluation import evaluate
-    from fdistill.training import writer
+    from fdistill.files import CONFIG, disk
 
     workdir = pathlib.Path(options.workdir)
-    out = pathlib.Path(options.out or workdir / 'samplers')
+    out = disk.folder_for(workdir / 'samplers' if options.out is None else options.out, '--out')
     settings = config.read(workdir)
     config.override(settings, overrides)
     run = build.from_workdir(workdir)
@@ -132,7 +134,7 @@ def main(words=None):
     samples = options.samples or settings.get('evaluation', {}).get('samples', 2000)
     # Kept points are those of the same weights, grid and number of samples.
     asked = {'step': run.step, 'grid': config.to_json(settings.method.grid), 'samples': samples}
-    asked |= {'config': hashlib.sha256((workdir / config.FILENAME).read_bytes()).hexdigest()}
+    asked |= {'config': hashlib.sha256((workdir / CONFIG).read_bytes()).hexdigest()}
     file = out / 'samplers.json'
     report = json.loads(file.read_text()) if file.exists() else {}
     if report.get('of') != asked:
@@ -168,7 +170,7 @@ def main(words=None):
         )
         report['protocol'] = row.pop('protocol')
         report['points'][key] = row
-        writer.write_json(file, report)
+        disk.write_json(file, report)
 
     lines = summary(report, [point[0] for point in points])
     print(table(lines))
@@ -226,10 +228,7 @@ def table(lines):
                 *(f'{row[column][0]:.3f} ±{row[column][1]:.3f}' if row else '' for row in shown),
             ]
         )
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return '\n'.join(
-        '  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells
-    )
+    return '\n'.join(text.table(cells, str.rjust))
 
 
 def picture(lines, path, title):

@@ -101,7 +101,8 @@ def main(words=None):
     from fdistill.diffusion import denoiser as denoisers
     from fdistill.diffusion import noise, samplers, search
     from fdistill.evaluation import evaluate, frechet
-    from fdistill.training import writer
+    from fdistill.files import disk
+    from fdistill.files.progress import Progress
 
     section = {'name': options.sampler, **cli.keyword_options(rest)} if options.sampler else None
     run = build.from_workdir(options.workdir, sampler=section)
@@ -154,12 +155,9 @@ def main(words=None):
         'samples': options.samples,
         'features': extractor.name,
     }
-    out = pathlib.Path(
-        options.out
-        or pathlib.Path(options.workdir)
-        / 'grids'
-        / f'{title.replace(" ", ",")}-{options.steps}.json'
-    )
+    default = f'{title.replace(" ", ",")}-{options.steps}.json'
+    out = pathlib.Path(options.workdir) / 'grids' / default if options.out is None else options.out
+    out = disk.file_for(out, '--out')
     state = _resumed(out, settings, fresh)
 
     # The grid is an argument, so that one program serves all grids. The keys are for samplers that
@@ -199,7 +197,7 @@ def main(words=None):
         )
 
     total = options.epochs * options.population
-    progress = writer.Progress(total, start=len(state.visited), images=options.samples)
+    progress = Progress(total, start=len(state.visited), images=options.samples)
     scored, lowest = len(state.visited), min(state.scores, default=np.inf)
 
     def score(sigmas):
@@ -208,11 +206,12 @@ def main(words=None):
         for grid in sigmas:
             scores.append(distance(grid))
             scored, lowest = scored + 1, min(lowest, scores[-1])
-            progress.update(scored, {'best': lowest})
+            progress.note({'best': lowest})
+            progress.update(scored)
         return scores
 
     def save(state, **result):
-        writer.write_json(out, {'settings': settings, 'search': state._asdict(), **result})
+        disk.write_json(out, {'settings': settings, 'search': state._asdict(), **result})
 
     state = search.search(
         score,

@@ -8,6 +8,7 @@ import ast
 import errno
 import json
 import os
+import pathlib
 import re
 import shlex
 import sys
@@ -353,7 +354,7 @@ def _evaluate(options, overrides):
     if options.config or overrides:
         config = configs.load(options.config) if options.config else configs.read(options.workdir)
         build.override(config, overrides)
-    from fdistill.training.writer import plain
+    from fdistill.files.disk import plain
 
     names = ('samples', 'seed', 'protocol', 'detector', 'statistics', 'ranges', 'batch_size')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -372,6 +373,8 @@ def _sample(options, overrides, rest=()):
         name: getattr(options, name)
         for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory')
     }
+    if options.batch_size is not None:
+        keywords['batch_size'] = options.batch_size
     if rest:
         keywords['sampler'] = {'name': options.sampler} | keyword_options(rest)
     build.sample(options.workdir, **keywords)
@@ -442,16 +445,17 @@ def _check_data(options, overrides):
         config = configs.load(options.config)
         build.override(config, overrides)
     from fdistill.data import check
-    from fdistill.training.writer import plain
+    from fdistill.files import disk
 
     section = dict(config.get('data', {}))
     folder = section if section.get('name') == 'image_folder' and section.get('path') else None
+    disk.folder_for(options.out, '--out')
     if folder and check.within(options.out, folder['path']):
         raise UserError(
             f'--out={options.out}: lies within the data, {folder["path"]}; give another folder'
         )
     report, train = check.check(lambda split: build.load_data(config, split), folder)
-    print(json.dumps(plain(report), indent=2) if options.json else check.text(report))
+    print(json.dumps(disk.plain(report), indent=2) if options.json else check.text(report))
     paths = check.write(options.out, report, train)
     if not options.json:
         print('', *paths, sep='\n')
@@ -551,7 +555,8 @@ def split(words):
     return rest, overrides
 
 
-def _run(words):
+def _parse(words):
+    """(function of the command, its arguments)."""
     parser, commands = _parsers()
     if words and not words[0].startswith('-') and words[0] not in commands:
         raise UserError(f'unknown command {words[0]}{suggest(words[0], commands)}')
@@ -572,7 +577,18 @@ def _run(words):
             raise UserError(
                 f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`'
             )
-    return COMMANDS[options.command](options, overrides, *([unknown] if unknown else [])) or 0
+    return COMMANDS[options.command], (options, overrides, *([unknown] if unknown else []))
+
+
+def _keep_programs():
+    """Compiled programs are kept from run to run, unless the environment says where or not at all.
+
+    Before jax is imported, which reads these then.
+    """
+    own = pathlib.Path.home() / '.cache' / 'fdistill'  # As of `data.cache`, without importing it.
+    folder = pathlib.Path(os.environ.get('FDISTILL_CACHE') or own) / 'programs'
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 
 def main(words=None):
@@ -586,7 +602,9 @@ def main(words=None):
     """
     words = sys.argv[1:] if words is None else words
     try:
-        return _run(words)
+        command, arguments = _parse(words)
+        _keep_programs()
+        return command(*arguments) or 0
     except (UserError, NotFinite) as error:
         print('fdistill: ' + ' '.join(str(error).split()), file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1

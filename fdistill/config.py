@@ -16,8 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fdistill.errors import UserError, suggest
-
-FILENAME = 'config.json'  # in a workdir
+from fdistill.files import CONFIG
 
 
 def load(path):
@@ -91,15 +90,15 @@ def read(workdir, where='--workdir'):
     Raises:
         UserError: `workdir` is no run folder.
     """
-    path = pathlib.Path(workdir) / FILENAME
+    path = pathlib.Path(workdir) / CONFIG
     if not path.is_file():
         raise UserError(
-            f'{where}={workdir}: has no {FILENAME}; give the folder of a run made by `fdistill train`'
+            f'{where}={workdir}: has no {CONFIG}; give the folder of a run made by `fdistill train`'
         )
     try:
         return from_json(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
-        raise UserError(f'--workdir={workdir}: {FILENAME} is damaged: {error}') from error
+        raise UserError(f'--workdir={workdir}: {CONFIG} is damaged: {error}') from error
 
 
 def override(config, arguments):
@@ -171,17 +170,6 @@ def _leaf(config, name):
             f'--{name}: the config has {value!r}, which a word cannot replace; {remedy}'
         )
     return kind, value
-
-
-def pick(table, name, where):
-    """`table[name]`.
-
-    Raises:
-        UserError: `name` is not in the table.
-    """
-    if name not in table:
-        raise UserError(f'{where}: unknown {name!r}{suggest(name, table)}')
-    return table[name]
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -316,7 +304,7 @@ def to_json(config, where='config'):
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
     raise UserError(
-        f'{where}: {config!r} cannot be kept in {FILENAME}; use numbers, strings, bools, None and tuples'
+        f'{where}: {config!r} cannot be kept in {CONFIG}; use numbers, strings, bools, None and tuples'
     )
 
 

@@ -1,6 +1,8 @@
 """What the user got wrong, and what went wrong with the numbers, said in one line."""
 
 import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
@@ -13,7 +15,7 @@ class NotFinite(RuntimeError):
     code 1."""
 
 
-def suggest(name, known, prefix=''):
+def suggest(name: Any, known: Iterable[Any], prefix: str = '') -> str:
     """Ends a sentence about an unknown name: the nearest known one, or all of them.
 
     Args:
@@ -26,3 +28,18 @@ def suggest(name, known, prefix=''):
     if nearest:
         return f'; did you mean {prefix}{nearest[0]}?'
     return '; known: ' + ', '.join(prefix + entry for entry in known) if known else ''
+
+
+def pick(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """`table[name]`.
+
+    Args:
+        table: by name.
+        name: what was given.
+        what: what the name is of, or where it stands: 'protocol', 'config.method.name'.
+    Raises:
+        UserError: `name` is not in the table.
+    """
+    if name not in table:
+        raise UserError(f'{what}: unknown {name!r}{suggest(name, table)}')
+    return table[name]

@@ -30,7 +30,9 @@ from fdistill import build
 from fdistill import config as configs
 from fdistill.errors import NotFinite, UserError
 from fdistill.evaluation import evaluate as evaluation
-from fdistill.training import checkpoint, writer
+from fdistill.files import disk
+from fdistill.files.text import clock, table
+from fdistill.training import checkpoint
 
 RESULT = 'result.json'
 
@@ -164,7 +166,7 @@ def run_trial(workdir, trial, references=None):
 def _written(folder, outcome, seconds):
     outcome['seconds'] = seconds
     if jax.process_index() == 0:
-        writer.write_json(folder / RESULT, outcome)
+        disk.write_json(folder / RESULT, outcome)
     # The next trial's programs are others, and a sweep may have hundreds.
     jax.clear_caches()
     return outcome
@@ -254,6 +256,7 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False
     Raises:
       UserError: on whatever the user can mend before the first trial.
     """
+    disk.folder_for(workdir, '--workdir')
     trials = load(path, overrides)
     chosen = select(trials, only)
     waiting = missing(workdir, chosen, retry)
@@ -273,7 +276,7 @@ def note(path, workdir, trials):
     """Leaves `sweep.json` for the report."""
     if jax.process_index() == 0:
         listed = {trial.name: trial.overrides for trial in trials}
-        writer.write_json(
+        disk.write_json(
             pathlib.Path(workdir) / 'sweep.json', {'config': str(path), 'trials': listed}
         )
 
@@ -347,11 +350,6 @@ def summary(outcome):
     return '  '.join(shown)
 
 
-def clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
-
-
 def listing(workdir, trials):
     """What `--dry-run` prints: each trial with its steps, images and state, and what the missing
     ones will cost."""
@@ -376,10 +374,6 @@ def listing(workdir, trials):
         )
         seconds += [known['seconds']] if known else []
         images += 0 if known else training.steps * training.batch_size
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [
-        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    ]
     missing = len(rows) - len(seconds)
     cost = (
         f', about {clock(statistics.median(seconds) * missing)} one after another'
@@ -387,7 +381,7 @@ def listing(workdir, trials):
         else ''
     )
     return '\n'.join(
-        [*lines, f'{len(rows)} trials, {missing} without a result: {images:,} images{cost}']
+        [*table(rows), f'{len(rows)} trials, {missing} without a result: {images:,} images{cost}']
     )
 
 
@@ -462,7 +456,7 @@ def submit(
     """
     path, workdir = (
         str(pathlib.Path(path.split(':')[0]).absolute()) + ''.join(path.partition(':')[1:]),
-        pathlib.Path(workdir),
+        disk.folder_for(workdir, '--workdir'),
     )
     trials = load(path, overrides)
     chosen = select(trials, only)

@@ -644,7 +644,7 @@ def test_command_of_a_config(tmp_path, capsys):
         (['{}/text.zip'], 'is no zip that can be opened'),
         (['{}/data', '--out={}/data'], 'lies within the data'),
         (['{}/data', '--out={}/data/x'], 'lies within the data'),
-        (['{}/data', '--out={}/text.zip'], 'cannot be written to'),
+        (['{}/data', '--out={}/text.zip'], 'text.zip is no folder'),
         (['{}/data', '--oot=x'], 'did you mean --out?'),
     ],
 )

@@ -234,12 +234,6 @@ def test_call_refuses_what_a_function_passes_on_in_vain():
         config.call(outer, {'raet': 2.0}, 'config.method', network='n')
 
 
-def test_pick():
-    assert config.pick({'vsd': 1}, 'vsd', 'config.method') == 1
-    with pytest.raises(UserError, match=r"config.method: unknown 'vds'; did you mean vsd\?"):
-        config.pick({'vsd': 1, 'sim': 2}, 'vds', 'config.method')
-
-
 def test_what_a_config_leaves_to_its_default_can_be_set():
     """Of the arguments of the functions that take the section; what they do not take is unknown as
     ever."""

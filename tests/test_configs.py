@@ -13,7 +13,8 @@ import pytest
 from fdistill import build, config, networks
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
-from fdistill.training import checkpoint, loop, sharding, writer
+from fdistill.files import CONFIG, disk
+from fdistill.training import checkpoint, loop, sharding
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
@@ -70,7 +71,7 @@ def resolved(file, folder):
         known = folder / workdir
         known.mkdir(parents=True, exist_ok=True)
         teacher = resolved(pathlib.Path(workdir).name.replace('-', '_') + '.py', folder)
-        (known / config.FILENAME).write_text(json.dumps(teacher))
+        (known / CONFIG).write_text(json.dumps(teacher))
         settings.teacher.workdir = str(known)
     return build.resolve(settings, source)
 
@@ -161,7 +162,7 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
         }
         return {'seed': 0, **sections, 'origin': {'data': 'ab', 'teacher': 'cd'}, **others}
 
-    writer.write_json(tmp_path / 'config.json', plain('here', 10))
+    disk.write_json(tmp_path / 'config.json', plain('here', 10))
     build._check_resumable(plain('there', 20), tmp_path)
     for other, message in (
         ({'seed': 1}, 'holds a run with config.seed=0, now 1'),
@@ -177,7 +178,7 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
     # Nothing says what lay there when a run of 0.1 began.
     known = plain('here', 10)
     del known['origin']
-    writer.write_json(tmp_path / 'config.json', known)
+    disk.write_json(tmp_path / 'config.json', known)
     build._check_resumable(plain('here', 10), tmp_path)
     with pytest.raises(UserError, match="config.data.path='here', now 'there'"):
         build._check_resumable(plain('there', 10), tmp_path)

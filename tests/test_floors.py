@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1] / 'fdistill'
 # its own floor as long as there is no circle.
 FLOORS = {
     'errors': 0,
+    'files': 1,
     'divergences': 1,
     'diffusion': 1,
     'networks': 2,

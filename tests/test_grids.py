@@ -18,7 +18,7 @@ from fdistill import config as configs
 from fdistill.diffusion import noise, samplers, search
 from fdistill.diffusion.oracle import mixture
 from fdistill.errors import UserError
-from fdistill.training import writer
+from fdistill.files import disk
 
 # Grids.
 
@@ -189,7 +189,7 @@ SMALL = {'population': 12, 'parents': 4, 'mutations': 6, 'crossovers': 4}
 
 
 def through_json(state):
-    return search.restore(json.loads(json.dumps(writer.plain(state._asdict()))))
+    return search.restore(json.loads(json.dumps(disk.plain(state._asdict()))))
 
 
 @pytest.mark.parametrize('steps', [1, 2, 5])

@@ -120,6 +120,7 @@ def test_paired_is_scipys(n):
     found = statistics.paired({int(i): a[i] for i in order}, {i: b[i] for i in range(n)})
     known = stats.ttest_rel(a, b)
     assert (found.t, found.p) == pytest.approx((known.statistic, known.pvalue), rel=1e-9)
+    assert found.t == pytest.approx(np.mean(a - b) * n**0.5 / np.std(a - b, ddof=1))
     low, high = known.confidence_interval(0.95)
     assert (found.difference - found.half, found.difference + found.half) == pytest.approx(
         (low, high), rel=1e-9
@@ -556,6 +557,8 @@ def test_tables_can_be_sorted_without_a_mouse(tmp_path):
     heads = sum(attributes.get('scope') == 'col' for _, attributes in parsed.tags)
     assert heads == sum(tag == 'button' for tag, _ in parsed.tags) > 5
     assert 'aria-sort' in page.SCRIPT and 'data-v' in page.SCRIPT
+    # A line that ends there returns nothing, and no column is ever sorted.
+    assert 'return\n' not in page.SCRIPT
     values = [
         attributes['data-v']
         for tag, attributes in parsed.tags
@@ -572,7 +575,7 @@ def test_tables_can_be_sorted_without_a_mouse(tmp_path):
         (['{0}/failed'], 'no result yet in {0}/failed; 1 failed, the first with: it diverged'),
         (['{0}/damaged'], 'damaged'),
         (['{0}/empty'], 'a sweep without trials'),
-        (['{0}/a', '--out={0}/file'], 'is a file'),
+        (['{0}/a', '--out={0}/file'], 'is no folder'),
         (['{0}/a', '--config.seed=1'], 'report takes the configs kept in the folders'),
         ([], 'PATH'),
     ],

@@ -515,8 +515,8 @@ DIGITS = str(ROOT / 'configs' / 'digits_teacher.py')
 def test_a_bad_place_is_told_before_features_are_made(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scores, 'make_statistics', None)
     for out, message in (
-        (tmp_path / 'no' / 'd.npz', 'no such folder'),
-        (tmp_path / 'd.txt', 'written to .npz files'),
+        ('/proc/no/d.npz', 'nothing can be written in /proc'),
+        (tmp_path / 'd.txt', 'give the name of a .npz file'),
     ):
         words = [
             'stats',

@@ -741,7 +741,7 @@ def test_diverging_training_is_one_line(command):
         ('--config.training.max_skipped=0', 'max_skipped=0'),
         ('--config.optimizer.student.learning_rate=-1', 'learning_rate=-1'),
         ('--config.mesh.fsdp=3', 'fsdp=3'),
-        ('--config.data.mixture=rnig', "unknown mixture 'rnig'; did you mean ring?"),
+        ('--config.data.mixture=rnig', "mixture: unknown 'rnig'; did you mean ring?"),
         ('--config.data.name=digit', "unknown 'digit'; did you mean digits?"),
         ('--config.network.name=mpl', "unknown 'mpl'; did you mean mlp?"),
         ('--config.network.width=0', 'width=0'),

@@ -18,6 +18,7 @@ import weights_goldens as goldens
 
 from fdistill import weights
 from fdistill.errors import UserError
+from fdistill.files import disk
 from fdistill.networks import inception as network
 from fdistill.networks import vit
 from fdistill.weights import inception, reader, store
@@ -399,14 +400,16 @@ WATCH = """
 import json, pathlib, resource, sys
 from fdistill.weights import reader
 from fdistill.errors import UserError
+from fdistill.files import disk
 folder = pathlib.Path(sys.argv[1])
 paths, events, said = sorted(folder.iterdir()), [], {}
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20),) * 2)
 on = False
 def watch(event, arguments):
-    opens = event == 'open' and str(arguments[0]).startswith(str(folder)) and arguments[1] in ('rb',
-    'r', None) if on and not opens and event != 'builtins.id':
+    opens = event == 'open' and str(arguments[0]).startswith(str(folder))
+    opens = opens and arguments[1] in ('rb', 'r', None)
+    if on and not opens and event != 'builtins.id':
         events.append([event, str(arguments)[:200]])
 sys.addaudithook(watch)
 on = True
@@ -417,8 +420,8 @@ for path in paths:
     except UserError as error:
         said[path.name] = str(error)
 on = False
-print(json.dumps([said, events, [name for name in ('torch', 'antigravity') if name in
-sys.modules]]))
+imported = [name for name in ('torch', 'antigravity') if name in sys.modules]
+print(json.dumps([said, events, imported]))
 """
 
 
@@ -519,7 +522,7 @@ def test_conversions_agree_bit_for_bit(thin, put, tmp_path):
         )
         assert (metadata['source'], metadata['source_sha256']) == (
             name,
-            store.sha256(tmp_path / name),
+            disk.sha256(tmp_path / name),
         )
         contents[name] = metadata['content_sha256']
     assert len(set(contents.values())) == 1

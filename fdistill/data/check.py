@@ -9,7 +9,8 @@ import tqdm
 
 from fdistill.data import sources
 from fdistill.errors import UserError
-from fdistill.training import writer
+from fdistill.files import disk, pictures
+from fdistill.files.text import table
 
 CHUNK = 2**24  # bytes of images looked at together
 BLOCKS = 4  # a side: the blocks of an image by which near duplicates are looked for
@@ -457,7 +458,7 @@ def text(report):
     if splits:
         words = IMAGE_ROWS if 'levels' in splits['train'] else POINT_ROWS
         parts.append(
-            _table(
+            table(
                 [['', *splits]]
                 + [[name, *map(word, splits.values())] for name, word in words.items()]
             )
@@ -468,11 +469,11 @@ def text(report):
                 [_shown(name), *(numbers['classes'][name] for numbers in splits.values())]
                 for name in classes[:SHOWN]
             ]
-            parts.append(_table([['class', *splits], *rows]) + _more(len(classes)))
+            parts.append(table([['class', *splits], *rows]) + _more(len(classes)))
     if duplicates:
         words = {'exact': 'groups of equal', 'near': 'pairs of nearly equal'}
         rows = [[word, *map(len, duplicates[kind].values())] for kind, word in words.items()]
-        parts.append(_table([['duplicates', *duplicates['exact']], *rows]))
+        parts.append(table([['duplicates', *duplicates['exact']], *rows]))
     for kind in ('errors', 'warnings'):
         lines = report[kind]
         parts.append(
@@ -489,15 +490,6 @@ def _more(count):
     return [f'  ... and {count - SHOWN} more, all in check_data.json'] if count > SHOWN else []
 
 
-def _table(rows):
-    """Lines of aligned columns."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    ]
-
-
 def sheet(source, classes):
     """A picture of a few samples, always the same ones of the same data: a row a class; of points a
     scatter plot.
@@ -510,7 +502,7 @@ def sheet(source, classes):
       uint8 [height, width, 3], or None for points out of the plane.
     """
     if not source.levels:
-        return writer.scatter(source.images) if source.images.shape[1] == 2 else None
+        return pictures.scatter(source.images) if source.images.shape[1] == 2 else None
     import PIL.Image
     import PIL.ImageDraw
     import PIL.ImageFont
@@ -528,7 +520,7 @@ def sheet(source, classes):
         ]
         captions = []
     grid = np.concatenate(
-        [writer.image_grid(_small(source, row), COLUMNS, TILE[0]) for row in rows]
+        [pictures.image_grid(_small(source, row), COLUMNS, TILE[0]) for row in rows]
     )
     font = PIL.ImageFont.load_default(14)
     captions = [
@@ -573,19 +565,11 @@ def write(out, report, train):
     Args:
       out: folder, made when missing.
       report, train: of `check`.
-
-    Raises:
-      UserError: the folder cannot be written to.
     """
     paths = [pathlib.Path(out) / 'check_data.json']
     picture = sheet(train, report['splits']['train']['classes']) if train else None
-    try:
-        writer.write_json(paths[0], report)
-        if picture is not None:
-            paths.append(pathlib.Path(out) / 'contact_sheet.png')
-            writer.write_png(paths[1], picture)
-    except OSError as error:
-        raise UserError(
-            f'--out={out}: cannot be written to ({error.strerror}); give another folder'
-        ) from error
+    disk.write_json(paths[0], report)
+    if picture is not None:
+        paths.append(pathlib.Path(out) / 'contact_sheet.png')
+        pictures.write_png(paths[1], picture)
     return paths

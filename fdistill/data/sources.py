@@ -18,10 +18,11 @@ import numpy as np
 import tqdm
 
 from fdistill.data import cache
-from fdistill.errors import UserError, suggest
+from fdistill.errors import UserError, pick
+from fdistill.files import disk
 from fdistill.types import Free, Place
 
-SPLITS = ('train', 'held_out')
+SPLITS = {'train': 0, 'held_out': 1}  # The numbers seed points that are drawn.
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
 IMAGE_FORMATS = ('PNG', 'JPEG')
 IMAGE_MODES = {'L': 1, 'RGB': 3}
@@ -125,15 +126,8 @@ def load(name, split='train', **options):
     Raises:
       UserError: unknown name or split, or unreadable data; one line with the value and the remedy.
     """
-    return SOURCES[known(name, SOURCES, 'data set')](known(split, SPLITS, 'split'), **options)
-
-
-def known(name, names, what):
-    """Returns `name` if it is among `names`; else raises a UserError that says what it may have
-    been."""
-    if name not in names:
-        raise UserError(f'unknown {what} {name!r}{suggest(name, names)}')
-    return name
+    pick(SPLITS, split, 'split')
+    return pick(SOURCES, name, 'data set')(split, **options)
 
 
 def fingerprint(source):
@@ -229,7 +223,7 @@ def mixture_parameters(name):
     Raises:
       UserError: unknown name.
     """
-    return MIXTURES[known(name, MIXTURES, 'mixture')]()
+    return pick(MIXTURES, name, 'mixture')()
 
 
 def mixture(split, mixture='ring', n=50000, seed=0, labelled=True):
@@ -243,7 +237,7 @@ def mixture(split, mixture='ring', n=50000, seed=0, labelled=True):
       labelled: the label of a point is its component; otherwise there is a single class.
     """
     weights, means, stds = mixture_parameters(mixture)
-    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    rng = np.random.default_rng([seed, SPLITS[split]])
     component = rng.choice(len(weights), size=n, p=weights)
     points = means[component] + stds[component, None] * rng.standard_normal((n, means.shape[1]))
     labels = component if labelled else np.zeros(n)
@@ -673,8 +667,8 @@ def _decoded(name, identity, count, read, where, chunk=1000):
                     bar.update(stop - start)
             images.flush()
 
-        cache.write(images_path, save)
-        cache.write(labels_path, lambda temporary: np.save(temporary, labels))
+        disk.write(images_path, save)
+        disk.write(labels_path, lambda temporary: np.save(temporary, labels))
     # asarray, because indexing a memmap object gives memmap objects, which are slow.
     return np.asarray(np.load(images_path, mmap_mode='r')), np.load(labels_path)
 

@@ -14,7 +14,9 @@ import tqdm
 
 from fdistill.data import cache
 from fdistill.data.pipeline import batches
-from fdistill.data.sources import fingerprint, known, to_float
+from fdistill.data.sources import fingerprint, to_float
+from fdistill.errors import pick
+from fdistill.files import disk
 from fdistill.networks.classifier import classifier
 
 # Whatever changes the numbers of a trained classifier raises this, so that no cached one is
@@ -48,7 +50,7 @@ def get(name, source, **options):
     Raises:
       ValueError: unknown name.
     """
-    return FEATURES[known(name, FEATURES, 'features')](source, **options)
+    return pick(FEATURES, name, 'features')(source, **options)
 
 
 def pixel_features(source):
@@ -97,7 +99,7 @@ def classifier_features(
             jax.jit(lambda x: model.apply(params, x)[1]), source.images, source.levels
         ).std(axis=0)
         arrays = {f'leaf{i}': np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(params))}
-        cache.write(path, lambda temporary: np.savez(temporary, scale=scale, **arrays))
+        disk.write(path, lambda temporary: np.savez(temporary, scale=scale, **arrays))
     try:
         with np.load(path) as file:
             params = jax.tree.unflatten(treedef, [file[f'leaf{i}'] for i in range(len(leaves))])

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.linalg
 import tqdm
+from scipy import stats
 
 
 class Moments(NamedTuple):
@@ -169,14 +170,11 @@ def frechet_infinity(features, mu, sigma, smallest=5000, points=15, seed=0, prog
             moments = moments.update(features[chosen[start : start + 5000]])
         distances.append(_distance(moments.mean, _factor(moments.covariance), mu, factor))
     inputs = 1 / sizes
-    centred = inputs - inputs.mean()
-    slope = centred @ distances / (centred @ centred)
-    value = np.mean(distances) - slope * inputs.mean()
-    residual = distances - value - slope * inputs
-    variance = (
-        residual @ residual / (points - 2) * (1 / points + inputs.mean() ** 2 / (centred @ centred))
-    )
-    return Extrapolation(float(value), float(slope), float(np.sqrt(variance)))
+    line = stats.linregress(inputs, distances)
+    # Not its intercept_stderr: that comes of 1 - r^2, which of so straight a line is rounding.
+    residual = distances - line.intercept - line.slope * inputs
+    variance = residual @ residual / (points - 2) * np.mean(inputs**2) / (points * inputs.var())
+    return Extrapolation(float(line.intercept), float(line.slope), float(np.sqrt(variance)))
 
 
 def _checked(mu1, sigma1, mu2, sigma2):

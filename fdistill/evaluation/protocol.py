@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.data.sources import known, to_levels
-from fdistill.errors import UserError
+from fdistill.data.sources import to_levels
+from fdistill.errors import UserError, pick
 from fdistill.evaluation.resize import RESIZERS
 
 # Features of the detectors that are the same everywhere. Grey images are repeated to the three
@@ -197,7 +197,7 @@ OWN = 'own-features'
 
 def get(name):
     """Rules of the protocol `name`; UserError if there is none."""
-    return PROTOCOLS[known(name, PROTOCOLS, 'protocol')]
+    return pick(PROTOCOLS, name, 'protocol')
 
 
 def quantise_to_uint8(images, quantisation):
@@ -214,7 +214,7 @@ def quantise_to_uint8(images, quantisation):
     Raises:
       UserError: unknown quantisation.
     """
-    quantise = QUANTISATIONS[known(quantisation, QUANTISATIONS, 'quantisation')]
+    quantise = pick(QUANTISATIONS, quantisation, 'quantisation')
     images = np.asarray(images)
     return images if images.dtype == np.uint8 else quantise(images)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fdistill.data.sources import fingerprint, to_float, to_levels
-from fdistill.errors import UserError, suggest
+from fdistill.errors import UserError, pick
 from fdistill.evaluation import extract, frechet, kernels, metrics, neighbours
 from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation import statistics as files
@@ -119,8 +119,7 @@ def check(
             f'{", ".join(name for name, of in protocols.PROTOCOLS.items() if of.detector in extract.NETWORKS)}'
         )
     for name in metrics or ():
-        if name not in METRICS:
-            raise UserError(f'metric {name!r}: is unknown{suggest(name, METRICS)}')
+        pick(METRICS, name, 'metric')
     if samples is not None and samples < 2:
         raise UserError(f'samples={samples}: a distance needs at least two')
     if ranges is not None and not 1 <= ranges <= len(rules.seeds):

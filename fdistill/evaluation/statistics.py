@@ -18,10 +18,8 @@ pytorch-fid read them too.
 import hashlib
 import io
 import json
-import os
 import pathlib
 import re
-import struct
 import warnings
 import zipfile
 from typing import Any, NamedTuple
@@ -29,11 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fdistill
-from fdistill.data import cache
-from fdistill.data.sources import known
-from fdistill.errors import UserError
+from fdistill.errors import UserError, pick
 from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation.frechet import Moments, frechet_distance
+from fdistill.files import disk
+from fdistill.files.archive import Refused, open_archive
 
 FORMAT = 1
 # More features than any detector has; a covariance of them takes half a gigabyte.
@@ -164,7 +162,7 @@ def read(path, detector=None):
             f'{_shown(path)}: {"no file but a folder" if path.is_dir() else "no such file"}'
         )
     try:
-        reader = READERS[known(path.suffix, READERS, 'suffix of a statistics file')]
+        reader = pick(READERS, path.suffix, 'suffix of a statistics file')
         return check(reader(path, detector))
     except UserError as error:
         # The reader of pickles begins with the path itself.
@@ -176,24 +174,12 @@ def read(path, detector=None):
         raise UserError(f'{_shown(path)}: no readable statistics ({reason}); {_AGAIN}') from error
 
 
-def writable(path):
-    """A path that `write` takes, pathlib.Path; UserError for another suffix or no folder."""
-    path = pathlib.Path(path)
-    if path.suffix != '.npz':
-        raise UserError(f'{_shown(path)}: statistics are written to .npz files')
-    if not path.parent.is_dir():
-        raise UserError(f'{_shown(path.parent)}: no such folder')
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f'{_shown(path.parent)}: may not be written to; choose another folder')
-    return path
-
-
-def vacant(path):
-    """`writable`, and nothing is there yet: a file of statistics is not to be lost by a repeated
-    command."""
-    path = writable(path)
+def vacant(path: disk.Path, where: str = '--out') -> pathlib.Path:
+    """As `disk.file_for`, and nothing is there yet: a file of statistics is not to be lost by a
+    repeated command."""
+    path = disk.file_for(path, where, ('.npz',))
     if path.exists():
-        raise UserError(f'{_shown(path)}: exists; delete it or choose another name')
+        raise UserError(f'{where}={path}: exists; delete it or choose another name')
     return path
 
 
@@ -201,13 +187,13 @@ def write(path, statistics):
     """Writes Statistics so that the file is whole or absent, and reads them back the same.
 
     Args:
-      path: ends in `.npz`; its folder exists.
+      path: ends in `.npz`; its folder is made when missing.
       statistics: Statistics with a protocol.
 
     Raises:
-      UserError: another suffix, no folder, or statistics that `read` would refuse.
+      UserError: another suffix, a place for no file, or statistics that `read` would refuse.
     """
-    path = writable(path)
+    path = disk.file_for(path, 'path', ('.npz',))
     if statistics.protocol is None:
         names = ', '.join(protocols.PROTOCOLS)
         raise UserError(
@@ -230,7 +216,7 @@ def write(path, statistics):
     if statistics.features is not None:
         arrays['features'] = statistics.features
     arrays['about'] = np.array(json.dumps(about, ensure_ascii=False))
-    cache.write(path, lambda temporary: np.savez(temporary, **arrays))
+    disk.write(path, lambda temporary: np.savez(temporary, **arrays))
 
 
 def convert(source, out, protocol, count=None, reference=None, detector=None):
@@ -252,7 +238,7 @@ def convert(source, out, protocol, count=None, reference=None, detector=None):
       UserError: what `read` and `write` refuse, or the file says something else than the user.
     """
     rules = protocols.get(protocol)
-    vacant(out)
+    vacant(out, 'OUT')
     source = pathlib.Path(source)
     found = read(source, detector or rules.detector)
     detector = detector or (rules.detector if rules.detector != 'own' else found.detector or 'own')
@@ -272,7 +258,7 @@ def convert(source, out, protocol, count=None, reference=None, detector=None):
         detector=detector,
         count=found.count if count is None else count,
         reference=reference or found.reference,
-        source_sha256=_sha256(source),
+        source_sha256=disk.sha256(source),
     )
     write(out, statistics)
     return statistics
@@ -499,9 +485,12 @@ def _plausible(detector, mean, covariance):
 
 def _read_npz(path, detector):
     """Statistics of an `.npz` file, unchecked."""
-    _check_directory(path)
-    with zipfile.ZipFile(path) as archive:
-        members = _members(archive)
+    with path.open('rb') as file:
+        try:
+            archive, members = open_archive(file, r'\w[\w.-]*\.npy', MAX_MEMBERS)
+        except Refused as error:
+            raise UserError(f'{error}; {_AGAIN}') from error
+        members = {name.removesuffix('.npy'): info for name, info in members.items()}
         pairs = [pair for pair in PAIRS if set(pair) & set(members)]
         if len(pairs) != 1 or not set(pairs[0]) <= set(members):
             names = ', '.join(_shown(name) for name in list(members)[:8])
@@ -520,7 +509,7 @@ def _read_npz(path, detector):
             )
         if 'about' not in members:
             return Statistics(
-                mean, covariance, None, None, None, path.stem, _sha256(path), *spatial
+                mean, covariance, None, None, None, path.stem, disk.sha256(path), *spatial
             )
         about = json.loads(_array(archive, members['about'], 0).item())
         kept = _array(archive, members['features'], 2, MAX_KEPT) if 'features' in members else None
@@ -542,7 +531,7 @@ def _read_npz(path, detector):
     ):
         raise UserError(f'its `about` is damaged; {_AGAIN}')
     # Only strangers' files may keep silent on these.
-    known(about['protocol'], protocols.PROTOCOLS, 'protocol')
+    protocols.get(about['protocol'])
     if not isinstance(about['detector'], str):
         raise UserError(f'its `about` names no detector; {_AGAIN}')
     statistics = Statistics(
@@ -561,42 +550,6 @@ def _read_npz(path, detector):
     if detector not in (None, 'own', statistics.detector):
         raise UserError(f'has statistics of {statistics.detector!r}, not of {detector!r}')
     return statistics
-
-
-def _check_directory(path):
-    """That a zip archive ends in its directory, of a bearable size: zipfile reads it whole before
-    it can be asked."""
-    with path.open('rb') as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(size - 98, 0))
-        tail = file.read().rjust(98, b'\0')
-    if tail[76:80] != b'PK\5\6':
-        raise UserError(f'is no .npz file, or ends early; {_AGAIN}')
-    length = struct.unpack('<L', tail[88:92])[0]
-    if tail[56:60] == b'PK\6\7':  # Of an archive above 4 GB.
-        if tail[:4] != b'PK\6\6' or struct.unpack('<Q', tail[64:72]) != (size - 98,):
-            raise UserError(f'has a damaged end; {_AGAIN}')
-        length = struct.unpack('<Q', tail[40:48])[0]
-    if length > 1024 * MAX_MEMBERS:
-        raise UserError(
-            f'is an archive of more than {MAX_MEMBERS} members, which no statistics file is'
-        )
-
-
-def _members(archive):
-    """{name without .npy: ZipInfo} of an archive that is what numpy writes: plain files of sane,
-    distinct names."""
-    members = {}
-    for info in archive.infolist():
-        name = info.orig_filename
-        if not re.fullmatch(r'\w[\w.-]*\.npy', name, re.ASCII):
-            raise UserError(f'has a member {_shown(name)}, which no .npz file of arrays has')
-        if name.removesuffix('.npy') in members:
-            raise UserError(f'has two members {_shown(name)}')
-        members[name.removesuffix('.npy')] = info
-    if len(members) > MAX_MEMBERS:
-        raise UserError(f'has {len(members)} members, which no statistics file has')
-    return members
 
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -679,7 +632,7 @@ def _read_pickle(path, detector):
         None,
         chosen,
         path.stem,
-        _sha256(path),
+        disk.sha256(path),
     )
 
 
@@ -708,11 +661,6 @@ def _features(protocol):
 def _described(protocol):
     detector, resize, size, scaling = _features(protocol)
     return f'{protocol} ({detector}, resize {resize}{f" to {size}" if size else ""}, scaling {scaling})'
-
-
-def _sha256(path):
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _shown(text):

@@ -9,8 +9,8 @@ import numpy as np
 import tqdm
 
 from fdistill.errors import UserError
+from fdistill.files import disk
 from fdistill.report import collect, page, pictures, plots, summary
-from fdistill.training import writer
 
 
 def write(paths, out=None, measure=None, quiet=False):
@@ -29,9 +29,7 @@ def write(paths, out=None, measure=None, quiet=False):
       UserError: no run, no result, a damaged file or an unknown measure; nothing has been written
         then.
     """
-    out = pathlib.Path(out or pathlib.Path(paths[0]) / 'report')
-    if out.exists() and not out.is_dir():
-        raise UserError(f'--out={out}: is a file; give a folder')
+    out = disk.folder_for(pathlib.Path(paths[0]) / 'report' if out is None else out, '--out')
     report = summary.summarise(collect.runs(paths), measure)
     report['paths'] = list(map(str, paths))
     figures = []
@@ -41,7 +39,7 @@ def write(paths, out=None, measure=None, quiet=False):
     for name in _earlier(out / 'report.json'):
         (out / name).unlink(missing_ok=True)
     report['figures'] = [name for names in page.files(figures) for name in names]
-    writer.write_json(out / 'report.json', report)
+    disk.write_json(out / 'report.json', report)
     for names, drawn in zip(page.files(figures), figures):
         for name, figure in zip(names, drawn):
             (out / name).write_bytes(figure.png)

@@ -10,6 +10,7 @@ import numpy as np
 from fdistill import build, sweep
 from fdistill import config as configs
 from fdistill.errors import UserError
+from fdistill.files import CONFIG, disk
 
 # Of the data: what changes neither the real data nor what samples are compared with.
 SAME_DATA = ('data.flip', 'data.data_dir', 'data.labelled')
@@ -68,7 +69,7 @@ def runs(paths):
 
 
 def _below(path):
-    if (path / configs.FILENAME).is_file():
+    if (path / CONFIG).is_file():
         return [_run(path)]
     trials = path / 'trials'
     if not trials.is_dir():
@@ -94,16 +95,14 @@ def _completed(trials):
     """Trials that failed before they left a config get the settings of a sibling, but for what the
     sweep set."""
     known = {
-        tuple(sorted(_overrides(run))): run
-        for run in trials
-        if (run.folder / configs.FILENAME).is_file()
+        tuple(sorted(_overrides(run))): run for run in trials if (run.folder / CONFIG).is_file()
     }
     completed = []
     for run in trials:
         if not run.settings:
             sibling = known.get(tuple(sorted(_overrides(run))))
             settings = (sibling.settings if sibling else {}) | _without_seed(
-                build.flat(_overrides(run))
+                disk.flat(_overrides(run))
             )
             run = run._replace(settings=settings, data=_data(settings))
         completed.append(run)
@@ -116,11 +115,7 @@ def _overrides(run):
 
 
 def _run(folder):
-    config = (
-        configs.to_json(configs.read(folder, 'report'))
-        if (folder / configs.FILENAME).is_file()
-        else {}
-    )
+    config = configs.to_json(configs.read(folder, 'report')) if (folder / CONFIG).is_file() else {}
     settings = _without_seed(build.comparable(config)) if config else {}
     known = {'status': 'missing'}
     if (folder / sweep.RESULT).is_file():

@@ -348,33 +348,40 @@ def _value(value):
 
 
 STYLE = """
-:root{color-scheme:light
-dark;--back:#fff;--text:#1d2126;--dim:#59616b;--line:#d5dae0;--soft:#f3f5f7;--accent:#1f5fbf} @media
-(prefers-color-scheme:dark){:root{--back:#14171b;--text:#e4e7ea;--dim:#a2abb5;--line:#363c44;--soft:#1e2328; --accent:#86b4ff}}
+:root{color-scheme:light dark;--back:#fff;--text:#1d2126;--dim:#59616b;--line:#d5dae0;
+--soft:#f3f5f7;--accent:#1f5fbf}
+@media (prefers-color-scheme:dark){:root{--back:#14171b;--text:#e4e7ea;--dim:#a2abb5;
+--line:#363c44;--soft:#1e2328;--accent:#86b4ff}}
 *{box-sizing:border-box}
-body{margin:0
-auto;max-width:1240px;padding:16px;background:var(--back);color:var(--text);font:15px/1.5
-system-ui,sans-serif; overflow-wrap:anywhere} h1{font-size:1.6rem;margin:.2em
-0}h2{font-size:1.3rem;margin:1.8em 0 .4em;border-bottom:1px solid var(--line)}
+body{margin:0 auto;max-width:1240px;padding:16px;background:var(--back);color:var(--text);
+font:15px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
+h1{font-size:1.6rem;margin:.2em 0}
+h2{font-size:1.3rem;margin:1.8em 0 .4em;border-bottom:1px solid var(--line)}
 h3{font-size:1.05rem;margin:1.5em 0 .3em}p{margin:.4em 0;max-width:80ch}
 .wide{overflow-x:auto;margin:.6em 0;border:1px solid var(--line);border-radius:6px;max-height:80vh}
-.wide:focus-visible,button:focus-visible,summary:focus-visible{outline:2px solid
-var(--accent);outline-offset:1px}
-table{border-collapse:collapse;width:100%;font-size:.86rem;font-variant-numeric:tabular-nums;overflow-wrap:normal} th,td{padding:4px 9px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)} td.n{white-space:nowrap;text-align:right}td{max-width:46ch}
+.wide:focus-visible,button:focus-visible,summary:focus-visible{
+outline:2px solid var(--accent);outline-offset:1px}
+table{border-collapse:collapse;width:100%;font-size:.86rem;font-variant-numeric:tabular-nums;
+overflow-wrap:normal}
+th,td{padding:4px 9px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+td.n{white-space:nowrap;text-align:right}td{max-width:46ch}
 thead th{position:sticky;top:0;background:var(--soft);z-index:1;vertical-align:bottom}
-tbody tr:last-child>*{border-bottom:0}tbody
-th{font-weight:600;background:var(--back);position:sticky;left:0;max-width:38vw;
-overflow-wrap:anywhere;min-width:min(30vw,13em)}thead th:first-child{left:0;z-index:2} th
-button{all:unset;cursor:pointer;font-weight:600;display:inline-block} th[aria-sort=ascending]
-button::after{content:' \\25B2'}th[aria-sort=descending] button::after{content:' \\25BC'}
+tbody tr:last-child>*{border-bottom:0}
+tbody th{font-weight:600;background:var(--back);position:sticky;left:0;max-width:38vw;
+overflow-wrap:anywhere;min-width:min(30vw,13em)}thead th:first-child{left:0;z-index:2}
+th button{all:unset;cursor:pointer;font-weight:600;display:inline-block}
+th[aria-sort=ascending] button::after{content:' \\25B2'}
+th[aria-sort=descending] button::after{content:' \\25BC'}
 .figures{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
 .samples{grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr))}
 figure{margin:0;padding:8px;border:1px solid var(--line);border-radius:6px}
-img{display:block;width:100%;height:auto}.samples img{image-rendering:pixelated} .samples
-img.smooth{image-rendering:auto} figcaption{font-size:.8rem;color:var(--dim);margin-top:4px}
-details{border:1px solid var(--line);border-radius:6px;padding:6px 10px;margin:.5em
-0}summary{cursor:pointer;font-weight:600} @media
-(max-width:600px){body{padding:10px}th,td{padding:4px 6px}} """.strip()
+img{display:block;width:100%;height:auto}.samples img{image-rendering:pixelated}
+.samples img.smooth{image-rendering:auto}
+figcaption{font-size:.8rem;color:var(--dim);margin-top:4px}
+details{border:1px solid var(--line);border-radius:6px;padding:6px 10px;margin:.5em 0}
+summary{cursor:pointer;font-weight:600}
+@media (max-width:600px){body{padding:10px}th,td{padding:4px 6px}}
+""".strip()
 
 SCRIPT = """
 document.querySelectorAll('table').forEach(function(table){
@@ -389,9 +396,10 @@ return v===null?cell.textContent:v===''?null:Number(v)};
 Array.from(body.rows).map(function(row){return[key(row),row]}).sort(function(a,b){
 a=a[0];b=b[0];
 if(a===null||b===null)return(a===null)-(b===null);
-var order=typeof a==='number'&&typeof
-b==='number'?a-b:String(a).localeCompare(String(b),undefined,{numeric:true}); return
-down?-order:order}).forEach(function(pair){body.appendChild(pair[1])}); });});});
+var order=typeof a==='number'&&typeof b==='number'?a-b:
+String(a).localeCompare(String(b),undefined,{numeric:true});
+return down?-order:order}).forEach(function(pair){body.appendChild(pair[1])});
+});});});
 """.strip()
 
 

@@ -1,18 +1,15 @@
 """What the first seed of each group makes of one fixed noise."""
 
-import io
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from fdistill import build
 from fdistill.data import sources
 from fdistill.diffusion import oracle
 from fdistill.errors import UserError
+from fdistill.files import pictures
 from fdistill.report import plots
-from fdistill.training import writer
 
 SEED = 0
 POINTS = 4000
@@ -43,12 +40,12 @@ def draw(folder, groups):
     noise, condition = run.start(jax.random.key(SEED), n)
     samples = np.asarray(run.sample(noise, condition), np.float32)
     if image:
-        return _png(writer.image_grid(samples, tile=1)), f'{n} samples'
+        return pictures.png(pictures.image_grid(samples, tile=1)), f'{n} samples'
     train = build.load_data(run.config, 'train')
     real = train.images[:POINTS]
     if run.shape[0] == 2:
-        return _png(
-            writer.scatter(samples, reference=real)
+        return pictures.png(
+            pictures.scatter(samples, reference=real)
         ), f'{n} samples over as many points of the data (grey)'
     limit = 1.25 * float(np.abs(real).max())
     x = np.linspace(-limit, limit, 400)
@@ -57,9 +54,3 @@ def draw(folder, groups):
         mixture = oracle.mixture(*sources.mixture_parameters(train.name))
         density = np.exp(np.asarray(mixture.log_prob(jnp.asarray(x[:, None], jnp.float32))))
     return plots.histogram(samples[:, 0], x, density, (-limit, limit)), f'{n} samples'
-
-
-def _png(array):
-    data = io.BytesIO()
-    Image.fromarray(array).save(data, 'PNG', optimize=True)
-    return data.getvalue()

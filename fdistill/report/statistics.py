@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 LEVEL = 0.95
 
@@ -99,10 +99,8 @@ def paired(a, b, level=LEVEL):
         return Paired(
             found.n, found.mean, found.half, None, None, 'all differences are equal: t is undefined'
         )
-    t = found.mean * math.sqrt(found.n) / found.std
-    return Paired(
-        found.n, found.mean, found.half, t, float(2 * special.stdtr(found.n - 1, -abs(t))), ''
-    )
+    test = stats.ttest_rel(*([group[seed] for seed in common] for group in (a, b)))
+    return Paired(found.n, found.mean, found.half, float(test.statistic), float(test.pvalue), '')
 
 
 def holm(p):

@@ -11,8 +11,8 @@ import scipy
 from fdistill import divergences
 from fdistill.errors import UserError, suggest
 from fdistill.evaluation.evaluate import numbers
+from fdistill.files import disk
 from fdistill.report import collect, statistics
-from fdistill.training import writer
 
 MAX_POINTS = 200  # of a curve
 
@@ -163,7 +163,7 @@ def summarise(runs, wanted=None):
 
 def versions():
     """Of what made the report."""
-    return writer.versions() | {
+    return disk.versions() | {
         'scipy': scipy.__version__,
         'machine': f'{platform.system()} {platform.machine()}',
     }

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdistill.errors import NotFinite
+from fdistill.files import CONFIG, disk
+from fdistill.files.progress import Progress
 from fdistill.training import checkpoint, loop, memory, writer
 from fdistill.training.loop import Training
 from fdistill.training.state import empty_metrics, init_state
@@ -159,11 +161,11 @@ def train(
     streams, failed = [lane.batches(0) for lane in lanes], [None] * len(lanes)
     with contextlib.ExitStack() as stack:
         size = training.batch_size * len(lanes)
-        progress = stack.enter_context(writer.Progress(steps, 0, size, quiet=quiet))
+        progress = stack.enter_context(Progress(steps, 0, size, quiet=quiet))
         outs, logs = [], []
         for lane in lanes:
             out = stack.enter_context(writer.Writer(lane.workdir, training.wandb))
-            writer.write_json(pathlib.Path(lane.workdir) / loop.CONFIG, lane.config)
+            disk.write_json(pathlib.Path(lane.workdir) / CONFIG, lane.config)
             out.truncate(0)
             out.config(lane.config)
             outs.append(out)

@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 
 from fdistill import divergences
 from fdistill.errors import NotFinite
+from fdistill.files import CONFIG, disk
+from fdistill.files.progress import Progress
 from fdistill.methods.method import Method
 from fdistill.training import checkpoint, sharding, writer
 from fdistill.training.state import TrainState, empty_metrics, init_state
 from fdistill.training.step import ema_decay, make_step
 from fdistill.training.stop import Stop
 from fdistill.types import Continuous, Free
-
-CONFIG = 'config.json'
 
 
 class Training(NamedTuple):
@@ -194,7 +194,7 @@ def train(
     ):
         restored = checkpoints.restore(checkpoint.items(target))
         if jax.process_index() == 0:
-            writer.write_json(workdir / CONFIG, config)
+            disk.write_json(workdir / CONFIG, config)
         if restored is None:
             state, start = jax.jit(init, out_shardings=shardings)(frozen, key), 0
             out.truncate(0)
@@ -223,7 +223,7 @@ def train(
             checkpoints.save(done, state, config)
             out.flush()
 
-        with writer.Progress(training.steps, start, training.batch_size, quiet=quiet) as progress:
+        with Progress(training.steps, start, training.batch_size, quiet=quiet) as progress:
             actions = (
                 Every(training.log_every, log(out, training, progress)),
                 Every(1, pace([out], progress)),
@@ -234,7 +234,7 @@ def train(
 
 
 def log(
-    out: writer.Writer, training: Training, progress: writer.Progress
+    out: writer.Writer, training: Training, progress: Progress
 ) -> Callable[[TrainState, int], TrainState]:
     """An action for `Every`: writes metrics and histograms, and begins new averages.
 
@@ -253,9 +253,7 @@ def log(
     return action
 
 
-def pace(
-    outs: Sequence[writer.Writer], progress: writer.Progress
-) -> Callable[[TrainState, int], None]:
+def pace(outs: Sequence[writer.Writer], progress: Progress) -> Callable[[TrainState, int], None]:
     """An action for `Every`: says how far the run is, and writes its speed now and then."""
 
     def action(state, done):

@@ -4,7 +4,8 @@ safetensors."""
 import pathlib
 from typing import Any, Callable, NamedTuple
 
-from fdistill.errors import UserError, suggest
+from fdistill.errors import UserError, pick
+from fdistill.files import disk
 from fdistill.networks import inception as inception_network
 from fdistill.networks import vit
 from fdistill.weights import inception, reader, store
@@ -41,7 +42,7 @@ def convert(kind, source, out):
     Args:
       kind: a name of CONVERTERS.
       source: a file that `reader.read` reads.
-      out: the safetensors file; its folder exists.
+      out: the safetensors file; its folder is made when missing.
 
     Returns:
       The metadata of the written file, {str: str}.
@@ -50,12 +51,8 @@ def convert(kind, source, out):
       UserError: unknown kind, unreadable source, its arrays are not those of the network, or `out`
         holds something else.
     """
-    if kind not in CONVERTERS:
-        raise UserError(f'unknown weights {kind!r}{suggest(kind, CONVERTERS)}')
-    converter = CONVERTERS[kind]
-    source, out = pathlib.Path(source), pathlib.Path(out)
-    if not out.parent.is_dir():
-        raise UserError(f'{out}: its folder does not exist; make it or choose another')
+    converter = pick(CONVERTERS, kind, 'weights')
+    source, out = pathlib.Path(source), disk.file_for(out, 'OUT')
     arrays = reader.flatten(reader.read(source))
     renamed = converter.rename(arrays)
     try:
@@ -74,7 +71,7 @@ def convert(kind, source, out):
     metadata = {
         'kind': kind,
         'source': source.name,
-        'source_sha256': store.sha256(source),
+        'source_sha256': disk.sha256(source),
         'licence': converter.licence,
     }
     store.save(out, renamed, metadata)

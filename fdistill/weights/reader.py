@@ -28,7 +28,6 @@ import os
 import pathlib
 import pickletools
 import re
-import stat
 import struct
 import zipfile
 import zlib
@@ -38,6 +37,7 @@ import ml_dtypes
 import numpy as np
 
 from fdistill.errors import UserError
+from fdistill.files.archive import Refused, open_archive
 from fdistill.weights import store
 
 # zipfile and pickletools look these up by name; so that they are here before the first file is.
@@ -776,6 +776,9 @@ _FINISH = {
     'storage': _finish_storage,
 }
 
+_PART = r'(?!\.\.?(?:/|\Z))[^\x00-\x1f\\:/]+'
+_MEMBER = f'{_PART}(?:/{_PART})*'  # Of an archive: a path that stays in the folder.
+
 _MAGIC = 0x1950A86A20F9469CFC6C  # Of torch's legacy format, as are the next two.
 _PROTOCOL = 1001
 
@@ -858,53 +861,14 @@ def _pickle(file, size, budget):
     return tree
 
 
-def _check_directory(file, size, limits):
-    """That the archive ends in its one directory, of a bearable size: zipfile reads it whole before
-    it can be asked."""
-    length = min(size, 98)
-    file.seek(size - length)
-    tail = file.read(length).rjust(98, b'\0')
-    if tail[76:80] != b'PK\5\6' or tail[96:] != b'\0\0':
-        raise _Refused('is a zip archive that ends early, or with something behind its end')
-    end, (length, offset) = size - 22, struct.unpack('<2L', tail[88:96])
-    if tail[56:60] == b'PK\6\7':  # Sizes of 64 bits, which torch always writes.
-        if tail[:4] != b'PK\6\6' or struct.unpack('<Q', tail[64:72]) != (size - 98,):
-            raise _Refused('is a zip archive with a damaged end')
-        end, (length, offset) = size - 98, struct.unpack('<2Q', tail[40:56])
-    if offset + length != end:
-        raise _Refused('is a zip archive with something before or behind it')
-    if length > 1024 * limits.members:
-        raise _Refused(f'is a zip archive with more than {limits.members} members', _LIMITS)
-
-
-def _members(archive, size, limits):
-    """{name: ZipInfo}, of an archive that is what torch writes: plain files of sane, distinct
-    names, none over another."""
-    members = {}
-    for info in archive.infolist():
-        name, mode = info.orig_filename, info.external_attr >> 16
-        if not re.fullmatch(r'[^\x00-\x1f\\:/]+(/[^\x00-\x1f\\:/]+)*', name) or {'.', '..'} & set(
-            name.split('/')
-        ):
-            raise _Refused(f'is a zip archive with a member of the name {_show(name)}')
-        if name in members:
-            raise _Refused(f'is a zip archive with two members {_show(name)}')
-        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            raise _Refused(f'is a zip archive whose member {_show(name)} is a link or a device')
-        members[name] = info
-    if len(members) > limits.members:
-        raise _Refused(f'is a zip archive with more than {limits.members} members', _LIMITS)
-    if sum(info.compress_size for info in members.values()) > size:
-        raise _Refused('is a zip archive whose members overlap')
-    return members
-
-
 def _zip(file, size, budget):
     """torch.save's archive or TorchScript's: <folder>/data.pkl, and <folder>/data/<key> of each
     storage."""
-    _check_directory(file, size, budget.limits)
-    with zipfile.ZipFile(file) as archive:
-        members = _members(archive, size, budget.limits)
+    try:
+        archive, members = open_archive(file, _MEMBER, budget.limits.members)
+    except Refused as error:
+        raise _Refused(str(error), _LIMITS if error.large else _DAMAGED) from error
+    with archive:
 
         def content(name):
             """Uncompressed, as torch writes it; so no member is larger than the file. zipfile

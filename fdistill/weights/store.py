@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fdistill.data import cache
 from fdistill.errors import UserError
+from fdistill.files import disk
 
 FORMAT = 'fdistill weights 1'
 _DTYPES = (
@@ -27,12 +27,6 @@ _DTYPES = (
     'int8',
     'uint8',
 )
-
-
-def sha256(path):
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _plain(array):
@@ -86,7 +80,7 @@ def save(path, arrays, metadata):
     """Writes {name: array} so that the file is either absent or whole.
 
     Args:
-      path: of the file; its folder exists.
+      path: of the file.
       arrays: {name: finite numpy array}.
       metadata: {str: str}; 'format' and 'content_sha256' are added.
 
@@ -97,7 +91,7 @@ def save(path, arrays, metadata):
     # safetensors writes the memory of an array as it lies.
     arrays = {name: _plain(array) for name, array in arrays.items()}
     metadata = {**metadata, 'format': FORMAT, 'content_sha256': digest(arrays)}
-    cache.write(
+    disk.write(
         pathlib.Path(path),
         lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata),
     )
