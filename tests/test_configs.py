@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from fdistill import build, config, networks
+from fdistill.build import models
+from fdistill.build.train import check_resumable
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
 from fdistill.files import CONFIG, disk
@@ -91,24 +93,26 @@ def test_config_traces_at_full_size(file, tmp_path):
 
     # Weights do not depend on the batch; a small one traces as well as a large one.
     batch = {
-        'image': jax.ShapeDtypeStruct((8, *built.shape), jnp.float32),
-        'label': jax.ShapeDtypeStruct((8,), jnp.int32),
+        'x': jax.ShapeDtypeStruct((8, *built.shape), jnp.float32),
+        'condition': jax.eval_shape(lambda: models.conditions(built.image, 8)),
     }
     frozen = {}
-    if built.teacher_workdir:
-        frozen['teacher'] = jax.eval_shape(
-            built.teacher.init, jax.random.key(0), batch['image'], batch['label']
-        )
-    state = jax.eval_shape(lambda b, f: init_state(method, optimizers, 0, b, f), batch, frozen)
-    assert jax.tree.structure(state.ema) == jax.tree.structure(state.params['student'])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    if 'teacher' in built.frozen:
+        teacher = built.parts['teacher']
+        frozen['teacher'] = jax.eval_shape(teacher.init, key, batch['x'], batch['condition'])
+    state = jax.eval_shape(
+        lambda b, f, k: init_state(method, optimizers, k, b, f), batch, frozen, key
+    )
+    assert jax.tree.structure(state.averages['ema']) == jax.tree.structure(state.params['student'])
 
     step = make_step(
-        method, optimizers, ema_decay(training['ema_half_life'], training['batch_size']), seed=0
+        method, optimizers, ema_decay(training['ema_half_life'], training['batch_size'])
     )
     roles = sorted(set().union(*(method.cycle(i) for i in range(20))))
     assert roles == sorted(method.losses)
     # What each set of roles in the cycle does is in this one, and each network is traced once only.
-    after = jax.eval_shape(lambda s, f, b: step(s, f, b, roles), state, frozen, batch)
+    after = jax.eval_shape(lambda s, f, b, k: step(s, f, b, k, roles), state, frozen, batch, key)
     assert checkpoint.abstract(after) == checkpoint.abstract(state)
 
     size = count(state.params['student'])
@@ -137,8 +141,7 @@ def test_config_is_complete(file):
     the docstring."""
     settings = config.load(str(FOLDER / file))
     training = settings.training.to_dict()
-    known = set(loop.train.__kwdefaults__) | {'steps', 'batch_size', 'ema_half_life'}
-    assert set(training) <= known
+    assert set(training) <= set(loop.Training._fields)
     sharding.check_batch_size(training['batch_size'], sharding.make_mesh(**settings.mesh.to_dict()))
     text = (FOLDER / file).read_text()
     assert f'fdistill train --config=configs/{file}' in text
@@ -154,7 +157,7 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
     on."""
 
     def plain(place, log_every, **others):
-        data = {'name': 'image_folder', 'path': place, 'data_dir': place}
+        data = {'name': 'image_folder', 'path': place}
         sections = {
             'data': data,
             'teacher': {'workdir': place},
@@ -163,7 +166,7 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
         return {'seed': 0, **sections, 'origin': {'data': 'ab', 'teacher': 'cd'}, **others}
 
     disk.write_json(tmp_path / 'config.json', plain('here', 10))
-    build._check_resumable(plain('there', 20), tmp_path)
+    check_resumable(plain('there', 20), tmp_path)
     for other, message in (
         ({'seed': 1}, 'holds a run with config.seed=0, now 1'),
         (
@@ -174,11 +177,11 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
         ({'origin': {'data': 'ab', 'teacher': 'dc'}}, 'began with other weights of its teacher'),
     ):
         with pytest.raises(UserError, match=message):
-            build._check_resumable(plain('there', 20, **other), tmp_path)
+            check_resumable(plain('there', 20, **other), tmp_path)
     # Nothing says what lay there when a run of 0.1 began.
     known = plain('here', 10)
     del known['origin']
     disk.write_json(tmp_path / 'config.json', known)
-    build._check_resumable(plain('here', 10), tmp_path)
+    check_resumable(plain('here', 10), tmp_path)
     with pytest.raises(UserError, match="config.data.path='here', now 'there'"):
-        build._check_resumable(plain('there', 10), tmp_path)
+        check_resumable(plain('there', 10), tmp_path)

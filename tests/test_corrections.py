@@ -139,7 +139,8 @@ def test_one_more_step(alpha):
 
 
 def labelled():
-    def apply(params, x, sigma, label, key=None, augment=None):
+    def apply(params, x, sigma, condition, key=None):
+        label = condition['label']
         return jnp.where(label[:, None] < 0, 0.0, 1.0) * jnp.ones_like(x), (label,)
 
     return Denoiser(lambda key, x, label: {}, apply)
@@ -149,10 +150,10 @@ def test_guidance_in_an_interval():
     """Guided where low < sigma <= high, conditional elsewhere, sample by sample."""
     guided = guide(labelled(), 3.0, (0.3, 2.0))
     sigma = jnp.asarray([0.1, 0.3, 0.31, 2.0, 2.01, 50.0])
-    x0, _ = guided.apply({}, jnp.zeros((6, 2)), sigma, jnp.zeros(6, jnp.int32))
+    x0, _ = guided.apply({}, jnp.zeros((6, 2)), sigma, {'label': jnp.zeros(6, jnp.int32)})
     np.testing.assert_allclose(x0[:, 0], [1, 1, 3, 3, 1, 1])
     everywhere, _ = guide(labelled(), 3.0).apply(
-        {}, jnp.zeros((6, 2)), sigma, jnp.zeros(6, jnp.int32)
+        {}, jnp.zeros((6, 2)), sigma, {'label': jnp.zeros(6, jnp.int32)}
     )
     np.testing.assert_allclose(everywhere, 3)
     plain = labelled()

@@ -379,7 +379,7 @@ def network(function):
     """A `Network` without parameters: function(x, c_noise, label) -> out."""
     return Network(
         lambda key, x, c_noise, label: {'shapes': (x.shape, c_noise.shape)},
-        lambda params, x, c_noise, label, key=None, augment=None: (
+        lambda params, x, c_noise, label, key=None: (
             function(x, c_noise, label),
             (c_noise,),
         ),
@@ -432,19 +432,17 @@ def test_preconditioning_broadcasts_over_images_and_passes_through():
     x = jnp.ones((3, 4, 4, 2))
     called = {}
 
-    def apply(params, x, c_noise, label, key=None, augment=None):
-        called.update(params=params, label=label, key=key, augment=augment)
+    def apply(params, x, c_noise, condition, key=None):
+        called.update(params=params, condition=condition, key=key)
         return x, ()
 
     denoiser = precondition(
         Network(lambda *given: [g if g is None else jnp.shape(g) for g in given], apply)
     )
     assert denoiser.init(None, x, jnp.zeros(3, jnp.int32)) == [None, (3, 4, 4, 2), (3,), (3,)]
-    out, _ = denoiser.apply(
-        'params', x, jnp.asarray([0.1, 1.0, 10.0]), 'label', key='key', augment='augment'
-    )
+    out, _ = denoiser.apply('params', x, jnp.asarray([0.1, 1.0, 10.0]), 'condition', key='key')
     assert out.shape == x.shape
-    assert called == {'params': 'params', 'label': 'label', 'key': 'key', 'augment': 'augment'}
+    assert called == {'params': 'params', 'condition': 'condition', 'key': 'key'}
 
 
 @pytest.mark.parametrize('sigma_data', [0.0, -1.0, np.nan])
@@ -493,8 +491,8 @@ def guided_gaussians():
     """p(x | label 0) = N(1, 1) and p(x) = N(0, 1)."""
     conditional, unconditional = gaussian((1.0,), 1.0), gaussian((0.0,), 1.0)
 
-    def apply(params, x, sigma, label, key=None, augment=None):
-        choose = label[:, None] < 0
+    def apply(params, x, sigma, condition, key=None):
+        choose = condition['label'][:, None] < 0
         x0 = jnp.where(choose, unconditional.denoise(x, sigma), conditional.denoise(x, sigma))
         return x0, (jnp.where(choose, -1.0, 1.0),)
 
@@ -509,9 +507,10 @@ def test_guidance_of_one_is_the_denoiser_itself():
 @pytest.mark.parametrize('scale', [0.0, 0.5, 1.75, 7.5])
 def test_guidance_extrapolates(scale, x64):
     denoiser, x, sigma = guided_gaussians(), points(7, 1), levels()
-    label = jnp.zeros(7, jnp.int32)
+    label = {'label': jnp.zeros(7, jnp.int32)}
+    nothing = {'label': jnp.full(7, -1)}
     conditional, _ = denoiser.apply({}, x, sigma, label)
-    unconditional, _ = denoiser.apply({}, x, sigma, label - 1)
+    unconditional, _ = denoiser.apply({}, x, sigma, nothing)
     guided = guide(denoiser, scale)
     x0, features = guided.apply({}, x, sigma, label)
     np.testing.assert_allclose(
@@ -521,7 +520,7 @@ def test_guidance_extrapolates(scale, x64):
     assert guided.init(None, x, label) == 'params'
     # A sample without a label has nothing to be guided by.
     np.testing.assert_allclose(
-        guided.apply({}, x, sigma, label - 1)[0], unconditional, rtol=1e-12, atol=1e-12
+        guided.apply({}, x, sigma, nothing)[0], unconditional, rtol=1e-12, atol=1e-12
     )
 
 
@@ -533,7 +532,7 @@ def test_fixed_point_of_guided_distribution_matching(scale, x64):
     z, mass = np.polynomial.hermite_e.hermegauss(20)
     mass = jnp.asarray(np.outer(mass, mass).ravel() / (2 * np.pi))
     z, eps = (jnp.asarray(grid.reshape(-1, 1)) for grid in np.meshgrid(z, z))
-    level, label = jnp.full(len(mass), sigma), jnp.zeros(len(mass), jnp.int32)
+    level, label = jnp.full(len(mass), sigma), {'label': jnp.zeros(len(mass), jnp.int32)}
 
     def gradient(m):
         def loss(moving):

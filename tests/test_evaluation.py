@@ -489,14 +489,16 @@ def test_samples_do_not_depend_on_the_batch_size():
     shapes = set()
 
     @jax.jit
-    def generate(noise, label):
+    def generate(noise, condition):
         shapes.add(noise.shape)
-        return noise * 0.5 + label[:, None, None, None]
+        return noise * 0.5 + condition['label'][:, None, None, None]
 
-    whole, _ = sample(generate, (2, 2, 1), labels, batch_size=23, progress=False)
+    whole, _ = sample(generate, (2, 2, 1), {'label': labels}, 23, batch_size=23, progress=False)
     for batch_size in (1, 5, 500):
         shapes.clear()
-        part, seconds = sample(generate, (2, 2, 1), labels, batch_size=batch_size, progress=False)
+        part, seconds = sample(
+            generate, (2, 2, 1), {'label': labels}, 23, batch_size=batch_size, progress=False
+        )
         np.testing.assert_array_equal(part, whole)
         assert len(shapes) == 1 and seconds > 0
     longer, _ = sample(generate, (2, 2, 1), np.arange(40) % 10, batch_size=16, progress=False)
@@ -504,15 +506,15 @@ def test_samples_do_not_depend_on_the_batch_size():
     for i in (0, 7, 22):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (2, 2, 1))
         np.testing.assert_allclose(whole[i], noise * 0.5 + labels[i], rtol=1e-6)
-    other, _ = sample(generate, (2, 2, 1), labels, seed=1, progress=False)
+    other, _ = sample(generate, (2, 2, 1), {'label': labels}, 23, seed=1, progress=False)
     assert not np.isin(other, whole).any()
 
 
 @pytest.mark.parametrize(
     'generate, message',
     [
-        (lambda noise, label: noise[:, 0], 'shape'),
-        (lambda noise, label: noise * np.nan, 'not finite'),
+        (lambda noise, condition: noise[:, 0], 'shape'),
+        (lambda noise, condition: noise * np.nan, 'not finite'),
     ],
 )
 def test_broken_generators_are_named(generate, message):
@@ -551,10 +553,10 @@ def test_evaluating_a_copier_of_the_training_data(digits):
     # right.
     members = np.stack([np.flatnonzero(digits.train.labels == label)[:130] for label in range(10)])
 
-    def generate(noise, label):
+    def generate(noise, condition):
         choice = np.abs(noise[:, 0, 0, 0] * 1e6).astype(np.int64) % 130
         # Less than half a grey level away: quantisation takes it back.
-        return to_float(digits.train.images[members[label, choice]], 16) + 0.06
+        return to_float(digits.train.images[members[condition['label'], choice]], 16) + 0.06
 
     row = evaluate(
         generate, digits.train, digits.held_out, nfe=1, samples=1000, against=digits, progress=False
@@ -584,7 +586,7 @@ def test_samples_are_quantised_like_stored_images(digits):
     def rows(images):
         count = itertools.count()
         return evaluate(
-            lambda noise, label: images[30 * next(count) :][:30],
+            lambda noise, condition: images[30 * next(count) :][:30],
             digits.train,
             digits.held_out,
             nfe=1,
@@ -602,8 +604,13 @@ def test_samples_are_quantised_like_stored_images(digits):
 def test_evaluating_points(name):
     train, held_out = (load('mixture', split, mixture=name) for split in ('train', 'held_out'))
     weights, means, stds = mixture_parameters(name)
+
+    def generate(noise, condition):
+        label = condition.get('label', np.zeros(len(noise), int))
+        return means[label] + stds[label, None] * noise
+
     row = evaluate(
-        lambda noise, label: means[label] + stds[label, None] * noise,
+        generate,
         train,
         held_out,
         nfe=3,
@@ -636,7 +643,9 @@ def test_points_of_no_mixture_have_a_distance_and_a_spread():
     points = Source(
         rng.normal(size=(500, 3)).astype(np.float32), np.zeros(500, np.int32), 1, 0, 'own'
     )
-    row = evaluate(lambda noise, label: noise, points, points, nfe=1, samples=500, progress=False)
+    row = evaluate(
+        lambda noise, condition: noise, points, points, nfe=1, samples=500, progress=False
+    )
     assert (
         set(row) == {'nfe', 'spread', 'pixel_fd', 'seconds', 'protocol'} and row['pixel_fd'] < 0.1
     )
@@ -645,7 +654,7 @@ def test_points_of_no_mixture_have_a_distance_and_a_spread():
 def test_evaluate_errors(digits):
     with pytest.raises(ValueError, match='samples=1'):
         evaluate(
-            lambda noise, label: noise,
+            lambda noise, condition: noise,
             digits.train,
             digits.held_out,
             nfe=1,

@@ -22,7 +22,10 @@ from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.oracle import mixture
 from fdistill.methods import losses, method
+from fdistill.methods.critic import Gan
 from fdistill.methods.distribution import dmd2, f_distill
+from fdistill.methods.generator import Steps
+from fdistill.methods.method import Tracking
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -789,8 +792,8 @@ def affine():
     """A student x = shift + scale z, as a `Denoiser` at sigma_init = 1."""
     params = {'shift': jnp.asarray([0.2, -0.1]), 'scale': jnp.asarray(0.8)}
     return Denoiser(
-        lambda key, x, label: params,
-        lambda params, x, sigma, label, key=None, augment=None: (
+        lambda key, x, condition: params,
+        lambda params, x, sigma, condition, key=None: (
             params['shift'] + params['scale'] * x,
             (x,),
         ),
@@ -799,17 +802,14 @@ def affine():
 
 def test_f_distill_with_a_constant_weight_is_dmd2():
     """Bitwise: h = 1 must cost nothing, not even rounding."""
-    head = Denoiser(None, lambda params, features, c_noise, label: features[0] @ params)
+    head = Denoiser(None, lambda params, features, c_noise, condition: features[0] @ params)
     law = noise.lognormal()
     options = dict(
-        sigma_init=1.0,
         student_law=law,
         critic_law=law,
-        from_teacher=False,
-        features='input',
-        gan_weight=0.1,
-        gan_fresh_noise=False,
-        discriminator_weight=1.0,
+        steps=Steps(sigma_init=1.0),
+        gan=Gan(gan_weight=0.1, features='input'),
+        tracking=Tracking(from_teacher=False),
     )
     networks = affine(), teacher_in_the_plane().denoiser(), affine(), head
     methods = dmd2(*networks, **options), f_distill(*networks, divergence='reverse_kl', **options)
@@ -820,12 +820,12 @@ def test_f_distill_with_a_constant_weight_is_dmd2():
             'discriminator': jnp.asarray([[0.3], [-0.2]]),
         },
     }
-    batch = {'image': jnp.zeros((16, 2)), 'label': jnp.zeros(16, jnp.int32)}
+    batch = {'x': jnp.zeros((16, 2)), 'condition': {}}
 
     def student_gradient(chosen):
         def loss(student):
             return chosen.losses['student'](
-                {**params, 'student': student}, {}, batch, jax.random.key(0), {}
+                {**params, 'student': student}, method.Context({}), batch, jax.random.key(0)
             )[0]
 
         return compiled(jax.grad(loss))(params['student'])

@@ -12,6 +12,10 @@ from fdistill import methods
 from fdistill.data import pipeline, sources
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, oracle
+from fdistill.methods.critic import Gan
+from fdistill.methods.distribution import Ratio
+from fdistill.methods.generator import Steps
+from fdistill.methods.method import Tracking
 from fdistill.networks.mlp import mlp, mlp_head
 from fdistill.training import optim
 from fdistill.training.state import init_state
@@ -23,10 +27,10 @@ BATCH, STEPS, SEEDS = 256, 1500, 3
 def _linear_student():
     """x = A z + b, which can cover both modes or fit one, but not have two."""
 
-    def init(key, x, label):
+    def init(key, x, condition):
         return {'matrix': 0.7 * jnp.eye(2), 'offset': jnp.zeros(2)}
 
-    def apply(params, x, sigma, label, key=None, augment=None):
+    def apply(params, x, sigma, condition, key=None):
         return x @ params['matrix'] + params['offset'], ()
 
     return denoisers.Denoiser(init, apply)
@@ -44,15 +48,13 @@ def _variances(divergence):
         fake,
         mlp_head(width=64, layers=2, fourier=2),
         divergence=divergence,
-        sigma_init=1.0,
         student_law=law,
         critic_law=law,
         weighting='unit',
-        sigma_data=0.7,
-        from_teacher=False,
-        features='input',
-        ratio_low=0.01,
-        ratio_high=100.0,
+        steps=Steps(sigma_init=1.0),
+        ratio=Ratio(ratio_low=0.01, ratio_high=100.0),
+        gan=Gan(features='input'),
+        tracking=Tracking(sigma_data=0.7, from_teacher=False),
     )
     optimizers = {
         role: optim.adam(
@@ -64,14 +66,14 @@ def _variances(divergence):
     # The seed is an argument, so that all seeds share one program.
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch, seed):
-        update = make_step(method, optimizers, ema_decay(20e3, BATCH, 0.5), seed=seed)
-        return update(state, {}, batch, ('critic', 'student'))
+        update = make_step(method, optimizers, ema_decay(20e3, BATCH, 0.5))
+        return update(state, {}, batch, jax.random.key(seed), ('critic', 'student'))
 
     def run(seed):
         batches = pipeline.batches(data, BATCH, seed)
-        state = jax.jit(lambda batch: init_state(method, optimizers, seed, batch, {}))(
-            next(batches)
-        )
+        state = jax.jit(
+            lambda batch: init_state(method, optimizers, jax.random.key(seed), batch, {})
+        )(next(batches))
         for _ in range(STEPS):
             state = step(state, next(batches), np.int32(seed))
         matrix = np.asarray(state.ema['matrix'])

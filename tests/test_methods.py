@@ -2,6 +2,7 @@
 nothing, a step is pinned."""
 
 import functools
+import inspect
 import json
 import os
 import pathlib
@@ -15,54 +16,30 @@ from ml_collections import ConfigDict
 
 from fdistill import build, divergences
 from fdistill import config as configs
-from fdistill.methods import DISTILLATIONS, losses
+from fdistill.config import parameters
+from fdistill.methods import METHODS, losses
 from fdistill.training import sharding
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
-# A critic-only and a student step lie among the first four of each cycle.
-CYCLES = {
-    'dmd2': dict(cycle='dmd2', student_every=3),
-    'f_distill': dict(cycle='fastgen', student_every=3),
-}
-GAN = dict(gan_weight=0.1, features='input')
-OPTIONS = {
-    'diff_instruct': dict(cycle='alternate', student_every=2),
-    'dmd2': CYCLES['dmd2'] | GAN | dict(features='fake_score', r1_weight=0.1),
-    'f_distill': CYCLES['f_distill'] | GAN | dict(divergence='forward_kl'),
-    'sim': dict(cycle='alternate', student_every=2),
-    'sid': dict(cycle='alternate', student_every=2),
-}
-METHODS = ['pretrain', *DISTILLATIONS]
 BATCH = 16
 RECORDED = pathlib.Path(__file__).parent / 'data' / 'one_step.json'
+LAW = dict(name='lognormal', mean=-1.0, std=1.0)
+# What a method is given if it takes it.
+COMMON = dict(law=LAW, student_law=LAW, critic_law=LAW, sigma_init=1.0, from_teacher=False)
 
 
-def _config(name, steps=8):
-    """A tiny run of a method: points of the ring, the oracle as teacher."""
-    law = dict(name='lognormal', mean=-1.0, std=1.0)
-    if name == 'pretrain':
-        method = dict(
-            name=name, law=law, grid=dict(name='karras', steps=3, sigma_min=0.02, sigma_max=5.0)
-        )
-        roles = ('student',)
-    else:
-        method = dict(
-            name=name,
-            sigma_init=1.0,
-            from_teacher=False,
-            student_law=law,
-            critic_law=law,
-            **OPTIONS[name],
-        )
-        roles = ('student', 'critic')
+def _plain(name, steps=8):
+    """A tiny run of a method: points of the ring, the oracle as teacher, and what the `TINY` of the
+    method's own file adds to them."""
+    method, takes = METHODS[name], parameters(METHODS[name])
+    own = inspect.getmodule(getattr(method, 'func', method)).TINY[name]
     config = dict(
         seed=3,
         data=dict(name='mixture', mixture='ring', labelled=False, n=100),
         network=dict(name='mlp', width=16, blocks=1, embedding=8),
         denoiser=dict(sigma_data=0.7),
-        method=method,
-        optimizer={role: dict(learning_rate=1e-2) for role in roles},
+        method=dict(name=name) | {key: value for key, value in COMMON.items() if key in takes},
         training=dict(
             steps=steps,
             batch_size=BATCH,
@@ -74,11 +51,19 @@ def _config(name, steps=8):
         mesh=dict(data=-1, fsdp=1),
         evaluation=dict(samples=200, batch_size=100),
     )
-    if name != 'pretrain':
+    if takes.keys() & {'teacher', 'mixture'}:
         config |= dict(teacher=dict(oracle='ring'))
-    if name in ('dmd2', 'f_distill'):
-        config |= dict(discriminator=dict(name='mlp', width=16, layers=2))
-    return ConfigDict(config).lock()
+    for section, values in own.items():
+        config[section] = config['method'] | values if section == 'method' else values
+    return config
+
+
+def _config(name, steps=8):
+    """The same with an optimizer for each role."""
+    plain = _plain(name, steps)
+    losses = build.experiment(build.resolve(plain, build.load_data(plain, 'train'))).method.losses
+    optimizer = {role: dict(learning_rate=1e-2) for role in losses}
+    return ConfigDict(plain | dict(optimizer=optimizer)).lock()
 
 
 # These programs run ten times: compiling them well would take longer than it saves.
@@ -86,58 +71,58 @@ FAST = {'xla_backend_optimization_level': 0}
 
 
 @functools.lru_cache(maxsize=None)
-def _initial(name, dtype):
+def _initial(name, dtype, microbatches=1):
     """Method, optimizers, batches that depend on the step alone, and a fresh state on the host."""
     config = _config(name)
     source = build.load_data(config, 'train')
     plain = build.resolve(config, source)
-    method = build.experiment(plain).method
+    method = build.experiment(plain, microbatches).method
     optimizers = build.optimizers(plain, method)
 
     def batch(step):
         rows = np.random.default_rng(step).integers(0, 100, BATCH)
-        return {'image': source.images[rows].astype(dtype), 'label': source.labels[rows]}
+        return {'x': source.images[rows].astype(dtype), 'condition': source.condition(rows)}
 
-    def init(batch):
-        state = init_state(method, optimizers, 0, batch, {})
+    def init(batch, key):
+        state = init_state(method, optimizers, key, batch, {})
         return jax.tree.map(
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
         )
 
-    return method, optimizers, batch, jax.device_get(jax.jit(init, compiler_options=FAST)(batch(0)))
+    state = jax.jit(init, compiler_options=FAST)(batch(0), jax.random.key(0))
+    return method, optimizers, batch, jax.device_get(state)
 
 
 @functools.lru_cache(maxsize=None)
-def _state_after(name, shape, steps, dtype=jnp.float32):
+def _state_after(name, shape, steps, dtype=jnp.float32, microbatches=1):
     """The state after some steps on a mesh of a shape (data, fsdp)."""
-    method, optimizers, batch, state = _initial(name, dtype)
+    method, optimizers, batch, state = _initial(name, dtype, microbatches)
     devices = jax.devices()[: shape[0] * shape[1]]
     mesh = jax.make_mesh(shape, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
     # Small enough that arrays of this tiny network are split over the axis fsdp.
     shardings = sharding.state_sharding(state, mesh, min_size=64)
     state = jax.device_put(state, shardings)
     step = jax.jit(
-        make_step(method, optimizers, ema_decay(100.0, BATCH), seed=0),
+        make_step(method, optimizers, ema_decay(100.0, BATCH)),
         static_argnames='roles',
         donate_argnames='state',
         out_shardings=shardings,
         compiler_options=FAST,
     )
+    key = jax.random.key(0)
     for i in range(steps):
-        state = step(
-            state,
-            {},
-            sharding.put_batch(batch(i), sharding.batch_sharding(mesh)),
-            roles=method.cycle(i),
-        )
+        placed = sharding.put_batch(batch(i), sharding.batch_sharding(mesh))
+        state = step(state, {}, placed, key, roles=method.cycle(i))
     split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
-    assert bool(split) == (mesh.shape['fsdp'] > 1)
+    large = any(x.size >= 64 for x in jax.tree.leaves(state.params))
+    assert bool(split) == (mesh.shape['fsdp'] > 1 and large)
     return jax.device_get(state)
 
 
 def _difference(one, other):
     """Largest difference of an array of parameters, relative to the largest entry of that array."""
-    pairs = zip(jax.tree.leaves((one.params, one.ema)), jax.tree.leaves((other.params, other.ema)))
+    ours, theirs = (jax.tree.leaves((s.params, s.averages)) for s in (one, other))
+    pairs = zip(ours, theirs)
     return max(np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-3) for a, b in pairs)
 
 
@@ -156,6 +141,22 @@ def test_any_mesh_gives_the_same_numbers_in_float64(name, x64):
     alone = _state_after(name, (1, 1), 10, jnp.float64)
     for shape in ((8, 1), (2, 4)):
         assert _difference(alone, _state_after(name, shape, 10, jnp.float64)) <= 1e-9
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_batch_in_parts_is_the_whole_batch_in_float32(name):
+    """Whatever a method computes from the whole batch, as the normalisations of f-distill."""
+    whole = _state_after(name, (1, 1), 10)
+    for parts in (2, 4):
+        assert _difference(whole, _state_after(name, (1, 1), 10, microbatches=parts)) <= 1e-5
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_batch_in_parts_is_the_whole_batch_in_float64(name, x64):
+    whole = _state_after(name, (1, 1), 6, jnp.float64)
+    for parts in (2, 4):
+        after = _state_after(name, (1, 1), 6, jnp.float64, microbatches=parts)
+        assert _difference(whole, after) <= 1e-10
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -185,7 +186,9 @@ def test_a_stop_changes_nothing(name, tmp_path):
     assert logs[0] == logs[1] and files[-1] == 'metrics.jsonl' and logs[0][-1].count(b'\n') == 3
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(
+    'name', METHODS if os.environ.get('FDISTILL_RECORD') else json.loads(RECORDED.read_text())
+)
 def test_real_steps_are_pinned(name):
     """The sum of squares of each role's parameters after ten steps, against
     tests/data/one_step.json.
@@ -196,7 +199,7 @@ def test_real_steps_are_pinned(name):
     state = _state_after(name, (1, 1), 10)
     found = {
         role: float(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(params)))
-        for role, params in {**state.params, 'ema': state.ema, 'aux': state.aux}.items()
+        for role, params in {**state.params, 'ema': state.averages['ema'], 'aux': state.aux}.items()
     }
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     if os.environ.get('FDISTILL_RECORD'):

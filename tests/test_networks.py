@@ -51,7 +51,7 @@ def build(name, **changes):
 def batch():
     """Four inputs of which the first two differ in the label only."""
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3)).at[1].set(0.5).at[0].set(0.5)
-    return x, jnp.array([0.2, 0.2, -1.0, 0.6]), jnp.array([-1, 0, 1, 2])
+    return x, jnp.array([0.2, 0.2, -1.0, 0.6]), {'label': jnp.array([-1, 0, 1, 2])}
 
 
 def key_of(seed):
@@ -156,20 +156,20 @@ def test_label_matters(name):
 
 @pytest.mark.parametrize('name', UNETS)
 def test_no_label_and_no_augmentation_are_zeros(name):
-    x, c_noise, label = batch()
+    x, c_noise, condition = batch()
     params = params_of(name)
     blind = dict(
         params,
         map_label=dict(params['map_label'], kernel=jnp.zeros_like(params['map_label']['kernel'])),
     )
     apply = apply_of(name)
-    unlabelled, _ = apply(params, x, c_noise, jnp.full_like(label, -1))
-    np.testing.assert_array_equal(apply(blind, x, c_noise, label)[0], unlabelled)
+    unlabelled, _ = apply(params, x, c_noise, {'label': jnp.full(4, -1)})
+    np.testing.assert_array_equal(apply(blind, x, c_noise, condition)[0], unlabelled)
 
     augmented = compiled(
-        lambda augment: build(name).apply(params, x, c_noise, label, augment=augment)[0]
+        lambda augment: build(name).apply(params, x, c_noise, condition | {'augment': augment})[0]
     )
-    out, _ = apply(params, x, c_noise, label)
+    out, _ = apply(params, x, c_noise, condition)
     assert_close(augmented(jnp.zeros((4, 2))), out, 1e-6)
     assert np.abs(augmented(jnp.ones((4, 2))) - out).max() > 1e-3
 
@@ -240,21 +240,20 @@ def test_bad_arguments_are_named(network, changes, message):
 
 
 def test_bad_inputs_are_named():
-    x, c_noise, label = batch()
+    x, c_noise, condition = batch()
     with pytest.raises(ValueError, match=r'\[B, 16, 16, 3\]'):
         jax.eval_shape(
             build('ddpmpp', resolution=16, attn_resolutions=()).init,
             jax.random.key(0),
             x,
             c_noise,
-            label,
+            condition,
         )
     network = build('ddpmpp', augment_dim=0)
-    params = jax.eval_shape(network.init, jax.random.key(0), x, c_noise, label)
+    params = jax.eval_shape(network.init, jax.random.key(0), x, c_noise, condition)
     with pytest.raises(ValueError, match='augment_dim=0'):
-        jax.eval_shape(
-            functools.partial(network.apply, augment=jnp.zeros((4, 9))), params, x, c_noise, label
-        )
+        given = condition | {'augment': jnp.zeros((4, 9))}
+        jax.eval_shape(network.apply, params, x, c_noise, given)
 
 
 @pytest.mark.parametrize('channels', [130, 144])
@@ -293,11 +292,11 @@ def test_attention_over_equal_keys_is_the_mean_of_values():
 
 @pytest.mark.parametrize('name', HEADS)
 def test_head_gives_float32_logits(name):
-    _, c_noise, label = batch()
+    _, c_noise, condition = batch()
     features = tuple(jnp.ones((4, r, r, 8)) for r in (8, 4))
     head = HEADS[name]()
-    params = jax.eval_shape(head.init, jax.random.key(0), features, c_noise, label)
-    logits = jax.eval_shape(head.apply, params, features, c_noise, label)
+    params = jax.eval_shape(head.init, jax.random.key(0), features, c_noise, condition)
+    logits = jax.eval_shape(head.apply, params, features, c_noise, condition)
     assert logits.shape == (4, 1) and logits.dtype == jnp.float32
 
 
@@ -350,13 +349,13 @@ def test_conv_head_names_what_it_cannot_read():
 
 
 def test_gaussian_is_one_scale_and_one_offset():
-    x, c_noise, label = jnp.ones((3, 2)), jnp.zeros(3), jnp.full(3, -1)
+    x, c_noise, condition = jnp.ones((3, 2)), jnp.zeros(3), {}
     network = NETWORKS['gaussian'](scale=2.0, offset=-0.5)
-    params = network.init(jax.random.key(0), x, c_noise, label)
+    params = network.init(jax.random.key(0), x, c_noise, condition)
     assert {name: leaf.shape for name, leaf in params.items()} == {'scale': (), 'offset': (2,)}
-    np.testing.assert_allclose(network.apply(params, x, c_noise, label)[0], 1.5)
+    np.testing.assert_allclose(network.apply(params, x, c_noise, condition)[0], 1.5)
     starts = [
-        NETWORKS['gaussian'](spread=1.0).init(jax.random.key(seed), x, c_noise, label)['offset']
+        NETWORKS['gaussian'](spread=1.0).init(jax.random.key(seed), x, c_noise, condition)['offset']
         for seed in (0, 1)
     ]
     assert np.abs(starts[0] - starts[1]).min() > 0.01

@@ -692,10 +692,12 @@ def primitives(jaxpr):
 def test_heun_is_one_program_without_the_host():
     """A batch of 4096 digits, 18 steps: one scan whose body evaluates the network twice, and
     nothing that calls back."""
-    denoiser, label = digits_network(), jnp.zeros(4096, jnp.int32)
+    denoiser, label = digits_network(), {'label': jnp.zeros(4096, jnp.int32)}
     x = jax.ShapeDtypeStruct((4096, 8, 8, 1), jnp.float32)
     params = jax.eval_shape(
-        lambda: denoiser.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), label[:1])
+        lambda: denoiser.init(
+            jax.random.key(0), jnp.zeros((1, 8, 8, 1)), {'label': jnp.zeros(1, jnp.int32)}
+        )
     )
     grid = noise.karras_grid(18)
     traces = []
@@ -731,9 +733,9 @@ def test_heun_is_one_program_without_the_host():
 def test_heun_costs_its_evaluations():
     """4096 digits, 18 steps, against 35 evaluations of the network: the median of ratios measured
     turn by turn."""
-    denoiser, label = digits_network(), jnp.zeros(4096, jnp.int32)
+    denoiser, label = digits_network(), {'label': jnp.zeros(4096, jnp.int32)}
     x = jax.random.normal(KEY, (4096, 8, 8, 1))
-    params = denoiser.init(KEY, x[:1], label[:1])
+    params = denoiser.init(KEY, x[:1], {'label': jnp.zeros(1, jnp.int32)})
     grid = noise.karras_grid(18)
     once = jax.jit(lambda params, x: denoiser.apply(params, x, jnp.ones(4096), label)[0])
     whole = jax.jit(

@@ -103,7 +103,8 @@ def generator(mesh, seen=None):
     """A 'model': the sample is a squashed function of noise and label, split over the mesh."""
     by_batch = sharding.batch_sharding(mesh)
 
-    def generate(z, label):
+    def generate(z, condition):
+        label = condition.get('label', jnp.zeros(len(z)))
         return jnp.tanh(0.7 * z + 0.1 * label[:, None, None, None])
 
     return jax.jit(generate, out_shardings=by_batch)
@@ -419,7 +420,7 @@ def test_a_generator_that_diverged(files):
     mesh = sharding.make_mesh()
     with pytest.raises(ValueError, match=r'samples 0\.\.\d+ are not finite'):
         scores.evaluate(
-            jax.jit(lambda z, label: z / 0, out_shardings=sharding.batch_sharding(mesh)),
+            jax.jit(lambda z, condition: z / 0, out_shardings=sharding.batch_sharding(mesh)),
             (8, 8, 3),
             10,
             1,

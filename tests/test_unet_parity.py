@@ -22,7 +22,7 @@ def goldens():
 def shapes(network, resolution):
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     vector = jax.ShapeDtypeStruct((1,), jnp.float32)
-    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    label = {'label': jax.ShapeDtypeStruct((1,), jnp.int32)}
     return jax.eval_shape(
         network.init, jax.eval_shape(lambda: jax.random.key(0)), image, vector, label
     )
@@ -59,7 +59,7 @@ def test_output_and_features_agree_with_edm(case, goldens):
         return edm_goldens.weight(name, entries[name]).transpose(permutation)
 
     params = jax.tree_util.tree_map_with_path(load, shapes(network, 16))
-    out, features = jax.jit(network.apply)(params, x, c_noise, label, augment=augment)
+    out, features = jax.jit(network.apply)(params, x, c_noise, {'label': label, 'augment': augment})
 
     assert len(features) == 3
     recorded = [goldens[f'{case}/out'], *(goldens[f'{case}/feature{i}'] for i in range(3))]

@@ -198,6 +198,9 @@ def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
         return value.swapaxes(0, 1).reshape(-1, *value.shape[2:])
 
     def apply(params, x, sigma, condition, key=None):
+        if x.shape[0] < microbatches:  # Not a batch of training.
+            return denoiser.apply(params, x, sigma, condition, key=key)
+
         @jax.checkpoint
         def one(part):
             x, sigma, condition, n = part

@@ -183,3 +183,20 @@ f_distill = functools.partial(
     gan=Gan(gan_weight=1e-3),
     tracking=Tracking(cycle='fastgen', student_every=5),
 )
+
+# The smallest config of each, sections that differ from a common one: with it tests train whatever
+# is registered. A critic-only and a student step lie among the first four of each cycle.
+_HEAD = {'name': 'mlp', 'width': 16, 'layers': 2}
+_GAN = {'gan_weight': 0.1, 'features': 'input'}
+TINY = {
+    'diff_instruct': {'method': {'cycle': 'alternate', 'student_every': 2}},
+    'dmd2': {
+        'method': _GAN
+        | {'cycle': 'dmd2', 'student_every': 3, 'features': 'fake_score', 'r1_weight': 0.1},
+        'discriminator': _HEAD,
+    },
+    'f_distill': {
+        'method': _GAN | {'cycle': 'fastgen', 'student_every': 3, 'divergence': 'forward_kl'},
+        'discriminator': _HEAD,
+    },
+}

@@ -90,3 +90,7 @@ def exact(
         return jnp.mean(gap), (metrics, context.aux)
 
     return Method(init, {'student': loss}, lambda step: ('student',), generate)
+
+
+# See `distribution.TINY`.
+TINY = {'exact': {'network': {'name': 'gaussian', 'scale': 0.5}}}

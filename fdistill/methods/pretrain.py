@@ -78,3 +78,11 @@ def pretrain(
 
     solver = generator.solver(guided, sampler, sigmas, evaluations=1 if guidance == 1 else 2)
     return Method(init, {'student': loss}, lambda step: ('student',), solver)
+
+
+# See `distribution.TINY`.
+TINY = {
+    'pretrain': {
+        'method': {'grid': {'name': 'karras', 'steps': 3, 'sigma_min': 0.02, 'sigma_max': 5.0}}
+    }
+}

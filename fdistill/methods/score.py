@@ -134,3 +134,7 @@ def sid(
     return _score_method(
         objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
     )
+
+
+# See `distribution.TINY`.
+TINY = {name: {'method': {'cycle': 'alternate', 'student_every': 2}} for name in ('sim', 'sid')}

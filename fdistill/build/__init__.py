@@ -1,0 +1,38 @@
+"""From a config to objects, and from a workdir to a model: the only reader of configs.
+
+sections < models < teachers < parts < experiment < settings < run < measure < train < together;
+here is the face of all.
+"""
+
+from fdistill.build.draw import sample
+from fdistill.build.experiment import Experiment, experiment, optimizers
+from fdistill.build.measure import evaluate, published
+from fdistill.build.real import make_statistics
+from fdistill.build.run import Run, from_workdir
+from fdistill.build.sections import load_data, replaced, resolve
+from fdistill.build.settings import common, comparable, complete, continuous, override
+from fdistill.build.together import train_lanes
+from fdistill.build.train import train, train_to_the_end
+
+__all__ = [
+    'Experiment',
+    'Run',
+    'common',
+    'comparable',
+    'complete',
+    'continuous',
+    'evaluate',
+    'experiment',
+    'from_workdir',
+    'load_data',
+    'make_statistics',
+    'optimizers',
+    'override',
+    'published',
+    'replaced',
+    'resolve',
+    'sample',
+    'train',
+    'train_lanes',
+    'train_to_the_end',
+]

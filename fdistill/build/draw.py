@@ -1,0 +1,121 @@
+"""Draws samples from a run into a file."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from fdistill import config as configs
+from fdistill.build.run import Run, from_workdir
+from fdistill.errors import UserError
+from fdistill.files import disk, pictures
+
+LARGEST = 10_000  # samples in a picture
+BATCH = 1000  # samples at once
+
+
+def sample(
+    workdir: str | pathlib.Path,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    label: int | None = None,
+    out: str | pathlib.Path | None = None,
+    sampler: Any = None,
+    steps: int | None = None,
+    trajectory: bool = False,
+    batch_size: int = BATCH,
+) -> pathlib.Path:
+    """Draws samples from a run into a PNG grid (or a scatter plot of points), or an .npy of floats.
+
+    Args:
+      workdir: run folder.
+      n, seed: number of samples, by default 64, or 8 with their trajectory; seed of noise and
+        conditions. n > 0, seed >= 0.
+      label: class, or None for random ones.
+      out: file, .png or .npy; default samples/sample-seed.png in the workdir.
+      sampler, steps: see `from_workdir`.
+      trajectory: draw, or keep [n, N + 1, ...], what the network took x0 for at each of N levels,
+        and the samples last (DT-visualisation, arXiv 2503.10637). A row a sample; points are
+        scattered, a picture a level.
+      batch_size: samples at once; memory does not grow with n. Batch b > 0 has the key
+        fold_in(key(seed), b), so that other sizes give other samples after the first batch.
+
+    Returns:
+      The path written.
+
+    Raises:
+      UserError: on values out of range.
+    """
+    out = pathlib.Path(workdir) / 'samples' / f'sample-{seed}.png' if out is None else out
+    path = disk.file_for(out, '--out', ('.png', '.npy'))
+    few = trajectory and len(configs.read(workdir).image.shape) == 3
+    n = n if n is not None else 8 if few else 64
+    if n < 1 or seed < 0 or batch_size < 1:
+        raise UserError(
+            f'--n={n}, --seed={seed}, --batch-size={batch_size}: n and batch size must be >= 1 and '
+            'seed >= 0'
+        )
+    if path.suffix == '.png' and n > LARGEST:
+        raise UserError(
+            f'--n={n}: a picture takes at most {LARGEST} samples; write an array with --out=FILE.npy'
+        )
+    run = from_workdir(workdir, sampler=sampler, steps=steps)
+    if label is not None and not -1 <= label < max(run.num_classes, 1):
+        raise UserError(f'--label={label}: give 0 to {run.num_classes - 1}, or -1 for none')
+    if trajectory and not run.trajectory:
+        raise UserError(f'--trajectory: {workdir} holds a one-step generator, which has none')
+    if path.suffix == '.npy':
+        _write_array(path, run, n, seed, label, trajectory, batch_size)
+    else:
+        samples = np.concatenate(list(_batches(run, n, seed, label, trajectory, batch_size)))
+        pictures.write_png(path, _picture(samples, trajectory))
+    print(path)
+    return path
+
+
+def _batches(run: Run, n, seed, label, trajectory, batch_size):
+    """Samples, a batch after another, float32 [b, ...]; with their trajectory [b, N + 1, ...]."""
+    batch_size = min(n, batch_size)
+    key = jax.random.key(seed)
+    starts = range(0, n, batch_size)
+    for start in tqdm.tqdm(starts, 'sampling', unit='batch', delay=2, leave=False, disable=None):
+        own = jax.random.fold_in(key, start // batch_size) if start else key
+        # The last batch is as large as the others, so that one program serves all.
+        noise, condition = run.start(own, batch_size, label)
+        if trajectory:
+            x0, estimates = run.trajectory(noise, condition)
+            made = jnp.concatenate([estimates, x0[None]]).swapaxes(0, 1)
+        else:
+            made = run.sample(noise, condition)
+        yield np.asarray(made, np.float32)[: n - start]
+
+
+def _write_array(path, run, n, seed, label, trajectory, batch_size):
+    """An .npy file, written as it grows."""
+
+    def save(temporary):
+        array, filled = None, 0
+        for made in _batches(run, n, seed, label, trajectory, batch_size):
+            if array is None:
+                shape = (n, *made.shape[1:])
+                array = np.lib.format.open_memmap(temporary, 'w+', np.float32, shape)
+            array[filled : filled + len(made)] = made
+            filled += len(made)
+        array.flush()
+
+    disk.write(path, save)
+
+
+def _picture(samples, trajectory):
+    if len(samples.shape) - trajectory == 4:
+        columns = samples.shape[1] if trajectory else None
+        return pictures.image_grid(samples.reshape(-1, *samples.shape[-3:]), columns)
+    if not trajectory:
+        return pictures.scatter(samples)
+    limit = 1.1 * float(np.abs(samples).max())
+    pictures = [pictures.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)]
+    return np.concatenate(pictures, 1)

@@ -1,0 +1,76 @@
+"""From a resolved config to a method and what it is trained with; reads no file."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import optax
+
+from fdistill.build.parts import PARTS, Site
+from fdistill.build.sections import chosen, section_of
+from fdistill.config import call, parameters
+from fdistill.diffusion.denoiser import Denoiser
+from fdistill.errors import UserError, suggest
+from fdistill.methods import METHODS, Method
+from fdistill.training import optim
+
+
+class Experiment(NamedTuple):
+    """A config turned into functions.
+
+    method: `Method`. parts: {name: part} that it was made of, the network `student` among them.
+    frozen: {name: load} of the weights that are not trained, load(mesh) -> (params, digest). image:
+    what the data is, see `sections.resolve`.
+    """
+
+    method: Method
+    parts: Mapping[str, Any]
+    frozen: Mapping[str, Callable[..., Any]]
+    image: Mapping[str, Any]
+
+    @property
+    def student(self) -> Denoiser:
+        return self.parts['student']
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.image['shape'])
+
+    @property
+    def num_classes(self) -> int:
+        return self.image['num_classes']
+
+
+def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
+    """An `Experiment` from a resolved config.
+
+    Args:
+      plain: of `sections.resolve`.
+      microbatches: parts in which each network sees a batch, for training; 1 to sample.
+
+    Raises:
+      UserError: on whatever the user can mend.
+    """
+    where = 'config.method'
+    make, options = chosen(METHODS, section_of(plain, 'method'), where)
+    site = Site(plain, options, parameters(make), microbatches, {})
+    parts = {name: PARTS[name](site) for name in site.wants if name in PARTS}
+    method = call(make, site.options, where, **parts)
+    return Experiment(method, parts, site.frozen, plain['image'])
+
+
+def optimizers(plain: Mapping[str, Any], method: Method) -> dict[str, optax.GradientTransformation]:
+    """{role: optimizer}, each told how often its role is trained."""
+    section = dict(section_of(plain, 'optimizer'))
+    counts = optim.role_updates(method.cycle, section_of(plain, 'training').get('steps', 0))
+    for role in section:
+        if role not in method.losses:
+            raise UserError(f'config.optimizer.{role}: no such role{suggest(role, method.losses)}')
+    for role in method.losses:
+        if role not in section:
+            raise UserError(
+                f'config.optimizer.{role}: missing; this method trains {", ".join(method.losses)}'
+            )
+    return {
+        role: call(optim.adam, section[role], f'config.optimizer.{role}', steps=counts.get(role, 0))
+        for role in method.losses
+    }

@@ -1,0 +1,104 @@
+"""From sections to networks that fit the data, and from run folders to their weights."""
+
+import inspect
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fdistill import config as configs
+from fdistill import networks
+from fdistill.build.sections import named, plain_of
+from fdistill.diffusion import denoiser as denoisers
+from fdistill.diffusion import noise
+from fdistill.diffusion.denoiser import Denoiser
+from fdistill.errors import pick, UserError
+from fdistill.training import checkpoint, sharding
+
+# What turns a network into a denoiser.
+DENOISERS = {'edm': denoisers.precondition, 'prediction': denoisers.from_prediction}
+
+
+def condition_names(image: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the conditions that the data gives."""
+    return (*(['label'] if image['num_classes'] else []), *image.get('given', {}))
+
+
+def conditions(image: Mapping[str, Any], count: int) -> dict[str, jax.Array]:
+    """A condition of zeros in the shapes of the data, {name: [count, ...]}."""
+    label = {'label': jnp.zeros(count, jnp.int32)} if image['num_classes'] else {}
+    given = image.get('given', {}).items()
+    return label | {name: jnp.zeros((count, *shape)) for name, shape in given}
+
+
+def make_denoiser(
+    network: Mapping[str, Any], section: Mapping[str, Any], image: Mapping[str, Any], where: str
+) -> Denoiser:
+    """A network that fits the data, as a denoiser.
+
+    Args:
+      network, section: the sections `network` and `denoiser`.
+      image: what the data is, see `sections.resolve`.
+      where: 'config.', or what the sections are in.
+
+    Raises:
+      UserError: on whatever does not fit, as a condition that the network does not take.
+    """
+    factory = pick(networks.NETWORKS, network.get('name'), f'{where}network.name')
+    accepted = inspect.signature(factory).parameters
+    fitting = {'num_classes': image['num_classes']}
+    if 'given' in accepted:
+        fitting['given'] = {name: tuple(shape) for name, shape in image.get('given', {}).items()}
+    if 'resolution' in accepted:
+        height, width, channels = image['shape'] if len(image['shape']) == 3 else (0, 1, 0)
+        if height != width:
+            raise UserError(
+                f'{where}network.name={network["name"]}: needs square images, the data has '
+                f'{image["shape"]}'
+            )
+        fitting |= {'resolution': height, 'channels': channels}
+    built = named(networks.NETWORKS, network, f'{where}network', **fitting)
+    for name in condition_names(image):
+        if name not in built.takes:
+            raise UserError(
+                f'{where}network.name={network["name"]}: the data gives the condition {name!r}, and '
+                f'this network takes {", ".join(map(repr, built.takes)) or "none"}; choose another '
+                'network, or data without it'
+            )
+    section = {'name': 'edm'} | plain_of(section)
+    if 'schedule' in section:
+        section['schedule'] = named(noise.SCHEDULES, section['schedule'], f'{where}schedule')
+    return named(DENOISERS, section, f'{where}denoiser', network=built)
+
+
+def first_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def load_ema(
+    model: Denoiser, workdir: str | pathlib.Path, mesh: Mesh | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """(Averaged weights of a run, position of their checkpoint), on the mesh or the first device.
+
+    Raises:
+      UserError: if there is no run or no checkpoint.
+    """
+    image = configs.to_json(configs.read(workdir))['image']
+    x = jax.ShapeDtypeStruct((1, *image['shape']), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x, conditions(image, 1))
+    if not (pathlib.Path(workdir) / checkpoint.FOLDER).is_dir():
+        raise UserError(f'{workdir}: has no checkpoint yet; run `fdistill train` on it first')
+    placed = (
+        sharding.state_sharding(shapes, mesh)
+        if mesh
+        else jax.tree.map(lambda _: first_device(), shapes)
+    )
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore({'ema': checkpoint.abstract(shapes, placed)})
+    if restored is None:
+        raise UserError(f'{workdir}: has no finished checkpoint; run `fdistill train` on it first')
+    arrays, position = restored
+    return arrays['ema'], position

@@ -1,0 +1,161 @@
+"""The parts that methods ask for by the names of their arguments, each made from its section.
+
+A row of `PARTS` is all that a new part takes: an argument of that name, of any method, is then made
+by it. What is not trained and has weights, as a teacher, says in `Site.frozen` how they are loaded.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fdistill import networks
+from fdistill.build.models import make_denoiser
+from fdistill.build.sections import chosen, named, plain_of, section_of
+from fdistill.build.teachers import TEACHERS, mixture_of
+from fdistill.config import call, parameters
+from fdistill.diffusion import denoiser as denoisers
+from fdistill.diffusion import noise, samplers
+from fdistill.errors import UserError
+
+
+class Site(NamedTuple):
+    """Where parts are made.
+
+    plain: the resolved config. options: of the section `method`, of which a part takes away what is
+    its own. wants: the method's parameters by name. microbatches: see `denoiser.accumulated`. frozen: {name: load}, load(mesh) -> (params,
+    digest) of the weights of what is not trained; filled by the parts.
+    """
+
+    plain: Mapping[str, Any]
+    options: dict[str, Any]
+    wants: Mapping[str, inspect.Parameter]
+    microbatches: int
+    frozen: dict[str, Callable[[Mesh | None], tuple[Any, Any]]]
+
+
+def _student(site):
+    plain = site.plain
+    section = plain.get('denoiser', {})
+    model = make_denoiser(section_of(plain, 'network'), section, plain['image'], 'config.')
+    return denoisers.accumulated(model, site.microbatches)
+
+
+def _teacher(site):
+    section = section_of(site.plain, 'teacher')
+    kinds = [kind for kind in TEACHERS if kind in section]
+    if len(kinds) != 1:
+        raise UserError(
+            'config.teacher: give either workdir, the folder of a trained teacher, or oracle, a '
+            'named mixture'
+        )
+    made = call(TEACHERS[kinds[0]], plain_of(section), 'config.teacher', plain=site.plain)
+    if made.load:
+        site.frozen['teacher'] = made.load
+    elif 'from_teacher' in site.wants:
+        if site.options.get('from_teacher', site.wants['from_teacher'].default):
+            raise UserError(
+                'config.method.from_teacher: an oracle has no network to start from; set it to False'
+            )
+    return denoisers.accumulated(made.model, site.microbatches)
+
+
+def _fake_score(site):
+    plain = site.plain
+    if 'fake_score' not in plain:
+        return _student(site)
+    section, where = plain['fake_score'], 'config.fake_score.'
+    model = make_denoiser(plain['network'], section, plain['image'], where)
+    return denoisers.accumulated(model, site.microbatches)
+
+
+def _sigma_data(site):
+    section = site.plain.get('fake_score', site.plain.get('denoiser', {}))
+    return section.get('sigma_data', 0.5)
+
+
+def _discriminator(site):
+    if 'discriminator' not in site.plain:
+        return None
+    factory, section = chosen(networks.HEADS, site.plain['discriminator'], 'config.discriminator')
+    fitting = {}
+    if 'num_classes' in parameters(factory):
+        fitting['num_classes'] = site.plain['image']['num_classes']
+    return call(factory, section, 'config.discriminator', **fitting)
+
+
+def _mixture(site):
+    """The mixture of a method of closed forms, which hold for one kind of student only."""
+    plain = site.plain
+    if plain['network']['name'] != 'gaussian':
+        raise UserError(
+            f'config.network.name={plain["network"]["name"]!r}: the formulas of this method hold '
+            'for the network gaussian alone'
+        )
+    section = section_of(plain, 'teacher')
+    if set(section) != {'oracle'}:
+        raise UserError(
+            'config.teacher: this method needs oracle, a named mixture, and nothing else'
+        )
+    mixture = mixture_of(section['oracle'])
+    ours, theirs = mixture.means.shape[1:], tuple(plain['image']['shape'])
+    if ours != theirs:
+        raise UserError(
+            f'config.teacher.oracle={section["oracle"]}: has {ours[0]} dimensions, but the data '
+            f'has {"x".join(map(str, theirs))}'
+        )
+    return mixture
+
+
+def _of_method(name, table, key=None):
+    """A part that is a section of the section `method` and a row of a table."""
+    key = key or name
+
+    def make(site):
+        if key not in site.options:
+            if site.wants[name].default is not inspect.Parameter.empty:
+                return site.wants[name].default
+            raise UserError(
+                f'config.method.{key}: missing; give one of {", ".join(table)} with its settings, '
+                f'as dict(name={next(iter(table))!r})'
+            )
+        return named(table, site.options.pop(key), f'config.method.{key}')
+
+    return make
+
+
+def _sampler(site):
+    """A `samplers.Sampler` with its options, which are checked by tracing it on a toy."""
+    where = 'config.method.sampler'
+    if 'sampler' not in site.options:
+        return site.wants['sampler'].default
+    sampler, options = chosen(samplers.SAMPLERS, site.options.pop('sampler'), where)
+    toy = {
+        'denoise': lambda x, sigma: x,
+        'x': jnp.ones((1, 1)),
+        'sigmas': np.arange(5.0, -1.0, -1.0),
+        'key': jax.random.key(0),
+    }
+    jax.eval_shape(lambda: call(sampler.solve, options, where, trajectory=False, **toy))
+    return sampler._replace(solve=functools.partial(sampler.solve, **options))
+
+
+# Name of an argument of a method -> what makes it at a site.
+PARTS = {
+    'student': _student,
+    'teacher': _teacher,
+    'fake_score': _fake_score,
+    'sigma_data': _sigma_data,
+    'discriminator': _discriminator,
+    'mixture': _mixture,
+    'law': _of_method('law', noise.LAWS),
+    'student_law': _of_method('student_law', noise.LAWS),
+    'critic_law': _of_method('critic_law', noise.LAWS),
+    'sigmas': _of_method('sigmas', noise.GRIDS, 'grid'),
+    'sampler': _sampler,
+}

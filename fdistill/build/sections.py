@@ -1,0 +1,122 @@
+"""The sections of a config, each the keyword arguments of one function.
+
+data        a source of `data.sources.SOURCES` by name, and `flip`
+network     a network of `networks.NETWORKS`; taken from the teacher where left out
+denoiser    a row of `parts.DENOISERS`, by default EDM's preconditioning; likewise
+fake_score  the same for the fake score, where it differs from the student's
+teacher     a row of `parts.TEACHERS`: `workdir` of a run, or `oracle`, a named mixture
+method      a row of `methods.METHODS`, its laws and grid being sections with a name
+discriminator  a head of `networks.HEADS`
+optimizer   `optim.adam` for each role
+training, mesh   `loop.Training`, `sharding.make_mesh`
+evaluation  `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
+"""
+
+import copy
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fdistill import config as configs
+from fdistill.config import call
+from fdistill.data import sources
+from fdistill.errors import pick, suggest, UserError
+
+SECTIONS = (
+    'seed',
+    'data',
+    'network',
+    'denoiser',
+    'fake_score',
+    'teacher',
+    'method',
+    'discriminator',
+    'optimizer',
+    'training',
+    'mesh',
+    'evaluation',
+    'image',
+    'origin',
+)
+
+
+def plain_of(section: Any) -> dict[str, Any]:
+    """A section as keyword arguments: what JSON made a list is a tuple again."""
+    return configs.with_tuples(
+        section.to_dict() if isinstance(section, ConfigDict) else dict(section)
+    )
+
+
+def chosen(table: Mapping[str, Any], section: Any, where: str) -> tuple[Any, dict[str, Any]]:
+    """(table[section.name], rest of the section); a name alone is a section without the rest."""
+    section = {'name': section} if isinstance(section, str) else plain_of(section)
+    if 'name' not in section:
+        raise UserError(f'{where}.name: missing{suggest("", table)}')
+    return pick(table, section.pop('name'), f'{where}.name'), section
+
+
+def named(table: Mapping[str, Callable[..., Any]], section: Any, where: str, **given: Any) -> Any:
+    """table[section.name](**rest of the section)."""
+    made, options = chosen(table, section, where)
+    return call(made, options, where, **given)
+
+
+def section_of(config: Mapping[str, Any], name: str) -> Any:
+    """A section that a config must have."""
+    if name not in config:
+        raise UserError(
+            f'config.{name}: missing; this section is needed, see the files in configs/'
+        )
+    return config[name]
+
+
+def load_data(config: Mapping[str, Any], split: str) -> sources.Source:
+    """The `Source` of a split."""
+    section = plain_of(section_of(config, 'data'))
+    section.pop('flip', None)
+    return named(sources.SOURCES, section, 'config.data', split=split)
+
+
+def resolve(config: Mapping[str, Any], source: sources.Source) -> dict[str, Any]:
+    """The config that a run keeps: plain values, complete without the teacher's folder or the data.
+
+    A network or denoiser left out is the teacher's; what a sample is, is noted in `image`.
+    """
+    plain = configs.to_json(config)
+    for name in plain:
+        if name not in SECTIONS:
+            raise UserError(
+                f'config.{name}: unknown section{suggest(name, SECTIONS, prefix="config.")}'
+            )
+    plain['image'] = {
+        'shape': list(source.images.shape[1:]),
+        'num_classes': source.num_classes if source.num_classes > 1 else 0,
+    }
+    if source.given:
+        plain['image']['given'] = {
+            name: list(values.shape[1:]) for name, values in source.given.items()
+        }
+    teacher = plain.get('teacher', {})
+    if 'workdir' in teacher:
+        known = configs.to_json(configs.read(teacher['workdir'], 'config.teacher.workdir'))
+        if known['image'] != plain['image']:
+            raise UserError(
+                f'config.teacher.workdir={teacher["workdir"]}: was trained on {known["image"]}, '
+                f'not {plain["image"]}'
+            )
+        for name in ('network', 'denoiser'):
+            teacher[name] = known[name]
+            plain.setdefault(name, known[name])
+    return plain
+
+
+def replaced(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested dicts with other values in the places of {dotted name: value}."""
+    plain = copy.deepcopy(plain)
+    for name, value in values.items():
+        *path, last = name.split('.')
+        functools.reduce(operator.getitem, path, plain)[last] = value
+    return plain

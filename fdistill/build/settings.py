@@ -1,0 +1,159 @@
+"""What is known of each setting of a config from the signature that it is an argument of."""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from fdistill import config as configs
+from fdistill import networks
+from fdistill.build.models import DENOISERS
+from fdistill.build.teachers import TEACHERS
+from fdistill.config import parameters
+from fdistill.data import sources
+from fdistill.diffusion import noise, samplers
+from fdistill.evaluation import evaluate as evaluation
+from fdistill.evaluation import protocol as protocols
+from fdistill.evaluation import scores
+from fdistill.files import disk
+from fdistill.methods import METHODS
+from fdistill.training import optim, sharding
+from fdistill.training.loop import Training
+from fdistill.types import Continuous, Free, Place
+
+# Sections that may differ between a run and its resumption; single settings say `Free` themselves.
+FREE = ('mesh', 'evaluation', 'origin')
+# Sections that take a row of a table by name.
+NAMED = {
+    'data': sources.SOURCES,
+    'network': networks.NETWORKS,
+    'discriminator': networks.HEADS,
+    'method': METHODS,
+    'method.law': noise.LAWS,
+    'method.student_law': noise.LAWS,
+    'method.critic_law': noise.LAWS,
+    'method.grid': noise.GRIDS,
+    'method.sampler': {name: sampler.solve for name, sampler in samplers.SAMPLERS.items()},
+}
+# Arguments of these functions that are no settings.
+OTHERS = {'split', 'progress', 'against', 'name'}
+
+
+def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """(section, function whose arguments it holds), for the sections that a config has."""
+
+    def at(path):
+        section = plain
+        for key in path.split('.'):
+            section = section.get(key) if isinstance(section, Mapping) else None
+        return {'name': section} if isinstance(section, str) else section
+
+    for path, table in NAMED.items():
+        section = at(path)
+        if isinstance(section, Mapping) and (row := table.get(section.get('name'))):
+            yield path, row
+    for path in ('denoiser', 'fake_score'):
+        if row := DENOISERS.get((plain.get(path) or {}).get('name', 'edm')):
+            yield path, row
+    for name, row in TEACHERS.items():
+        if name in plain.get('teacher', {}):
+            yield 'teacher', row
+    for role in plain.get('optimizer', {}):
+        yield f'optimizer.{role}', optim.adam
+    yield 'training', Training
+    yield 'mesh', sharding.make_mesh
+    yield 'evaluation', evaluation.evaluate
+    yield 'evaluation', scores.evaluate
+
+
+def settings(plain: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+    """{dotted name: parameter} of what a config sets or may set; unknown names are left out."""
+    return {
+        f'{path}.{name}': parameter
+        for path, function in _functions(plain)
+        for name, parameter in parameters(function).items()
+        if name not in OTHERS
+    }
+
+
+def _marked(parameter, marks):
+    """The first of an annotation's marks that is one of these, or None."""
+    annotation = parameter.annotation if parameter else None
+    found = typing.get_args(annotation)[1:] if typing.get_origin(annotation) else ()
+    for mark in found:
+        if mark in marks or isinstance(mark, tuple(marks)):
+            return mark
+    return None
+
+
+def comparable(plain: Mapping[str, Any], places: bool = True) -> dict[str, Any]:
+    """{dotted name: value} of what makes a run what it is; `places` says whether places count."""
+    known, marks = settings(plain), [Free] if places else [Free, Place]
+    return {
+        name: value
+        for name, value in disk.flat(plain).items()
+        if name.split('.')[0] not in FREE and not _marked(known.get(name), marks)
+    }
+
+
+def continuous(plain: Mapping[str, Any]) -> set[str]:
+    """Dotted names of the numbers in which the lanes of one program may differ."""
+    found, known = set(), settings(plain)
+    for name, value in disk.flat(plain).items():
+        mark = _marked(known.get(name), [Continuous])
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if mark and number and value != mark.off:
+            found.add(name)
+    return found
+
+
+def common(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What configs have in common that can be trained by `train_lanes`, {dotted name: value}; the
+    same, or they cannot."""
+    loose = continuous(plain)
+    return {
+        name: '*' if name in loose else value
+        for name, value in disk.flat(plain).items()
+        if name != 'seed'
+    }
+
+
+def _defaults(config):
+    """{dotted name: default} of what a config may set and need not; a placeholder of its type where
+    the default is None."""
+    found = {}
+    for name, parameter in settings(config).items():
+        value = parameter.default
+        if value is None:
+            annotation = parameter.annotation
+            if typing.get_origin(annotation) is typing.Annotated:
+                annotation = typing.get_args(annotation)[0]
+            kinds = [kind for kind in typing.get_args(annotation) if kind in (int, float, str)]
+            value = config_dict.placeholder(kinds[0]) if kinds else parameter.empty
+        if isinstance(value, configs.PLAIN) or isinstance(value, config_dict.FieldReference):
+            found[name] = value
+    # It has no default, for it decides on all others.
+    return found | {'evaluation.protocol': protocols.OWN}
+
+
+def complete(config: ConfigDict, names: Iterable[str]) -> None:
+    """Gives a config those of `names`, dotted, that it leaves to their defaults, so that they can
+    be set; in place."""
+    defaults = _defaults(config)
+    for name in names:
+        *path, last = name.split('.')
+        section = config
+        for key in path:
+            section = section.get(key) if isinstance(section, ConfigDict) else None
+        if name in defaults and isinstance(section, ConfigDict) and last not in section:
+            with config.unlocked():
+                section[last] = defaults[name]
+
+
+def override(config: ConfigDict, words: Iterable[str]) -> None:
+    """`config.override` that also takes what a config leaves to its default, as
+    --config.training.evaluate_every=100."""
+    complete(config, [word.removeprefix('--config.').partition('=')[0] for word in words])
+    configs.override(config, words)

@@ -1,0 +1,218 @@
+"""Trains what a config describes: everything is made and checked before anything is written."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fdistill import config as configs
+from fdistill.build.experiment import Experiment, experiment, optimizers
+from fdistill.build.measure import checked, while_training
+from fdistill.build.run import digest_of
+from fdistill.build.sections import load_data, plain_of, resolve, section_of
+from fdistill.build.settings import comparable
+from fdistill.config import call
+from fdistill.data import pipeline
+from fdistill.data.sources import Source
+from fdistill.errors import UserError
+from fdistill.files import CONFIG, disk, pictures
+from fdistill.methods.method import DEPLOYED
+from fdistill.training import loop, sharding, writer
+from fdistill.training.loop import Every, Training
+from fdistill.training.state import TrainState
+
+PREVIEW = 64  # samples in a preview picture
+
+
+class Ready(NamedTuple):
+    """A config whose every part has been made and checked."""
+
+    source: Source
+    plain: dict[str, Any]
+    built: Experiment
+    optimizers: Mapping[str, optax.GradientTransformation]
+    training: Training
+    batches: Callable[[int], Iterator[Any]]
+    frozen: Mapping[str, Any]
+    seed: int
+
+
+def origin(source: Source, frozen: Mapping[str, Any]) -> dict[str, str]:
+    """{'data', and the name of each network that is not trained}: digests of what a run is made
+    from, wherever it lies.
+
+    Args:
+      source: its labels and other conditions stand for it: pixels may be decoded a little
+        differently by another library.
+      frozen: {name: what identifies its weights}.
+    """
+    data = source.labels.tolist()
+    if source.given:
+        data = [data, {name: digest_of(np.asarray(v).tolist()) for name, v in source.given.items()}]
+    return {name: digest_of(part) for name, part in {'data': data, **frozen}.items()}
+
+
+def check_resumable(plain: Mapping[str, Any], workdir: str | pathlib.Path) -> None:
+    """Raises UserError where the folder holds a run of another experiment."""
+    if not (pathlib.Path(workdir) / CONFIG).is_file():
+        return
+    before = configs.to_json(configs.read(workdir))
+    # A run of 0.1 has no digests, so its places have to stay.
+    places = 'origin' not in before
+    old, new = comparable(before, places), comparable(plain, places)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f'--workdir={workdir}: holds a run with config.{key}={old.get(key)!r}, now '
+                f'{new.get(key)!r}; go on with the same config or give another folder'
+            )
+    for name, digest in before.get('origin', {}).items():
+        if digest != plain['origin'].get(name):
+            what = 'other data' if name == 'data' else f'other weights of its {name}'
+            raise UserError(
+                f'--workdir={workdir}: its run began with {what}; go on with the same or give '
+                'another folder'
+            )
+
+
+def ready(
+    config: Mapping[str, Any],
+    workdir: str | pathlib.Path,
+    mesh: Mesh | None = None,
+    like: Ready | None = None,
+) -> Ready:
+    """Everything `loop.train` needs, checked before anything is written; what is frozen on the mesh
+    or on the first device.
+
+    With `like`, what is ready of another config of the same data and teacher, these are not loaded
+    again.
+    """
+    source = like.source if like else load_data(config, 'train')
+    plain = resolve(config, source)
+    training = call(Training, plain_of(section_of(plain, 'training')), 'config.training')
+    built = experiment(plain, training.microbatches)
+    roles = optimizers(plain, built.method)
+    call(loop.check, {}, 'config.training', training=training, mesh=mesh)
+    flip, seed = plain['data'].get('flip', False), plain.get('seed', 0)
+
+    def batches(start):
+        return pipeline.batches(
+            source,
+            training.batch_size,
+            seed,
+            start,
+            flip,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    call(batches, {'start': 0}, 'config.data')
+    checked(plain.get('evaluation', {}))
+    if like:
+        frozen, plain['origin'] = like.frozen, like.plain['origin']
+    else:
+        loaded = {name: load(mesh) for name, load in built.frozen.items()}
+        frozen = {name: params for name, (params, _) in loaded.items()}
+        plain['origin'] = origin(source, {name: known for name, (_, known) in loaded.items()})
+    check_resumable(plain, workdir)
+    return Ready(source, plain, built, roles, training, batches, frozen, seed)
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    quiet: bool = False,
+    stop_at: int | None = None,
+) -> TrainState:
+    """Trains what a config describes; resumes where the workdir holds a checkpoint.
+
+    Args:
+      config: ConfigDict.
+      workdir: run folder; nothing is written there before everything has been checked.
+      quiet: no progress on stderr.
+      stop_at: see `loop.train`.
+
+    Returns:
+      The final `TrainState`.
+
+    Raises:
+      UserError: on whatever the user can mend.
+    """
+    disk.folder_for(workdir, '--workdir')
+    mesh = call(sharding.make_mesh, plain_of(config.get('mesh', {})), 'config.mesh')
+    made = ready(config, workdir, mesh)
+    return loop.train(
+        made.built.method,
+        made.optimizers,
+        made.frozen,
+        made.batches,
+        made.training,
+        mesh=mesh,
+        workdir=workdir,
+        config=made.plain,
+        seed=made.seed,
+        hooks=_hooks(made, workdir, mesh),
+        quiet=quiet,
+        stop_at=stop_at,
+    )
+
+
+def _hooks(made: Ready, workdir, mesh) -> Callable[[writer.Writer], Sequence[Every]]:
+    """What is done now and then besides logs and checkpoints: previews and evaluations."""
+    training, workdir = made.training, pathlib.Path(workdir)
+    # To sample, a batch is not taken in parts.
+    built = made.built if training.microbatches == 1 else experiment(made.plain)
+    measure = None
+    if training.evaluate_every:
+        measure = while_training(made.plain, built, made.source, workdir, mesh)
+    preview = _preview(built, made.source, mesh) if training.sample_every else None
+
+    def hooks(out):
+        def sample(state, done):
+            picture = preview(state.averages[DEPLOYED])
+            if jax.process_index() == 0:
+                pictures.write_png(workdir / 'samples' / f'{done:09d}.png', picture)
+                out.image(done, 'samples', picture)
+
+        def evaluate(state, done):
+            out.evaluation(done, measure(state.averages[DEPLOYED], done))
+
+        return Every(training.sample_every, sample), Every(training.evaluate_every, evaluate)
+
+    return hooks
+
+
+def _preview(built, source, mesh):
+    """preview(params) -> picture of samples from noise that is the same at every step of every
+    run."""
+    noise = jax.random.normal(jax.random.key(0), (PREVIEW, *built.shape))
+    index = np.arange(PREVIEW)
+    condition = source.condition(index % len(source.labels))
+    if 'label' in condition:
+        condition['label'] = (index % built.num_classes).astype(np.int32)
+    generate = jax.jit(built.method.generator.sample, out_shardings=sharding.replicated(mesh))
+
+    def preview(params):
+        samples = np.asarray(generate(params, noise, condition), np.float32)
+        return pictures.image_grid(samples) if samples.ndim == 4 else pictures.scatter(samples)
+
+    return preview
+
+
+def train_to_the_end(
+    config: ConfigDict, workdir: str | pathlib.Path, *, quiet: bool = False
+) -> TrainState:
+    """Trains; raises KeyboardInterrupt if it stopped before its last step, with a checkpoint, from
+    which the same command goes on."""
+    state = train(config, workdir, quiet=quiet)
+    if int(state.step) < config.training.steps:
+        raise KeyboardInterrupt(
+            f'{workdir}: stopped at step {int(state.step)} of {config.training.steps}'
+        )
+    return state
