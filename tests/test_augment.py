@@ -207,10 +207,9 @@ def test_networks_take_the_labels():
         attn_resolutions=(),
     )
     x, drawn = augmented(KEY, images(4), probability=1.0)
+    c_noise, condition = jnp.zeros(4), {'augment': drawn}
     shapes = jax.eval_shape(
-        lambda x: network.apply(
-            network.init(KEY, x, x[:, 0, 0, 0], None), x, x[:, 0, 0, 0], None, augment=drawn
-        )[0],
+        lambda x: network.apply(network.init(KEY, x, c_noise, condition), x, c_noise, condition)[0],
         x,
     )
     assert shapes.shape == x.shape

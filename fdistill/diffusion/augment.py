@@ -40,7 +40,7 @@ def augment(
       scale, anisotropy, translation: see `warp`.
 
     Returns:
-      (x[B, H, W, C], labels float32 [B, 9]), the `augment` of a network with augment_dim=9.
+      (x[B, H, W, C], labels float32 [B, 9]): the condition `augment` of a network of augment_dim=9.
 
     Raises:
       ValueError: on values out of range, or an x that is no batch of images.
