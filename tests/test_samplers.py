@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+import unittest.mock
 
 import jax
 import jax.extend
@@ -485,6 +486,104 @@ def test_float32_is_near_float64(name):
     with jax.enable_x64(True):
         double = end(jnp.float64)
     np.testing.assert_allclose(single, double, atol=1e-3)
+
+
+# Under jit as users call it: at the default optimisation level XLA fuses multiplications and
+# additions, which can turn a difference of squares negative, so each is run there.
+
+
+def round_gaussian(x, sigma):
+    """D of N(0.3, 0.5^2), for numpy as well."""
+    sigma = sigma.reshape(-1, 1)
+    return (0.25 * x + 0.3 * sigma**2) / (0.25 + sigma**2)
+
+
+def in_float64(solve, x, grid):
+    """solve(x, grid) in float64 and without jit, with the noise it draws in float32."""
+    draws = samplers.draws
+
+    def drawn_in_float32(key, x):
+        draw = draws(key, x.astype(jnp.float32))
+        return lambda n: draw(n).astype(x.dtype)
+
+    with (
+        jax.enable_x64(True),
+        jax.disable_jit(),
+        unittest.mock.patch.object(samplers, 'draws', drawn_in_float32),
+    ):
+        return np.asarray(solve(jnp.asarray(x, jnp.float64), np.asarray(grid, np.float64)))
+
+
+def assert_near(found, exact):
+    """To 1e-5 of the scale of the samples; not a NaN passes."""
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.max(np.abs(exact)))
+
+
+@pytest.mark.parametrize(('name', 'options'), MODES)
+def test_jit_in_float32_is_float64_without_jit(name, options):
+    """For a grid that is known and one that is traced."""
+    grid = noise.karras_grid(8).astype(np.float32)
+    x = (80 * points()).astype(jnp.float32)
+
+    def solve(x, grid):
+        return SAMPLERS[name].solve(round_gaussian, x, grid, KEY, **options)
+
+    known, traced = jax.jit(lambda x, traced: (solve(x, grid), solve(x, traced)))(x, grid)
+    exact = in_float64(solve, x, grid)
+    assert_near(known, exact)
+    assert_near(traced, exact)
+
+
+@pytest.mark.parametrize('steps', [18, 256])
+def test_edms_churn_is_algorithm_two(steps):
+    """Its setting of ImageNet-64, most of whose levels lie in [s_min, s_max] and some do not, against
+    a loop in numpy."""
+    s_churn, s_min, s_max, s_noise = 40, 0.05, 50, 1.003
+    grid = noise.karras_grid(steps).astype(np.float32)
+    start = (80 * points()).astype(jnp.float32)
+
+    def solve(x, grid):
+        options = {'s_churn': s_churn, 's_min': s_min, 's_max': s_max, 's_noise': s_noise}
+        return samplers.heun(round_gaussian, x, grid, KEY, **options)
+
+    z = np.asarray(jax.vmap(samplers.draws(KEY, start))(jnp.arange(steps)), np.float64)
+    x, levels = np.asarray(start, np.float64), grid.astype(np.float64)
+    for n, (now, then) in enumerate(zip(levels[:-1], levels[1:])):
+        gamma = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= now <= s_max else 0.0
+        raised = now * (1 + gamma)
+        x = x + math.sqrt(raised**2 - now**2) * s_noise * z[n]
+        d = (x - round_gaussian(x, raised)) / raised
+        euler = x + (then - raised) * d
+        if then:
+            d = (d + (euler - round_gaussian(euler, then)) / then) / 2
+        x = x + (then - raised) * d
+    known, traced = jax.jit(lambda x, traced: (solve(x, grid), solve(x, traced)))(start, grid)
+    assert_near(known, x)
+    assert_near(traced, x)
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('ancestral', {}),
+        ('ancestral', {'eta': 0.999}),
+        ('dpmpp_2m', {'eta': 1.0}),
+        ('dpmpp_3m', {'eta': 0.3}),
+        ('consistency', {'eta': 0.01}),
+    ],
+)
+def test_noise_of_any_step_under_jit(name, options):
+    """On traced grids each of whose levels is a millionth to a millionfold below the last."""
+    falls = np.geomspace(1e-6, 14, 200)
+    grids = (77.7 * np.exp(-falls[:, None] * np.arange(4))).astype(np.float32)
+
+    def solve(x, grids):
+        return jax.vmap(lambda grid: SAMPLERS[name].solve(round_gaussian, x, grid, KEY, **options))(
+            grids
+        )
+
+    x = (80 * points(1)).astype(jnp.float32)
+    assert_near(jax.jit(solve)(x, grids), in_float64(solve, x, grids))
 
 
 def test_grids_are_searched_without_compiling_again():

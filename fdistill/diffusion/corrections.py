@@ -93,5 +93,5 @@ def one_more_step(predict_v, unit_noise, fresh_noise, alpha):
         raise ValueError(
             f'alpha={alpha}: must lie in (0, 1); at 0 the model already starts from pure noise'
         )
-    sigma = (1 - alpha**2) ** 0.5 / alpha
+    sigma = ((1 - alpha) * (1 + alpha)) ** 0.5 / alpha
     return -predict_v(unit_noise) + sigma * fresh_noise, sigma

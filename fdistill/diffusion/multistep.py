@@ -120,9 +120,11 @@ def dpmpp(sigmas, order, eta=0.0):
         half = 0.5 * (u[2:] - u[1:-1]) / (u[1:-1] - u[:-2])
         return xp.stack([1 + half, -half], 1)
 
-    ratio = sigmas[1:] / sigmas[:-1]
-    noise = sigmas[1:] * xp.sqrt(1 - ratio ** (2 * eta)) if eta else None
-    keep = ratio ** (1 + eta)
+    # 1 - ratio^(2 eta), from the difference of the levels so that no rounding makes it negative.
+    levels = _positive(sigmas)
+    fall = (levels[1:] - levels[:-1]) / levels[:-1]
+    noise = sigmas[1:] * xp.sqrt(-xp.expm1(2 * eta * xp.log1p(fall))) if eta else None
+    keep = (sigmas[1:] / sigmas[:-1]) ** (1 + eta)
     return Table('x0', keep, 1 - keep, _rows(sigmas, weights, order, lowered=order - 1), noise)
 
 
@@ -173,12 +175,14 @@ def _numpy(sigmas):
     return jnp if isinstance(sigmas, jax.core.Tracer) else np
 
 
-def _log(sigmas):
-    """ln sigma with something finite in the place of ln 0, whose rows are of no account."""
+def _positive(sigmas):
+    """sigmas with something positive in the place of a last 0, whose rows are of no account."""
     xp = _numpy(sigmas)
-    return xp.log(
-        xp.concatenate([sigmas[:-1], xp.where(sigmas[-1:] > 0, sigmas[-1:], sigmas[-2:-1] / 2)])
-    )
+    return xp.concatenate([sigmas[:-1], xp.where(sigmas[-1:] > 0, sigmas[-1:], sigmas[-2:-1] / 2)])
+
+
+def _log(sigmas):
+    return _numpy(sigmas).log(_positive(sigmas))
 
 
 def _rows(sigmas, weights, order, lowered=0):

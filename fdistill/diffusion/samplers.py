@@ -210,9 +210,9 @@ def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf
     (EDM, algorithm 2).
 
     With s_churn = 0 this is EDM's deterministic algorithm 1. Otherwise each step from a level in
-    [s_min, s_max] begins by raising it to sigma_hat = sigma (1 + min(s_churn/N, sqrt(2) - 1)) with
-    noise of standard deviation s_noise sqrt(sigma_hat^2 - sigma^2), which corrects errors made
-    before.
+    [s_min, s_max] begins by raising it to sigma_hat = sigma (1 + gamma), gamma = min(s_churn/N,
+    sqrt(2) - 1), with noise of standard deviation s_noise sqrt(sigma_hat^2 - sigma^2) = s_noise
+    sigma sqrt(gamma (2 + gamma)), which corrects errors made before.
 
     Args:
       s_churn: amount of noise, >= 0; 40 with s_min=0.05, s_max=50, s_noise=1.003 and 256 steps is
@@ -225,14 +225,15 @@ def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf
     _within('s_noise', s_noise, 0, math.inf, above=True)
     noise = draws(key, x) if s_churn else None
     steps = len(sigmas) - 1
-    gamma = min(s_churn / steps, math.sqrt(2) - 1)
+    now, then = sigmas[:-1], sigmas[1:]
+    gamma = min(s_churn / steps, math.sqrt(2) - 1) * ((s_min <= now) & (now <= s_max))
+    # Not sqrt(raised**2 - now**2): a fused multiply-add can make that negative where gamma is 0.
+    added = s_noise * now * (gamma * (2 + gamma)) ** 0.5
 
     def step(x, now):
-        n, sigma, sigma_next = now
+        n, sigma, added, sigma_next = now
         if noise is not None:
-            raised = jnp.where((s_min <= sigma) & (sigma <= s_max), sigma * (1 + gamma), sigma)
-            x = x + jnp.sqrt(raised**2 - sigma**2) * s_noise * noise(n)
-            sigma = raised
+            x = x + added * noise(n)
         denoised = denoise(x, sigma)
         d = _slope(x, denoised, sigma)
         x_euler = x + (sigma_next - sigma) * d
@@ -245,7 +246,7 @@ def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf
 
         return jax.lax.cond(sigma_next > 0, corrected, lambda: x_euler), denoised
 
-    return scan(step, x, (np.arange(steps), sigmas[:-1], sigmas[1:]), x.dtype)
+    return scan(step, x, (np.arange(steps), now * (1 + gamma), added, then), x.dtype)
 
 
 @_sampler
@@ -262,8 +263,10 @@ def ancestral(denoise, x, sigmas, key=None, *, eta=1.0):
     """
     _within('eta', eta, 0, 1)
     now, then = sigmas[:-1], sigmas[1:]
-    up = eta * then * (1 - (then / now) ** 2) ** 0.5
-    down = (then**2 - up**2) ** 0.5
+    # Both written so that no rounding makes a root's argument negative; in the second, sigma_up is
+    # put in.
+    up = eta * then / now * ((now - then) * (now + then)) ** 0.5
+    down = then * (1 - eta**2 + (eta * then / now) ** 2) ** 0.5
     table = multistep.adams_bashforth(sigmas, 1)
     return _run(table._replace(gain=down - now, noise=up if eta else None), denoise, x, sigmas, key)
 
@@ -442,9 +445,8 @@ def consistency(denoise, x, sigmas, key=None, *, eta=1.0, sigma_min=0.0):
         denoised = denoise(x, sigma)
         x = denoised + jump / sigma * (x - denoised)
         if noise is not None:
-            x = x + jnp.sqrt(
-                jnp.maximum(sigma_next**2 - jnp.maximum(jump, sigma_min) ** 2, 0)
-            ) * noise(n)
+            kept = jnp.minimum(jnp.maximum(jump, sigma_min), sigma_next)
+            x = x + jnp.sqrt((sigma_next - kept) * (sigma_next + kept)) * noise(n)
         return x, denoised
 
     return scan(step, x, (np.arange(len(sigmas) - 1), now, jump, then), x.dtype)

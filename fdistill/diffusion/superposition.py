@@ -111,7 +111,7 @@ def superpose(denoisers, x, sigmas, key, *, operator='or', temperature=1.0, bias
     def step(carry, now):
         x, log_q = carry
         n, sigma, sigma_next = now
-        variance, ends = sigma**2 - sigma_next**2, sigma_next == 0
+        variance, ends = (sigma - sigma_next) * (sigma + sigma_next), sigma_next == 0
         noise = jnp.where(ends, 0, jnp.sqrt(variance)) * draw(n)
         denoised = jnp.stack([denoise(x, sigma) for denoise in denoisers])
         mixed = choose(log_q, denoised, x, noise, sigma, variance, jnp.where(ends, 0, lift))
