@@ -42,7 +42,7 @@ MAKERS = dict(networks.NETWORKS)
 def network(name, arguments):
     built = MAKERS[name](**dict(arguments))
     # jit traces a network once for all its uses; tracing is all the time there is here.
-    return networks.Network(built.init, jax.jit(built.apply))
+    return built._replace(apply=jax.jit(built.apply))
 
 
 @pytest.fixture(autouse=True)

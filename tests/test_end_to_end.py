@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from fdistill import build, cli
-from fdistill.methods import DISTILLATIONS
+from fdistill.config import parameters
+from fdistill.methods import METHODS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 LAWS = "student_law=dict(name='lognormal', mean=0.0, std=1.0), critic_law=dict(name='lognormal', mean=0.0, std=1.0)"
 GAN = "discriminator=dict(name='mlp', width=16, layers=1),"
+STUDENTS = [name for name in METHODS if 'teacher' in parameters(METHODS[name])]
 STUDENT = """
 from ml_collections import ConfigDict
 def get_config():
@@ -159,7 +161,7 @@ def test_samplers_of_a_teacher(teacher, capsys):
         assert message in refused(capsys, 'sample', f'--workdir={teacher}', *words)
 
 
-@pytest.mark.parametrize('method', DISTILLATIONS)
+@pytest.mark.parametrize('method', STUDENTS)
 def test_student(teacher, tmp_path, capsys, method):
     file, workdir = tmp_path / f'{method}.py', tmp_path / 'run'
     discriminator = GAN if method in ('dmd2', 'f_distill') else ''

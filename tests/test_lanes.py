@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdistill import build, methods
+from fdistill import build
 from fdistill import config as configs
+from fdistill.build.models import first_device
 from fdistill.diffusion import denoiser, noise
-from fdistill.methods import Method
-from fdistill.training import checkpoint, lanes, loop, optim
+from fdistill.methods import METHODS, Context, Method
+from fdistill.training import checkpoint, lanes, loop, memory, optim
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
+from fdistill.types import Continuous
 
 PAIR = configs.to_json(
     configs.load(str(pathlib.Path(__file__).parents[1] / 'configs' / 'pair_exact.py'))
@@ -116,10 +118,11 @@ def test_laws_of_lanes(name):
 def test_guidance_of_lanes():
     def guided(scale):
         base = denoiser.Denoiser(
-            None, lambda params, x, sigma, label, key, augment: (x * (label[:, None] + 3.0), ())
+            None,
+            lambda params, x, sigma, condition, key: (x * (condition['label'][:, None] + 3.0), ()),
         )
         return denoiser.guide(base, scale).apply(
-            {}, jnp.ones((2, 1)), jnp.ones(2), jnp.zeros(2, jnp.int32)
+            {}, jnp.ones((2, 1)), jnp.ones(2), {'label': jnp.zeros(2, jnp.int32)}
         )[0]
 
     np.testing.assert_allclose(
@@ -184,7 +187,7 @@ def test_losses_of_lanes(name):
     if name in ('sid', 'sim'):
         del plain['discriminator']
     assert all(build.common(plain)[key] == '*' for key in settings)
-    batch = {'image': jnp.ones((16, 2)), 'label': jnp.zeros(16, jnp.int32)}
+    batch = {'x': jnp.ones((16, 2)), 'condition': {}}
     params, aux = jax.jit(
         lambda: build.experiment(plain).method.init(jax.random.key(0), batch, {})
     )()
@@ -192,7 +195,7 @@ def test_losses_of_lanes(name):
     def losses(*values):
         method = build.experiment(build.replaced(plain, dict(zip(settings, values)))).method
         return [
-            loss(params, {}, batch, jax.random.key(1), aux)[0]
+            loss(params, Context({}, aux=aux), batch, jax.random.key(1))[0]
             for _, loss in sorted(method.losses.items())
         ]
 
@@ -203,19 +206,32 @@ def test_losses_of_lanes(name):
     np.testing.assert_allclose(traced(losses, *settings.values()), alone, rtol=1e-5)
 
 
-def test_every_continuous_setting_exists():
-    takes = {
-        'optimizer': [optim.adam],
-        'training': [loop.train],
-        'method': [methods.distribution_matching, methods.pretrain, methods.sid, methods.sim],
-        'denoiser': [denoiser.precondition],
-        'fake_score': [denoiser.precondition],
-    }
-    for pattern in build.CONTINUOUS.keys() - {'teacher.guidance'}:
-        section, *_, name = pattern.removesuffix('.*').split('.')
-        assert any(name in inspect.signature(function).parameters for function in takes[section]), (
-            pattern
-        )
+# What each function says of its arguments: those in which lanes may differ, and where they may not.
+CONTINUOUS = {
+    'adam': 'learning_rate b1 b2 eps final weight_decay!=0 clip!=0',
+    'Training': 'ema_half_life ema_ramp_up',
+    'precondition': 'sigma_data',
+    'guide': 'guidance!=1',
+    'f_distill': 'sigma_init sigma_data logit_clip ratio_low ratio_high bins_decay gan_weight!=0 '
+    'discriminator_weight r1_weight!=0',
+    'sid': 'alpha sigma_init sigma_data',
+    'sim': 'c sigma_init sigma_data',
+    'exact': 'sigma_init ratio_low ratio_high',
+    'pretrain': 'sigma_data label_dropout!=0',
+    'loguniform': 'sigma_min sigma_max',
+}
+
+
+@pytest.mark.parametrize('name', CONTINUOUS)
+def test_what_is_continuous(name):
+    functions = {'adam': optim.adam, 'Training': loop.Training, 'guide': denoiser.guide}
+    functions |= {'precondition': denoiser.precondition, **METHODS, **noise.LAWS}
+    found = set()
+    for key, parameter in configs.parameters(functions[name]).items():
+        for mark in getattr(parameter.annotation, '__metadata__', ()):
+            if isinstance(mark, Continuous):
+                found.add(key if mark.off is None else f'{key}!={mark.off}')
+    assert found == set(CONTINUOUS[name].split())
 
 
 @pytest.mark.parametrize(
@@ -243,17 +259,17 @@ def test_what_goes_together(setting, values, together):
 class Toy:
     """A student of two numbers that are to be 1/image, and its lanes."""
 
-    options = {'steps': 20, 'batch_size': 4, 'log_every': 10}
+    training = loop.Training(steps=20, batch_size=4, ema_half_life=1e3, log_every=10)
 
     def __init__(self, folder):
-        def loss(params, frozen, batch, key, aux):
-            value = jnp.mean((params['student']['scale'] * batch['image'] - 1) ** 2)
-            return value, ({'error': value}, aux)
+        def loss(params, context, batch, key):
+            value = jnp.mean((params['student']['scale'] * batch['x'] - 1) ** 2)
+            return value, ({'error': value}, context.aux)
 
         def init(key, batch, frozen):
             return {'student': {'scale': jax.random.normal(key, (2,))}}, {}
 
-        self.method = Method(init, {'student': loss}, lambda step: ('student',), None, 1)
+        self.method = Method(init, {'student': loss}, lambda step: ('student',), None)
         self.folder = folder
 
     def make(self, settings):
@@ -261,7 +277,7 @@ class Toy:
         return self.method, {'student': optimizer}, ema_decay(1e3, 4)
 
     def lane(self, seed, image=1.0, rate=0.1, b2=0.999):
-        batches = itertools.repeat({'image': np.full((4, 2), image, np.float32)})
+        batches = itertools.repeat({'x': np.full((4, 2), image, np.float32)})
         return lanes.Lane(
             seed,
             lambda start: batches,
@@ -273,13 +289,12 @@ class Toy:
     def alone(self, lane):
         """The state of a run alone."""
         method, optimizers, decay = self.make(lane.settings)
-        step = jax.jit(
-            make_step(method, optimizers, decay, seed=lane.seed), static_argnames='roles'
-        )
+        step = jax.jit(make_step(method, optimizers, decay), static_argnames='roles')
+        key = jax.random.key(lane.seed)
         batch = next(lane.batches(0))
-        state = init_state(method, optimizers, lane.seed, batch, {})
+        state = init_state(method, optimizers, key, batch, {})
         for _ in range(20):
-            state = step(state, {}, batch, roles=('student',))
+            state = step(state, {}, batch, key, roles=('student',))
         return state
 
 
@@ -291,16 +306,16 @@ def test_lanes_are_runs_and_one_that_is_not_finite_fails_alone(tmp_path):
         toy.lane(2, 2.0, rate=0.03, b2=0.9),
         toy.lane(3, rate=1e38),
     ]
-    first, second, third, fourth = lanes.train(toy.make, {}, trained, quiet=True, **toy.options)
+    first, second, third, fourth = lanes.train(toy.make, {}, trained, toy.training, quiet=True)
     assert first is None and third is None
     for error in (second, fourth):
         assert 'student' in str(error) and 'not finite' in str(error)
     for lane in (trained[0], trained[2]):
         assert len((lane.workdir / 'metrics.jsonl').read_text().splitlines()) == 2
-        expected = toy.alone(lane).ema
+        expected = toy.alone(lane).averages['ema']
         with checkpoint.Checkpoints(lane.workdir) as checkpoints:
             found, _ = checkpoints.restore(
-                {'ema': checkpoint.abstract(expected, {'scale': build._first_device()})}
+                {'ema': checkpoint.abstract(expected, {'scale': first_device()})}
             )
         np.testing.assert_allclose(found['ema']['scale'], expected['scale'], rtol=1e-6)
     assert not any((tmp_path / name / 'checkpoints').exists() for name in '13')
@@ -308,17 +323,17 @@ def test_lanes_are_runs_and_one_that_is_not_finite_fails_alone(tmp_path):
 
 def test_lanes_for_which_there_is_no_room_write_nothing(tmp_path, monkeypatch):
     toy = Toy(tmp_path)
-    monkeypatch.setattr(lanes, 'free_memory', lambda: 100)
+    monkeypatch.setattr(memory, 'free', lambda: 100)
     with pytest.raises(MemoryError, match=r'2 lanes need \d\.\d+ GiB, 0\.00 GiB are free'):
-        lanes.train(toy.make, {}, [toy.lane(0), toy.lane(1)], **toy.options)
+        lanes.train(toy.make, {}, [toy.lane(0), toy.lane(1)], toy.training)
     assert not list(tmp_path.iterdir())
 
 
 def test_free_memory_is_of_the_device_or_its_host(monkeypatch):
-    assert 2**20 < lanes.free_memory() < 2**50
+    assert 2**20 < memory.free() < 2**50
 
     class Device:
         memory_stats = staticmethod(lambda: {'bytes_limit': 1000, 'bytes_in_use': 300})
 
     monkeypatch.setattr(jax, 'local_devices', lambda: [Device])
-    assert lanes.free_memory() == 700
+    assert memory.free() == 700

@@ -25,12 +25,14 @@ from ml_collections import ConfigDict
 from fdistill import build, cli, config
 from fdistill.errors import NotFinite, UserError
 from fdistill.methods import Method
+from fdistill.methods.generator import Generator
 from fdistill.methods.method import make_cycle
 from fdistill.training import checkpoint, loop, optim, sharding
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
 BATCH = 8
+KEY = jax.random.key(0)
 
 
 def mesh_of(data, fsdp):
@@ -61,7 +63,7 @@ def toy(cycle='alternate', every=1):
     wrong, and for whom."""
 
     def fit(w, batch, code, aux):
-        loss = jnp.mean((w - jnp.mean(batch['image'])) ** 2)
+        loss = jnp.mean((w - jnp.mean(batch['x'])) ** 2)
         gone = w - jax.lax.stop_gradient(w)
         loss *= jnp.where(code == LOSS, jnp.nan, 1.0)
         # The root of 0: its value is fine, its slope is infinite.
@@ -70,13 +72,18 @@ def toy(cycle='alternate', every=1):
         loss += jnp.sum(gone) * jnp.where(code == UPDATE, 3e38, 0.0)
         return loss, ({'fit': loss}, {'updates': aux['updates'] + 1})
 
-    def student(params, frozen, batch, key, aux):
-        code = batch['label'][0]
-        return fit(params['student']['w'], batch, jnp.where(code == CRITIC, FINE, code), aux)
-
-    def critic(params, frozen, batch, key, aux):
+    def student(params, context, batch, key):
+        code = batch['condition']['code'][0]
         return fit(
-            params['critic']['w'], batch, jnp.where(batch['label'][0] == CRITIC, LOSS, FINE), aux
+            params['student']['w'], batch, jnp.where(code == CRITIC, FINE, code), context.aux
+        )
+
+    def critic(params, context, batch, key):
+        return fit(
+            params['critic']['w'],
+            batch,
+            jnp.where(batch['condition']['code'][0] == CRITIC, LOSS, FINE),
+            context.aux,
         )
 
     def init(key, batch, frozen):
@@ -84,11 +91,14 @@ def toy(cycle='alternate', every=1):
             'updates': jnp.zeros(())
         }
 
-    def generate(params, noise, label):
+    def sample(params, noise, condition):
         return noise * params['w'][0]
 
     return Method(
-        init, {'student': student, 'critic': critic}, make_cycle(cycle, every), generate, 1
+        init,
+        {'student': student, 'critic': critic},
+        make_cycle(cycle, every),
+        Generator(None, sample, 1),
     )
 
 
@@ -97,7 +107,7 @@ OPTIMIZERS = {role: optim.adam(steps=100, learning_rate=0.1) for role in ('stude
 
 def toy_batch(code=FINE, step=0):
     image = np.random.default_rng(step).standard_normal((BATCH, 2)).astype(np.float32)
-    return {'image': image, 'label': np.full(BATCH, code, np.int32)}
+    return {'x': image, 'condition': {'code': np.full(BATCH, code, np.int32)}}
 
 
 def toy_batches(codes=()):
@@ -121,19 +131,19 @@ def train_toy(workdir, batches=None, **options):
         checkpoint_every=4,
         sample_every=0,
     )
-    given |= dict(
-        workdir=workdir, mesh=mesh_of(1, 1), config={'seed': 0}, seed=0, num_classes=0, quiet=True
-    )
-    return loop.train(toy(), OPTIMIZERS, {}, batches or toy_batches(), **given | options)
+    settings = {name: options.pop(name) for name in list(options) if name in loop.Training._fields}
+    training = loop.Training(**given | settings)
+    given = dict(workdir=workdir, mesh=mesh_of(1, 1), config={'seed': 0}, seed=0, quiet=True)
+    given |= options
+    return loop.train(toy(), OPTIMIZERS, {}, batches or toy_batches(), training, **given)
 
 
 @pytest.fixture(scope='module')
 def toy_step():
     method = toy()
-    step = make_step(method, OPTIMIZERS, ema_decay(30.0, BATCH), seed=0, max_skipped=3)
-    return init_state(method, OPTIMIZERS, 0, toy_batch(), {}), jax.jit(
-        step, static_argnames='roles'
-    )
+    step = make_step(method, OPTIMIZERS, ema_decay(30.0, BATCH), max_skipped=3)
+    step = functools.partial(jax.jit(step, static_argnames='roles'), key=KEY)
+    return init_state(method, OPTIMIZERS, KEY, toy_batch(), {}), step
 
 
 # --- updates that are not finite
@@ -143,9 +153,9 @@ def toy_step():
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(toy_step, code):
     state, step = toy_step
     roles = ('critic', 'student')
-    state = step(state, {}, toy_batch(), roles)
-    after = step(state, {}, toy_batch(code), roles)
-    student = [(s.params['student'], s.opt_state['student'], s.ema) for s in (state, after)]
+    state = step(state, {}, toy_batch(), roles=roles)
+    after = step(state, {}, toy_batch(code), roles=roles)
+    student = [(s.params['student'], s.opt_state['student'], s.averages) for s in (state, after)]
     assert_equal(*student)
     # The critic was trained in that step, and it alone had its say in aux.
     assert not np.array_equal(state.params['critic']['w'], after.params['critic']['w'])
@@ -156,27 +166,27 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(toy_step, c
         after.skipped_in_a_row['student'],
         after.skipped['critic'],
     ) == (1, 1, 0)
-    again = step(after, {}, toy_batch(), roles)
+    again = step(after, {}, toy_batch(), roles=roles)
     assert (again.skipped['student'], again.skipped_in_a_row['student']) == (1, 0)
     assert not np.array_equal(again.params['student']['w'], after.params['student']['w'])
 
 
 def test_a_critic_that_is_not_finite_leaves_the_student_to_train(toy_step):
     state, step = toy_step
-    after = step(state, {}, toy_batch(CRITIC), ('critic', 'student'))
+    after = step(state, {}, toy_batch(CRITIC), roles=('critic', 'student'))
     assert_equal(state.params['critic'], after.params['critic'])
     assert_equal(state.opt_state['critic'], after.opt_state['critic'])
     assert not np.array_equal(state.params['student']['w'], after.params['student']['w'])
-    assert not np.array_equal(state.ema['w'], after.ema['w'])
+    assert not np.array_equal(state.averages['ema']['w'], after.averages['ema']['w'])
 
 
 def test_too_many_in_a_row_freeze_the_role(toy_step):
     """Nothing after the last allowed failure counts, whenever the loop looks."""
     state, step = toy_step
     for _ in range(3):
-        state = step(state, {}, toy_batch(LOSS), ('student',))
-    after = step(state, {}, toy_batch(), ('student',))
-    assert_equal(*((s.params, s.opt_state, s.ema, s.aux) for s in (state, after)))
+        state = step(state, {}, toy_batch(LOSS), roles=('student',))
+    after = step(state, {}, toy_batch(), roles=('student',))
+    assert_equal(*((s.params, s.opt_state, s.averages, s.aux) for s in (state, after)))
     assert after.skipped_in_a_row['student'] == 4
 
 
@@ -203,7 +213,7 @@ def test_training_stops_and_the_checkpoint_is_clean(tmp_path, code, culprit, log
     steps = [int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()]
     assert steps == ([4] if step == 8 else [])
     state = train_toy(tmp_path, **options)
-    for tree in (state.params, state.opt_state, state.ema, state.aux):
+    for tree in (state.params, state.opt_state, state.averages, state.aux):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
     assert state.skipped['student'] == state.skipped['critic'] == 0
 
@@ -254,9 +264,10 @@ def newest(workdir):
 
 def large_state(seed):
     key = jax.random.key(seed)
-    state = init_state(toy(), OPTIMIZERS, seed, toy_batch(), {})
+    state = init_state(toy(), OPTIMIZERS, key, toy_batch(), {})
     return state._replace(
-        aux={'large': jax.random.normal(key, (64, 64))}, ema={'w': jax.random.normal(key, (40, 40))}
+        aux={'large': jax.random.normal(key, (64, 64))},
+        averages={'ema': {'w': jax.random.normal(key, (40, 40))}},
     )
 
 
@@ -279,10 +290,8 @@ def restore(workdir):
     """(step, state) of what is restored."""
     target = checkpoint.abstract(large_state(0))
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        arrays, position = checkpoints.restore(
-            {'state': target._replace(ema=()), 'ema': target.ema}
-        )
-    return position['next_step'], arrays['state']._replace(ema=arrays['ema'])
+        arrays, position = checkpoints.restore(checkpoint.items(target))
+    return position['next_step'], checkpoint.joined(arrays)
 
 
 def arrays_of(folder):
@@ -569,7 +578,7 @@ def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
     train('moved', 2, 4, stop_at=5)
     other = train('moved', 1, 1)
     for a, b in zip(
-        *(jax.tree.leaves((s.params, s.ema, s.aux)) for s in (alone, other)), strict=True
+        *(jax.tree.leaves((s.params, s.averages, s.aux)) for s in (alone, other)), strict=True
     ):
         assert np.max(np.abs(a - b)) <= 1e-4 * max(np.max(np.abs(a)), 0.1)
 

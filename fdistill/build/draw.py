@@ -72,7 +72,7 @@ def sample(
         _write_array(path, run, n, seed, label, trajectory, batch_size)
     else:
         samples = np.concatenate(list(_batches(run, n, seed, label, trajectory, batch_size)))
-        pictures.write_png(path, _picture(samples, trajectory))
+        pictures.write_png(path, _drawn(samples, trajectory))
     print(path)
     return path
 
@@ -110,12 +110,12 @@ def _write_array(path, run, n, seed, label, trajectory, batch_size):
     disk.write(path, save)
 
 
-def _picture(samples, trajectory):
+def _drawn(samples, trajectory):
     if len(samples.shape) - trajectory == 4:
         columns = samples.shape[1] if trajectory else None
         return pictures.image_grid(samples.reshape(-1, *samples.shape[-3:]), columns)
     if not trajectory:
         return pictures.scatter(samples)
     limit = 1.1 * float(np.abs(samples).max())
-    pictures = [pictures.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)]
-    return np.concatenate(pictures, 1)
+    levels = [pictures.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)]
+    return np.concatenate(levels, 1)

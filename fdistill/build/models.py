@@ -15,7 +15,7 @@ from fdistill.build.sections import named, plain_of
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser
-from fdistill.errors import pick, UserError
+from fdistill.errors import UserError, pick
 from fdistill.training import checkpoint, sharding
 
 # What turns a network into a denoiser.

@@ -120,9 +120,7 @@ def from_workdir(
     plain = configs.to_json(configs.read(path))
     if sampler is not None or steps is not None:
         if 'sampler' not in parameters(METHODS[plain['method']['name']]):
-            raise UserError(
-                f'--workdir={path}: holds a student, which takes neither --sampler nor --steps'
-            )
+            raise UserError(f'--workdir={path}: a student takes neither --sampler nor --steps')
         plain['method'] |= {'sampler': sampler} if sampler else {}
         plain['method']['grid'] |= {'steps': steps} if steps else {}
     built = experiment(plain)

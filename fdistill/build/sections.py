@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from fdistill import config as configs
 from fdistill.config import call
 from fdistill.data import sources
-from fdistill.errors import pick, suggest, UserError
+from fdistill.errors import UserError, pick, suggest
 
 SECTIONS = (
     'seed',
