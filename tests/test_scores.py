@@ -310,15 +310,15 @@ by_batch = sharding.batch_sharding(mesh)
 values = np.random.default_rng(0).normal(3, 1, (37, 5)).astype(np.float32)
 run = jax.jit(lambda x: {'pool': 2 * x}, out_shardings=by_batch)
 def features(rows):
-    return {'pool': extract.local_rows(run(jax.make_array_from_process_local_data(by_batch,
-    rows))['pool'])}
+    placed = jax.make_array_from_process_local_data(by_batch, rows)
+    return {'pool': extract.local_rows(run(placed)['pool'])}
 found = extract.collect(
     lambda index: values[index], 37, features, batch_size=8, devices=mesh.size, keep=('pool',),
     progress=False
 )
-moments = found.moments['pool']
-arrays = {'mean': moments.mean, 'covariance': moments.covariance, 'rows': found.features['pool'],
-'n': moments.count} np.savez(f'{folder}/{process}.npz', **arrays)
+moments, rows = found.moments['pool'], found.features['pool']
+arrays = {'mean': moments.mean, 'covariance': moments.covariance, 'rows': rows, 'n': moments.count}
+np.savez(f'{folder}/{process}.npz', **arrays)
 """
 
 
