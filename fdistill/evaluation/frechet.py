@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.linalg
 import tqdm
-from scipy import stats
 
 
 class Moments(NamedTuple):
@@ -145,6 +144,8 @@ def frechet_infinity(features, mu, sigma, smallest=5000, points=15, seed=0, prog
     Reference: Chong and Forsyth, Effectively unbiased FID and Inception Score, CVPR 2020, and their
     code, mchong6/FID_IS_infinity, score_infinity.py.
     """
+    from scipy import stats  # Half a second, which nothing else here needs.
+
     features = np.asarray(features)
     if points < 15:
         raise ValueError(f'points={points}: the line needs at least 15')

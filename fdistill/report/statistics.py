@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 LEVEL = 0.95
 
@@ -86,6 +86,8 @@ def paired(a, b, level=LEVEL):
     Returns:
       `Paired`; `note` says why there is no p.
     """
+    from scipy import stats  # Slow to import.
+
     common = sorted(a.keys() & b.keys())
     if not common:
         return Paired(0, None, None, None, None, 'no common seed')
