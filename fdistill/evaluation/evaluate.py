@@ -13,11 +13,40 @@ import tqdm
 from fdistill.data.sources import MIXTURES, mixture_parameters, quantise, to_float
 from fdistill.evaluation import features, metrics
 from fdistill.evaluation.frechet import Moments, frechet_distance
-from fdistill.evaluation.protocol import Protocol
+from fdistill.evaluation.protocol import Measure, Protocol
 
 # Memorisation is measured on at most so many images: beyond that the search takes long and the mean
 # hardly changes.
 SEARCHED = 2000
+
+
+# What the numbers of own features are: the distances, which a report ranks by first, and others.
+DISTANCES = {
+    'fd_held_out': Measure('Fréchet distance to held-out data', 'squared classifier features', -1),
+    'fd_train': Measure('Fréchet distance to training data', 'squared classifier features', -1),
+}
+OTHERS = {
+    'pixel_fd': Measure(
+        'Fréchet distance of the samples themselves', 'squared units of the data', -1
+    ),
+    'kl': Measure('KL divergence of the shares of the modes', 'nats', -1),
+    'modes': Measure('modes covered', 'count', 1),
+    'high_quality': Measure('samples within 3 std of a mode', 'share', 1),
+    'within': Measure('width of a mode', 'of the true width', 0, '.974 is exact in the plane'),
+    'spread': Measure(
+        'standard deviation of the samples', "of the data's", 0, '1 is that of the data'
+    ),
+    'accuracy': Measure('samples seen in their class', 'share', 1),
+    'diversity': Measure(
+        'standard deviation within a class', 'grey range [-1, 1]', 0, 'that of the data is best'
+    ),
+    'nn_ratio': Measure(
+        'distance to the nearest training image',
+        'of that of held-out images',
+        0,
+        '1: new, 0: copies',
+    ),
+}
 
 
 class Reference(NamedTuple):

@@ -9,10 +9,7 @@ import numpy as np
 from fdistill.data.sources import to_levels
 from fdistill.errors import UserError, pick
 from fdistill.evaluation.resize import RESIZERS
-
-# Features of the detectors that are the same everywhere. Grey images are repeated to the three
-# channels they take.
-DIMENSIONS = {'inception': 2048, 'dinov2': 1024}
+from fdistill.weights.detectors import DETECTORS
 
 
 class Protocol(NamedTuple):
@@ -41,12 +38,26 @@ class Protocol(NamedTuple):
         return f'{metric}[{self.features},{count},{self.reference},{rounding},{self.labels},seed{self.seed}]'
 
 
+class Measure(NamedTuple):
+    """What a number is, for people.
+
+    title, unit: in words.
+    sign: 1 if more is better, -1 if less is, 0 if neither is.
+    ideal: said where neither is.
+    """
+
+    title: str
+    unit: str
+    sign: int
+    ideal: str = ''
+
+
 class Rules(NamedTuple):
     """A published way to a number. What changes the number is here; what only rounds (sums, roots)
     is not.
 
     name: its key in PROTOCOLS.
-    detector: a key of DIMENSIONS, or 'own': features of the data itself, see `features`.
+    detector: a key of DETECTORS, or 'own': features of the data itself, see `features`.
     resize: a key of RESIZERS.
     size: pixels of either side that the detector sees; None: those of the images.
     quantisation: a key of QUANTISATIONS.
@@ -230,7 +241,7 @@ def prepare(rules, grey):
       float32 [B, size, size, 3]; for a detector 'own', the images as they are.
     """
     resized = RESIZERS[rules.resize](grey, rules.size)
-    if rules.detector in DIMENSIONS:
+    if rules.detector in DETECTORS:
         # As EDM and Pillow's convert('RGB') do.
         resized = jnp.broadcast_to(resized, (*resized.shape[:3], 3))
     return SCALINGS[rules.scaling](resized)

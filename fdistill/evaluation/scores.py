@@ -2,31 +2,51 @@
 number under its name."""
 
 import pathlib
-import statistics as summary
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Mapping
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fdistill.data.sources import fingerprint, to_float, to_levels
 from fdistill.errors import UserError, pick
-from fdistill.evaluation import extract, frechet, kernels, metrics, neighbours
+from fdistill.evaluation import (
+    extract,
+    frechet,
+    kernels,
+    metrics,
+    neighbours,
+    statistics,
+    statistics_files,
+)
 from fdistill.evaluation import protocol as protocols
-from fdistill.evaluation import statistics as files
 from fdistill.evaluation.evaluate import noise
+from fdistill.evaluation.protocol import Measure
+from fdistill.evaluation.statistics import MAX_KEPT, Statistics
 from fdistill.training import sharding
+from fdistill.weights.detectors import DETECTORS
 
 
 class Metric(NamedTuple):
-    """needs: features of the samples to keep. fewest: samples it takes. compute(collected, real,
-    progress) -> {name: float}.
-    present(real): whether the `Statistics` of the real images have what it takes.
+    """What is measured under one name of `--metrics`.
+
+    compute: (Collected, Statistics of the real images, progress) -> {number: float}.
+    numbers: {number: Measure} of all that it computes under any detector.
+    needs: outputs of the detector that are to be kept of the samples.
+    fewest: samples it takes.
+    present: whether the Statistics of the real images have what it takes.
+    distance: a paper reports what its protocol's headline says; of others, the mean over the seeds.
+    compared: with the real images, so that their name is part of the number's.
     """
 
-    needs: tuple
-    fewest: int
-    compute: Callable[..., Any]
-    present: Callable[..., Any]
+    compute: Callable[[extract.Collected, Statistics, bool], dict[str, float]]
+    numbers: Mapping[str, Measure]
+    needs: tuple[str, ...] = ()
+    fewest: int = 2
+    present: Callable[[Statistics], bool] = lambda real: True
+    distance: bool = False
+    compared: bool = True
 
 
 def _fid(collected, real, progress):
@@ -39,8 +59,7 @@ def _fid(collected, real, progress):
 
 
 def _frechet_name(real):
-    """The I in FID is Inception's."""
-    return 'fid' if real.detector == 'inception' else 'fd'
+    return DETECTORS[real.detector].distance
 
 
 def _sfid(collected, real, progress):
@@ -77,27 +96,80 @@ def _infinity(collected, real, progress):
     return {f'{_frechet_name(real)}_infinity': limit.value}
 
 
-def _always(real):
-    return True
-
-
 def _kept(fewest):
     return lambda real: real.features is not None and len(real.features) >= fewest
 
 
+# In the order in which the first that was measured is what a report ranks by.
 METRICS = {
-    'fid': Metric((), 2, _fid, _always),
-    'sfid': Metric((), 2, _sfid, lambda real: real.spatial_mean is not None),
-    'is': Metric(('logits',), 10, _inception_score, lambda real: real.detector == 'inception'),
-    'kid': Metric(('pool',), 1000, _kid, _kept(1000)),
-    'prdc': Metric(('pool',), 6, _prdc, _kept(6)),
-    'mmd': Metric(('pool',), 2, _mmd, _kept(2)),
-    'fid_infinity': Metric(('pool',), 5001, _infinity, _always),
+    'fid': Metric(
+        _fid,
+        {
+            'fid': Measure('Fréchet inception distance', 'squared features', -1),
+            'fd': Measure('Fréchet distance of published features', 'squared features', -1),
+        },
+        distance=True,
+    ),
+    'fid_infinity': Metric(
+        _infinity,
+        {
+            'fid_infinity': Measure(
+                'Fréchet inception distance for infinitely many samples', 'squared features', -1
+            ),
+            'fd_infinity': Measure(
+                'Fréchet distance for infinitely many samples', 'squared features', -1
+            ),
+        },
+        needs=('pool',),
+        fewest=5001,
+        distance=True,
+    ),
+    'sfid': Metric(
+        _sfid,
+        {'sfid': Measure('Fréchet distance of spatial inception features', 'squared features', -1)},
+        present=lambda real: real.spatial_mean is not None,
+        distance=True,
+    ),
+    'kid': Metric(
+        _kid,
+        {'kid': Measure('kernel inception distance', 'squared MMD', -1)},
+        needs=('pool',),
+        fewest=1000,
+        present=_kept(1000),
+        distance=True,
+    ),
+    'mmd': Metric(
+        _mmd,
+        {'mmd': Measure('Gaussian MMD between directions of features', '1000 squared MMD', -1)},
+        needs=('pool',),
+        present=_kept(2),
+        distance=True,
+    ),
+    'is': Metric(
+        _inception_score,
+        {'is': Measure('inception score', 'effective classes', 1)},
+        needs=('logits',),
+        fewest=10,
+        present=lambda real: 'logits' in DETECTORS[real.detector].outputs,
+        compared=False,
+    ),
+    'prdc': Metric(
+        _prdc,
+        {
+            'precision': Measure('samples within the real manifold', 'share', 1),
+            'recall': Measure('real images within the manifold of samples', 'share', 1),
+            'density': Measure(
+                'real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'
+            ),
+            'coverage': Measure('real neighbourhoods that hold a sample', 'share', 1),
+        },
+        needs=('pool',),
+        fewest=6,
+        present=_kept(6),
+    ),
 }
-# Distances, of which a paper reports what its protocol's headline says; of other metrics, the mean
-# over the seeds.
-DISTANCES = ('fid', 'fd', 'sfid', 'kid', 'mmd', 'fid_infinity', 'fd_infinity')
-# Measured unless others are asked for, as far as the statistics have what it takes.
+MEASURES = {name: kind for metric in METRICS.values() for name, kind in metric.numbers.items()}
+# Measured unless others are asked for, in this order, as far as the statistics have what it takes.
 USUAL = ('fid', 'sfid', 'is', 'kid', 'prdc')
 
 
@@ -113,10 +185,10 @@ def check(
       UserError: unknown protocol or metric, a number out of range, or a file that is not there.
     """
     rules = protocols.get(protocol)
-    if rules.detector not in extract.NETWORKS:
+    if rules.detector not in DETECTORS:
+        published = (name for name, of in protocols.PROTOCOLS.items() if of.detector in DETECTORS)
         raise UserError(
-            f'the protocol {protocol!r} is no published one; give one of '
-            f'{", ".join(name for name, of in protocols.PROTOCOLS.items() if of.detector in extract.NETWORKS)}'
+            f'the protocol {protocol!r} is no published one; give one of {", ".join(published)}'
         )
     for name in metrics or ():
         pick(METRICS, name, 'metric')
@@ -145,7 +217,7 @@ def check(
 
 
 class Reference(NamedTuple):
-    """What samples are compared with, loaded once: `protocol.Rules`, `extract.Detector`,
+    """What samples are compared with, loaded once: `protocol.Rules`, `extract.Extractor`,
     `statistics.Statistics`."""
 
     rules: Any
@@ -168,7 +240,7 @@ def reference(
     """`Reference` of the settings of `evaluate`; whatever is wrong with them is told here, before
     there are samples."""
     rules = check(protocol, detector, statistics, metrics, samples, ranges, batch_size)
-    real = files.read(statistics, rules.detector)
+    real = statistics_files.read(statistics, rules.detector)
     network = extract.detector(rules, detector, mesh)
     _fitting(rules, network, real, shape, metrics, samples)
     return Reference(rules, network, real)
@@ -204,7 +276,7 @@ def evaluate(
         evaluation.
 
     Raises:
-      UserError: as of `check`, `measure`, `extract.detector` and `statistics.read`.
+      UserError: as of `check`, `measure`, `extract.detector` and `statistics_files.read`.
     """
     settings = {'metrics': metrics, 'samples': samples, 'ranges': ranges, 'batch_size': batch_size}
     against = against or reference(
@@ -238,7 +310,7 @@ def make_statistics(
     """`real_statistics` with the weights of a protocol from a file; arguments as there and of
     `evaluate`."""
     rules = protocols.get(protocol)
-    if rules.detector not in extract.NETWORKS:
+    if rules.detector not in DETECTORS:
         raise UserError(
             f'the protocol {protocol!r} needs no statistics file: it compares with the data itself'
         )
@@ -276,7 +348,7 @@ def measure(
       num_classes: of the labels.
       nfe: network evaluations of one sample, for the row.
       rules: `protocol.Rules`.
-      detector: `extract.Detector` of these rules.
+      detector: `extract.Extractor` of these rules.
       real: `statistics.Statistics` of the real images.
       mesh: of `sharding.make_mesh`.
       names: keys of METRICS; default: those of USUAL that `real` and the number of samples allow.
@@ -327,7 +399,7 @@ def measure(
         full[key], row[key] = _reported(rules, metric, values, count, real.reference)
         if len(values) > 1:
             of = list(values.values())
-            spread[key] = {'min': min(of), 'mean': summary.fmean(of), 'std': summary.stdev(of)}
+            spread[key] = {'min': min(of), 'mean': fmean(of), 'std': stdev(of)}
     details = {
         'over_ranges': spread,
         'ranges': [{'seeds': list(seeds), **values} for seeds, values in measured.items()],
@@ -339,7 +411,7 @@ def measure(
             'count': real.count,
             'source_sha256': real.source_sha256,
             'weights_sha256': real.weights_sha256,
-            'sha256': files.digest(real),
+            'sha256': statistics.digest(real),
         },
     }
     return {**row, 'protocol': full, 'details': details}
@@ -347,14 +419,15 @@ def measure(
 
 def _reported(rules, metric, values, count, reference):
     """(full name, number) of a metric from its values by range of seeds."""
-    reference = None if metric == 'is' else reference
-    if metric in DISTANCES and set(values) == set(rules.seeds):
+    of = next(of for of in METRICS.values() if metric in of.numbers)
+    reference = reference if of.compared else None
+    if of.distance and set(values) == set(rules.seeds):
         return protocols.headline(rules, metric, values, reference)
     seeds, short = sorted(values), protocols.short(count)
     name = protocols.number(rules, metric, seeds[0][0], count, reference)
     if len(seeds) > 1:
         name = name.replace(f',{short},', f',{len(seeds)}x{short},').rpartition(',')[0] + ',mean]'
-    return name, summary.fmean(values.values())
+    return name, fmean(values.values())
 
 
 def merged(old, new):
@@ -375,7 +448,7 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
     Args:
       source: `data.sources.Source` of images.
       rules: `protocol.Rules`.
-      detector: `extract.Detector` of these rules.
+      detector: `extract.Extractor` of these rules.
       mesh: of `sharding.make_mesh`.
       keep: features of so many images, drawn without replacement, are kept for KID, precision and
         recall; 0 for none, else at least 2. ADM compares with 10,000.
@@ -394,8 +467,8 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
         )
     if batch_size < 1:
         raise UserError(f'batch_size={batch_size}: must be >= 1')
-    if keep not in (0, *range(2, files.MAX_KEPT + 1)):
-        raise UserError(f'keep={keep}: must be 0 or from 2 to {files.MAX_KEPT}')
+    if keep not in (0, *range(2, MAX_KEPT + 1)):
+        raise UserError(f'keep={keep}: must be 0 or from 2 to {MAX_KEPT}')
 
     def grey(index):
         images = source.images[index]
@@ -425,7 +498,7 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
             lambda index: grey(chosen[index]), len(chosen), keep=('pool',), title='features to keep'
         )
         kept = again.features['pool']
-    return files.make(
+    return statistics.make(
         moments['pool'],
         rules.name,
         source.name,

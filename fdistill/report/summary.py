@@ -3,71 +3,23 @@
 import json
 import platform
 import re
-from typing import NamedTuple
 
 import numpy as np
 import scipy
 
 from fdistill import divergences
 from fdistill.errors import UserError, suggest
-from fdistill.evaluation.evaluate import numbers
+from fdistill.evaluation import evaluate
+from fdistill.evaluation.protocol import Measure
+from fdistill.evaluation.scores import MEASURES as PUBLISHED
 from fdistill.files import disk
 from fdistill.report import collect, statistics
 
 MAX_POINTS = 200  # of a curve
 
 
-class Measure(NamedTuple):
-    """title and unit for people. sign: 1 if more is better, -1 if less is, 0 if neither is; ideal:
-    said where neither is."""
-
-    title: str
-    unit: str
-    sign: int
-    ideal: str = ''
-
-
 # In the order in which the first that was measured is what groups are ranked by.
-MEASURES = {
-    'fd_held_out': Measure('Fréchet distance to held-out data', 'squared classifier features', -1),
-    'fd_train': Measure('Fréchet distance to training data', 'squared classifier features', -1),
-    'fid': Measure('Fréchet inception distance', 'squared features', -1),
-    'fd': Measure('Fréchet distance of published features', 'squared features', -1),
-    'fid_infinity': Measure(
-        'Fréchet inception distance for infinitely many samples', 'squared features', -1
-    ),
-    'fd_infinity': Measure('Fréchet distance for infinitely many samples', 'squared features', -1),
-    'sfid': Measure('Fréchet distance of spatial inception features', 'squared features', -1),
-    'kid': Measure('kernel inception distance', 'squared MMD', -1),
-    'mmd': Measure('Gaussian MMD between directions of features', '1000 squared MMD', -1),
-    'is': Measure('inception score', 'effective classes', 1),
-    'precision': Measure('samples within the real manifold', 'share', 1),
-    'recall': Measure('real images within the manifold of samples', 'share', 1),
-    'density': Measure(
-        'real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'
-    ),
-    'coverage': Measure('real neighbourhoods that hold a sample', 'share', 1),
-    'pixel_fd': Measure(
-        'Fréchet distance of the samples themselves', 'squared units of the data', -1
-    ),
-    'kl': Measure('KL divergence of the shares of the modes', 'nats', -1),
-    'modes': Measure('modes covered', 'count', 1),
-    'high_quality': Measure('samples within 3 std of a mode', 'share', 1),
-    'within': Measure('width of a mode', 'of the true width', 0, '.974 is exact in the plane'),
-    'spread': Measure(
-        'standard deviation of the samples', "of the data's", 0, '1 is that of the data'
-    ),
-    'accuracy': Measure('samples seen in their class', 'share', 1),
-    'diversity': Measure(
-        'standard deviation within a class', 'grey range [-1, 1]', 0, 'that of the data is best'
-    ),
-    'nn_ratio': Measure(
-        'distance to the nearest training image',
-        'of that of held-out images',
-        0,
-        '1: new, 0: copies',
-    ),
-}
+MEASURES = {**evaluate.DISTANCES, **PUBLISHED, **evaluate.OTHERS}
 # Of what a student logs, that which tells divergences apart, over the steps of a run: (title,
 # unit).
 STATISTICS = {
@@ -119,7 +71,7 @@ def summarise(runs, wanted=None):
     """
     notes = []
     done = _without_twins([run for run in runs if run.status == 'done'], notes)
-    known = dict.fromkeys(key for run in done for key in numbers(run.row))
+    known = dict.fromkeys(key for run in done for key in evaluate.numbers(run.row))
     if wanted and wanted not in known:
         raise UserError(f'--measure={wanted}: was not measured{suggest(wanted, known)}')
     parts = _parts(done)
@@ -281,7 +233,7 @@ def _plain(run, names):
 
 def _comparison(runs, failed, names, wanted):
     """Everything about runs that may be compared."""
-    keys = list(dict.fromkeys(key for run in runs for key in numbers(run.row)))
+    keys = list(dict.fromkeys(key for run in runs for key in evaluate.numbers(run.row)))
     keys.sort(key=lambda key: list(MEASURES).index(key) if key in MEASURES else len(MEASURES))
     chosen = wanted if wanted in keys else keys[0]
     members = {}
