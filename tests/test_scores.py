@@ -388,7 +388,7 @@ def test_moments_of_two_processes(tmp_path):
         ({'detector': 'other.safetensors'}, 'were made with other weights'),
         (
             {'metrics': ('kid',), 'statistics': 'bare.npz'},
-            'with features of 0 images, have not what it takes',
+            'with features of 0 images, lack what this metric needs',
         ),
         ({'metrics': ('fid_infinity',)}, 'samples=20: fid_infinity needs at least 5001'),
     ],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from fdistill.data.sources import MIXTURES, mixture_parameters, quantise, to_float
+from fdistill.data.sources import MIXTURES, Source, mixture_parameters, quantise, to_float
 from fdistill.evaluation import features, metrics
 from fdistill.evaluation.frechet import Moments, frechet_distance
 from fdistill.evaluation.protocol import Measure, Protocol
@@ -60,14 +60,14 @@ class Reference(NamedTuple):
       SEARCHED held-out images; None for points.
     """
 
-    train: Any
-    held_out: Any
-    features: tuple
-    moments: dict
-    held_out_distance: Any
+    train: Source
+    held_out: Source
+    features: tuple[features.Features, ...]
+    moments: Mapping[tuple[str, str], Moments]
+    held_out_distance: float | None
 
 
-def reference(train, held_out, seed=0, progress=True):
+def reference(train: Source, held_out: Source, seed: int = 0, progress: bool = True) -> Reference:
     """Prepares the comparison with real data; trains the classifier unless it is in the cache.
 
     Args:
@@ -84,7 +84,8 @@ def reference(train, held_out, seed=0, progress=True):
     one, other = ((s.images.shape[1:], s.levels, s.num_classes) for s in (train, held_out))
     if one != other:
         raise ValueError(
-            f'train has (shape, levels, classes) {one}, held_out {other}: give two splits of one data set'
+            f'train has (shape, levels, classes) {one}, held_out {other}: give two splits of one '
+            'data set'
         )
     pixels = features.get('pixels', train)
     if train.images.ndim == 2:
@@ -158,7 +159,8 @@ def sample(
         seconds.append(time.perf_counter() - began)
         if batch.shape != drawn.shape:
             raise ValueError(
-                f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: they must be equal'
+                f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: they must be '
+                'equal'
             )
         if not np.isfinite(batch).all():
             raise ValueError(
@@ -168,7 +170,7 @@ def sample(
     return np.concatenate(made), len(seconds) * float(np.median(seconds))
 
 
-def check(samples=2000, seed=0, batch_size=500):
+def check(samples: int = 2000, seed: int = 0, batch_size: int = 500) -> None:
     """Checks what a config sets of `evaluate`, before there is anything to evaluate.
 
     Raises:
@@ -183,26 +185,26 @@ def check(samples=2000, seed=0, batch_size=500):
 
 
 def evaluate(
-    generate,
-    train,
-    held_out,
+    generate: Callable[..., Any],
+    train: Source,
+    held_out: Source,
     *,
-    nfe,
-    samples=2000,
-    seed=0,
-    batch_size=500,
-    progress=True,
-    against=None,
-):
+    nfe: int,
+    samples: int = 2000,
+    seed: int = 0,
+    batch_size: int = 500,
+    progress: bool = True,
+    against: Reference | None = None,
+) -> dict[str, Any]:
     """Samples a generator and measures it.
 
     Args:
       generate: (noise float32 [B, ...], condition) -> samples [B, ...], see `sample`.
       train, held_out: Sources of the data it was trained on.
       nfe: network evaluations of one `generate`, for the row.
-      samples: number of samples. Sample i has label i mod num_classes; for points, or where there is
-        more to a condition, it has that of training sample i mod N, since the classes of a mixture
-        need not be equally frequent.
+      samples: number of samples. Sample i has label i mod num_classes; for points, or where there
+        is more to a condition, it has that of training sample i mod N, since the classes of a
+        mixture need not be equally frequent.
       seed: integer >= 0, of the noise.
       batch_size: samples generated at once.
       progress: show a bar if it takes longer than two seconds.
@@ -234,7 +236,7 @@ def evaluate(
     return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
 
 
-def numbers(row):
+def numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     """{name: number} of what was measured in a row; its other entries tell when, how fast and
     how."""
     return {
@@ -244,7 +246,15 @@ def numbers(row):
     }
 
 
-def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progress=True):
+def reference_rows(
+    train: Source,
+    held_out: Source,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    against: Reference | None = None,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
     """The numbers that real data gets, for context.
 
     Args:
@@ -291,7 +301,7 @@ def _conditions(train, samples):
 
 
 @functools.partial(jax.jit, static_argnames='shape')
-def noise(seed, index, shape):
+def noise(seed: int, index: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal noise [B, *shape] of the samples with the indices [B]."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

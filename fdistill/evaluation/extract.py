@@ -2,7 +2,7 @@
 image is lost or counted twice."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,13 +13,17 @@ from jax.experimental import multihost_utils
 from fdistill.errors import UserError
 from fdistill.evaluation import protocol
 from fdistill.evaluation.frechet import Moments
+from fdistill.files import disk
 from fdistill.training import sharding
 from fdistill.weights import store
 from fdistill.weights.detectors import DETECTORS
 
 CHUNK = 4
 ROWS = 64
-LINE = '{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, {remaining} left\n'
+LINE = (
+    '{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, '
+    '{remaining} left\n'
+)
 # Rows that are summed at once: adding a batch of a few costs as much as one of these.
 BLOCK = 2000
 
@@ -38,7 +42,7 @@ class Extractor(NamedTuple):
     apply: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def detector(rules, path, mesh):
+def detector(rules: protocol.Rules, path: disk.Path, mesh: jax.sharding.Mesh) -> Extractor:
     """The feature network of a protocol.
 
     Args:
@@ -63,7 +67,8 @@ def detector(rules, path, mesh):
     arrays, metadata = store.load(path)
     if metadata.get('kind') != rules.detector:
         raise UserError(
-            f'{path}: holds weights {metadata.get("kind")!r}; the protocol {rules.name!r} needs {rules.detector!r}'
+            f'{path}: holds weights {metadata.get("kind")!r}; the protocol {rules.name!r} needs '
+            f'{rules.detector!r}'
         )
     try:
         store.check(arrays, network.shapes())
@@ -85,7 +90,7 @@ def detector(rules, path, mesh):
     return Extractor(rules.detector, metadata['content_sha256'], apply)
 
 
-def local_rows(array):
+def local_rows(array: jax.Array) -> np.ndarray:
     """The rows of a global array, split by `sharding.batch_sharding`, that this process has; numpy,
     in their order."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
@@ -96,13 +101,21 @@ class Collected(NamedTuple):
     """Of all processes: moments {name: Moments} and features {name: float32 [N, d]}, in the order
     of the images."""
 
-    moments: dict
-    features: dict
+    moments: Mapping[str, Moments]
+    features: Mapping[str, np.ndarray]
 
 
 def collect(
-    images, total, features, *, batch_size, devices=1, keep=(), title='features', progress=True
-):
+    images: Callable[[np.ndarray], np.ndarray],
+    total: int,
+    features: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    *,
+    batch_size: int,
+    devices: int = 1,
+    keep: Iterable[str] = (),
+    title: str = 'features',
+    progress: bool = True,
+) -> Collected:
     """Features of images 0..total-1.
 
     Each batch is split over the processes; the last is padded, and what is padding is left out of

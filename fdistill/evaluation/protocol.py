@@ -1,8 +1,10 @@
 """The name of a number: what was measured, with which features, on how many samples, against what;
 published rules."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,10 +34,11 @@ class Protocol(NamedTuple):
     labels: str
     seed: int
 
-    def name(self, metric):
+    def name(self, metric: str) -> str:
         """Full name of a metric, e.g. 'fd[digits-clf,2k,held-out,q16,balanced,seed0]'."""
         count, rounding = short(self.samples), f'q{self.levels}' if self.levels else 'float'
-        return f'{metric}[{self.features},{count},{self.reference},{rounding},{self.labels},seed{self.seed}]'
+        parts = (self.features, count, self.reference, rounding, self.labels, f'seed{self.seed}')
+        return f'{metric}[{",".join(parts)}]'
 
 
 class Measure(NamedTuple):
@@ -77,7 +80,7 @@ class Rules(NamedTuple):
     scaling: str
     samples: int | None
     labels: str
-    seeds: tuple
+    seeds: tuple[tuple[int, int], ...]
     headline: str
 
 
@@ -206,12 +209,12 @@ PROTOCOLS = {rules.name: rules for rules in _RULES}
 OWN = 'own-features'
 
 
-def get(name):
+def get(name: str) -> Rules:
     """Rules of the protocol `name`; UserError if there is none."""
     return pick(PROTOCOLS, name, 'protocol')
 
 
-def quantise_to_uint8(images, quantisation):
+def quantise_to_uint8(images: np.ndarray, quantisation: str) -> np.ndarray:
     """Samples to the grey levels that a program would have stored.
 
     Args:
@@ -230,7 +233,7 @@ def quantise_to_uint8(images, quantisation):
     return images if images.dtype == np.uint8 else quantise(images)
 
 
-def prepare(rules, grey):
+def prepare(rules: Rules, grey: jax.Array) -> jax.Array:
     """Grey levels to what the detector takes: resized, scaled, and in three channels.
 
     Args:
@@ -247,7 +250,7 @@ def prepare(rules, grey):
     return SCALINGS[rules.scaling](resized)
 
 
-def labels(rules, indices, num_classes):
+def labels(rules: Rules, indices: np.ndarray, num_classes: int) -> np.ndarray:
     """Labels of the samples with these indices; they depend on nothing else, so not on batches or
     devices.
 
@@ -262,7 +265,7 @@ def labels(rules, indices, num_classes):
     return LABELS[rules.labels](indices, num_classes).astype(np.int32)
 
 
-def number(rules, metric, first, count, reference=None):
+def number(rules: Rules, metric: str, first: int, count: int, reference: str | None = None) -> str:
     """Full name of a number, e.g. 'fid[edm,50k,cifar10,seed0-49999]'.
 
     The count in it is that of the samples; unless it is the protocol's, it stands in the metric
@@ -292,7 +295,9 @@ def number(rules, metric, first, count, reference=None):
     return f'{metric}[{",".join(parts)}]'
 
 
-def headline(rules, metric, values, reference=None):
+def headline(
+    rules: Rules, metric: str, values: Mapping[tuple[int, int], float], reference: str | None = None
+) -> tuple[str, float]:
     """What a paper reports under a protocol, from the numbers of all its seeds.
 
     Args:
@@ -332,6 +337,6 @@ def headline(rules, metric, values, reference=None):
     return f'{metric}[{",".join(parts)}]', value
 
 
-def short(count):
+def short(count: int) -> str:
     """2000 as '2k', 355 as '355'."""
     return f'{count // 1000}k' if count % 1000 == 0 else str(count)

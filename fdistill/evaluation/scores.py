@@ -2,14 +2,14 @@
 number under its name."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fdistill.data.sources import fingerprint, to_float, to_levels
+from fdistill.data.sources import Source, fingerprint, to_float, to_levels
 from fdistill.errors import UserError, pick
 from fdistill.evaluation import (
     extract,
@@ -35,7 +35,7 @@ class Metric(NamedTuple):
     numbers: {number: Measure} of all that it computes under any detector.
     needs: outputs of the detector that are to be kept of the samples.
     fewest: samples it takes.
-    present: whether the Statistics of the real images have what it takes.
+    present: whether the Statistics of the real images have what this metric needs.
     distance: a paper reports what its protocol's headline says; of others, the mean over the seeds.
     compared: with the real images, so that their name is part of the number's.
     """
@@ -169,13 +169,19 @@ METRICS = {
     ),
 }
 MEASURES = {name: kind for metric in METRICS.values() for name, kind in metric.numbers.items()}
-# Measured unless others are asked for, in this order, as far as the statistics have what it takes.
+# Measured unless others are asked for, in this order, where the statistics have what they need.
 USUAL = ('fid', 'sfid', 'is', 'kid', 'prdc')
 
 
 def check(
-    protocol, detector='', statistics='', metrics=None, samples=None, ranges=None, batch_size=100
-):
+    protocol: str,
+    detector: str = '',
+    statistics: str = '',
+    metrics: tuple[str, ...] | None = None,
+    samples: int | None = None,
+    ranges: int | None = None,
+    batch_size: int = 100,
+) -> protocols.Rules:
     """Checks settings of `evaluate` before anything is loaded.
 
     Returns:
@@ -196,7 +202,8 @@ def check(
         raise UserError(f'samples={samples}: a distance needs at least two')
     if ranges is not None and not 1 <= ranges <= len(rules.seeds):
         raise UserError(
-            f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; give 1 to {len(rules.seeds)}'
+            f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; '
+            f'give 1 to {len(rules.seeds)}'
         )
     if samples is not None and samples > rules.samples and ranges != 1 and len(rules.seeds) > 1:
         raise UserError(
@@ -211,7 +218,8 @@ def check(
     for what, (path, maker) in makers.items():
         if not path or not pathlib.Path(path).is_file():
             raise UserError(
-                f'{what} {path!r}: no such file; the protocol {protocol!r} needs one, made by `{maker}`'
+                f'{what} {path!r}: no such file; the protocol {protocol!r} needs one, made by '
+                f'`{maker}`'
             )
     return rules
 
@@ -220,14 +228,14 @@ class Reference(NamedTuple):
     """What samples are compared with, loaded once: `protocol.Rules`, `extract.Extractor`,
     `statistics.Statistics`."""
 
-    rules: Any
-    detector: Any
-    real: Any
+    rules: protocols.Rules
+    detector: extract.Extractor
+    real: Statistics
 
 
 def reference(
-    mesh,
-    shape,
+    mesh: jax.sharding.Mesh,
+    shape: tuple[int, ...],
     *,
     protocol: str,
     detector: str = '',
@@ -236,7 +244,7 @@ def reference(
     samples: int | None = None,
     ranges: int | None = None,
     batch_size: int = 100,
-):
+) -> Reference:
     """`Reference` of the settings of `evaluate`; whatever is wrong with them is told here, before
     there are samples."""
     rules = check(protocol, detector, statistics, metrics, samples, ranges, batch_size)
@@ -247,11 +255,11 @@ def reference(
 
 
 def evaluate(
-    generate,
-    shape,
-    num_classes,
-    nfe,
-    mesh,
+    generate: Callable[..., Any],
+    shape: tuple[int, ...],
+    num_classes: int,
+    nfe: int,
+    mesh: jax.sharding.Mesh,
     *,
     protocol: str,
     detector: str = '',
@@ -261,8 +269,8 @@ def evaluate(
     ranges: int | None = None,
     batch_size: int = 100,
     progress: bool = True,
-    against=None,
-):
+    against: Reference | None = None,
+) -> dict[str, Any]:
     """`measure` with the files of a protocol.
 
     Args:
@@ -298,15 +306,15 @@ def evaluate(
 
 
 def make_statistics(
-    source,
-    mesh,
+    source: Source,
+    mesh: jax.sharding.Mesh,
     *,
     protocol: str,
     detector: str = '',
     keep: int = 10000,
     batch_size: int = 100,
     progress: bool = True,
-):
+) -> Statistics:
     """`real_statistics` with the weights of a protocol from a file; arguments as there and of
     `evaluate`."""
     rules = protocols.get(protocol)
@@ -321,21 +329,21 @@ def make_statistics(
 
 
 def measure(
-    generate,
-    shape,
-    num_classes,
+    generate: Callable[..., Any],
+    shape: tuple[int, ...],
+    num_classes: int,
     *,
-    nfe,
-    rules,
-    detector,
-    real,
-    mesh,
-    names=None,
-    samples=None,
-    ranges=None,
-    batch_size=100,
-    progress=True,
-):
+    nfe: int,
+    rules: protocols.Rules,
+    detector: extract.Extractor,
+    real: Statistics,
+    mesh: jax.sharding.Mesh,
+    names: Sequence[str] | None = None,
+    samples: int | None = None,
+    ranges: int | None = None,
+    batch_size: int = 100,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Samples a generator and measures it under a published protocol.
 
     Sample i of the protocol has the noise normal(fold_in(key(0), i)) and the label that
@@ -430,7 +438,7 @@ def _reported(rules, metric, values, count, reference):
     return name, fmean(values.values())
 
 
-def merged(old, new):
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the metrics that an earlier one of the same weights, statistics, samples and
     checkpoint has besides."""
     row = old | new | {'protocol': old['protocol'] | new['protocol']}
@@ -442,7 +450,16 @@ def merged(old, new):
     return row | {'details': details}
 
 
-def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100, progress=True):
+def real_statistics(
+    source: Source,
+    rules: protocols.Rules,
+    detector: extract.Extractor,
+    mesh: jax.sharding.Mesh,
+    *,
+    keep: int = 10000,
+    batch_size: int = 100,
+    progress: bool = True,
+) -> Statistics:
     """Statistics of real images under a protocol, for `measure` to compare with.
 
     Args:
@@ -513,15 +530,18 @@ def _fitting(rules, detector, real, shape, names, samples):
     """UserError unless the parts of a measurement go together."""
     if len(shape) != 3 or shape[-1] not in (1, 3):
         raise UserError(
-            f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or three channels'
+            f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or '
+            'three channels'
         )
     _same(rules, detector, real)
     missing = [name for name in names or () if not METRICS[name].present(real)]
     if missing:
         kept = 0 if real.features is None else len(real.features)
         raise UserError(
-            f'{missing[0]}: the detector {real.detector!r} or the statistics of {real.reference!r}, with features of {kept} '
-            'images, have not what it takes; leave it out, or make statistics of at least 1000 images with `fdistill stats make`'
+            f'{missing[0]}: the detector {real.detector!r} or the statistics of '
+            f'{real.reference!r}, with features of {kept} '
+            'images, lack what this metric needs; leave it out, or make statistics of at least 1000 '
+            'images with `fdistill stats make`'
         )
     count = samples or rules.samples
     few = [name for name in names or () if METRICS[name].fewest > count]
@@ -532,12 +552,14 @@ def _fitting(rules, detector, real, shape, names, samples):
 def _same(rules, detector, real):
     if (real.protocol, real.detector) != (rules.name, detector.name):
         raise UserError(
-            f'statistics of {real.reference!r} are of protocol {real.protocol!r} and detector {real.detector!r}, not of '
+            f'statistics of {real.reference!r} are of protocol {real.protocol!r} and detector '
+            f'{real.detector!r}, not of '
             f'{rules.name!r} and {detector.name!r}: convert or make them under the same protocol'
         )
     if real.weights_sha256 not in (None, detector.sha256):
         raise UserError(
-            f'statistics of {real.reference!r} were made with other weights of {detector.name!r}, {real.weights_sha256[:12]} and '
+            f'statistics of {real.reference!r} were made with other weights of {detector.name!r}, '
+            f'{real.weights_sha256[:12]} and '
             f'not {detector.sha256[:12]}: make them again with these'
         )
 
@@ -552,7 +574,8 @@ def _drawn(generate, rules, shape, num_classes, mesh, first):
         samples = extract.local_rows(generate(*sharding.put_batch((z, condition), by_batch)))
         if not np.isfinite(samples).all():
             raise ValueError(
-                f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator diverged'
+                f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator '
+                'diverged'
             )
         return protocols.quantise_to_uint8(samples, rules.quantisation)
 

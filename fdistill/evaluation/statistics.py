@@ -100,7 +100,8 @@ def make(
         spatial = _moments(spatial)
         if spatial.count != moments.count:
             raise UserError(
-                f'{moments.count} features and {spatial.count} spatial ones: give both of the same images'
+                f'{moments.count} features and {spatial.count} spatial ones: give both of the same '
+                'images'
             )
         made = made._replace(spatial_mean=spatial.mean, spatial_covariance=spatial.covariance)
     return check(made)
@@ -131,7 +132,8 @@ def same_protocol(ours: Statistics, theirs: Statistics) -> None:
             )
     if len(ours.mean) != len(theirs.mean):
         raise UserError(
-            f'{ours.reference!r} has {len(ours.mean)} features, {theirs.reference!r} {len(theirs.mean)}: '
+            f'{ours.reference!r} has {len(ours.mean)} features, {theirs.reference!r} '
+            f'{len(theirs.mean)}: '
             'they cannot be compared'
         )
 
@@ -155,7 +157,8 @@ def compare(ours: Statistics, theirs: Statistics, spatial: bool = False) -> floa
     for statistics in (ours, theirs):
         if statistics.spatial_mean is None:
             raise UserError(
-                f'{statistics.reference!r} has no spatial statistics: take a reference that has, as of ADM'
+                f'{statistics.reference!r} has no spatial statistics: take a reference that has, '
+                'as of ADM'
             )
     return frechet_distance(
         ours.spatial_mean, ours.spatial_covariance, theirs.spatial_mean, theirs.spatial_covariance
@@ -201,7 +204,8 @@ def check(statistics: Statistics) -> Statistics:
             or not 2 <= len(kept) <= MAX_KEPT
         ):
             raise UserError(
-                f'features {kept.dtype} {kept.shape}: expected float [M, {len(mean)}], M from 2 to {MAX_KEPT}'
+                f'features {kept.dtype} {kept.shape}: expected float [M, {len(mean)}], M from 2 to '
+                f'{MAX_KEPT}'
             )
         kept = kept.astype(np.float32)
         if not np.isfinite(kept).all():
@@ -210,7 +214,8 @@ def check(statistics: Statistics) -> Statistics:
         wanted = protocols.get(statistics.protocol).detector
         if statistics.detector is None or wanted != 'own' and statistics.detector != wanted:
             raise UserError(
-                f'detector {statistics.detector!r}: the protocol {statistics.protocol!r} is of {wanted!r}'
+                f'detector {statistics.detector!r}: the protocol {statistics.protocol!r} is of '
+                f'{wanted!r}'
             )
     _plausible(statistics.detector, mean, covariance)
     return statistics._replace(
@@ -228,7 +233,8 @@ def _gaussian(kind, mean, covariance):
     d = mean.size
     if mean.shape != (d,) or covariance.shape != (d, d) or not 0 < d <= MAX_FEATURES:
         raise UserError(
-            f'{kind}mean and covariance of shapes {mean.shape} and {covariance.shape}: expected [d] and '
+            f'{kind}mean and covariance of shapes {mean.shape} and {covariance.shape}: expected '
+            '[d] and '
             f'[d, d] with d from 1 to {MAX_FEATURES}'
         )
     if any(
@@ -278,7 +284,8 @@ def _plausible(detector, mean, covariance):
     (low, high), trace = row.traces, np.trace(covariance)
     if not low <= trace <= high:
         raise UserError(
-            f'the variances sum to {trace:.3g}, those of {detector!r} to something between {low:g} and '
+            f'the variances sum to {trace:.3g}, those of {detector!r} to something between {low:g} '
+            'and '
             f'{high:g}; is it a covariance of its features?'
         )
 

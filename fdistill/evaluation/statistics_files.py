@@ -152,7 +152,8 @@ def convert(
     detector = detector or (rules.detector if rules.detector != 'own' else found.detector or 'own')
     if found.protocol is not None and _features(found.protocol) != _features(protocol):
         raise UserError(
-            f'{_shown(source)}: made under the protocol {found.protocol!r}, whose features are not those '
+            f'{_shown(source)}: made under the protocol {found.protocol!r}, whose features are not '
+            'those '
             f'of {protocol!r}; make the statistics anew from the images'
         )
     for what, said, given in (
@@ -188,7 +189,8 @@ def show(path: disk.Path, detector: str | None = None) -> str:
         ('reference', found.reference),
         (
             'mean',
-            f'{found.mean.mean():.6g} on average, from {found.mean.min():.6g} to {found.mean.max():.6g}',
+            f'{found.mean.mean():.6g} on average, from {found.mean.min():.6g} to '
+            f'{found.mean.max():.6g}',
         ),
         (
             'std',
@@ -228,7 +230,8 @@ def _read_npz(path, detector):
         if len(pairs) != 1 or not set(pairs[0]) <= set(members):
             names = ', '.join(_shown(name) for name in list(members)[:8])
             raise UserError(
-                f'has the arrays {names or "(none)"}: expected mu and sigma, or ref_mu and ref_sigma'
+                f'has the arrays {names or "(none)"}: expected mu and sigma, or ref_mu and '
+                'ref_sigma'
             )
         mean, covariance = (
             _array(archive, members[name], axes) for axes, name in enumerate(pairs[0], 1)
@@ -295,11 +298,13 @@ def _array(archive, info, axes, rows=MAX_FEATURES):
     largest = HEADER_BYTES + (4 * MAX_ABOUT if axes == 0 else 8 * rows * MAX_FEATURES ** (axes - 1))
     if info.file_size > largest:
         raise UserError(
-            f'{name} expands from {info.compress_size} to {info.file_size} bytes, more than statistics have'
+            f'{name} expands from {info.compress_size} to {info.file_size} bytes, more than '
+            'statistics have'
         )
     if info.file_size > FREE_BYTES + MAX_RATIO * info.compress_size:
         raise UserError(
-            f'{name} expands from {info.compress_size} to {info.file_size} bytes, which no statistics do'
+            f'{name} expands from {info.compress_size} to {info.file_size} bytes, which no '
+            'statistics do'
         )
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f'{name} is encrypted, or compressed in a way that numpy does not')
@@ -379,7 +384,8 @@ def _features(protocol):
 
 def _described(protocol):
     detector, resize, size, scaling = _features(protocol)
-    return f'{protocol} ({detector}, resize {resize}{f" to {size}" if size else ""}, scaling {scaling})'
+    resized = f'resize {resize} to {size}' if size else f'resize {resize}'
+    return f'{protocol} ({detector}, {resized}, scaling {scaling})'
 
 
 def _shown(text):

@@ -3,6 +3,8 @@
 import json
 import platform
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy
@@ -38,7 +40,7 @@ DISTRIBUTIONS = {
 }
 
 
-def measure(key):
+def measure(key: str) -> Measure:
     """The `Measure` of a key; one with a number of samples or a protocol behind it, as 'fid5k edm',
     is that of the name alone."""
     name, _, protocol = key.partition(' ')
@@ -55,7 +57,7 @@ def measure(key):
     return MEASURES.get(key, Measure(key, 'as evaluated', 0, 'unknown to this report'))
 
 
-def summarise(runs, wanted=None):
+def summarise(runs: Sequence[collect.Run], wanted: str | None = None) -> dict[str, Any]:
     """The numbers of a report.
 
     Args:
@@ -77,7 +79,8 @@ def summarise(runs, wanted=None):
     parts = _parts(done)
     if len(parts) > 1:
         notes.append(
-            f'{len(parts)} comparisons: the runs were measured under different protocols or on different data, which makes '
+            f'{len(parts)} comparisons: the runs were measured under different protocols or on '
+            'different data, which makes '
             'their numbers incomparable. Each comparison has a table, tests and plots of its own.'
         )
     differing = differing_settings(runs)
@@ -97,7 +100,8 @@ def summarise(runs, wanted=None):
         comparisons.append(_comparison(members, theirs, names, wanted))
     if any(run.folder not in placed for run in failed):
         notes.append(
-            f'failed, on data of no comparison: {_listed([run for run in failed if run.folder not in placed])}.'
+            'failed, on data of no comparison: '
+            f'{_listed([run for run in failed if run.folder not in placed])}.'
         )
     return {
         'versions': versions(),
@@ -113,7 +117,7 @@ def summarise(runs, wanted=None):
     }
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Of what made the report."""
     return disk.versions() | {
         'scipy': scipy.__version__,
@@ -156,7 +160,7 @@ def _without_twins(runs, notes):
     return list(kept.values())
 
 
-def as_text(value):
+def as_text(value: Any) -> str:
     """Equal for equal values, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True)
 
@@ -170,7 +174,7 @@ def _everywhere(key, value, runs):
     return all(key in run.settings and run.settings[key] == value for run in runs if run.settings)
 
 
-def differing_settings(runs):
+def differing_settings(runs: Sequence[collect.Run]) -> dict[str, dict[str, Any]]:
     """{dotted key: {settings as text: value}} of what is not the same in all runs."""
     distinct = {as_text(run.settings): run.settings for run in runs if run.settings}
     keys = dict.fromkeys(key for settings in distinct.values() for key in settings)
@@ -347,7 +351,8 @@ def _words(key, kind, rows, pairs):
     apart = sum(pair.separated for pair in pairs)
     n = f'{min(seeds)} to {max(seeds)}' if min(seeds) < max(seeds) else f'{max(seeds)}'
     words.append(
-        f'Pairs separated: {apart} of {len(pairs)}, by paired t tests, Holm-corrected; common seeds: {n}.'
+        f'Pairs separated: {apart} of {len(pairs)}, by paired t tests, Holm-corrected; common '
+        f'seeds: {n}.'
     )
     if max(seeds) < 2:
         words.append(
@@ -359,13 +364,15 @@ def _words(key, kind, rows, pairs):
         words.append(f'The clearest pair is separated if its |t| exceeds {size:.1f}.{few}')
     if equal := sum('equal' in pair.test.note for pair in pairs):
         words.append(
-            f'Pairs that differ by the same in all seeds, so that t is undefined: {equal}; they are not separated.'
+            f'Pairs that differ by the same in all seeds, so that t is undefined: {equal}; they '
+            'are not separated.'
         )
     first = rows[0]
     which = {1: 'highest', -1: 'lowest', 0: 'smallest'}[kind.sign]
     if first['not_separated']:
         words.append(
-            f'not separated: {first["group"]}, of the {which} mean, and {", ".join(first["not_separated"])}.'
+            f'not separated: {first["group"]}, of the {which} mean, and '
+            f'{", ".join(first["not_separated"])}.'
         )
     else:
         words.append(f'{first["group"]}, of the {which} mean, is separated from every other group.')
@@ -404,7 +411,9 @@ def _curves(members, order, read):
     return curves
 
 
-def weights(names, r):
+def weights(
+    names: Iterable[str], r: np.ndarray
+) -> tuple[dict[str, tuple[str, np.ndarray]], list[str]]:
     """({label: (divergence, h(r) [n])}, names that are no divergence); a schedule has a curve for
     each of its parts."""
     curves, left_out = {}, []
@@ -422,7 +431,7 @@ def weights(names, r):
     return curves, left_out
 
 
-def distributions(runs):
+def distributions(runs: Sequence[collect.Run]) -> dict[str, dict[str, Any]]:
     """How log r and log h were distributed in the second half of the training, by noise level.
 
     Args:

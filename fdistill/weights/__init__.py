@@ -32,7 +32,7 @@ CONVERTERS = {
 }
 
 
-def convert(kind, source, out):
+def convert(kind: str, source: disk.Path, out: disk.Path) -> dict[str, str]:
     """Writes the weights of a published file as ours; a file that holds them already stays as it
     is.
 
@@ -56,7 +56,8 @@ def convert(kind, source, out):
         store.check(renamed, converter.shapes())
     except ValueError as error:
         raise UserError(
-            f'{source}: does not hold the weights {kind!r}: {error}; take the file as it was published'
+            f'{source}: does not hold the weights {kind!r}: {error}; take the file as it was '
+            'published'
         ) from error
     if out.exists():
         _, metadata = store.load(out)

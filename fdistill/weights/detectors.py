@@ -1,4 +1,4 @@
-"""Published feature networks, a row each: whatever else the house knows of one is read from here."""
+"""Published feature networks, a row each: all that the house knows of one is read from here."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
