@@ -117,5 +117,5 @@ def _picture(samples, trajectory):
     if not trajectory:
         return pictures.scatter(samples)
     limit = 1.1 * float(np.abs(samples).max())
-    pictures = [pictures.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)]
-    return np.concatenate(pictures, 1)
+    shown = [pictures.scatter(level, limit=limit) for level in samples.swapaxes(0, 1)]
+    return np.concatenate(shown, 1)
