@@ -103,7 +103,7 @@ def _parsers():
     evaluate.add_argument(
         '--metrics',
         metavar='LIST',
-        help='of fid,sfid,is,kid,prdc,mmd,fid_infinity; default: the first five',
+        help='as fid,kid,prdc; a wrong one says which there are',
     )
     evaluate.add_argument(
         '--ranges', type=int, metavar='R', help='ranges of seeds; default: all of the protocol'
@@ -206,9 +206,10 @@ def _parsers():
     convert = commands.add_parser(
         'convert', allow_abbrev=False, help=description, description=description
     )
-    convert.add_argument('kind', metavar='KIND', help='inception or dinov2')
-    source = "the file as published: pytorch-fid's .pth, NVIDIA's .pkl or .pt, DINOv2's .pth"
-    convert.add_argument('source', metavar='SRC', help=source)
+    convert.add_argument(
+        'kind', metavar='KIND', help='as inception; a wrong one says which there are'
+    )
+    convert.add_argument('source', metavar='SRC', help='the .pth, .pt or .pkl file as published')
     convert.add_argument('out', metavar='OUT', help='safetensors file to write')
     _add_stats(commands)
     return parser, commands.choices
@@ -497,24 +498,24 @@ def _stats_make(options, overrides):
 
 
 def _stats_convert(options, overrides):
-    from fdistill.evaluation import statistics
+    from fdistill.evaluation import statistics_files
 
-    statistics.convert(
+    statistics_files.convert(
         options.source, options.out, options.protocol, options.count, options.reference
     )
     _stats_show(argparse.Namespace(files=[options.out]), ())
 
 
 def _stats_show(options, overrides):
-    from fdistill.evaluation import statistics
+    from fdistill.evaluation import statistics_files
 
-    print(*map(statistics.show, options.files), sep='\n\n')
+    print(*map(statistics_files.show, options.files), sep='\n\n')
 
 
 def _stats_compare(options, overrides):
-    from fdistill.evaluation import statistics
+    from fdistill.evaluation import statistics, statistics_files
 
-    ours, theirs = map(statistics.read, options.files)
+    ours, theirs = map(statistics_files.read, options.files)
     distance = statistics.compare(ours, theirs)
     print(
         f'{distance:.10g}  Frechet distance under {ours.protocol} of {ours.reference} and {theirs.reference}'

@@ -13,14 +13,20 @@ the comments is KL(a||b), m = (p + q)/2.
 
 import difflib
 import re
-from typing import Callable, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+# f(r), as h(r) elementwise in r.
+Generator = Callable[[jax.Array], jax.Array]
+# What `get` takes.
+Named = str | Generator
 
-def alpha(a):
+
+def alpha(a: float) -> Generator:
     """Cressie-Read family, f(r) = (r^a - a r - (1 - a)) / (a (a - 1)), h(r) = r^a.
 
     Args:
@@ -39,7 +45,7 @@ def alpha(a):
     return lambda r: (r**a - a * r - (1 - a)) / (a * (a - 1))
 
 
-def skew_js(pi):
+def skew_js(pi: float) -> Generator:
     """Skew Jensen-Shannon, pi KL(p : m) + (1 - pi) KL(q : m) with m = pi p + (1 - pi) q.
 
     f(r) = pi r log r - (pi r + 1 - pi) log(pi r + 1 - pi), h(r) = pi (1 - pi) r / (pi r + 1 - pi).
@@ -53,7 +59,8 @@ def skew_js(pi):
     """
     if not 0 < pi < 1:
         raise ValueError(
-            f'skew_js({pi}): pi must lie strictly between 0 and 1; use forward_kl or reverse_kl for the ends'
+            f'skew_js({pi}): pi must lie strictly between 0 and 1; use forward_kl or reverse_kl '
+            'for the ends'
         )
     # The slope is given because 1/r - pi/(pi r + 1 - pi), its derivative as written out, cancels
     # for large r.
@@ -63,7 +70,7 @@ def skew_js(pi):
     )
 
 
-def smooth_tv(e):
+def smooth_tv(e: float) -> Generator:
     """Smoothed total variation, f(r) = (sqrt((r-1)^2 + e^2) - e) / 2, h(r) = r^2 (e^2/2) / ((r-1)^2
     + e^2)^(3/2).
 
@@ -114,19 +121,19 @@ FAMILIES = {'alpha': alpha, 'skew_js': skew_js, 'smooth_tv': smooth_tv}
 class Weighting(NamedTuple):
     """What a method multiplies the score difference with: h(r[B], sigma[B], step) -> [B].
 
+    h: the weight.
     constant: h is the same for all r, sigma and steps, so that no density ratio is needed.
-      stepwise: h depends on step, the
-    number of the student's updates so far. shown: {what to call it: (sigma, step)} where h as a
-    function of r is worth showing.
+    stepwise: h depends on step, the number of the student's updates so far.
+    shown: {label: (sigma, step)} where h as a function of r is worth showing.
     """
 
-    h: Callable
+    h: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     constant: bool
     stepwise: bool
-    shown: dict
+    shown: Mapping[str, tuple[float, float]]
 
 
-def mix(first, second, share):
+def mix(first: Named, second: Named, share: float) -> Generator:
     """The generator (1 - share) f/f''(1) + share g/g''(1): the two on the same scale near r = 1,
     and a divergence again.
 
@@ -141,7 +148,7 @@ def mix(first, second, share):
     return lambda r: a * f(r) + b * g(r)
 
 
-def anneal(first, second, steps):
+def anneal(first: Named, second: Named, steps: float) -> Weighting:
     """h from that of the first divergence to that of the second, in `steps` updates of the student,
     linearly; each over its h(1).
 
@@ -166,7 +173,7 @@ def anneal(first, second, steps):
     return Weighting(weigh, False, True, shown)
 
 
-def by_sigma(low, high, sigma):
+def by_sigma(low: Named, high: Named, sigma: float) -> Weighting:
     """h of one divergence at levels below sigma and of another from there on, each over its h(1).
 
     Args:
@@ -198,7 +205,7 @@ def _at_one(f):
 COMBINATIONS = {'mix': mix, 'anneal': anneal, 'by_sigma': by_sigma}
 
 
-def weighting(spec):
+def weighting(spec: Named) -> Weighting:
     """The `Weighting` of a divergence, as of `get`, or of two of them by `anneal` and `by_sigma`.
 
     Raises:
@@ -224,7 +231,8 @@ def _combined(spec):
         number = float(number)
     except ValueError:
         raise ValueError(
-            f'divergence {spec!r}: give two divergences and a number, as {match[1]}(reverse_kl, js, 1)'
+            f'divergence {spec!r}: give two divergences and a number, as {match[1]}(reverse_kl, '
+            'js, 1)'
         ) from None
     return COMBINATIONS[match[1]](first, second, number)
 
@@ -237,7 +245,7 @@ EDGES = np.linspace(-10.25, 10.25, 42)
 PROBE = np.geomspace(1e-3, 1e3, 121)
 
 
-def get(name_or_callable):
+def get(name_or_callable: Named) -> Generator:
     """The generator f of a divergence.
 
     Args:
@@ -259,7 +267,8 @@ def get(name_or_callable):
     combined = _combined(name)
     if isinstance(combined, Weighting):
         raise ValueError(
-            f'divergence {name!r}: is a schedule of weights and has no generator; a method takes it, this does not'
+            f'divergence {name!r}: is a schedule of weights and has no generator; a method takes '
+            'it, this does not'
         )
     if combined is not None:
         return _checked(combined, name)
@@ -284,7 +293,7 @@ def get(name_or_callable):
     )
 
 
-def weight(f):
+def weight(f: Generator) -> Generator:
     """h(r) = r^2 f''(r), the weight of the score difference in the gradient of D_f (f-distill,
     Theorem 1).
 
@@ -308,7 +317,7 @@ def weight(f):
     return h
 
 
-def is_constant(f):
+def is_constant(f: Generator) -> bool:
     """Whether h(r) does not depend on r (reverse KL and its multiples): then no density ratio is
     needed."""
     h = _float64(weight(f), PROBE)
@@ -334,17 +343,20 @@ def _checked(f, name):
         )
     if not np.all(np.isfinite(h)):
         raise ValueError(
-            f"divergence {name}: f'' is not finite at r = {PROBE[~np.isfinite(h)][0]:g}; f must be smooth on r > 0"
+            f"divergence {name}: f'' is not finite at r = {PROBE[~np.isfinite(h)][0]:g}; f must be "
+            'smooth on r > 0'
         )
     # Only rounding, which is of the size of f, may make h negative; against the largest h, (r-1)^3
     # would look convex.
     negative = h < -1e-9 * (1 + np.abs(values))
     if np.any(negative):
         raise ValueError(
-            f"divergence {name}: f is not convex, f'' < 0 at r = {PROBE[negative][0]:g}; try its negative"
+            f"divergence {name}: f is not convex, f'' < 0 at r = {PROBE[negative][0]:g}; try its "
+            'negative'
         )
     if np.max(np.abs(h)) < 1e-12:
         raise ValueError(
-            f"divergence {name}: f'' = 0 everywhere, the divergence has no gradient; use a strictly convex f"
+            f"divergence {name}: f'' = 0 everywhere, the divergence has no gradient; use a "
+            'strictly convex f'
         )
     return f

@@ -21,6 +21,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,18 +36,23 @@ from fdistill.files.text import clock, table
 from fdistill.training import checkpoint
 
 RESULT = 'result.json'
+Outcome = dict[str, Any]  # Of a trial, as in that file.
 
 
 class Trial(NamedTuple):
-    """name: of its folder, made of what differs. overrides: {dotted key: value}. config: the base
-    with them."""
+    """One run of a sweep.
+
+    name: of its folder, made of what differs between the trials.
+    overrides: {dotted key: value}.
+    config: the base config with the overrides.
+    """
 
     name: str
-    overrides: dict
-    config: Any
+    overrides: Mapping[str, Any]
+    config: configs.ConfigDict
 
 
-def load(path, overrides=()):
+def load(path: str, overrides: Sequence[str] = ()) -> tuple[Trial, ...]:
     """The trials of a sweep file, in order.
 
     Args:
@@ -64,7 +70,8 @@ def load(path, overrides=()):
     make = getattr(configs.module(path), 'get_sweep', None)
     if not callable(make):
         raise UserError(
-            f'--config={path}: has no get_sweep(); define it, returning a dict of key: values, or a list of dicts'
+            f'--config={path}: has no get_sweep(); define it, returning a dict of key: values, or '
+            'a list of dicts'
         )
     sweep = make()
     try:
@@ -73,7 +80,8 @@ def load(path, overrides=()):
         sweep = [dict(chosen) for chosen in sweep]
     except (TypeError, ValueError) as error:
         raise UserError(
-            f'--config={path}: get_sweep() must return a dict of key: values, or a list of dicts; {error}'
+            f'--config={path}: get_sweep() must return a dict of key: values, or a list of dicts; '
+            f'{error}'
         ) from error
     if not sweep:
         raise UserError(f'--config={path}: get_sweep() returns no trial')
@@ -103,17 +111,17 @@ def _name(overrides):
     return re.sub(r'[^\w=.,()+-]', '_', ','.join(parts)) or 'base'
 
 
-def fingerprint(config):
+def fingerprint(config: configs.ConfigDict) -> str:
     """Of a config without what may change when it is resumed."""
     flat = build.comparable(configs.to_json(config))
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def folder_of(workdir, trial):
+def folder_of(workdir: disk.Path, trial: Trial) -> pathlib.Path:
     return pathlib.Path(workdir) / 'trials' / trial.name
 
 
-def result(workdir, trial):
+def result(workdir: disk.Path, trial: Trial) -> Outcome | None:
     """What is known of a trial, or None.
 
     Raises:
@@ -135,9 +143,9 @@ def result(workdir, trial):
     return known
 
 
-def run_trial(workdir, trial, references=None):
-    """Trains and evaluates a trial, or goes on with it; writes and returns its result. Whatever it
-    raises is its result.
+def run_trial(workdir: disk.Path, trial: Trial, references: dict | None = None) -> Outcome:
+    """Trains and evaluates a trial, or resumes it; writes and returns its result. An exception is
+    recorded as the trial's result.
 
     Args:
       workdir: of the sweep.
@@ -172,12 +180,17 @@ def _written(folder, outcome, seconds):
     return outcome
 
 
-def run_lanes(workdir, trials, references=None, say=print):
+def run_lanes(
+    workdir: disk.Path,
+    trials: Sequence[Trial],
+    references: dict | None = None,
+    say: Callable[[str], Any] = print,
+) -> list[Outcome]:
     """As `run_trial` for a group of trials as of `lanes`, trained as one vmapped program; their
     results.
 
-    What they cannot do together, for want of memory or because a part of a config is wrong, they do
-    in two halves.
+    If the group does not fit into memory, or a part of a config is wrong, its halves are trained one
+    after the other.
     """
     if len(trials) == 1:
         return [run_trial(workdir, trials[0], references)]
@@ -211,8 +224,8 @@ def _after(workdir, trial, error, seconds, references):
     return _written(folder_of(workdir, trial), outcome, seconds + outcome.get('seconds', 0.0))
 
 
-def lanes(workdir, trials):
-    """Trials in groups that differ in their seed and continuous settings (`types.Continuous`) alone.
+def lanes(workdir: disk.Path, trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials in groups that differ only in their seed and continuous settings (`types.Continuous`).
 
     One that has a checkpoint is a group of its own, and resumes; so is one that is evaluated on its
     way.
@@ -238,7 +251,16 @@ def _reference(config, kept):
     return kept[key]
 
 
-def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False, quiet=False):
+def run(
+    path: str,
+    workdir: disk.Path,
+    *,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    retry: bool = False,
+    vmap_seeds: bool = False,
+    quiet: bool = False,
+) -> list[tuple[Trial, Outcome]]:
     """Runs the trials that have no result, one after another in this group of processes.
 
     Args:
@@ -272,7 +294,7 @@ def run(path, workdir, *, overrides=(), only=None, retry=False, vmap_seeds=False
     return finished(workdir, trials)
 
 
-def note(path, workdir, trials):
+def note(path: str, workdir: disk.Path, trials: Iterable[Trial]) -> None:
     """Leaves `sweep.json` for the report."""
     if jax.process_index() == 0:
         listed = {trial.name: trial.overrides for trial in trials}
@@ -281,11 +303,11 @@ def note(path, workdir, trials):
         )
 
 
-def finished(workdir, trials):
+def finished(workdir: disk.Path, trials: Iterable[Trial]) -> list[tuple[Trial, Outcome]]:
     return [(trial, known) for trial in trials if (known := result(workdir, trial))]
 
 
-def select(trials, only):
+def select(trials: Sequence[Trial], only: Sequence[str] | None) -> Sequence[Trial]:
     names = {trial.name: trial for trial in trials}
     for name in only or ():
         if name not in names:
@@ -293,7 +315,7 @@ def select(trials, only):
     return trials if not only else [names[name] for name in only]
 
 
-def missing(workdir, trials, retry=False):
+def missing(workdir: disk.Path, trials: Sequence[Trial], retry: bool = False) -> list[Trial]:
     """The trials to run: those without a result, and with `retry` those that failed. All hosts get
     process 0's answer."""
     known = [result(workdir, trial) for trial in trials]
@@ -306,10 +328,11 @@ def missing(workdir, trials, retry=False):
 
 
 class Progress:
-    """Lines on stderr: which trial of how many, what came of it, and how long the others will
-    take."""
+    """Lines on stderr: which trial of how many, its result, and how long the others will take."""
 
-    def __init__(self, workdir, trials, waiting, quiet):
+    def __init__(
+        self, workdir: disk.Path, trials: Sequence[Trial], waiting: Sequence[Trial], quiet: bool
+    ) -> None:
         self._total, self._left, self._quiet = (
             len(trials),
             len(waiting),
@@ -319,7 +342,7 @@ class Progress:
         if self._left < self._total:
             self.say(f'{self._total - self._left} of {self._total} trials have a result')
 
-    def start(self, trial, *others):
+    def start(self, trial: Trial, *others) -> None:
         left = (
             f'  {clock(statistics.median(self._seconds) * self._left)} left'
             if self._seconds
@@ -328,17 +351,17 @@ class Progress:
         more = f' and {len(others)} others at once' if others else ''
         self.say(f'[{self._total - self._left + 1}/{self._total}] {trial.name}{more}{left}')
 
-    def done(self, outcome):
+    def done(self, outcome: Outcome) -> None:
         self._left -= 1
         self._seconds.append(outcome['seconds'])
         self.say(f'    {outcome["seconds"]:.0f} s  {summary(outcome)}')
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
 
-def summary(outcome):
+def summary(outcome: Outcome) -> str:
     """A result in a line."""
     if outcome['status'] == 'failed':
         return f'FAILED: {outcome["error"]}'
@@ -350,7 +373,7 @@ def summary(outcome):
     return '  '.join(shown)
 
 
-def listing(workdir, trials):
+def listing(workdir: disk.Path, trials: Sequence[Trial]) -> str:
     """What `--dry-run` prints: each trial with its steps, images and state, and what the missing
     ones will cost."""
     rows, seconds, images = [], [], 0
@@ -385,7 +408,7 @@ def listing(workdir, trials):
     )
 
 
-def command(path, workdir, trial, overrides=()):
+def command(path: str, workdir: disk.Path, trial: Trial, overrides: Sequence[str] = ()) -> str:
     """The command line that runs one trial, for any scheduler."""
     return shlex.join(
         [
@@ -405,7 +428,7 @@ def _job(path, workdir, name, overrides):
     return run_trial(workdir, trial)
 
 
-def executor(cluster, workdir, parallel, **parameters):
+def executor(cluster: str, workdir: disk.Path, parallel: int, **parameters) -> Any:
     """A submitit executor whose files lie in the sweep's folder.
 
     Args:
@@ -438,17 +461,17 @@ def executor(cluster, workdir, parallel, **parameters):
 
 
 def submit(
-    path,
-    workdir,
-    cluster,
+    path: str,
+    workdir: disk.Path,
+    cluster: str,
     *,
-    overrides=(),
-    only=None,
-    retry=False,
-    parallel=2,
-    quiet=False,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    retry: bool = False,
+    parallel: int = 2,
+    quiet: bool = False,
     **parameters,
-):
+) -> list[tuple[Trial, Outcome]]:
     """Runs the missing trials in processes of their own, through submitit; arguments as of `run`
     and `executor`.
 

@@ -6,7 +6,6 @@ from fdistill.data.sources import to_float, to_levels
 from fdistill.errors import UserError
 from fdistill.evaluation import protocol
 from fdistill.evaluation.protocol import (
-    DIMENSIONS,
     HEADLINES,
     LABELS,
     PROTOCOLS,
@@ -20,6 +19,7 @@ from fdistill.evaluation.protocol import (
     quantise_to_uint8,
 )
 from fdistill.evaluation.resize import RESIZERS
+from fdistill.weights.detectors import DETECTORS
 
 EDM, OWN = PROTOCOLS['edm'], PROTOCOLS['own-features']
 CITABLE = [rules for rules in PROTOCOLS.values() if rules.detector != 'own']
@@ -48,7 +48,7 @@ def test_every_protocol_is_made_of_known_parts():
     for name, rules in PROTOCOLS.items():
         assert rules.name == name and protocol.get(name) is rules
         assert (
-            rules.detector in {*DIMENSIONS, 'own'}
+            rules.detector in {*DETECTORS, 'own'}
             and rules.resize in RESIZERS
             and rules.scaling in SCALINGS
         )

@@ -19,14 +19,25 @@ from fdistill import build, cli
 from fdistill import config as configs
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
-from fdistill.evaluation import extract, kernels, metrics, neighbours, protocol, scores, statistics
+from fdistill.evaluation import (
+    extract,
+    kernels,
+    metrics,
+    neighbours,
+    protocol,
+    scores,
+    statistics,
+    statistics_files,
+)
 from fdistill.evaluation.evaluate import noise
 from fdistill.networks import inception
 from fdistill.training import sharding
 from fdistill.weights import store
+from fdistill.weights.detectors import DETECTORS, Network
 
 ROOT = pathlib.Path(__file__).parents[1]
 D, SPATIAL, CLASSES = 6, 4, 5
+INCEPTION = DETECTORS['inception'].network
 
 
 def tiny(chunk=None):
@@ -44,14 +55,14 @@ def tiny(chunk=None):
             'logits': jnp.dot(pool, params['logits'], precision='highest'),
         }
 
-    return extract._Network(lambda: shapes, lambda arrays: jax.tree.map(jnp.asarray, arrays), apply)
+    return Network(lambda: shapes, lambda arrays: jax.tree.map(jnp.asarray, arrays), apply)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def small_inception():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(extract.NETWORKS, 'inception', tiny)
-        patch.setitem(protocol.DIMENSIONS, 'inception', D)
+        small = DETECTORS['inception']._replace(network=tiny, features=D)
+        patch.setitem(DETECTORS, 'inception', small)
         yield
 
 
@@ -95,7 +106,7 @@ def files(tmp_path_factory):
         keep=150,
         progress=False,
     )
-    statistics.write(folder / 'real.npz', made)
+    statistics_files.write(folder / 'real.npz', made)
     return folder
 
 
@@ -148,7 +159,7 @@ def test_a_row_by_hand(files, batch_size):
         metrics=('fid', 'sfid', 'is', 'prdc', 'mmd'),
         progress=False,
     )
-    real = statistics.read(files / 'real.npz')
+    real = statistics_files.read(files / 'real.npz')
     arrays, _ = store.load(files / 'w.safetensors')
     theirs = tiny().apply(arrays, protocol.prepare(protocol.get('edm'), images()))
     wanted = []
@@ -217,7 +228,7 @@ def test_grey_images_of_few_levels(files):
     truncation too."""
     mesh = sharding.make_mesh()
     seen = []
-    detector = extract.Detector(
+    detector = extract.Extractor(
         'inception', 'ab' * 32, lambda grey: seen.append(grey) or {'pool': grey[:, 0, :D, 0] / 256}
     )
     for levels in (255, 15):
@@ -310,15 +321,15 @@ by_batch = sharding.batch_sharding(mesh)
 values = np.random.default_rng(0).normal(3, 1, (37, 5)).astype(np.float32)
 run = jax.jit(lambda x: {'pool': 2 * x}, out_shardings=by_batch)
 def features(rows):
-    return {'pool': extract.local_rows(run(jax.make_array_from_process_local_data(by_batch,
-    rows))['pool'])}
+    placed = jax.make_array_from_process_local_data(by_batch, rows)
+    return {'pool': extract.local_rows(run(placed)['pool'])}
 found = extract.collect(
     lambda index: values[index], 37, features, batch_size=8, devices=mesh.size, keep=('pool',),
     progress=False
 )
-moments = found.moments['pool']
-arrays = {'mean': moments.mean, 'covariance': moments.covariance, 'rows': found.features['pool'],
-'n': moments.count} np.savez(f'{folder}/{process}.npz', **arrays)
+moments, rows = found.moments['pool'], found.features['pool']
+arrays = {'mean': moments.mean, 'covariance': moments.covariance, 'rows': rows, 'n': moments.count}
+np.savez(f'{folder}/{process}.npz', **arrays)
 """
 
 
@@ -361,9 +372,9 @@ def test_moments_of_two_processes(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'protocol': 'edn'}, "unknown protocol 'edn'; did you mean edm?"),
+        ({'protocol': 'edn'}, "protocol: unknown 'edn'; did you mean edm?"),
         ({'protocol': 'own-features'}, 'is no published one'),
-        ({'metrics': ('fd',)}, "metric 'fd': is unknown; did you mean fid?"),
+        ({'metrics': ('fd',)}, "metric: unknown 'fd'; did you mean fid?"),
         ({'samples': 1}, 'a distance needs at least two'),
         ({'ranges': 4}, 'has 3 ranges of seeds'),
         ({'batch_size': 0}, 'must be >= 1'),
@@ -377,15 +388,15 @@ def test_moments_of_two_processes(tmp_path):
         ({'detector': 'other.safetensors'}, 'were made with other weights'),
         (
             {'metrics': ('kid',), 'statistics': 'bare.npz'},
-            'with features of 0 images, have not what it takes',
+            'with features of 0 images, lack what this metric needs',
         ),
         ({'metrics': ('fid_infinity',)}, 'samples=20: fid_infinity needs at least 5001'),
     ],
 )
 def test_bad_settings_are_one_line(files, change, message):
     weights(files / 'other.safetensors', 1)
-    statistics.write(
-        files / 'bare.npz', statistics.read(files / 'real.npz')._replace(features=None)
+    statistics_files.write(
+        files / 'bare.npz', statistics_files.read(files / 'real.npz')._replace(features=None)
     )
     options = {
         'protocol': 'edm',
@@ -656,7 +667,8 @@ def test_the_real_network_behind_the_door(tmp_path):
     }
     store.save(tmp_path / 'w.safetensors', arrays, {'kind': 'inception'})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(extract.NETWORKS, 'inception', extract._inception)
+        real = DETECTORS['inception']._replace(network=INCEPTION)
+        patch.setitem(DETECTORS, 'inception', real)
         mesh = sharding.make_mesh()
         rules = protocol.get('edm')
         found = extract.detector(rules, str(tmp_path / 'w.safetensors'), mesh).apply(images(8))

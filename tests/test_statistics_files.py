@@ -2,9 +2,7 @@ import io
 import json
 import pickle
 import struct
-import sys
 import tracemalloc
-import types
 import warnings
 import zipfile
 
@@ -13,18 +11,11 @@ import pytest
 
 import fdistill
 from fdistill.errors import UserError
-from fdistill.evaluation import protocol, statistics
+from fdistill.evaluation import statistics, statistics_files
 from fdistill.evaluation.frechet import Moments, frechet_distance
-from fdistill.evaluation.statistics import (
-    Statistics,
-    compare,
-    convert,
-    make,
-    read,
-    same_protocol,
-    show,
-    write,
-)
+from fdistill.evaluation.statistics import Statistics, compare, make, same_protocol
+from fdistill.evaluation.statistics_files import convert, read, show, write
+from fdistill.weights.detectors import DETECTORS
 
 D = 6
 SHA = 'ab' * 32
@@ -548,7 +539,7 @@ def test_make_takes_both_features_of_the_same_images():
 def small(monkeypatch):
     """The published detectors with few features, since to factor 2048 takes its time."""
     for detector, d in (('inception', D), ('dinov2', D - 1)):
-        monkeypatch.setitem(protocol.DIMENSIONS, detector, d)
+        monkeypatch.setitem(DETECTORS, detector, DETECTORS[detector]._replace(features=d))
 
 
 @pytest.mark.parametrize('detector, d', [('inception', D), ('dinov2', D - 1)])
@@ -567,7 +558,9 @@ def test_detectors_have_their_dimension_and_scale(detector, d, small):
 
 def test_inception_has_no_negative_mean(small):
     like = Statistics(np.full(D, -0.3), 0.09 * np.eye(D), None, None, 'inception', 'a', None)
-    with pytest.raises(UserError, match='ReLU'):
+    with pytest.raises(
+        UserError, match="a mean of -0.3, where no feature of 'inception' is below 0"
+    ):
         statistics.check(like)
 
 
@@ -621,10 +614,7 @@ def test_a_protocol_is_changed_only_for_one_with_the_same_features(tmp_path, sma
 def foreign(monkeypatch):
     """Sets what the reader of pickles returns."""
     content = {}
-    module = types.ModuleType('fdistill.weights.reader')
-    module.read = lambda path: content['tree']
-    monkeypatch.setitem(sys.modules, 'fdistill.weights', types.ModuleType('fdistill.weights'))
-    monkeypatch.setitem(sys.modules, 'fdistill.weights.reader', module)
+    monkeypatch.setattr(statistics_files, 'read_foreign', lambda path: content['tree'])
     return content
 
 

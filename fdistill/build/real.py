@@ -10,7 +10,7 @@ import numpy as np
 from fdistill.build.measure import splits
 from fdistill.build.sections import load_data
 from fdistill.config import call
-from fdistill.evaluation import scores, statistics
+from fdistill.evaluation import scores, statistics_files
 from fdistill.training import sharding
 
 
@@ -39,7 +39,7 @@ def make_statistics(
     Raises:
       UserError: on whatever the user can mend; nothing has been written then.
     """
-    statistics.vacant(out)  # Before an hour of features, not after it.
+    statistics_files.vacant(out)  # Before an hour of features, not after it.
     usual = 'all' if config['data']['name'] == 'image_folder' else 'train'
     split = split or usual
     if split == 'all':
@@ -62,5 +62,5 @@ def make_statistics(
         progress=not quiet,
     )
     if jax.process_index() == 0:
-        statistics.write(out, made)
+        statistics_files.write(out, made)
     return made

@@ -3,6 +3,8 @@ check-data`."""
 
 import hashlib
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -28,7 +30,9 @@ ROWS, COLUMNS, TILE = (
 )  # of the contact sheet; pixels of an image in it, at least and at most
 
 
-def check(load, folder=None):
+def check(
+    load: Callable[[str], sources.Source], folder: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], sources.Source | None]:
     """Looks at both splits of a data set.
 
     Exact duplicates have the same decoded pixels. Near duplicates are pairs of images whose pixels
@@ -105,7 +109,7 @@ def check(load, folder=None):
     return report, train
 
 
-def unusable(path):
+def unusable(path: disk.Path) -> list[str]:
     """Every reason why a folder or zip of images cannot be trained on: [line], empty if there is
     none."""
     shapes = {}
@@ -249,7 +253,8 @@ def _errors(loaded, splits):
     lines = []
     if len(shapes) > 1:
         lines.append(
-            f'the splits differ in the shape of a sample, {" and ".join(map(str, sorted(shapes)))}: make all the same'
+            'the splits differ in the shape of a sample, '
+            f'{" and ".join(map(str, sorted(shapes)))}: make all the same'
         )
     for split, numbers in splits.items():
         bad = numbers.get('not_finite')
@@ -357,7 +362,8 @@ def _warnings(report):
     lines, splits = [], report['splits']
     if 'held_out' not in splits:
         lines.append(
-            'held_out is empty, so that nothing can be evaluated: add images, or hold out a larger part'
+            'held_out is empty, so that nothing can be evaluated: add images, or hold out a larger '
+            'part'
         )
     for split, numbers in splits.items():
         counts = numbers['classes']
@@ -371,25 +377,30 @@ def _warnings(report):
         )
         if counts[most] > IMBALANCE * counts[least]:
             lines.append(
-                f'{split}: classes are imbalanced: {counts[most]} samples of {most}, {counts[least]} of {least}'
+                f'{split}: classes are imbalanced: {counts[most]} samples of {most}, '
+                f'{counts[least]} of {least}'
             )
         if numbers.get('constant'):
             lines.append(
-                f'{split}: {len(numbers["constant"])} images have one colour alone: {_some(numbers["constant"])}'
+                f'{split}: {len(numbers["constant"])} images have one colour alone: '
+                f'{_some(numbers["constant"])}'
             )
     train = splits['train']
     if 'levels' in train:
         if train['max'] <= train['levels'] // 2:
             lines.append(
-                f'train: the largest grey level is {train["max"]} of {train["levels"]}: were the images scaled to it?'
+                f'train: the largest grey level is {train["max"]} of {train["levels"]}: were the '
+                'images scaled to it?'
             )
         if train['channels_equal']:
             lines.append(
-                'train: the channels of every image are equal: convert the images to grey, which is cheaper'
+                'train: the channels of every image are equal: convert the images to grey, which '
+                'is cheaper'
             )
         if train['height'] != train['width']:
             lines.append(
-                f'images of {train["width"]}x{train["height"]} are not square, as the convolutional networks need them'
+                f'images of {train["width"]}x{train["height"]} are not square, as the '
+                'convolutional networks need them'
             )
     for kind, what, sign in (
         ('exact', 'groups of equal samples', ' = '),
@@ -451,7 +462,7 @@ POINT_ROWS = {
 }
 
 
-def text(report):
+def text(report: Mapping[str, Any]) -> str:
     """A report of `check` in words: a table, and what was found."""
     splits, duplicates = report['splits'], report['duplicates']
     parts = [[report['name']]]
@@ -490,7 +501,7 @@ def _more(count):
     return [f'  ... and {count - SHOWN} more, all in check_data.json'] if count > SHOWN else []
 
 
-def sheet(source, classes):
+def sheet(source: sources.Source, classes: Mapping[str, int]) -> np.ndarray | None:
     """A picture of a few samples, always the same ones of the same data: a row a class; of points a
     scatter plot.
 
@@ -552,13 +563,15 @@ def _small(source, indices):
     )
 
 
-def within(out, path):
+def within(out: disk.Path, path: disk.Path) -> bool:
     """Whether a folder to write to is part of a folder of images, which would then hold more than
     images."""
     return pathlib.Path(out).resolve().is_relative_to(pathlib.Path(path).resolve())
 
 
-def write(out, report, train):
+def write(
+    out: disk.Path, report: Mapping[str, Any], train: sources.Source | None
+) -> list[pathlib.Path]:
     """Writes check_data.json, a report of `check`, and contact_sheet.png, some of the train split
     -> their paths.
 

@@ -58,7 +58,8 @@ def batches(
         raise ValueError(f'data set {source.name!r} is empty: give at least one sample')
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
-            f'batch_size={batch_size}: must be positive and divisible by the {process_count} processes'
+            f'batch_size={batch_size}: must be positive and divisible by the {process_count} '
+            'processes'
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f'process_index={process_index}: must be in 0..{process_count - 1}')

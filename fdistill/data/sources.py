@@ -11,7 +11,7 @@ import re
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -53,8 +53,8 @@ class Source(NamedTuple):
       resolution.
     """
 
-    images: Any
-    labels: Any
+    images: np.ndarray
+    labels: np.ndarray
     num_classes: int
     levels: int
     name: str
@@ -67,7 +67,7 @@ class Source(NamedTuple):
         return label | {name: np.asarray(values[index]) for name, values in self.given.items()}
 
 
-def to_float(images, levels):
+def to_float(images: np.ndarray, levels: int) -> np.ndarray:
     """Grey levels to numbers: x = 2 u / levels - 1.
 
     Args:
@@ -80,7 +80,7 @@ def to_float(images, levels):
     return images / np.float32(levels / 2) - np.float32(1) if levels else images
 
 
-def to_levels(images, levels):
+def to_levels(images: np.ndarray, levels: int) -> np.ndarray:
     """Numbers to grey levels, rounding half up: u = clip(floor((x + 1) levels / 2 + 1/2), 0,
     levels).
 
@@ -98,7 +98,7 @@ def to_levels(images, levels):
     return np.clip(np.floor(scaled), 0, levels).astype(np.uint8)
 
 
-def quantise(images, levels):
+def quantise(images: np.ndarray, levels: int) -> np.ndarray:
     """What remains of samples stored as images: `to_float(to_levels(x))`, the nearest of levels + 1
     values in [-1, 1].
 
@@ -112,7 +112,7 @@ def quantise(images, levels):
     return to_float(to_levels(images, levels), levels) if levels else np.asarray(images, np.float32)
 
 
-def load(name, split='train', **options):
+def load(name: str, split: str = 'train', **options) -> Source:
     """Loads a split of a data set.
 
     Args:
@@ -130,7 +130,7 @@ def load(name, split='train', **options):
     return pick(SOURCES, name, 'data set')(split, **options)
 
 
-def fingerprint(source):
+def fingerprint(source: Source) -> str:
     """Hex SHA-256 of images, labels and grey levels: equal exactly if the data is."""
     header = (source.images.shape, str(source.images.dtype), source.num_classes, source.levels)
     digest = hashlib.sha256(repr(header).encode())
@@ -139,7 +139,7 @@ def fingerprint(source):
     return digest.hexdigest()
 
 
-def digits(split):
+def digits(split: str) -> Source:
     """The 1797 handwritten digits that come with scikit-learn, uint8 [N, 8, 8, 1] with levels
     0..16, ten classes.
 
@@ -207,15 +207,15 @@ MIXTURES = {
 }
 
 
-def mixture_parameters(name):
+def mixture_parameters(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, means and standard deviations of a named mixture of round Gaussians, in the plane
-    where not said otherwise.
+    unless said otherwise.
 
-    'ring': 8 equal modes on the unit circle, std 0.1. 'grid': 5 x 5 equal modes 0.5 apart, std
-      0.08. 'two_modes':
-    weight 0.4 at (-1, 0) and 0.6 at (1, 0), std 0.2. On the line, 'pair': weight 0.4 at -1 and 0.6
-    at 1, std 0.25. 'triangle': weights 0.2, 0.3, 0.5 at the corners of a triangle on the unit
-    circle, std 0.25.
+    'ring': 8 equal modes on the unit circle, std 0.1.
+    'grid': 5 x 5 equal modes 0.5 apart, std 0.08.
+    'two_modes': weight 0.4 at (-1, 0) and 0.6 at (1, 0), std 0.2.
+    'pair': on the line, weight 0.4 at -1 and 0.6 at 1, std 0.25.
+    'triangle': weights 0.2, 0.3, 0.5 at the corners of a triangle on the unit circle, std 0.25.
 
     Returns:
       (weights [K], means [K, D], stds [K]), float64; weights sum to 1.
@@ -226,7 +226,9 @@ def mixture_parameters(name):
     return pick(MIXTURES, name, 'mixture')()
 
 
-def mixture(split, mixture='ring', n=50000, seed=0, labelled=True):
+def mixture(
+    split: str, mixture: str = 'ring', n: int = 50000, seed: int = 0, labelled: bool = True
+) -> Source:
     """Points of a named mixture, drawn once: float32 [n, D], levels 0.
 
     Args:
@@ -291,7 +293,8 @@ def tfds(
     except Exception as error:
         where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
         raise UserError(
-            f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it there '
+            f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it '
+            'there '
             "with file_format='array_record'"
         ) from error
     full_name, features = builder.info.full_name, builder.info.features
@@ -336,7 +339,7 @@ def _named(read, argument, name):
         raise UserError(f'{name} {error}') from error
 
 
-def decode(data):
+def decode(data: bytes) -> np.ndarray:
     """The pixels of an encoded image; the one rule of what is an image of a data set.
 
     Args:
@@ -378,7 +381,8 @@ def decode(data):
             else 'a transparent colour'
         )
         raise UserError(
-            f'has {"16 bits" if deep else kind} (pixels of kind {mode}): convert it to 8-bit grey or RGB'
+            f'has {"16 bits" if deep else kind} (pixels of kind {mode}): convert it to 8-bit grey '
+            'or RGB'
         )
     return array.reshape(array.shape[:2] + (IMAGE_MODES[mode],))
 
@@ -386,25 +390,26 @@ def decode(data):
 class Files(NamedTuple):
     """The images of a folder or a zip, none of them decoded yet.
 
-    name: of the folder or zip. names: of the images, paths within it, sorted. labels: [class] of
-      each.
-    classes: names of the classes, empty if there is but one. identity: [printable] of each, another
-      if it changes.
-    image(name) -> uint8 [H, W, C], or a UserError to follow the name. problems: [(name, what is
-      wrong)] of the rest.
+    name: of the folder or zip.
+    names: of the images, paths within it, sorted.
+    labels: class of each image.
+    classes: names of the classes, empty if there is but one.
+    identity: something printable for each image, which changes when the image does.
+    image: name -> uint8 [H, W, C], or a UserError whose message follows the name.
+    problems: [(name, what is wrong)] of all other files.
     """
 
     name: str
-    names: list
-    labels: list
-    classes: list
-    identity: list
-    image: Callable
-    problems: list
+    names: list[str]
+    labels: list[int]
+    classes: list[str]
+    identity: list[Any]
+    image: Callable[[str], np.ndarray]
+    problems: list[tuple[str, str]]
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened(path: disk.Path) -> Iterator[Files]:
     """The `Files` of a folder or, read in place, of a zip: `with opened(path) as files`.
 
     Sub-folders are the classes, in order of their names; a folder without sub-folders is a single
@@ -423,14 +428,16 @@ def opened(path):
             archive = zipfile.ZipFile(root)
         except Exception as error:  # Of damaged zips zipfile raises all sorts.
             raise UserError(
-                f'{str(path)!r} is no zip that can be opened ({_reason(error)}): give a folder or a zip of '
+                f'{str(path)!r} is no zip that can be opened ({_reason(error)}): give a folder or '
+                'a zip of '
                 'PNG or JPEG files'
             ) from error
         with archive:
             yield _sorted_out(root, *_archive(archive))
     else:
         raise UserError(
-            f'image folder {str(path)!r} does not exist: give a folder or a zip of PNG or JPEG files'
+            f'image folder {str(path)!r} does not exist: give a folder or a zip of PNG or JPEG '
+            'files'
         )
 
 
@@ -594,7 +601,8 @@ def image_folder(split: str, path: Annotated[str, Place], held_out: float = 0.1)
         chosen = [i for i, name in enumerate(files.names) if split_of(name, held_out) == split]
         if not chosen:
             raise UserError(
-                f'image folder {str(path)!r} has no images for {split!r}: put more PNG or JPEG files there'
+                f'image folder {str(path)!r} has no images for {split!r}: put more PNG or JPEG '
+                'files there'
             )
 
         def read(start, stop):
@@ -612,7 +620,7 @@ def image_folder(split: str, path: Annotated[str, Place], held_out: float = 0.1)
         return Source(images, labels, max(len(files.classes), 1), 255, files.name)
 
 
-def split_of(name, held_out):
+def split_of(name: str, held_out: float) -> str:
     """The split that an image of a folder belongs to, by its path within the folder."""
     return 'held_out' if _unit_hash(name) < held_out else 'train'
 
@@ -660,7 +668,8 @@ def _decoded(name, identity, count, read, where, chunk=1000):
                     for i, image in enumerate(block, start):
                         if image.shape != shape or image.dtype != np.uint8:
                             raise UserError(
-                                f'{where(i)} of {name!r} is {image.dtype} {image.shape}, but the first is '
+                                f'{where(i)} of {name!r} is {image.dtype} {image.shape}, but the '
+                                'first is '
                                 f'uint8 {shape}: make all images the same size and kind'
                             )
                         images[i] = image

@@ -10,14 +10,43 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from fdistill.data.sources import MIXTURES, mixture_parameters, quantise, to_float
+from fdistill.data.sources import MIXTURES, Source, mixture_parameters, quantise, to_float
 from fdistill.evaluation import features, metrics
 from fdistill.evaluation.frechet import Moments, frechet_distance
-from fdistill.evaluation.protocol import Protocol
+from fdistill.evaluation.protocol import Measure, Protocol
 
 # Memorisation is measured on at most so many images: beyond that the search takes long and the mean
 # hardly changes.
 SEARCHED = 2000
+
+
+# What the numbers of own features are: the distances, which a report ranks by first, and others.
+DISTANCES = {
+    'fd_held_out': Measure('Fréchet distance to held-out data', 'squared classifier features', -1),
+    'fd_train': Measure('Fréchet distance to training data', 'squared classifier features', -1),
+}
+OTHERS = {
+    'pixel_fd': Measure(
+        'Fréchet distance of the samples themselves', 'squared units of the data', -1
+    ),
+    'kl': Measure('KL divergence of the shares of the modes', 'nats', -1),
+    'modes': Measure('modes covered', 'count', 1),
+    'high_quality': Measure('samples within 3 std of a mode', 'share', 1),
+    'within': Measure('width of a mode', 'of the true width', 0, '.974 is exact in the plane'),
+    'spread': Measure(
+        'standard deviation of the samples', "of the data's", 0, '1 is that of the data'
+    ),
+    'accuracy': Measure('samples seen in their class', 'share', 1),
+    'diversity': Measure(
+        'standard deviation within a class', 'grey range [-1, 1]', 0, 'that of the data is best'
+    ),
+    'nn_ratio': Measure(
+        'distance to the nearest training image',
+        'of that of held-out images',
+        0,
+        '1: new, 0: copies',
+    ),
+}
 
 
 class Reference(NamedTuple):
@@ -31,14 +60,14 @@ class Reference(NamedTuple):
       SEARCHED held-out images; None for points.
     """
 
-    train: Any
-    held_out: Any
-    features: tuple
-    moments: dict
-    held_out_distance: Any
+    train: Source
+    held_out: Source
+    features: tuple[features.Features, ...]
+    moments: Mapping[tuple[str, str], Moments]
+    held_out_distance: float | None
 
 
-def reference(train, held_out, seed=0, progress=True):
+def reference(train: Source, held_out: Source, seed: int = 0, progress: bool = True) -> Reference:
     """Prepares the comparison with real data; trains the classifier unless it is in the cache.
 
     Args:
@@ -55,7 +84,8 @@ def reference(train, held_out, seed=0, progress=True):
     one, other = ((s.images.shape[1:], s.levels, s.num_classes) for s in (train, held_out))
     if one != other:
         raise ValueError(
-            f'train has (shape, levels, classes) {one}, held_out {other}: give two splits of one data set'
+            f'train has (shape, levels, classes) {one}, held_out {other}: give two splits of one '
+            'data set'
         )
     pixels = features.get('pixels', train)
     if train.images.ndim == 2:
@@ -129,7 +159,8 @@ def sample(
         seconds.append(time.perf_counter() - began)
         if batch.shape != drawn.shape:
             raise ValueError(
-                f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: they must be equal'
+                f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: they must be '
+                'equal'
             )
         if not np.isfinite(batch).all():
             raise ValueError(
@@ -139,7 +170,7 @@ def sample(
     return np.concatenate(made), len(seconds) * float(np.median(seconds))
 
 
-def check(samples=2000, seed=0, batch_size=500):
+def check(samples: int = 2000, seed: int = 0, batch_size: int = 500) -> None:
     """Checks what a config sets of `evaluate`, before there is anything to evaluate.
 
     Raises:
@@ -154,26 +185,26 @@ def check(samples=2000, seed=0, batch_size=500):
 
 
 def evaluate(
-    generate,
-    train,
-    held_out,
+    generate: Callable[..., Any],
+    train: Source,
+    held_out: Source,
     *,
-    nfe,
-    samples=2000,
-    seed=0,
-    batch_size=500,
-    progress=True,
-    against=None,
-):
+    nfe: int,
+    samples: int = 2000,
+    seed: int = 0,
+    batch_size: int = 500,
+    progress: bool = True,
+    against: Reference | None = None,
+) -> dict[str, Any]:
     """Samples a generator and measures it.
 
     Args:
       generate: (noise float32 [B, ...], condition) -> samples [B, ...], see `sample`.
       train, held_out: Sources of the data it was trained on.
       nfe: network evaluations of one `generate`, for the row.
-      samples: number of samples. Sample i has label i mod num_classes; for points, or where there is
-        more to a condition, it has that of training sample i mod N, since the classes of a mixture
-        need not be equally frequent.
+      samples: number of samples. Sample i has label i mod num_classes; for points, or where there
+        is more to a condition, it has that of training sample i mod N, since the classes of a
+        mixture need not be equally frequent.
       seed: integer >= 0, of the noise.
       batch_size: samples generated at once.
       progress: show a bar if it takes longer than two seconds.
@@ -205,7 +236,7 @@ def evaluate(
     return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
 
 
-def numbers(row):
+def numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     """{name: number} of what was measured in a row; its other entries tell when, how fast and
     how."""
     return {
@@ -215,7 +246,15 @@ def numbers(row):
     }
 
 
-def reference_rows(train, held_out, *, samples=2000, seed=0, against=None, progress=True):
+def reference_rows(
+    train: Source,
+    held_out: Source,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    against: Reference | None = None,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
     """The numbers that real data gets, for context.
 
     Args:
@@ -262,7 +301,7 @@ def _conditions(train, samples):
 
 
 @functools.partial(jax.jit, static_argnames='shape')
-def noise(seed, index, shape):
+def noise(seed: int, index: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal noise [B, *shape] of the samples with the indices [B]."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

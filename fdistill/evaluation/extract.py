@@ -2,7 +2,8 @@
 image is lost or counted twice."""
 
 import sys
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,60 +13,36 @@ from jax.experimental import multihost_utils
 from fdistill.errors import UserError
 from fdistill.evaluation import protocol
 from fdistill.evaluation.frechet import Moments
-from fdistill.networks import inception, vit
+from fdistill.files import disk
 from fdistill.training import sharding
 from fdistill.weights import store
+from fdistill.weights.detectors import DETECTORS
 
 CHUNK = 4
 ROWS = 64
-LINE = '{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, {remaining} left\n'
+LINE = (
+    '{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, '
+    '{remaining} left\n'
+)
 # Rows that are summed at once: adding a batch of a few costs as much as one of these.
 BLOCK = 2000
 
 
-class Detector(NamedTuple):
-    """A frozen feature network as a protocol feeds it.
+class Extractor(NamedTuple):
+    """A detector as a protocol feeds it.
 
-    name: a key of NETWORKS. sha256: of its weights. apply(grey [b,H,W,C]) -> {name of features:
-      float32 [b, d]}, numpy: this
-    process's part of a batch, uint8 or float in 0..255.
+    name: a key of DETECTORS.
+    sha256: of its weights.
+    apply: (grey [b, H, W, C], numpy, this process's part of a batch, uint8 or float in 0..255) ->
+      {output: float32 [b, d]}.
     """
 
     name: str
     sha256: str
-    apply: Callable[..., Any]
+    apply: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-class _Network(NamedTuple):
-    shapes: Callable[..., Any]
-    from_arrays: Callable[..., Any]
-    apply: Callable[..., Any]
-
-
-def _inception(chunk):
-    return _Network(
-        inception.shapes,
-        inception.from_arrays,
-        lambda params, x: inception.apply(params, x, chunk)._asdict(),
-    )
-
-
-def _dinov2(chunk):
-    network = vit.vit()
-    return _Network(
-        network.shapes, network.from_arrays, lambda params, x: {'pool': network.apply(params, x)}
-    )
-
-
-# Detector -> (images at a time) -> its network; features: 'pool' for distances, 'spatial' for sFID,
-# 'logits' for the inception score.
-NETWORKS = {
-    'inception': _inception,
-    'dinov2': _dinov2,
-}
-
-
-def detector(rules, path, mesh):
+def detector(rules: protocol.Rules, path: disk.Path, mesh: jax.sharding.Mesh) -> Extractor:
     """The feature network of a protocol.
 
     Args:
@@ -75,7 +52,7 @@ def detector(rules, path, mesh):
         them.
 
     Returns:
-      Detector.
+      Extractor.
 
     Raises:
       UserError: no such file, weights of another network, or a damaged file.
@@ -83,14 +60,15 @@ def detector(rules, path, mesh):
     # In small pieces the layers stay in the cache of a CPU; an accelerator, or a batch split over
     # devices, wants it whole.
     alone_on_cpu = mesh.size == 1 and jax.default_backend() == 'cpu'
-    network = NETWORKS[rules.detector](CHUNK if alone_on_cpu else None)
+    network = DETECTORS[rules.detector].network(CHUNK if alone_on_cpu else None)
     if not path:
         maker = f'fdistill convert {rules.detector} SRC FILE'
         raise UserError(f'detector: the protocol {rules.name!r} needs weights, made by `{maker}`')
     arrays, metadata = store.load(path)
     if metadata.get('kind') != rules.detector:
         raise UserError(
-            f'{path}: holds weights {metadata.get("kind")!r}; the protocol {rules.name!r} needs {rules.detector!r}'
+            f'{path}: holds weights {metadata.get("kind")!r}; the protocol {rules.name!r} needs '
+            f'{rules.detector!r}'
         )
     try:
         store.check(arrays, network.shapes())
@@ -109,10 +87,10 @@ def detector(rules, path, mesh):
         values = run(params, jax.make_array_from_process_local_data(by_batch, np.asarray(grey)))
         return {name: local_rows(value) for name, value in values.items()}
 
-    return Detector(rules.detector, metadata['content_sha256'], apply)
+    return Extractor(rules.detector, metadata['content_sha256'], apply)
 
 
-def local_rows(array):
+def local_rows(array: jax.Array) -> np.ndarray:
     """The rows of a global array, split by `sharding.batch_sharding`, that this process has; numpy,
     in their order."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
@@ -123,13 +101,21 @@ class Collected(NamedTuple):
     """Of all processes: moments {name: Moments} and features {name: float32 [N, d]}, in the order
     of the images."""
 
-    moments: dict
-    features: dict
+    moments: Mapping[str, Moments]
+    features: Mapping[str, np.ndarray]
 
 
 def collect(
-    images, total, features, *, batch_size, devices=1, keep=(), title='features', progress=True
-):
+    images: Callable[[np.ndarray], np.ndarray],
+    total: int,
+    features: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    *,
+    batch_size: int,
+    devices: int = 1,
+    keep: Iterable[str] = (),
+    title: str = 'features',
+    progress: bool = True,
+) -> Collected:
     """Features of images 0..total-1.
 
     Each batch is split over the processes; the last is padded, and what is padding is left out of
@@ -138,7 +124,7 @@ def collect(
     Args:
       images: (index int [b]) -> what `features` takes, of the images with these indices.
       total: number of images, >= 2.
-      features: -> {name: [b, d]}, as `Detector.apply`.
+      features: -> {name: [b, d]}, as `Extractor.apply`.
       batch_size: images at once, on all devices of all processes; rounded up to a multiple of
         `devices`.
       devices: over which `features` splits a batch.

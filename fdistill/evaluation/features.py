@@ -4,7 +4,8 @@ pixels."""
 import hashlib
 import itertools
 import zipfile
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import tqdm
 
 from fdistill.data import cache
 from fdistill.data.pipeline import batches
-from fdistill.data.sources import fingerprint, to_float
+from fdistill.data.sources import Source, fingerprint, to_float
 from fdistill.errors import pick
 from fdistill.files import disk
 from fdistill.networks.classifier import classifier
@@ -30,16 +31,16 @@ class Features(NamedTuple):
     """Features of images, and the classes that a classifier sees in them.
 
     name: what the features are called in a protocol.
-    apply(images float[B,...] in [-1,1]) -> float32 [B, d], numpy.
-    classify(images) -> logits float32 [B, classes], numpy; None where there is no classifier.
+    apply: images float [B, ...] in [-1, 1] -> float32 [B, d], numpy.
+    classify: images -> logits float32 [B, classes], numpy; None where there is no classifier.
     """
 
     name: str
-    apply: Callable[..., Any]
-    classify: Any
+    apply: Callable[[np.ndarray], np.ndarray]
+    classify: Callable[[np.ndarray], np.ndarray] | None
 
 
-def get(name, source, **options):
+def get(name: str, source: Source, **options) -> Features:
     """Builds the features FEATURES[name] for a data set.
 
     Args:
@@ -53,7 +54,7 @@ def get(name, source, **options):
     return pick(FEATURES, name, 'features')(source, **options)
 
 
-def pixel_features(source):
+def pixel_features(source: Source) -> Features:
     """The pixels (or coordinates) themselves, flattened; no classifier."""
     return Features(
         'pixels', lambda images: np.asarray(images, np.float32).reshape(len(images), -1), None
@@ -61,8 +62,14 @@ def pixel_features(source):
 
 
 def classifier_features(
-    source, seed=0, steps=1500, batch_size=128, noise=0.2, learning_rate=3e-3, progress=True
-):
+    source: Source,
+    seed: int = 0,
+    steps: int = 1500,
+    batch_size: int = 128,
+    noise: float = 0.2,
+    learning_rate: float = 3e-3,
+    progress: bool = True,
+) -> Features:
     """Last hidden layer, before its activation and scaled to unit std over the training split, of a
     small classifier.
 

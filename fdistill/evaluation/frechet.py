@@ -1,12 +1,11 @@
 """Frechet distance of two Gaussians, its limit for many samples, and the moments it needs, in
 float64 on the host."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 import tqdm
-from scipy import stats
 
 
 class Moments(NamedTuple):
@@ -25,15 +24,15 @@ class Moments(NamedTuple):
     """
 
     count: int
-    mean: Any
-    scatter: Any
+    mean: np.ndarray
+    scatter: np.ndarray
 
     @classmethod
-    def empty(cls, d):
+    def empty(cls, d: int) -> 'Moments':
         """Moments of no features of d dimensions."""
         return cls(0, np.zeros(d), np.zeros((d, d)))
 
-    def update(self, features):
+    def update(self, features: np.ndarray) -> 'Moments':
         """Adds features [B, d] -> Moments; ValueError if they are not finite or not [B, d]."""
         features = np.asarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != len(self.mean):
@@ -48,7 +47,7 @@ class Moments(NamedTuple):
         centred = features - mean
         return self.merge(Moments(len(features), mean, centred.T @ centred))
 
-    def merge(self, other):
+    def merge(self, other: 'Moments') -> 'Moments':
         """Moments of the union of two disjoint sets; ValueError if their dimensions differ."""
         if len(other.mean) != len(self.mean):
             raise ValueError(
@@ -67,7 +66,7 @@ class Moments(NamedTuple):
         return Moments(count, mean, scatter)
 
     @property
-    def covariance(self):
+    def covariance(self) -> np.ndarray:
         """scatter / (count - 1), float64 [d, d]; ValueError for fewer than two features."""
         if self.count < 2:
             raise ValueError(
@@ -91,7 +90,9 @@ class Extrapolation(NamedTuple):
     error: float
 
 
-def frechet_distance(mu1, sigma1, mu2, sigma2):
+def frechet_distance(
+    mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray
+) -> float:
     """Squared Frechet (2-Wasserstein) distance of N(mu1, sigma1) and N(mu2, sigma2).
 
     d^2 = |mu1 - mu2|^2 + tr(sigma1) + tr(sigma2) - 2 tr((sigma1 sigma2)^(1/2))
@@ -119,7 +120,15 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     return float(max(_distance(mu1, _factor(sigma1), mu2, _factor(sigma2)), 0.0))
 
 
-def frechet_infinity(features, mu, sigma, smallest=5000, points=15, seed=0, progress=True):
+def frechet_infinity(
+    features: np.ndarray,
+    mu: np.ndarray,
+    sigma: np.ndarray,
+    smallest: int = 5000,
+    points: int = 15,
+    seed: int = 0,
+    progress: bool = True,
+) -> Extrapolation:
     """Frechet distance to N(mu, sigma) that infinitely many features would have: FID-infinity.
 
     The distance of N features is biased by about slope / N, a slope that differs between models. It
@@ -145,6 +154,8 @@ def frechet_infinity(features, mu, sigma, smallest=5000, points=15, seed=0, prog
     Reference: Chong and Forsyth, Effectively unbiased FID and Inception Score, CVPR 2020, and their
     code, mchong6/FID_IS_infinity, score_infinity.py.
     """
+    from scipy import stats  # Half a second, which nothing else here needs.
+
     features = np.asarray(features)
     if points < 15:
         raise ValueError(f'points={points}: the line needs at least 15')
@@ -154,7 +165,8 @@ def frechet_infinity(features, mu, sigma, smallest=5000, points=15, seed=0, prog
     if not d < smallest < count:
         # Below d the covariance is singular and the distance no line in 1 / N.
         raise ValueError(
-            f'smallest={smallest} of {count} features in {d} dimensions: must be above {d}, below {count}'
+            f'smallest={smallest} of {count} features in {d} dimensions: must be above {d}, below '
+            f'{count}'
         )
     mu, sigma, _, _ = _checked(mu, sigma, np.zeros(d), np.zeros((d, d)))
     factor = _factor(sigma)

@@ -9,7 +9,14 @@ import tqdm
 from fdistill.evaluation.metrics import feature_pair
 
 
-def kid(samples, reference, subsets=100, subset_size=1000, seed=0, progress=True):
+def kid(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[float, float]:
     """Kernel inception distance: unbiased squared MMD with a cubic kernel, averaged over random
     subsets.
 
@@ -64,7 +71,13 @@ def kid(samples, reference, subsets=100, subset_size=1000, seed=0, progress=True
     return float(np.mean(values)), float(np.std(values))
 
 
-def mmd_rbf(samples, reference, sigma=10.0, block=2000, progress=True):
+def mmd_rbf(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    sigma: float = 10.0,
+    block: int = 2000,
+    progress: bool = True,
+) -> float:
     """Squared MMD with a Gaussian kernel between directions of features, times 1000: CMMD if they
     are CLIP's.
 

@@ -7,7 +7,7 @@ from scipy import special
 from fdistill.data.sources import to_float
 
 
-def accuracy(logits, labels):
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of samples that the classifier sees in the class they were asked for.
 
     Args:
@@ -20,7 +20,9 @@ def accuracy(logits, labels):
     return float((np.argmax(logits, axis=1) == labels).mean())
 
 
-def inception_score(logits, splits=10, seed=None):
+def inception_score(
+    logits: np.ndarray, splits: int = 10, seed: int | None = None
+) -> tuple[float, float]:
     """Inception score: how sure a classifier is of each sample, and how evenly the samples fill its
     classes.
 
@@ -69,7 +71,7 @@ def inception_score(logits, splits=10, seed=None):
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def diversity(images, labels):
+def diversity(images: np.ndarray, labels: np.ndarray) -> float:
     """Standard deviation of a pixel within a class, averaged over pixels and then over the classes
     that occur.
 
@@ -86,7 +88,9 @@ def diversity(images, labels):
     )
 
 
-def nearest_neighbour(samples, train, levels=0, block=2000):
+def nearest_neighbour(
+    samples: np.ndarray, train: np.ndarray, levels: int = 0, block: int = 2000
+) -> np.ndarray:
     """Distance of each sample to its nearest training image, over pixels in [-1, 1].
 
     min_j |x_i - t_j|_2
@@ -121,7 +125,9 @@ def nearest_neighbour(samples, train, levels=0, block=2000):
     return np.linalg.norm(samples.astype(np.float64) - matches, axis=1)
 
 
-def nn_ratio(samples, train, held_out_distance, levels=0):
+def nn_ratio(
+    samples: np.ndarray, train: np.ndarray, held_out_distance: float, levels: int = 0
+) -> float:
     """Mean distance to the nearest training image, against that of real images that were not
     trained on.
 
@@ -140,7 +146,7 @@ def nn_ratio(samples, train, held_out_distance, levels=0):
     return float(nearest_neighbour(samples, train, levels).mean() / held_out_distance)
 
 
-def spread(samples, train):
+def spread(samples: np.ndarray, train: np.ndarray) -> float:
     """Standard deviation of points against that of the data, sqrt(tr Cov(samples)/tr Cov(train)).
 
     Below 1 where modes are missed or too narrow; a student that can have one mode only is told by
@@ -161,7 +167,9 @@ def spread(samples, train):
     )
 
 
-def mode_coverage(samples, weights, means, stds):
+def mode_coverage(
+    samples: np.ndarray, weights: np.ndarray, means: np.ndarray, stds: np.ndarray
+) -> dict[str, float]:
     """How well points cover a mixture of round Gaussians. Each point belongs to the mode nearest in
     units of its std.
 
@@ -207,7 +215,9 @@ def mode_coverage(samples, weights, means, stds):
     }
 
 
-def feature_pair(samples, reference, fewest):
+def feature_pair(
+    samples: np.ndarray, reference: np.ndarray, fewest: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Checks two sets of features that are to be compared.
 
     Args:

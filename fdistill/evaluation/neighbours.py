@@ -6,7 +6,14 @@ import tqdm
 from fdistill.evaluation.metrics import feature_pair
 
 
-def prdc(samples, reference, k=3, k_density=5, block=2000, progress=True):
+def prdc(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    k: int = 3,
+    k_density: int = 5,
+    block: int = 2000,
+    progress: bool = True,
+) -> dict[str, float]:
     """Improved precision and recall, density and coverage of samples against real data, in one
     pass.
 

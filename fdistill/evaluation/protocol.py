@@ -1,18 +1,17 @@
 """The name of a number: what was measured, with which features, on how many samples, against what;
 published rules."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fdistill.data.sources import to_levels
 from fdistill.errors import UserError, pick
 from fdistill.evaluation.resize import RESIZERS
-
-# Features of the detectors that are the same everywhere. Grey images are repeated to the three
-# channels they take.
-DIMENSIONS = {'inception': 2048, 'dinov2': 1024}
+from fdistill.weights.detectors import DETECTORS
 
 
 class Protocol(NamedTuple):
@@ -35,10 +34,25 @@ class Protocol(NamedTuple):
     labels: str
     seed: int
 
-    def name(self, metric):
+    def name(self, metric: str) -> str:
         """Full name of a metric, e.g. 'fd[digits-clf,2k,held-out,q16,balanced,seed0]'."""
         count, rounding = short(self.samples), f'q{self.levels}' if self.levels else 'float'
-        return f'{metric}[{self.features},{count},{self.reference},{rounding},{self.labels},seed{self.seed}]'
+        parts = (self.features, count, self.reference, rounding, self.labels, f'seed{self.seed}')
+        return f'{metric}[{",".join(parts)}]'
+
+
+class Measure(NamedTuple):
+    """What a number is, for people.
+
+    title, unit: in words.
+    sign: 1 if more is better, -1 if less is, 0 if neither is.
+    ideal: said where neither is.
+    """
+
+    title: str
+    unit: str
+    sign: int
+    ideal: str = ''
 
 
 class Rules(NamedTuple):
@@ -46,7 +60,7 @@ class Rules(NamedTuple):
     is not.
 
     name: its key in PROTOCOLS.
-    detector: a key of DIMENSIONS, or 'own': features of the data itself, see `features`.
+    detector: a key of DETECTORS, or 'own': features of the data itself, see `features`.
     resize: a key of RESIZERS.
     size: pixels of either side that the detector sees; None: those of the images.
     quantisation: a key of QUANTISATIONS.
@@ -66,7 +80,7 @@ class Rules(NamedTuple):
     scaling: str
     samples: int | None
     labels: str
-    seeds: tuple
+    seeds: tuple[tuple[int, int], ...]
     headline: str
 
 
@@ -195,12 +209,12 @@ PROTOCOLS = {rules.name: rules for rules in _RULES}
 OWN = 'own-features'
 
 
-def get(name):
+def get(name: str) -> Rules:
     """Rules of the protocol `name`; UserError if there is none."""
     return pick(PROTOCOLS, name, 'protocol')
 
 
-def quantise_to_uint8(images, quantisation):
+def quantise_to_uint8(images: np.ndarray, quantisation: str) -> np.ndarray:
     """Samples to the grey levels that a program would have stored.
 
     Args:
@@ -219,7 +233,7 @@ def quantise_to_uint8(images, quantisation):
     return images if images.dtype == np.uint8 else quantise(images)
 
 
-def prepare(rules, grey):
+def prepare(rules: Rules, grey: jax.Array) -> jax.Array:
     """Grey levels to what the detector takes: resized, scaled, and in three channels.
 
     Args:
@@ -230,13 +244,13 @@ def prepare(rules, grey):
       float32 [B, size, size, 3]; for a detector 'own', the images as they are.
     """
     resized = RESIZERS[rules.resize](grey, rules.size)
-    if rules.detector in DIMENSIONS:
+    if rules.detector in DETECTORS:
         # As EDM and Pillow's convert('RGB') do.
         resized = jnp.broadcast_to(resized, (*resized.shape[:3], 3))
     return SCALINGS[rules.scaling](resized)
 
 
-def labels(rules, indices, num_classes):
+def labels(rules: Rules, indices: np.ndarray, num_classes: int) -> np.ndarray:
     """Labels of the samples with these indices; they depend on nothing else, so not on batches or
     devices.
 
@@ -251,7 +265,7 @@ def labels(rules, indices, num_classes):
     return LABELS[rules.labels](indices, num_classes).astype(np.int32)
 
 
-def number(rules, metric, first, count, reference=None):
+def number(rules: Rules, metric: str, first: int, count: int, reference: str | None = None) -> str:
     """Full name of a number, e.g. 'fid[edm,50k,cifar10,seed0-49999]'.
 
     The count in it is that of the samples; unless it is the protocol's, it stands in the metric
@@ -281,7 +295,9 @@ def number(rules, metric, first, count, reference=None):
     return f'{metric}[{",".join(parts)}]'
 
 
-def headline(rules, metric, values, reference=None):
+def headline(
+    rules: Rules, metric: str, values: Mapping[tuple[int, int], float], reference: str | None = None
+) -> tuple[str, float]:
     """What a paper reports under a protocol, from the numbers of all its seeds.
 
     Args:
@@ -321,6 +337,6 @@ def headline(rules, metric, values, reference=None):
     return f'{metric}[{",".join(parts)}]', value
 
 
-def short(count):
+def short(count: int) -> str:
     """2000 as '2k', 355 as '355'."""
     return f'{count // 1000}k' if count % 1000 == 0 else str(count)

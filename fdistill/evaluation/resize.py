@@ -9,6 +9,7 @@ Reference: Parmar, Zhang, Zhu, On Aliased Resizing and Surprising Subtleties in 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,14 @@ import numpy as np
 CUBIC = -0.5
 
 
-def legacy_positions(n, size):
+def legacy_positions(n: int, size: int) -> np.ndarray:
     """x_j = j n / size, of TensorFlow 1: no half pixel, so that images move by up to half a pixel;
     float32 [size]."""
     # In float32 as there, for the weights are fractions of it.
     return np.arange(size, dtype=np.float32) * np.float32(n / size)
 
 
-def half_pixel_positions(n, size):
+def half_pixel_positions(n: int, size: int) -> np.ndarray:
     """x_j = max((j + 1/2) n / size - 1/2, 0), of torch with align_corners=False; float32 [size]."""
     # As torch's fused multiply-add: the ratio and the result are rounded to float32, the product is
     # not.
@@ -33,7 +34,7 @@ def half_pixel_positions(n, size):
     return np.maximum((np.arange(size) + 0.5) * ratio - 0.5, 0).astype(np.float32)
 
 
-def bilinear(positions, n, size):
+def bilinear(positions: Callable[[int, int], np.ndarray], n: int, size: int) -> np.ndarray:
     """Weights of the pixels to the left and right of each position, the last pixel standing for all
     beyond it.
 
@@ -54,7 +55,7 @@ def bilinear(positions, n, size):
     return weights
 
 
-def bicubic(n, size):
+def bicubic(n: int, size: int) -> np.ndarray:
     """Weights of Keys' cubic kernel with half pixels, stretched by s = max(n / size, 1) where the
     image shrinks.
 
@@ -80,7 +81,9 @@ def bicubic(n, size):
 
 
 @functools.partial(jax.jit, static_argnames=('weights', 'size', 'clip'))
-def separable(images, size, *, weights, clip=False):
+def separable(
+    images: jax.Array, size: int, *, weights: Callable[[int, int], np.ndarray], clip: bool = False
+) -> jax.Array:
     """Resizes along both axes by weights(n, size) -> [size, n].
 
     Args:
@@ -107,7 +110,7 @@ def separable(images, size, *, weights, clip=False):
     return resized.clip(0, 255) if clip else resized
 
 
-def unchanged(images, size):
+def unchanged(images: jax.Array, size: int | None) -> jax.Array:
     """Images that have the size already, float32; any size, if `size` is None. ValueError for
     another size."""
     sides = images.shape[1:3]

@@ -2,31 +2,51 @@
 number under its name."""
 
 import pathlib
-import statistics as summary
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fdistill.data.sources import fingerprint, to_float, to_levels
+from fdistill.data.sources import Source, fingerprint, to_float, to_levels
 from fdistill.errors import UserError, pick
-from fdistill.evaluation import extract, frechet, kernels, metrics, neighbours
+from fdistill.evaluation import (
+    extract,
+    frechet,
+    kernels,
+    metrics,
+    neighbours,
+    statistics,
+    statistics_files,
+)
 from fdistill.evaluation import protocol as protocols
-from fdistill.evaluation import statistics as files
 from fdistill.evaluation.evaluate import noise
+from fdistill.evaluation.protocol import Measure
+from fdistill.evaluation.statistics import MAX_KEPT, Statistics
 from fdistill.training import sharding
+from fdistill.weights.detectors import DETECTORS
 
 
 class Metric(NamedTuple):
-    """needs: features of the samples to keep. fewest: samples it takes. compute(collected, real,
-    progress) -> {name: float}.
-    present(real): whether the `Statistics` of the real images have what it takes.
+    """What is measured under one name of `--metrics`.
+
+    compute: (Collected, Statistics of the real images, progress) -> {number: float}.
+    numbers: {number: Measure} of all that it computes under any detector.
+    needs: outputs of the detector that are to be kept of the samples.
+    fewest: samples it takes.
+    present: whether the Statistics of the real images have what this metric needs.
+    distance: a paper reports what its protocol's headline says; of others, the mean over the seeds.
+    compared: with the real images, so that their name is part of the number's.
     """
 
-    needs: tuple
-    fewest: int
-    compute: Callable[..., Any]
-    present: Callable[..., Any]
+    compute: Callable[[extract.Collected, Statistics, bool], dict[str, float]]
+    numbers: Mapping[str, Measure]
+    needs: tuple[str, ...] = ()
+    fewest: int = 2
+    present: Callable[[Statistics], bool] = lambda real: True
+    distance: bool = False
+    compared: bool = True
 
 
 def _fid(collected, real, progress):
@@ -39,8 +59,7 @@ def _fid(collected, real, progress):
 
 
 def _frechet_name(real):
-    """The I in FID is Inception's."""
-    return 'fid' if real.detector == 'inception' else 'fd'
+    return DETECTORS[real.detector].distance
 
 
 def _sfid(collected, real, progress):
@@ -77,33 +96,92 @@ def _infinity(collected, real, progress):
     return {f'{_frechet_name(real)}_infinity': limit.value}
 
 
-def _always(real):
-    return True
-
-
 def _kept(fewest):
     return lambda real: real.features is not None and len(real.features) >= fewest
 
 
+# In the order in which the first that was measured is what a report ranks by.
 METRICS = {
-    'fid': Metric((), 2, _fid, _always),
-    'sfid': Metric((), 2, _sfid, lambda real: real.spatial_mean is not None),
-    'is': Metric(('logits',), 10, _inception_score, lambda real: real.detector == 'inception'),
-    'kid': Metric(('pool',), 1000, _kid, _kept(1000)),
-    'prdc': Metric(('pool',), 6, _prdc, _kept(6)),
-    'mmd': Metric(('pool',), 2, _mmd, _kept(2)),
-    'fid_infinity': Metric(('pool',), 5001, _infinity, _always),
+    'fid': Metric(
+        _fid,
+        {
+            'fid': Measure('Fréchet inception distance', 'squared features', -1),
+            'fd': Measure('Fréchet distance of published features', 'squared features', -1),
+        },
+        distance=True,
+    ),
+    'fid_infinity': Metric(
+        _infinity,
+        {
+            'fid_infinity': Measure(
+                'Fréchet inception distance for infinitely many samples', 'squared features', -1
+            ),
+            'fd_infinity': Measure(
+                'Fréchet distance for infinitely many samples', 'squared features', -1
+            ),
+        },
+        needs=('pool',),
+        fewest=5001,
+        distance=True,
+    ),
+    'sfid': Metric(
+        _sfid,
+        {'sfid': Measure('Fréchet distance of spatial inception features', 'squared features', -1)},
+        present=lambda real: real.spatial_mean is not None,
+        distance=True,
+    ),
+    'kid': Metric(
+        _kid,
+        {'kid': Measure('kernel inception distance', 'squared MMD', -1)},
+        needs=('pool',),
+        fewest=1000,
+        present=_kept(1000),
+        distance=True,
+    ),
+    'mmd': Metric(
+        _mmd,
+        {'mmd': Measure('Gaussian MMD between directions of features', '1000 squared MMD', -1)},
+        needs=('pool',),
+        present=_kept(2),
+        distance=True,
+    ),
+    'is': Metric(
+        _inception_score,
+        {'is': Measure('inception score', 'effective classes', 1)},
+        needs=('logits',),
+        fewest=10,
+        present=lambda real: 'logits' in DETECTORS[real.detector].outputs,
+        compared=False,
+    ),
+    'prdc': Metric(
+        _prdc,
+        {
+            'precision': Measure('samples within the real manifold', 'share', 1),
+            'recall': Measure('real images within the manifold of samples', 'share', 1),
+            'density': Measure(
+                'real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'
+            ),
+            'coverage': Measure('real neighbourhoods that hold a sample', 'share', 1),
+        },
+        needs=('pool',),
+        fewest=6,
+        present=_kept(6),
+    ),
 }
-# Distances, of which a paper reports what its protocol's headline says; of other metrics, the mean
-# over the seeds.
-DISTANCES = ('fid', 'fd', 'sfid', 'kid', 'mmd', 'fid_infinity', 'fd_infinity')
-# Measured unless others are asked for, as far as the statistics have what it takes.
+MEASURES = {name: kind for metric in METRICS.values() for name, kind in metric.numbers.items()}
+# Measured unless others are asked for, in this order, where the statistics have what they need.
 USUAL = ('fid', 'sfid', 'is', 'kid', 'prdc')
 
 
 def check(
-    protocol, detector='', statistics='', metrics=None, samples=None, ranges=None, batch_size=100
-):
+    protocol: str,
+    detector: str = '',
+    statistics: str = '',
+    metrics: tuple[str, ...] | None = None,
+    samples: int | None = None,
+    ranges: int | None = None,
+    batch_size: int = 100,
+) -> protocols.Rules:
     """Checks settings of `evaluate` before anything is loaded.
 
     Returns:
@@ -113,10 +191,10 @@ def check(
       UserError: unknown protocol or metric, a number out of range, or a file that is not there.
     """
     rules = protocols.get(protocol)
-    if rules.detector not in extract.NETWORKS:
+    if rules.detector not in DETECTORS:
+        published = (name for name, of in protocols.PROTOCOLS.items() if of.detector in DETECTORS)
         raise UserError(
-            f'the protocol {protocol!r} is no published one; give one of '
-            f'{", ".join(name for name, of in protocols.PROTOCOLS.items() if of.detector in extract.NETWORKS)}'
+            f'the protocol {protocol!r} is no published one; give one of {", ".join(published)}'
         )
     for name in metrics or ():
         pick(METRICS, name, 'metric')
@@ -124,7 +202,8 @@ def check(
         raise UserError(f'samples={samples}: a distance needs at least two')
     if ranges is not None and not 1 <= ranges <= len(rules.seeds):
         raise UserError(
-            f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; give 1 to {len(rules.seeds)}'
+            f'ranges={ranges}: the protocol {protocol!r} has {len(rules.seeds)} ranges of seeds; '
+            f'give 1 to {len(rules.seeds)}'
         )
     if samples is not None and samples > rules.samples and ranges != 1 and len(rules.seeds) > 1:
         raise UserError(
@@ -139,23 +218,24 @@ def check(
     for what, (path, maker) in makers.items():
         if not path or not pathlib.Path(path).is_file():
             raise UserError(
-                f'{what} {path!r}: no such file; the protocol {protocol!r} needs one, made by `{maker}`'
+                f'{what} {path!r}: no such file; the protocol {protocol!r} needs one, made by '
+                f'`{maker}`'
             )
     return rules
 
 
 class Reference(NamedTuple):
-    """What samples are compared with, loaded once: `protocol.Rules`, `extract.Detector`,
+    """What samples are compared with, loaded once: `protocol.Rules`, `extract.Extractor`,
     `statistics.Statistics`."""
 
-    rules: Any
-    detector: Any
-    real: Any
+    rules: protocols.Rules
+    detector: extract.Extractor
+    real: Statistics
 
 
 def reference(
-    mesh,
-    shape,
+    mesh: jax.sharding.Mesh,
+    shape: tuple[int, ...],
     *,
     protocol: str,
     detector: str = '',
@@ -164,22 +244,22 @@ def reference(
     samples: int | None = None,
     ranges: int | None = None,
     batch_size: int = 100,
-):
+) -> Reference:
     """`Reference` of the settings of `evaluate`; whatever is wrong with them is told here, before
     there are samples."""
     rules = check(protocol, detector, statistics, metrics, samples, ranges, batch_size)
-    real = files.read(statistics, rules.detector)
+    real = statistics_files.read(statistics, rules.detector)
     network = extract.detector(rules, detector, mesh)
     _fitting(rules, network, real, shape, metrics, samples)
     return Reference(rules, network, real)
 
 
 def evaluate(
-    generate,
-    shape,
-    num_classes,
-    nfe,
-    mesh,
+    generate: Callable[..., Any],
+    shape: tuple[int, ...],
+    num_classes: int,
+    nfe: int,
+    mesh: jax.sharding.Mesh,
     *,
     protocol: str,
     detector: str = '',
@@ -189,8 +269,8 @@ def evaluate(
     ranges: int | None = None,
     batch_size: int = 100,
     progress: bool = True,
-    against=None,
-):
+    against: Reference | None = None,
+) -> dict[str, Any]:
     """`measure` with the files of a protocol.
 
     Args:
@@ -204,7 +284,7 @@ def evaluate(
         evaluation.
 
     Raises:
-      UserError: as of `check`, `measure`, `extract.detector` and `statistics.read`.
+      UserError: as of `check`, `measure`, `extract.detector` and `statistics_files.read`.
     """
     settings = {'metrics': metrics, 'samples': samples, 'ranges': ranges, 'batch_size': batch_size}
     against = against or reference(
@@ -226,19 +306,19 @@ def evaluate(
 
 
 def make_statistics(
-    source,
-    mesh,
+    source: Source,
+    mesh: jax.sharding.Mesh,
     *,
     protocol: str,
     detector: str = '',
     keep: int = 10000,
     batch_size: int = 100,
     progress: bool = True,
-):
+) -> Statistics:
     """`real_statistics` with the weights of a protocol from a file; arguments as there and of
     `evaluate`."""
     rules = protocols.get(protocol)
-    if rules.detector not in extract.NETWORKS:
+    if rules.detector not in DETECTORS:
         raise UserError(
             f'the protocol {protocol!r} needs no statistics file: it compares with the data itself'
         )
@@ -249,21 +329,21 @@ def make_statistics(
 
 
 def measure(
-    generate,
-    shape,
-    num_classes,
+    generate: Callable[..., Any],
+    shape: tuple[int, ...],
+    num_classes: int,
     *,
-    nfe,
-    rules,
-    detector,
-    real,
-    mesh,
-    names=None,
-    samples=None,
-    ranges=None,
-    batch_size=100,
-    progress=True,
-):
+    nfe: int,
+    rules: protocols.Rules,
+    detector: extract.Extractor,
+    real: Statistics,
+    mesh: jax.sharding.Mesh,
+    names: Sequence[str] | None = None,
+    samples: int | None = None,
+    ranges: int | None = None,
+    batch_size: int = 100,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Samples a generator and measures it under a published protocol.
 
     Sample i of the protocol has the noise normal(fold_in(key(0), i)) and the label that
@@ -276,7 +356,7 @@ def measure(
       num_classes: of the labels.
       nfe: network evaluations of one sample, for the row.
       rules: `protocol.Rules`.
-      detector: `extract.Detector` of these rules.
+      detector: `extract.Extractor` of these rules.
       real: `statistics.Statistics` of the real images.
       mesh: of `sharding.make_mesh`.
       names: keys of METRICS; default: those of USUAL that `real` and the number of samples allow.
@@ -327,7 +407,7 @@ def measure(
         full[key], row[key] = _reported(rules, metric, values, count, real.reference)
         if len(values) > 1:
             of = list(values.values())
-            spread[key] = {'min': min(of), 'mean': summary.fmean(of), 'std': summary.stdev(of)}
+            spread[key] = {'min': min(of), 'mean': fmean(of), 'std': stdev(of)}
     details = {
         'over_ranges': spread,
         'ranges': [{'seeds': list(seeds), **values} for seeds, values in measured.items()],
@@ -339,7 +419,7 @@ def measure(
             'count': real.count,
             'source_sha256': real.source_sha256,
             'weights_sha256': real.weights_sha256,
-            'sha256': files.digest(real),
+            'sha256': statistics.digest(real),
         },
     }
     return {**row, 'protocol': full, 'details': details}
@@ -347,17 +427,18 @@ def measure(
 
 def _reported(rules, metric, values, count, reference):
     """(full name, number) of a metric from its values by range of seeds."""
-    reference = None if metric == 'is' else reference
-    if metric in DISTANCES and set(values) == set(rules.seeds):
+    of = next(of for of in METRICS.values() if metric in of.numbers)
+    reference = reference if of.compared else None
+    if of.distance and set(values) == set(rules.seeds):
         return protocols.headline(rules, metric, values, reference)
     seeds, short = sorted(values), protocols.short(count)
     name = protocols.number(rules, metric, seeds[0][0], count, reference)
     if len(seeds) > 1:
         name = name.replace(f',{short},', f',{len(seeds)}x{short},').rpartition(',')[0] + ',mean]'
-    return name, summary.fmean(values.values())
+    return name, fmean(values.values())
 
 
-def merged(old, new):
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the metrics that an earlier one of the same weights, statistics, samples and
     checkpoint has besides."""
     row = old | new | {'protocol': old['protocol'] | new['protocol']}
@@ -369,13 +450,22 @@ def merged(old, new):
     return row | {'details': details}
 
 
-def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100, progress=True):
+def real_statistics(
+    source: Source,
+    rules: protocols.Rules,
+    detector: extract.Extractor,
+    mesh: jax.sharding.Mesh,
+    *,
+    keep: int = 10000,
+    batch_size: int = 100,
+    progress: bool = True,
+) -> Statistics:
     """Statistics of real images under a protocol, for `measure` to compare with.
 
     Args:
       source: `data.sources.Source` of images.
       rules: `protocol.Rules`.
-      detector: `extract.Detector` of these rules.
+      detector: `extract.Extractor` of these rules.
       mesh: of `sharding.make_mesh`.
       keep: features of so many images, drawn without replacement, are kept for KID, precision and
         recall; 0 for none, else at least 2. ADM compares with 10,000.
@@ -394,8 +484,8 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
         )
     if batch_size < 1:
         raise UserError(f'batch_size={batch_size}: must be >= 1')
-    if keep not in (0, *range(2, files.MAX_KEPT + 1)):
-        raise UserError(f'keep={keep}: must be 0 or from 2 to {files.MAX_KEPT}')
+    if keep not in (0, *range(2, MAX_KEPT + 1)):
+        raise UserError(f'keep={keep}: must be 0 or from 2 to {MAX_KEPT}')
 
     def grey(index):
         images = source.images[index]
@@ -425,7 +515,7 @@ def real_statistics(source, rules, detector, mesh, *, keep=10000, batch_size=100
             lambda index: grey(chosen[index]), len(chosen), keep=('pool',), title='features to keep'
         )
         kept = again.features['pool']
-    return files.make(
+    return statistics.make(
         moments['pool'],
         rules.name,
         source.name,
@@ -440,15 +530,18 @@ def _fitting(rules, detector, real, shape, names, samples):
     """UserError unless the parts of a measurement go together."""
     if len(shape) != 3 or shape[-1] not in (1, 3):
         raise UserError(
-            f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or three channels'
+            f'samples of shape {tuple(shape)}: the protocol {rules.name!r} is for images of one or '
+            'three channels'
         )
     _same(rules, detector, real)
     missing = [name for name in names or () if not METRICS[name].present(real)]
     if missing:
         kept = 0 if real.features is None else len(real.features)
         raise UserError(
-            f'{missing[0]}: the detector {real.detector!r} or the statistics of {real.reference!r}, with features of {kept} '
-            'images, have not what it takes; leave it out, or make statistics of at least 1000 images with `fdistill stats make`'
+            f'{missing[0]}: the detector {real.detector!r} or the statistics of '
+            f'{real.reference!r}, with features of {kept} '
+            'images, lack what this metric needs; leave it out, or make statistics of at least 1000 '
+            'images with `fdistill stats make`'
         )
     count = samples or rules.samples
     few = [name for name in names or () if METRICS[name].fewest > count]
@@ -459,12 +552,14 @@ def _fitting(rules, detector, real, shape, names, samples):
 def _same(rules, detector, real):
     if (real.protocol, real.detector) != (rules.name, detector.name):
         raise UserError(
-            f'statistics of {real.reference!r} are of protocol {real.protocol!r} and detector {real.detector!r}, not of '
+            f'statistics of {real.reference!r} are of protocol {real.protocol!r} and detector '
+            f'{real.detector!r}, not of '
             f'{rules.name!r} and {detector.name!r}: convert or make them under the same protocol'
         )
     if real.weights_sha256 not in (None, detector.sha256):
         raise UserError(
-            f'statistics of {real.reference!r} were made with other weights of {detector.name!r}, {real.weights_sha256[:12]} and '
+            f'statistics of {real.reference!r} were made with other weights of {detector.name!r}, '
+            f'{real.weights_sha256[:12]} and '
             f'not {detector.sha256[:12]}: make them again with these'
         )
 
@@ -479,7 +574,8 @@ def _drawn(generate, rules, shape, num_classes, mesh, first):
         samples = extract.local_rows(generate(*sharding.put_batch((z, condition), by_batch)))
         if not np.isfinite(samples).all():
             raise ValueError(
-                f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator diverged'
+                f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator '
+                'diverged'
             )
         return protocols.quantise_to_uint8(samples, rules.quantisation)
 

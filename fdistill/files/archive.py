@@ -12,7 +12,7 @@ from typing import BinaryIO
 class Refused(ValueError):
     """Why an archive is not read, beginning with a verb. `large`: it has more than was allowed."""
 
-    def __init__(self, what: str, large: bool = False):
+    def __init__(self, what: str, large: bool = False) -> None:
         super().__init__(what)
         self.large = large
 

@@ -20,8 +20,8 @@ Path = str | os.PathLike
 
 
 def write(path: Path, save: Callable[[str], Any]) -> None:
-    """Writes a file so that `path` is the old one or the new one, whole, whoever is killed or
-    writes at the same time.
+    """Writes a file so that `path` holds all of the old content or all of the new, even if this
+    process is killed or another one writes at the same time.
 
     Args:
         path: of the file; its folder is made when missing.

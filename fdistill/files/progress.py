@@ -29,7 +29,7 @@ class Progress:
         images: int = 1,
         every: float = 10.0,
         quiet: bool = False,
-    ):
+    ) -> None:
         self._total, self._images, self._every = total, images, every
         self._began = self._mark = time.monotonic()
         self._mark_step = start

@@ -4,6 +4,7 @@ Markdown, and all its numbers."""
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import tqdm
@@ -13,7 +14,12 @@ from fdistill.files import disk
 from fdistill.report import collect, page, pictures, plots, summary
 
 
-def write(paths, out=None, measure=None, quiet=False):
+def write(
+    paths: Sequence[disk.Path],
+    out: disk.Path | None = None,
+    measure: str | None = None,
+    quiet: bool = False,
+) -> dict[str, pathlib.Path]:
     """Writes report.html, report.md with its PNG files, and report.json.
 
     Args:
@@ -42,13 +48,16 @@ def write(paths, out=None, measure=None, quiet=False):
     disk.write_json(out / 'report.json', report)
     for names, drawn in zip(page.files(figures), figures):
         for name, figure in zip(names, drawn):
-            (out / name).write_bytes(figure.png)
-    (out / 'report.md').write_text(page.markdown(report, figures), encoding='utf-8')
+            disk.write_bytes(out / name, figure.png)
+    disk.write_bytes(out / 'report.md', page.markdown(report, figures).encode())
     kept = page.fitting(report, figures)
     if lost := sum(map(len, figures)) - sum(map(len, kept)):
-        note = f'{lost} figures are not in the page, which must not exceed {page.LIMIT / 1e6:g} MB; they are beside report.md.'
+        note = (
+            f'{lost} figures are not in the page, which must not exceed {page.LIMIT / 1e6:g} MB; '
+            'they are beside report.md.'
+        )
         report = report | {'notes': [*report['notes'], note]}
-    (out / 'report.html').write_text(page.html(report, kept), encoding='utf-8')
+    disk.write_bytes(out / 'report.html', page.html(report, kept).encode())
     return {name: out / name for name in ('report.html', 'report.md', 'report.json')}
 
 
@@ -66,7 +75,8 @@ def _figures(comparison, notes, quiet):
     groups = comparison['groups']
     if len(groups) > plots.MOST:
         notes.append(
-            f'figures show the first {plots.MOST} of {len(groups)} groups; the tables and report.json have all.'
+            f'figures show the first {plots.MOST} of {len(groups)} groups; the tables and '
+            'report.json have all.'
         )
     colour = {group['name']: index for index, group in enumerate(groups)}
     jobs = []
@@ -87,7 +97,10 @@ def _figures(comparison, notes, quiet):
     for key, kind in comparison['measures'].items():
         rows = [(group['name'], colour[group['name']], group['measures'][key]) for group in groups]
         if any(row[2]['mean'] is not None for row in rows):
-            caption = f'{key} ({kind["unit"]}): mean and 95 % interval over the seeds, which are the ticks.'
+            caption = (
+                f'{key} ({kind["unit"]}): mean and 95 % interval over the seeds, '
+                'which are the ticks.'
+            )
             job('measures', key, caption, plots.by_group, rows, key, kind['unit'])
     chosen = comparison['measure']
     unit = f'{chosen} ({comparison["measures"][chosen]["unit"]})'
@@ -150,8 +163,10 @@ def _figures(comparison, notes, quiet):
         ]
         if rows:
             caption = (
-                f'Distribution of {label} over the second half of the training, from the lowest fifth of the noise to the '
-                'highest: mean share of the samples in a cell with its 95 % interval over the seeds.'
+                f'Distribution of {label} over the second half of the training, from the lowest '
+                'fifth of the noise to the '
+                'highest: mean share of the samples in a cell with its 95 % interval over the '
+                'seeds.'
             )
             job('divergences', f'distribution {key}', caption, plots.distributions, rows, label)
     for key, (title, unit) in summary.STATISTICS.items():
@@ -161,7 +176,10 @@ def _figures(comparison, notes, quiet):
             if key in group['logged']
         ]
         if rows:
-            caption = f'{title} ({unit}): over the steps of a run, then mean and 95 % interval over the seeds.'
+            caption = (
+                f'{title} ({unit}): over the steps of a run, then mean and 95 % interval '
+                'over the seeds.'
+            )
             job('divergences', f'logged {key}', caption, plots.by_group, rows, title, unit)
     for key, by in comparison['quality'].items():
         unit = summary.measure(key).unit

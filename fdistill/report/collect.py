@@ -1,8 +1,9 @@
-"""From folders to runs: what each was, what became of it, what it logged."""
+"""From folders to runs: settings, results and logs."""
 
 import json
 import math
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,24 +16,30 @@ from fdistill.files import CONFIG, disk
 # Of the data: what changes neither the real data nor what samples are compared with.
 SAME_DATA = ('data.flip', 'data.data_dir', 'data.labelled')
 
+# Steps [n], {name: [n] numbers}, and seconds of training at each step, or None where unknown.
+Curves = tuple[list[int], dict[str, list[float]], list[float] | None]
+
 
 class Run(NamedTuple):
     """A run or a trial of a sweep.
 
-    name: of its folder. settings: {dotted key: value} of its config, without the seed and what
-      `build.comparable` leaves out.
-    data: those of the settings that say which data it is measured against.
-    status: done, failed or missing (no result yet). row: of its evaluation, numbers as floats, or
-      None.
-    error: of a failed trial. fingerprint: of its config, as of `sweep.fingerprint`. seconds: of the
-      whole trial, or None.
+    name: of its folder.
+    settings: {dotted key: value} of its config, without the seed and what `build.comparable` leaves
+      out.
+    data: those settings that say which data it is measured against.
+    seed: of its config, or None.
+    status: done, failed or missing (no result yet).
+    row: of its evaluation, numbers as floats, or None.
+    error: of a failed trial, or ''.
+    fingerprint: of its config, as of `sweep.fingerprint`.
+    seconds: of the whole trial, or None.
     """
 
     name: str
     folder: pathlib.Path
-    settings: dict
-    data: dict
-    seed: Any
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    seed: int | None
     status: str
     row: dict | None
     error: str
@@ -40,7 +47,7 @@ class Run(NamedTuple):
     seconds: float | None
 
 
-def runs(paths):
+def runs(paths: Iterable[disk.Path]) -> tuple[Run, ...]:
     """The runs below workdirs, each once.
 
     Args:
@@ -206,7 +213,7 @@ def _number(value):
         return math.nan
 
 
-def logged(run):
+def logged(run: Run) -> Curves:
     """What a run logged while it trained.
 
     Returns:
@@ -232,7 +239,7 @@ def _seconds(run, steps):
     return None if len(known) < 2 else [_between(known, step) for step in steps]
 
 
-def evaluated(run):
+def evaluated(run: Run) -> Curves:
     """What a run was measured to be on its way.
 
     Returns:
@@ -256,7 +263,7 @@ def evaluated(run):
     )
 
 
-def histograms(run):
+def histograms(run: Run) -> dict[str, tuple[list[float], np.ndarray]]:
     """Counts of log r and log h by noise level in the second half of the training.
 
     Returns:

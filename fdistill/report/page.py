@@ -10,7 +10,8 @@ import html as escaping
 import json
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fdistill.report import summary
 
@@ -19,8 +20,13 @@ LIMIT = 5_000_000  # bytes of a page
 
 
 class Figure(NamedTuple):
-    """part: of the page it belongs to, a key of PARTS. name: for its file. caption: for people.
-    png: bytes."""
+    """A picture of the page.
+
+    part: of the page it belongs to, a key of PARTS.
+    name: for its file.
+    caption: for people.
+    png: bytes of the file.
+    """
 
     part: str
     name: str
@@ -41,21 +47,23 @@ class Text(NamedTuple):
 class Table(NamedTuple):
     """head: names of columns. rows: of cells, each a string or (string, number to sort by)."""
 
-    head: list
-    rows: list
+    head: list[str]
+    rows: list[list[str | tuple[str, float]]]
 
 
 class Figures(NamedTuple):
     """figures: [(file name, `Figure`)]."""
 
     part: str
-    figures: list
+    figures: list[tuple[str, Figure]]
 
 
 class Folded(NamedTuple):
     title: str
-    blocks: list
+    blocks: list['Block']
 
+
+Block = Heading | Text | Table | Figures | Folded
 
 PARTS = {
     'samples': (
@@ -68,13 +76,16 @@ PARTS = {
     ),
     'divergences': (
         'Divergences and gradients',
-        'The weight h of the density ratio, and what it did to the gradient. The variance of the gradient norm is over the lines '
-        'of the log, each a mean since the line before, and has the trend in it; its noise, half the mean squared change from '
+        'The weight h of the density ratio, and what it did to the gradient. The variance of the '
+        'gradient norm is over the lines '
+        'of the log, each a mean since the line before, and has the trend in it; its noise, half '
+        'the mean squared change from '
         'line to line, has not.',
     ),
     'quality': (
         'Quality against steps and time',
-        'Evaluations on the way (`evaluate_every`), against steps and, interpolated in timing.jsonl, against wall time.',
+        'Evaluations on the way (`evaluate_every`), against steps and, interpolated in '
+        'timing.jsonl, against wall time.',
     ),
     'curves': (
         'Training',
@@ -83,7 +94,7 @@ PARTS = {
 }
 
 
-def files(figures):
+def files(figures: Sequence[Sequence[Figure]]) -> list[list[str]]:
     """Names of the PNG files: [[name]] as figures are [[Figure]] by comparison."""
 
     def slug(text):
@@ -95,7 +106,7 @@ def files(figures):
     ]
 
 
-def document(report, figures):
+def document(report: Mapping[str, Any], figures: Sequence[Sequence[Figure]]) -> list[Block]:
     """The blocks of a report.
 
     Args:
@@ -181,14 +192,16 @@ def _comparison(comparison, differing, figures):
     blocks += [
         Table(head, scores),
         Text(
-            'Mean ± half the 95 % interval of Student over the seeds; nfe: network evaluations a sample. A place is a range: it '
+            'Mean ± half the 95 % interval of Student over the seeds; nfe: network evaluations a '
+            'sample. A place is a range: it '
             'counts separated groups only.'
         ),
     ]
     if failed := [[one['name'], one['error']] for group in groups for one in group['failed']]:
         blocks += [
             Text(
-                'Failed trials. They are in no mean, which flatters the groups they are missing from.',
+                'Failed trials. They are in no mean, which flatters the groups they are missing '
+                'from.',
                 strong=True,
             ),
             Table(['trial', 'error'], failed),
@@ -202,7 +215,8 @@ def _comparison(comparison, differing, figures):
     blocks += [
         Heading(3, 'Tests'),
         Text(
-            "Student's paired t test of every pair of groups over the seeds they share, two-sided; p is corrected by Holm "
+            "Student's paired t test of every pair of groups over the seeds they share, two-sided; "
+            'p is corrected by Holm '
             'over the pairs of a measure, not over measures. Separated: below 0.05.'
         ),
     ]
@@ -315,12 +329,12 @@ def _runs(report):
     return [Folded(f'All {len(rows)} runs', [Table(head, rows)])]
 
 
-def number(value):
+def number(value: float | None) -> str:
     """Four digits of a number, or a dash."""
     return '–' if value is None else f'{value:.4g}'
 
 
-def interval(mean, half):
+def interval(mean: float | None, half: float | None) -> str:
     """mean ± half, to the second digit of half."""
     if mean is None or half is None:
         return number(mean)
@@ -403,21 +417,26 @@ return down?-order:order}).forEach(function(pair){body.appendChild(pair[1])});
 """.strip()
 
 
-def html(report, figures):
+def html(report: Mapping[str, Any], figures: Sequence[Sequence[Figure]]) -> str:
     """The whole page: no request to any network, no script but its own; `document`'s arguments."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
     body = '\n'.join(_html(block) for block in document(report, figures))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f'<title>Report: {_escape(", ".join(report["paths"]))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" '
+        'href="data:,">\n'
+        f'<title>Report: {_escape(", ".join(report["paths"]))}</title>\n'
+        f'<style>{STYLE}</style>\n</head>\n<body>\n<main>\n'
         f'{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n'
     )
 
 
-def fitting(report, figures):
+def fitting(report: Mapping[str, Any], figures: Sequence[Sequence[Figure]]) -> list[list[Figure]]:
     """The figures that fit in a page of LIMIT bytes, those of the first PARTS first; arguments as
     of `document`."""
     left = LIMIT - len(html(report, [[] for _ in figures]).encode())
@@ -457,7 +476,8 @@ def _html_table(block):
     )
     label = _escape(f'Table of {block.head[0]}, {", ".join(block.head[1:])}')
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>\n<thead><tr>{head}</tr></thead>\n'
+        '<div class="wide" tabindex="0" role="region" '
+        f'aria-label="{label}"><table>\n<thead><tr>{head}</tr></thead>\n'
         f'<tbody>\n{rows}\n</tbody>\n</table></div>'
     )
 
@@ -466,7 +486,8 @@ def _html_cell(cell, column):
     if not column:
         return f'<th scope="row">{_escape(_shown(cell))}</th>'
     if isinstance(cell, tuple):
-        return f'<td class="n" data-v="{"" if cell[1] is None else repr(float(cell[1]))}">{_escape(cell[0])}</td>'
+        value = '' if cell[1] is None else repr(float(cell[1]))
+        return f'<td class="n" data-v="{value}">{_escape(cell[0])}</td>'
     return f'<td>{_escape(cell)}</td>'
 
 
@@ -476,8 +497,10 @@ def _shown(cell):
 
 def _html_figures(block):
     shown = '\n'.join(
-        f'<figure><img{_size(figure.png)} alt="{_escape(figure.caption)}" src="data:image/png;base64,'
-        f'{base64.b64encode(figure.png).decode()}"><figcaption>{_escape(figure.caption)}</figcaption></figure>'
+        f'<figure><img{_size(figure.png)} alt="{_escape(figure.caption)}" '
+        'src="data:image/png;base64,'
+        f'{base64.b64encode(figure.png).decode()}">'
+        f'<figcaption>{_escape(figure.caption)}</figcaption></figure>'
         for _, figure in block.figures
     )
     return f'<div class="figures {block.part}">\n{shown}\n</div>'
@@ -504,7 +527,7 @@ HTML = {
 }
 
 
-def markdown(report, figures):
+def markdown(report: Mapping[str, Any], figures: Sequence[Sequence[Figure]]) -> str:
     """The same page, its figures beside it; `document`'s arguments."""
     return '\n\n'.join(_markdown(block) for block in document(report, figures)) + '\n'
 

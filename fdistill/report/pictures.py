@@ -8,7 +8,7 @@ from fdistill import build
 from fdistill.data import sources
 from fdistill.diffusion import oracle
 from fdistill.errors import UserError
-from fdistill.files import pictures
+from fdistill.files import disk, pictures
 from fdistill.report import plots
 
 SEED = 0
@@ -17,7 +17,7 @@ IMAGES = (25, 16, 9, 4, 1)
 BUDGET = 2_000_000  # bytes of all images as they are, before PNG makes them fewer
 
 
-def draw(folder, groups):
+def draw(folder: disk.Path, groups: int) -> tuple[bytes, str]:
     """A picture of samples, from the same noise and labels for all runs of a shape of data.
 
     Args:

@@ -4,10 +4,14 @@ import io
 import math
 import textwrap
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+# Of what is drawn, a tuple each that begins with a name and the index of its colour.
+Rows = Sequence[tuple]
 
 GREY = '#767676'  # Legible on white as well as on black: figures have no background.
 COLOURS = (
@@ -86,7 +90,7 @@ def _spread_out(values):
     return bool(len(values) and values.min() > 0 and values.max() > 50 * values.min())
 
 
-def by_group(rows, title, unit):
+def by_group(rows: Rows, title: str, unit: str) -> bytes:
     """Mean and interval of each group over its seeds, which are the small points.
 
     Args:
@@ -118,7 +122,7 @@ def by_group(rows, title, unit):
     return _png(figure)
 
 
-def curves(lines, key):
+def curves(lines: Rows, key: str) -> bytes:
     """A metric against steps and, where it is known, against wall time.
 
     Args:
@@ -162,7 +166,7 @@ def curves(lines, key):
     return _png(figure)
 
 
-def plane(points, x_label, y_label, log=False):
+def plane(points: Rows, x_label: str, y_label: str, log: bool = False) -> bytes:
     """Groups in the plane of two numbers, each with its interval.
 
     Args:
@@ -202,7 +206,7 @@ def plane(points, x_label, y_label, log=False):
     return _png(figure)
 
 
-def weights(lines, r):
+def weights(lines: Rows, r: np.ndarray) -> bytes:
     """h(r) of divergences, both axes logarithmic.
 
     Args:
@@ -238,7 +242,7 @@ def weights(lines, r):
     return _png(figure)
 
 
-def distributions(lines, x_label):
+def distributions(lines: Rows, x_label: str) -> bytes:
     """Shares of the samples in the cells of a histogram, a row for each level of the noise.
 
     Args:
@@ -285,7 +289,9 @@ def distributions(lines, x_label):
     return _png(figure)
 
 
-def histogram(samples, x, density, limits):
+def histogram(
+    samples: np.ndarray, x: np.ndarray, density: np.ndarray | None, limits: tuple[float, float]
+) -> bytes:
     """Points on the line [n] over the true density [m] at x [m], or over none; PNG, bytes."""
     figure, (axis,) = _figure(1.9)
     inside = samples[np.isfinite(samples)]

@@ -1,17 +1,20 @@
-"""Means, intervals and paired tests over seeds; what they do not separate no ranking separates."""
+"""Means, intervals and paired tests over seeds. A ranking is given only as far as they allow."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """mean over n values, with half the width of its interval; half and std are None for n < 2,
-    mean is None for n = 0."""
+    """The mean of n values and half the width of its interval.
+
+    half and std are None for n < 2, mean is None for n = 0.
+    """
 
     mean: float | None
     half: float | None
@@ -20,8 +23,15 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """A test of a against b over the n seeds they share: mean difference a - b, half its interval,
-    t, p; None if undefined."""
+    """A test of a against b over the n seeds that both have.
+
+    difference: mean of a - b.
+    half: half the width of its interval.
+    t, p: of the test.
+    note: why there is no p, or ''.
+
+    What is undefined is None.
+    """
 
     n: int
     difference: float | None
@@ -32,8 +42,12 @@ class Paired(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """a against b, groups by name. holm: p corrected for all comparisons of the family. separated:
-    holm < 1 - LEVEL."""
+    """Group a against group b, by name.
+
+    test: of the two.
+    holm: its p, corrected for all comparisons of the family.
+    separated: holm < 1 - LEVEL.
+    """
 
     a: str
     b: str
@@ -42,7 +56,7 @@ class Comparison(NamedTuple):
     separated: bool
 
 
-def interval(values, level=LEVEL):
+def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Student's interval of a mean, m +- t_{(1 + level)/2, n - 1} s / sqrt(n).
 
     Args:
@@ -72,7 +86,7 @@ def interval(values, level=LEVEL):
     )
 
 
-def paired(a, b, level=LEVEL):
+def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = LEVEL) -> Paired:
     """Student's paired t test, two-sided, over the seeds that both have.
 
     t = m sqrt(n) / s, m and s the mean and standard deviation of a_seed - b_seed. With equal
@@ -86,6 +100,8 @@ def paired(a, b, level=LEVEL):
     Returns:
       `Paired`; `note` says why there is no p.
     """
+    from scipy import stats  # Slow to import.
+
     common = sorted(a.keys() & b.keys())
     if not common:
         return Paired(0, None, None, None, None, 'no common seed')
@@ -103,7 +119,7 @@ def paired(a, b, level=LEVEL):
     return Paired(found.n, found.mean, found.half, float(test.statistic), float(test.pvalue), '')
 
 
-def holm(p):
+def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's step-down correction: of the k-th smallest of m, the running maximum of min(1, (m - k
     + 1) p_k).
 
@@ -130,7 +146,9 @@ def holm(p):
     return corrected
 
 
-def compare(scores, level=LEVEL):
+def compare(
+    scores: Mapping[str, Mapping[int, float]], level: float = LEVEL
+) -> tuple[Comparison, ...]:
     """Every group against every other, Holm-corrected as one family.
 
     Args:
@@ -153,13 +171,15 @@ def compare(scores, level=LEVEL):
     )
 
 
-def critical(n, m, level=LEVEL):
+def critical(n: int, m: int, level: float = LEVEL) -> float:
     """|t| that the clearest of m comparisons over n common seeds must exceed to be separated; n >=
     2."""
     return -float(special.stdtrit(n - 1, (1 - level) / m / 2))
 
 
-def places(scores, comparisons, sign):
+def places(
+    scores: Mapping[str, Mapping[int, float]], comparisons: Iterable[Comparison], sign: int
+) -> dict[str, tuple[int, int, list[str]]]:
     """{group: (best place, worst place, groups not separated from it)}, from the best mean to the
     worst.
 

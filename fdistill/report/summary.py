@@ -3,71 +3,25 @@
 import json
 import platform
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy
 
 from fdistill import divergences
 from fdistill.errors import UserError, suggest
-from fdistill.evaluation.evaluate import numbers
+from fdistill.evaluation import evaluate
+from fdistill.evaluation.protocol import Measure
+from fdistill.evaluation.scores import MEASURES as PUBLISHED
 from fdistill.files import disk
 from fdistill.report import collect, statistics
 
 MAX_POINTS = 200  # of a curve
 
 
-class Measure(NamedTuple):
-    """title and unit for people. sign: 1 if more is better, -1 if less is, 0 if neither is; ideal:
-    said where neither is."""
-
-    title: str
-    unit: str
-    sign: int
-    ideal: str = ''
-
-
 # In the order in which the first that was measured is what groups are ranked by.
-MEASURES = {
-    'fd_held_out': Measure('Fréchet distance to held-out data', 'squared classifier features', -1),
-    'fd_train': Measure('Fréchet distance to training data', 'squared classifier features', -1),
-    'fid': Measure('Fréchet inception distance', 'squared features', -1),
-    'fd': Measure('Fréchet distance of published features', 'squared features', -1),
-    'fid_infinity': Measure(
-        'Fréchet inception distance for infinitely many samples', 'squared features', -1
-    ),
-    'fd_infinity': Measure('Fréchet distance for infinitely many samples', 'squared features', -1),
-    'sfid': Measure('Fréchet distance of spatial inception features', 'squared features', -1),
-    'kid': Measure('kernel inception distance', 'squared MMD', -1),
-    'mmd': Measure('Gaussian MMD between directions of features', '1000 squared MMD', -1),
-    'is': Measure('inception score', 'effective classes', 1),
-    'precision': Measure('samples within the real manifold', 'share', 1),
-    'recall': Measure('real images within the manifold of samples', 'share', 1),
-    'density': Measure(
-        'real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'
-    ),
-    'coverage': Measure('real neighbourhoods that hold a sample', 'share', 1),
-    'pixel_fd': Measure(
-        'Fréchet distance of the samples themselves', 'squared units of the data', -1
-    ),
-    'kl': Measure('KL divergence of the shares of the modes', 'nats', -1),
-    'modes': Measure('modes covered', 'count', 1),
-    'high_quality': Measure('samples within 3 std of a mode', 'share', 1),
-    'within': Measure('width of a mode', 'of the true width', 0, '.974 is exact in the plane'),
-    'spread': Measure(
-        'standard deviation of the samples', "of the data's", 0, '1 is that of the data'
-    ),
-    'accuracy': Measure('samples seen in their class', 'share', 1),
-    'diversity': Measure(
-        'standard deviation within a class', 'grey range [-1, 1]', 0, 'that of the data is best'
-    ),
-    'nn_ratio': Measure(
-        'distance to the nearest training image',
-        'of that of held-out images',
-        0,
-        '1: new, 0: copies',
-    ),
-}
+MEASURES = {**evaluate.DISTANCES, **PUBLISHED, **evaluate.OTHERS}
 # Of what a student logs, that which tells divergences apart, over the steps of a run: (title,
 # unit).
 STATISTICS = {
@@ -86,7 +40,7 @@ DISTRIBUTIONS = {
 }
 
 
-def measure(key):
+def measure(key: str) -> Measure:
     """The `Measure` of a key; one with a number of samples or a protocol behind it, as 'fid5k edm',
     is that of the name alone."""
     name, _, protocol = key.partition(' ')
@@ -103,7 +57,7 @@ def measure(key):
     return MEASURES.get(key, Measure(key, 'as evaluated', 0, 'unknown to this report'))
 
 
-def summarise(runs, wanted=None):
+def summarise(runs: Sequence[collect.Run], wanted: str | None = None) -> dict[str, Any]:
     """The numbers of a report.
 
     Args:
@@ -119,13 +73,14 @@ def summarise(runs, wanted=None):
     """
     notes = []
     done = _without_twins([run for run in runs if run.status == 'done'], notes)
-    known = dict.fromkeys(key for run in done for key in numbers(run.row))
+    known = dict.fromkeys(key for run in done for key in evaluate.numbers(run.row))
     if wanted and wanted not in known:
         raise UserError(f'--measure={wanted}: was not measured{suggest(wanted, known)}')
     parts = _parts(done)
     if len(parts) > 1:
         notes.append(
-            f'{len(parts)} comparisons: the runs were measured under different protocols or on different data, which makes '
+            f'{len(parts)} comparisons: the runs were measured under different protocols or on '
+            'different data, which makes '
             'their numbers incomparable. Each comparison has a table, tests and plots of its own.'
         )
     differing = differing_settings(runs)
@@ -145,7 +100,8 @@ def summarise(runs, wanted=None):
         comparisons.append(_comparison(members, theirs, names, wanted))
     if any(run.folder not in placed for run in failed):
         notes.append(
-            f'failed, on data of no comparison: {_listed([run for run in failed if run.folder not in placed])}.'
+            'failed, on data of no comparison: '
+            f'{_listed([run for run in failed if run.folder not in placed])}.'
         )
     return {
         'versions': versions(),
@@ -161,7 +117,7 @@ def summarise(runs, wanted=None):
     }
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Of what made the report."""
     return disk.versions() | {
         'scipy': scipy.__version__,
@@ -204,7 +160,7 @@ def _without_twins(runs, notes):
     return list(kept.values())
 
 
-def as_text(value):
+def as_text(value: Any) -> str:
     """Equal for equal values, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True)
 
@@ -218,7 +174,7 @@ def _everywhere(key, value, runs):
     return all(key in run.settings and run.settings[key] == value for run in runs if run.settings)
 
 
-def differing_settings(runs):
+def differing_settings(runs: Sequence[collect.Run]) -> dict[str, dict[str, Any]]:
     """{dotted key: {settings as text: value}} of what is not the same in all runs."""
     distinct = {as_text(run.settings): run.settings for run in runs if run.settings}
     keys = dict.fromkeys(key for settings in distinct.values() for key in settings)
@@ -281,7 +237,7 @@ def _plain(run, names):
 
 def _comparison(runs, failed, names, wanted):
     """Everything about runs that may be compared."""
-    keys = list(dict.fromkeys(key for run in runs for key in numbers(run.row)))
+    keys = list(dict.fromkeys(key for run in runs for key in evaluate.numbers(run.row)))
     keys.sort(key=lambda key: list(MEASURES).index(key) if key in MEASURES else len(MEASURES))
     chosen = wanted if wanted in keys else keys[0]
     members = {}
@@ -395,7 +351,8 @@ def _words(key, kind, rows, pairs):
     apart = sum(pair.separated for pair in pairs)
     n = f'{min(seeds)} to {max(seeds)}' if min(seeds) < max(seeds) else f'{max(seeds)}'
     words.append(
-        f'Pairs separated: {apart} of {len(pairs)}, by paired t tests, Holm-corrected; common seeds: {n}.'
+        f'Pairs separated: {apart} of {len(pairs)}, by paired t tests, Holm-corrected; common '
+        f'seeds: {n}.'
     )
     if max(seeds) < 2:
         words.append(
@@ -407,13 +364,15 @@ def _words(key, kind, rows, pairs):
         words.append(f'The clearest pair is separated if its |t| exceeds {size:.1f}.{few}')
     if equal := sum('equal' in pair.test.note for pair in pairs):
         words.append(
-            f'Pairs that differ by the same in all seeds, so that t is undefined: {equal}; they are not separated.'
+            f'Pairs that differ by the same in all seeds, so that t is undefined: {equal}; they '
+            'are not separated.'
         )
     first = rows[0]
     which = {1: 'highest', -1: 'lowest', 0: 'smallest'}[kind.sign]
     if first['not_separated']:
         words.append(
-            f'not separated: {first["group"]}, of the {which} mean, and {", ".join(first["not_separated"])}.'
+            f'not separated: {first["group"]}, of the {which} mean, and '
+            f'{", ".join(first["not_separated"])}.'
         )
     else:
         words.append(f'{first["group"]}, of the {which} mean, is separated from every other group.')
@@ -452,7 +411,9 @@ def _curves(members, order, read):
     return curves
 
 
-def weights(names, r):
+def weights(
+    names: Iterable[str], r: np.ndarray
+) -> tuple[dict[str, tuple[str, np.ndarray]], list[str]]:
     """({label: (divergence, h(r) [n])}, names that are no divergence); a schedule has a curve for
     each of its parts."""
     curves, left_out = {}, []
@@ -470,7 +431,7 @@ def weights(names, r):
     return curves, left_out
 
 
-def distributions(runs):
+def distributions(runs: Sequence[collect.Run]) -> dict[str, dict[str, Any]]:
     """How log r and log h were distributed in the second half of the training, by noise level.
 
     Args:

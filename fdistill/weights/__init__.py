@@ -2,13 +2,15 @@
 safetensors."""
 
 import pathlib
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from fdistill.errors import UserError, pick
 from fdistill.files import disk
-from fdistill.networks import inception as inception_network
-from fdistill.networks import vit
-from fdistill.weights import inception, reader, store
+from fdistill.weights import reader, store
+from fdistill.weights.detectors import DETECTORS
 
 
 class Converter(NamedTuple):
@@ -19,23 +21,18 @@ class Converter(NamedTuple):
     licence: what to know before using them.
     """
 
-    rename: Callable[..., Any]
-    shapes: Callable[..., Any]
+    rename: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]]
     licence: str
 
 
 CONVERTERS = {
-    'inception': Converter(inception.rename, inception_network.shapes, inception.LICENCE),
-    # Our names are facebook's.
-    'dinov2': Converter(
-        dict,
-        lambda: vit.vit().shapes(),
-        'DINOv2 ViT-L/14 of Meta AI, dinov2_vitl14_pretrain.pth, Apache-2.0 (code and weights)',
-    ),
+    name: Converter(row.rename, row.network(None).shapes, row.licence)
+    for name, row in DETECTORS.items()
 }
 
 
-def convert(kind, source, out):
+def convert(kind: str, source: disk.Path, out: disk.Path) -> dict[str, str]:
     """Writes the weights of a published file as ours; a file that holds them already stays as it
     is.
 
@@ -59,7 +56,8 @@ def convert(kind, source, out):
         store.check(renamed, converter.shapes())
     except ValueError as error:
         raise UserError(
-            f'{source}: does not hold the weights {kind!r}: {error}; take the file as it was published'
+            f'{source}: does not hold the weights {kind!r}: {error}; take the file as it was '
+            'published'
         ) from error
     if out.exists():
         _, metadata = store.load(out)

@@ -17,10 +17,13 @@ map from the .pt to PaddlePaddle. Neither NVIDIA file was at hand here. Whoever 
 that every name is filled once and with its shape, so another layout is refused, not guessed.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 LICENCE = (
-    "if these are the published ones: Google's weights inception-2015-12-05.tgz, as ported by pytorch-fid (Apache-2.0) or by "
+    "if these are the published ones: Google's weights inception-2015-12-05.tgz, as ported by "
+    'pytorch-fid (Apache-2.0) or by '
     'NVIDIA (under the terms of the StyleGAN or EDM repository that the file came with)'
 )
 
@@ -116,7 +119,7 @@ NVIDIA = {
 }
 
 
-def rename(arrays):
+def rename(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the arrays under our names; names that neither layout has stay, to be refused by
     whoever checks.
 

@@ -31,7 +31,7 @@ import re
 import struct
 import zipfile
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -49,7 +49,10 @@ for _codec in ('cp437', 'latin1', 'ascii', 'raw-unicode-escape'):
 MODULE = ('class_name', 'init_args', 'init_kwargs', 'state')
 
 _DAMAGED = 'download it again from its publisher'
-_EXPORT = "take the publisher's state dict, or write one with torch.save(module.state_dict(), ...) where you trust the file"
+_EXPORT = (
+    "take the publisher's state dict, or write one with torch.save(module.state_dict(), ...) "
+    'where you trust the file'
+)
 _LIMITS = 'if the file is what it should be, read it with larger Limits'
 
 # What zipfile, pickletools, struct, numpy and a call with the wrong arguments say of bytes that are
@@ -926,7 +929,7 @@ def _format(head):
     )
 
 
-def read(path, limits=LIMITS):
+def read(path: str | os.PathLike, limits: Limits = LIMITS) -> Any:
     """Reads a weight file of any format of the table above; the format is seen from its content.
 
     Args:
@@ -966,7 +969,7 @@ def read(path, limits=LIMITS):
         raise UserError(f'{path}: is damaged ({type(error).__name__}); {_DAMAGED}') from error
 
 
-def flatten(tree):
+def flatten(tree: Any) -> dict[str, np.ndarray]:
     """{dotted name: array} of what `read` returned: the names that torch's state_dict() has.
 
     The three groups of a module's state add nothing to a name, nor do the fields that `read` gives

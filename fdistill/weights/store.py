@@ -6,6 +6,7 @@ source's name and SHA-256, the licence, and the SHA-256 of the arrays themselves
 
 import hashlib
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 import safetensors
@@ -34,7 +35,7 @@ def _plain(array):
     return np.array(array, array.dtype.newbyteorder('='), order='C', copy=None)
 
 
-def digest(arrays):
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Hexadecimal SHA-256 of {name: array}: of names in order, dtypes, shapes and bytes, however
     they lie in memory."""
     total = hashlib.sha256()
@@ -45,7 +46,9 @@ def digest(arrays):
     return total.hexdigest()
 
 
-def check(arrays, shapes=None):
+def check(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> None:
     """Raises ValueError that tells the first few faults: names, shapes, dtypes, values that are not
     finite.
 
@@ -76,7 +79,7 @@ def check(arrays, shapes=None):
         )
 
 
-def save(path, arrays, metadata):
+def save(path: disk.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes {name: array} so that the file is either absent or whole.
 
     Args:
@@ -97,7 +100,7 @@ def save(path, arrays, metadata):
     )
 
 
-def read(path):
+def read(path: disk.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({name: array}, {str: str}) of any safetensors file.
 
     Raises:
@@ -113,7 +116,9 @@ def read(path):
         ) from error
 
 
-def load(path, shapes=None):
+def load(
+    path: disk.Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({name: array}, metadata) of a file that `save` wrote, checked against its own digest.
 
     Args:
@@ -128,11 +133,13 @@ def load(path, shapes=None):
     arrays, metadata = read(path)
     if metadata.get('format') != FORMAT:
         raise UserError(
-            f'{path}: its format is {metadata.get("format")!r:.80}, not {FORMAT!r}; delete it and convert the weights again'
+            f'{path}: its format is {metadata.get("format")!r:.80}, not {FORMAT!r}; delete it and '
+            'convert the weights again'
         )
     if metadata.get('content_sha256') != digest(arrays):
         raise UserError(
-            f'{path}: its arrays are not those that were written; delete it and convert the weights again'
+            f'{path}: its arrays are not those that were written; delete it and convert the '
+            'weights again'
         )
     try:
         check(arrays, shapes)
