@@ -134,6 +134,9 @@ def _parsers():
         '--trajectory', action='store_true', help='show x0 as the network saw it at each level'
     )
     sample.add_argument('--out', metavar='FILE', help='file to write; default: in the workdir')
+    sample.add_argument(
+        '--batch-size', type=int, metavar='B', help='samples at once; default: 1000'
+    )
 
     sweep = command('sweep', 'Runs the trials of a sweep that have no result yet.', SWEEP)
     sweep.add_argument(

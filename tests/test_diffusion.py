@@ -112,7 +112,7 @@ def test_oracle_as_denoiser():
     for conditional, label in ((False, None), (True, LABELS)):
         denoiser = p.denoiser(conditional)
         assert denoiser.init(None, x, LABELS) == {}
-        x0, features = denoiser.apply({}, x, sigma, LABELS)
+        x0, features = denoiser.apply({}, x, sigma, {'label': LABELS})
         np.testing.assert_array_equal(x0, p.denoise(x, sigma, label))
         np.testing.assert_array_equal(features[0], x)
 
@@ -550,6 +550,6 @@ def test_fixed_point_of_guided_distribution_matching(scale, x64):
 
 
 def test_bound_denoiser():
-    denoise = bind(guided_gaussians(), {}, jnp.asarray([0, -1]))
+    denoise = bind(guided_gaussians(), {}, {'label': jnp.asarray([0, -1])})
     x, sigma = jnp.zeros((2, 1)), jnp.ones(2)
     np.testing.assert_allclose(denoise(x, sigma), [[0.5], [0.0]], rtol=1e-6)

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from fdistill import build, config, divergences
+from fdistill.build.teachers import mixture_of
 from fdistill.diffusion.oracle import GaussianMixture
 from fdistill.errors import UserError
 from fdistill.methods import losses
@@ -46,7 +48,7 @@ def test_gradient_is_that_of_the_divergence(name, x64):
     """Against automatic differentiation of E_q f(p/q), by quadrature, in the student's mean and
     standard deviation."""
     sigma, start, f = 0.3, jnp.asarray([-0.4, 0.6]), divergences.get(name)
-    p = build.oracle.mixture(*build.sources.mixture_parameters('pair'))
+    p = mixture_of('pair')
     grid = jnp.linspace(-8, 8, 4001)[:, None]
 
     def student(params):
@@ -93,8 +95,8 @@ def test_seeds_start_elsewhere_and_end_in_either_mode(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'network': {'name': 'mlp'}}, 'needs the network gaussian'),
-        ({'teacher.oracle': 'ring'}, 'lies in 2 dimensions'),
+        ({'network': {'name': 'mlp'}}, 'for the network gaussian alone'),
+        ({'teacher.oracle': 'ring'}, 'has 2 dimensions, but the data has 1'),
         ({'method.ratio_low': 2.0}, 'need 0 < low < 1 < high'),
         ({'network.spread': -1.0}, 'spread=-1.0'),
     ],
@@ -108,7 +110,7 @@ def test_refused(changes, message, tmp_path):
             section = section[name]
         section[last] = value
     with pytest.raises(UserError, match=message):
-        build.train(build.ConfigDict(plain), tmp_path / 'run', quiet=True)
+        build.train(ConfigDict(plain), tmp_path / 'run', quiet=True)
     assert not (tmp_path / 'run').exists()
 
 

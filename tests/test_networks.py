@@ -144,7 +144,9 @@ def test_kernels_start_uniform_within_edms_bounds(name, layer, bound):
 def test_each_image_is_on_its_own(name):
     order = jnp.array([2, 0, 3, 1])
     out, _ = apply_of(name)(params_of(name), *batch())
-    permuted, _ = apply_of(name)(params_of(name), *(array[order] for array in batch()))
+    permuted, _ = apply_of(name)(
+        params_of(name), *jax.tree.map(lambda array: array[order], batch())
+    )
     assert_close(permuted, out[order], 1e-5)
 
 
