@@ -83,7 +83,8 @@ def resolve(options, overrides):
     name = data.get('dataset', data.get('name'))
     if name not in DATA and (options.shape is None or options.classes is None):
         raise UserError(
-            f'--config={options.config}: no shape known for data {name!r}; give --shape and --classes'
+            f'--config={options.config}: no shape known for data {name!r}; '
+            'give --shape and --classes'
         )
     shape, classes, teacher_file = DATA.get(name, (None, None, None))
     shape = options.shape or shape
@@ -97,7 +98,8 @@ def resolve(options, overrides):
             known = configs.to_json(configs.load(str(REPOSITORY / 'configs' / teacher_file)))
         elif 'network' not in plain:
             raise UserError(
-                f'--config={options.config}: has no network and no teacher is known for data {name!r}'
+                f'--config={options.config}: has no network and no teacher is known for data '
+                f'{name!r}'
             )
         for section in ('network', 'denoiser'):
             teacher[section] = known.get(section, {})
@@ -288,18 +290,21 @@ def main(words=None):
     }
     print(' '.join([options.config, *overrides]))
     print(
-        f'batch {size}, {report["device"]}, {report["cores"]} cores, jax {report["jax"]}, {options.repeats} repeats'
+        f'batch {size}, {report["device"]}, {report["cores"]} cores, jax {report["jax"]}, '
+        f'{options.repeats} repeats'
     )
     print(
         f'float32 matmul peak {peak / 1e9:.0f} GFLOP/s, peak memory of the {kind} {memory:.0f} MiB'
     )
     print(
-        f'{"":14}{"images/s":>10}{"ms":>10}{"spread":>8}{"compile s":>11}{"GFLOP":>10}{"of peak":>9}{"MiB":>8}'
+        f'{"":14}{"images/s":>10}{"ms":>10}{"spread":>8}'
+        f'{"compile s":>11}{"GFLOP":>10}{"of peak":>9}{"MiB":>8}'
     )
     for name, row in rows.items():
         print(
-            f'{name:14}{row["images_per_second"]:10.4g}{row["milliseconds"]:10.2f}{row["spread"]:8.0%}'
-            f'{row["compile_seconds"]:11.1f}{row["gflop"]:10.3f}{row["share_of_peak"]:9.0%}{row["program_mib"]:8.0f}'
+            f'{name:14}{row["images_per_second"]:10.4g}{row["milliseconds"]:10.2f}'
+            f'{row["spread"]:8.0%}{row["compile_seconds"]:11.1f}{row["gflop"]:10.3f}'
+            f'{row["share_of_peak"]:9.0%}{row["program_mib"]:8.0f}'
         )
     if options.json:
         disk.write_json(options.json, report)

@@ -130,7 +130,8 @@ def main(words=None):
     cores = len(affinity(0)) if affinity else os.cpu_count()
     count = len(seconds['fdistill']) * options.batch
     print(
-        f'{count} images of 32 x 32, batch {options.batch}, {f"chunks of {chunk}" if chunk else "no chunks"}'
+        f'{count} images of 32 x 32, batch {options.batch}, '
+        f'{f"chunks of {chunk}" if chunk else "no chunks"}'
     )
     print(f'{jax.devices()[0].device_kind}, {cores} cores, jax {jax.__version__}; {note}')
     print(f'{"":10}{"images/s":>10}{"median":>10}{"best":>10}')
@@ -143,7 +144,8 @@ def main(words=None):
         ratio = statistics.median(b / a for a, b in zip(seconds['fdistill'], seconds['torch']))
         error = np.abs(first['fdistill'] - first['torch']).max() / np.abs(first['torch']).max()
         print(
-            f'fdistill/torch {ratio:.2f} (median over batches), features differ by {error:.1e} of the largest'
+            f'fdistill/torch {ratio:.2f} (median over batches), features differ by {error:.1e} of '
+            'the largest'
         )
     return 0
 

@@ -163,7 +163,10 @@ def _table(report):
     named = {'real images': report['real'], 'teacher': report['teacher'], **report['students']}
     for name, values in named.items():
         lines.append([name, f'{values["nfe"]:.0f}', *(f'{values[key]:.3f}' for key in COLUMNS[1:])])
-    note = f'\nfd: {report["protocol"]["fd_held_out"]}; lower is better, "real images" are training images drawn again'
+    note = (
+        f'\nfd: {report["protocol"]["fd_held_out"]}; lower is better, '
+        '"real images" are training images drawn again'
+    )
     return '\n'.join(['', *table(lines, str.rjust), note])
 
 

@@ -179,7 +179,8 @@ def main(words=None):
     )
     protocol = re.sub(r',seed\d+', '', report['protocol'][measure(lines)])
     print(
-        f'\n{protocol}; mean and standard deviation of {options.seeds} seeds of the noise, lower is better'
+        f'\n{protocol}; mean and standard deviation of {options.seeds} seeds of the noise, '
+        'lower is better'
     )
     print(f'{out / "samplers.png"}\n{file}\n{time.perf_counter() - began:.0f} s in all')
     return 0

@@ -110,7 +110,8 @@ def main(words=None):
     method = plain['method']
     if method['name'] != 'pretrain':
         raise UserError(
-            f'--workdir={options.workdir}: holds a one-step student; give a model trained by the method pretrain'
+            f'--workdir={options.workdir}: holds a one-step student; '
+            'give a model trained by the method pretrain'
         )
     guidance = method.get('guidance', 1.0)
     denoiser = denoisers.guide(build.experiment(plain).denoiser, guidance)
@@ -124,7 +125,8 @@ def main(words=None):
     own = configs.call(noise.GRIDS[own.pop('name')], own, 'config.method.grid')
     if len(own) < 3:
         raise UserError(
-            f'--workdir={options.workdir}: its grid has one level; two are needed for the range to search'
+            f'--workdir={options.workdir}: its grid has one level; two are needed for the range to '
+            'search'
         )
     sigma_max, sigma_min = own[0], own[-2]
     candidates = [
@@ -255,7 +257,8 @@ def main(words=None):
     save(state, grid=line, rows=rows)
 
     print(
-        f'\n{title}, {options.steps} steps, {nfe} evaluations; lower is better; searched for {rows[0]["protocol"][keys[0]]}'
+        f'\n{title}, {options.steps} steps, {nfe} evaluations; lower is better; '
+        f'searched for {rows[0]["protocol"][keys[0]]}'
     )
     print(f'{"grid":10}{"noise":10}' + ''.join(f'{key:>12}' for key in keys))
     for row in rows:

@@ -159,7 +159,10 @@ def _parsers():
         action='store_true',
         help='print a command a trial, for any scheduler; run nothing',
     )
-    together = 'trials that differ in seed and continuous settings (learning rates, weights) alone as one program, on one device'
+    together = (
+        'trials that differ in seed and continuous settings (learning rates, weights) alone '
+        'as one program, on one device'
+    )
     sweep.add_argument('--vmap-seeds', action='store_true', help=together)
     sweep.add_argument(
         '--executor',
@@ -422,7 +425,8 @@ def _sweep(options, overrides, rest=()):
             )
         failed = [trial.name for trial, outcome in results if outcome['status'] == 'failed']
         print(
-            f'{len(results) - len(failed)} trials done, {len(failed)} failed{": " + ", ".join(failed) if failed else ""}'
+            f'{len(results) - len(failed)} trials done, '
+            f'{len(failed)} failed{": " + ", ".join(failed) if failed else ""}'
         )
         return 1 if failed else 0
 
@@ -521,7 +525,8 @@ def _stats_compare(options, overrides):
     ours, theirs = map(statistics_files.read, options.files)
     distance = statistics.compare(ours, theirs)
     print(
-        f'{distance:.10g}  Frechet distance under {ours.protocol} of {ours.reference} and {theirs.reference}'
+        f'{distance:.10g}  Frechet distance under {ours.protocol} of {ours.reference} and '
+        f'{theirs.reference}'
     )
 
 

@@ -41,7 +41,8 @@ def module(path):
         raise UserError(f'--config={path}: no such file')
     if not filename.endswith('.py'):
         raise UserError(
-            f'--config={path}: not a Python file; a config is a .py file with a function get_config()'
+            f'--config={path}: not a Python file; a config is a .py file with a function '
+            'get_config()'
         )
     spec = importlib.util.spec_from_file_location('fdistill_config', filename)
     made = importlib.util.module_from_spec(spec)
@@ -59,7 +60,8 @@ def _config(path, module):
     try:
         if not callable(getattr(module, 'get_config', None)):
             raise UserError(
-                f'--config={path}: has no get_config(); define this function, returning a ConfigDict'
+                f'--config={path}: has no get_config(); define this function, '
+                'returning a ConfigDict'
             )
         config = module.get_config(*arguments)
     except UserError:
@@ -70,7 +72,8 @@ def _config(path, module):
         ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f'--config={path}: get_config() returned {type(config).__name__}; it must return a ConfigDict'
+            f'--config={path}: get_config() returned {type(config).__name__}; '
+            'it must return a ConfigDict'
         )
     return config.lock()
 
@@ -143,7 +146,8 @@ def put(config, name, value, where):
         owner[last] = value
     except TypeError as error:
         raise UserError(
-            f'{where}: {walked}={value!r} is of type {type(value).__name__}; the config has {section!r}'
+            f'{where}: {walked}={value!r} is of type {type(value).__name__}; '
+            f'the config has {section!r}'
         ) from error
 
 
@@ -161,7 +165,8 @@ def _leaf(config, name):
     if isinstance(value, ConfigDict):
         example = next(iter(value), 'key')
         raise UserError(
-            f'--{name}: a section cannot be replaced as a whole; set its keys, as --{name}.{example}=...'
+            f'--{name}: a section cannot be replaced as a whole; '
+            f'set its keys, as --{name}.{example}=...'
         )
     kind = section.get_type(key)
     if kind not in (bool, int, float, str, tuple):
@@ -304,7 +309,8 @@ def to_json(config, where='config'):
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
     raise UserError(
-        f'{where}: {config!r} cannot be kept in {CONFIG}; use numbers, strings, bools, None and tuples'
+        f'{where}: {config!r} cannot be kept in {CONFIG}; use numbers, strings, bools, '
+        'None and tuples'
     )
 
 

@@ -186,11 +186,11 @@ def run_lanes(
     references: dict | None = None,
     say: Callable[[str], Any] = print,
 ) -> list[Outcome]:
-    """As `run_trial` for a group of trials as of `lanes`, trained as one vmapped program; their
-    results.
+    """Does what `run_trial` does, for a group of trials that `lanes` made: trains them as one
+    vmapped program and returns their results.
 
-    If the group does not fit into memory, or a part of a config is wrong, its halves are trained one
-    after the other.
+    If the group does not fit into memory, or a part of a config is wrong, its halves are trained
+    one after the other.
     """
     if len(trials) == 1:
         return [run_trial(workdir, trials[0], references)]

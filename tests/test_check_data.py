@@ -187,8 +187,8 @@ def test_all_bad_files_are_listed_and_twenty_shown(tmp_path, capsys):
     shown = [line for line in out.splitlines() if line.startswith('  ')]
     assert len(shown) == 21 and shown[-1] == '  ... and 5 more, all in check_data.json'
     assert (
-        '7 of 8x8 RGB, as cat/0.png; 2 of 8x5 RGB, as dog/small.png; 1 of 8x8 grey, as dog/z_grey.png'
-        in shown[0]
+        '7 of 8x8 RGB, as cat/0.png; 2 of 8x5 RGB, as dog/small.png; 1 of 8x8 grey, as '
+        'dog/z_grey.png' in shown[0]
     )
     errors = json.loads((tmp_path / 'out' / 'check_data.json').read_text())['errors']
     assert len(errors) == 25 and not (tmp_path / 'out' / 'contact_sheet.png').exists()
@@ -510,7 +510,8 @@ def test_near_is_what_comparing_all_pairs_finds():
         ),
         (
             lambda s: s._replace(images=np.repeat(s.images[..., :1], 3, axis=-1)),
-            'train: the channels of every image are equal: convert the images to grey, which is cheaper',
+            'train: the channels of every image are equal: convert the images to grey, '
+            'which is cheaper',
         ),
         (
             lambda s: s._replace(

@@ -35,7 +35,8 @@ def path(tmp_path):
     path.write_text(
         'from ml_collections import ConfigDict\n'
         'def get_config():\n'
-        '    return ConfigDict({"steps": 10, "fast": False, "optimizer": {"student": {"rate": 1.0}}})\n'
+        '    student = {"rate": 1.0}\n'
+        '    return ConfigDict({"steps": 10, "fast": False, "optimizer": {"student": student}})\n'
     )
     return path
 
@@ -195,8 +196,10 @@ def test_distributed(calls, path, monkeypatch, environ, expected):
 
 def test_help_is_quick():
     code = (
-        'import sys\nfrom fdistill.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as done:\n'
-        '    assert done.code == 0\nassert not {"jax", "numpy", "ml_collections"} & set(sys.modules)'
+        'import sys\nfrom fdistill.cli import main\n'
+        'try:\n    main(sys.argv[1:])\nexcept SystemExit as done:\n'
+        '    assert done.code == 0\n'
+        'assert not {"jax", "numpy", "ml_collections"} & set(sys.modules)'
     )
     for words in ([], ['train'], ['evaluate'], ['sample'], ['sweep'], ['check-data']):
         run = subprocess.run(

@@ -93,7 +93,8 @@ def test_override_refuses(example, argument, message):
 def test_load(tmp_path):
     path = tmp_path / 'x.py'
     path.write_text(
-        'from ml_collections import ConfigDict\ndef get_config(size="8"):\n    return ConfigDict({"size": int(size)})\n'
+        'from ml_collections import ConfigDict\n'
+        'def get_config(size="8"):\n    return ConfigDict({"size": int(size)})\n'
     )
     assert config.load(str(path)).size == 8
     assert config.load(f'{path}:16').size == 16

@@ -402,8 +402,8 @@ def test_pipeline_errors(bad, message):
 
 def test_import_is_light():
     code = (
-        'import sys, fdistill.data.pipeline; '
-        "print([m for m in ('tensorflow', 'torch', 'sklearn', 'tensorflow_datasets') if m in sys.modules])"
+        "import sys, fdistill.data.pipeline; print([m for m in ('tensorflow', 'torch', 'sklearn', "
+        "'tensorflow_datasets') if m in sys.modules])"
     )
     run = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY

@@ -16,7 +16,10 @@ from fdistill.config import parameters
 from fdistill.methods import METHODS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
-LAWS = "student_law=dict(name='lognormal', mean=0.0, std=1.0), critic_law=dict(name='lognormal', mean=0.0, std=1.0)"
+LAWS = (
+    "student_law=dict(name='lognormal', mean=0.0, std=1.0), "
+    "critic_law=dict(name='lognormal', mean=0.0, std=1.0)"
+)
 GAN = "discriminator=dict(name='mlp', width=16, layers=1),"
 STUDENTS = [name for name in METHODS if 'teacher' in parameters(METHODS[name])]
 STUDENT = """

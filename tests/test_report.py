@@ -528,7 +528,10 @@ def check_page(text):
     return parsed
 
 
-EVIL = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)> | [x](http://evil.example) $\\frac{ `_*'
+EVIL = (
+    '<script>alert(1)</script>"\'><img src=x onerror=alert(2)> | '
+    '[x](http://evil.example) $\\frac{ `_*'
+)
 
 
 def test_nothing_from_a_config_becomes_markup(tmp_path):
@@ -601,7 +604,8 @@ def real(tmp_path_factory):
         'from fdistill.config import load\n'
         'def get_config():\n'
         f'    config = load({str(ROOT / "configs" / "pair_exact.py")!r}).unlock()\n'
-        '    config.training.steps, config.training.batch_size, config.training.log_every = 20, 64, 5\n'
+        '    config.training.steps, config.training.batch_size = 20, 64\n'
+        '    config.training.log_every = 5\n'
         '    config.evaluation.samples, config.evaluation.batch_size = 500, 500\n'
         '    config.data = dict(config.data, n=2000)\n'
         '    return config\n'

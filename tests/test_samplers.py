@@ -536,8 +536,8 @@ def test_jit_in_float32_is_float64_without_jit(name, options):
 
 @pytest.mark.parametrize('steps', [18, 256])
 def test_edms_churn_is_algorithm_two(steps):
-    """Its setting of ImageNet-64, most of whose levels lie in [s_min, s_max] and some do not, against
-    a loop in numpy."""
+    """EDM's setting for ImageNet-64, of whose levels most lie in [s_min, s_max] and some do not,
+    against a loop in numpy."""
     s_churn, s_min, s_max, s_noise = 40, 0.05, 50, 1.003
     grid = noise.karras_grid(steps).astype(np.float32)
     start = (80 * points()).astype(jnp.float32)
@@ -852,7 +852,8 @@ def test_heun_costs_its_evaluations():
     seconds(once, 3), seconds(whole, 1)
     ratios = [seconds(whole, 1) / seconds(once, 35) for _ in range(9)]
     print(
-        f'\nHeun against 35 evaluations: {np.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}'
+        f'\nHeun against 35 evaluations: {np.median(ratios):.3f}, '
+        f'from {min(ratios):.3f} to {max(ratios):.3f}'
     )
     assert np.median(ratios) < 1.1
 

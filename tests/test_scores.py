@@ -381,7 +381,8 @@ def test_moments_of_two_processes(tmp_path):
         ({'samples': 50001}, 'ranges of more than 50000 overlap; give ranges=1 too'),
         (
             {'detector': 'nosuch'},
-            "detector 'nosuch': no such file; the protocol 'edm' needs one, made by `fdistill convert inception",
+            "detector 'nosuch': no such file; the protocol 'edm' needs one, "
+            'made by `fdistill convert inception',
         ),
         ({'statistics': 'nosuch'}, "statistics 'nosuch': no such file"),
         ({'protocol': 'adm'}, "are of protocol 'edm' and detector 'inception', not of 'adm'"),

@@ -411,8 +411,8 @@ def test_what_does_not_run_together_goes_in_halves(tmp_path, monkeypatch, capsys
     assert trained == [[0, 1], [3, 4]]
     said = capsys.readouterr().err
     assert (
-        '5 trials as one program: MemoryError: 5 lanes need 2.00 GiB, 1.00 GiB are free; so in halves'
-        in said
+        '5 trials as one program: MemoryError: 5 lanes need 2.00 GiB, 1.00 GiB are free; so in '
+        'halves' in said
     )
     assert (
         said.count('in halves') == 2

@@ -61,7 +61,8 @@ def sample(
         )
     if path.suffix == '.png' and n > LARGEST:
         raise UserError(
-            f'--n={n}: a picture takes at most {LARGEST} samples; write an array with --out=FILE.npy'
+            f'--n={n}: a picture takes at most {LARGEST} samples; '
+            'write an array with --out=FILE.npy'
         )
     run = from_workdir(workdir, sampler=sampler, steps=steps)
     if label is not None and not -1 <= label < max(run.num_classes, 1):

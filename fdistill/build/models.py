@@ -64,9 +64,9 @@ def make_denoiser(
     for name in condition_names(image):
         if name not in built.takes:
             raise UserError(
-                f'{where}network.name={network["name"]}: the data gives the condition {name!r}, and '
-                f'this network takes {", ".join(map(repr, built.takes)) or "none"}; choose another '
-                'network, or data without it'
+                f'{where}network.name={network["name"]}: the data gives the condition {name!r}, '
+                f'and this network takes {", ".join(map(repr, built.takes)) or "none"}; '
+                'choose another network, or data without it'
             )
     section = {'name': 'edm'} | plain_of(section)
     if 'schedule' in section:

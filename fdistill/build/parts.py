@@ -27,9 +27,12 @@ from fdistill.errors import UserError
 class Site(NamedTuple):
     """Where parts are made.
 
-    plain: the resolved config. options: of the section `method`, of which a part takes away what is
-    its own. wants: the method's parameters by name. microbatches: see `denoiser.accumulated`. frozen: {name: load}, load(mesh) -> (params,
-    digest) of the weights of what is not trained; filled by the parts.
+    plain: the resolved config.
+    options: of the section `method`; each part takes its own options out of it.
+    wants: the method's parameters by name.
+    microbatches: see `denoiser.accumulated`.
+    frozen: {name: load}, load(mesh) -> (params, digest) of the weights that are not trained; the
+      parts fill it.
     """
 
     plain: Mapping[str, Any]
@@ -60,7 +63,8 @@ def _teacher(site):
     elif 'from_teacher' in site.wants:
         if site.options.get('from_teacher', site.wants['from_teacher'].default):
             raise UserError(
-                'config.method.from_teacher: an oracle has no network to start from; set it to False'
+                'config.method.from_teacher: an oracle has no network to start from; '
+                'set it to False'
             )
     return denoisers.accumulated(made.model, site.microbatches)
 

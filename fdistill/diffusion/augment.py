@@ -81,8 +81,8 @@ def draw(key: jax.Array, n: int, *, probability: float = 0.12, x_flip: float = 0
     flipped, scaled, rotated, stretched, shifted = uniform[:5] < probability
     a0, a1 = uniform[5] < x_flip, uniform[6] < 0.5
     a3, a4 = jnp.pi * (2 * uniform[7:] - 1)
-    # N(0, 1) in the table, where (a5, a4) and (-a5, a4 + pi) have the same label, the one stretching
-    # where the other shrinks. Stretches and labels are each distributed as there.
+    # The table has N(0, 1). There (a5, a4) and (-a5, a4 + pi) have the same label, although the one
+    # stretches where the other shrinks. Stretches and labels are each distributed as there.
     a5 = jnp.abs(a5)
     return jnp.stack(
         [
@@ -141,7 +141,8 @@ def warp(
         raise ValueError(f'labels of shape {labels.shape}: must be {(len(x), len(LABELS))}')
     if not (scale > 0 and anisotropy > 0 and translation >= 0):
         raise ValueError(
-            f'scale={scale}, anisotropy={anisotropy}, translation={translation}: need > 0, > 0, >= 0'
+            f'scale={scale}, anisotropy={anisotropy}, translation={translation}: '
+            'need > 0, > 0, >= 0'
         )
     dtype = jnp.promote_types(x.dtype, jnp.float32)
 

@@ -1,8 +1,7 @@
-"""The one model type: a denoiser D(x, sigma, condition) -> x0, an estimate of E[x0 | x0 + sigma eps =
-x].
+"""The one model type: a denoiser D(x, sigma, condition) -> x0.
 
-Scores follow by Tweedie, s = (D - x)/sigma^2. Whatever a network was trained to predict, under
-whatever schedule, is turned into this at the door.
+It estimates E[x0 | x0 + sigma eps = x]. Scores follow by Tweedie, s = (D - x)/sigma^2. Whatever a
+network was trained to predict, under whatever schedule, is turned into this at the door.
 """
 
 from collections.abc import Callable

@@ -202,8 +202,8 @@ def timesteps_grid(
             and np.allclose(chosen.time(ratio), ends, rtol=1e-6, atol=1e-9)
         ):
             raise ValueError(
-                f't_min={t_min}, t_max={t_max}: sigma/alpha of {schedule!r} must be positive and finite there; '
-                f'its usual times are {chosen.span[0]} to {chosen.span[1]}'
+                f't_min={t_min}, t_max={t_max}: sigma/alpha of {schedule!r} must be positive and '
+                f'finite there; its usual times are {chosen.span[0]} to {chosen.span[1]}'
             )
         times = np.linspace(t_max ** (1 / power), t_min ** (1 / power), _counted(steps)) ** power
         return _with_zero(chosen.sigma(times) / chosen.alpha(times))
@@ -228,7 +228,8 @@ def levels_grid(sigmas: tuple[float, ...]):
         or not (np.isfinite(levels[0]) and levels[-1] > 0 and np.all(np.diff(levels) < 0))
     ):
         raise ValueError(
-            f'sigmas={sigmas}: need at least one level, strictly falling, > 0 and finite; the last 0 is left out'
+            f'sigmas={sigmas}: need at least one level, strictly falling, > 0 and finite; '
+            'the last 0 is left out'
         )
     return _with_zero(levels)
 

@@ -80,7 +80,8 @@ class GaussianMixture(NamedTuple):
         """
         if len(self.weights) != 1:
             raise ValueError(
-                f'flow of {len(self.weights)} components has no closed form; use a sampler, or one Gaussian'
+                f'flow of {len(self.weights)} components has no closed form; '
+                'use a sampler, or one Gaussian'
             )
         variance = self.stds[0] ** 2
         return self.means[0] + (x - self.means[0]) * jnp.sqrt(

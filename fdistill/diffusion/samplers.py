@@ -66,7 +66,8 @@ def prepare(denoisers, x, sigmas):
             denoised = denoise(x, jnp.full(x.shape[:1], sigma, x.dtype))
             if denoised.shape != x.shape:
                 raise ValueError(
-                    f'denoise returned shape {denoised.shape} for x of shape {x.shape}: they must be equal'
+                    f'denoise returned shape {denoised.shape} for x of shape {x.shape}: '
+                    'they must be equal'
                 )
             return denoised.astype(x.dtype)
 
@@ -477,7 +478,8 @@ def hybrid(teacher, student, x, sigmas, key=None, *, evaluations=1, student_sigm
     below = np.asarray(student_sigmas, np.float64)
     if isinstance(sigmas, jax.core.Tracer):
         raise ValueError(
-            'sigmas: hybrid needs to know where the student takes over; give a grid that is not traced'
+            'sigmas: hybrid needs to know where the student takes over; '
+            'give a grid that is not traced'
         )
     hand_over = float(sigmas[evaluations])
     if evaluations:

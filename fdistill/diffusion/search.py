@@ -78,7 +78,8 @@ def start(
         )
     if mutations + crossovers > population:
         raise ValueError(
-            f'mutations={mutations}, crossovers={crossovers}: together at most population={population}'
+            f'mutations={mutations}, crossovers={crossovers}: '
+            f'together at most population={population}'
         )
     if not 0 < mutation_rate <= 1:
         raise ValueError(f'mutation_rate={mutation_rate}: must lie in (0, 1]')
@@ -198,7 +199,8 @@ def epoch(state, score):
         scores = np.asarray(score(grids(state, chosen)), np.float64)
         if scores.shape != (len(chosen),) or np.isnan(scores).any():
             raise ValueError(
-                f'score: gave shape {scores.shape}, {np.isnan(scores).sum()} NaN; need [{len(chosen)}], none NaN'
+                f'score: gave shape {scores.shape}, {np.isnan(scores).sum()} NaN; '
+                f'need [{len(chosen)}], none NaN'
             )
     scores = state.scores + scores.tolist()
     return SearchState(state.settings, state.visited + chosen, scores, [*state.best, min(scores)])
@@ -233,7 +235,8 @@ def search(score, candidates, steps, *, epochs=10, state=None, on_epoch=None, **
                 else (state.settings.get(name), value)
             )
             raise ValueError(
-                f'state: is of a search with {name}={old}, now {new}; go on with the same or without the state'
+                f'state: is of a search with {name}={old}, now {new}; '
+                'go on with the same or without the state'
             )
     while len(state.best) < epochs:
         state = epoch(state, score)

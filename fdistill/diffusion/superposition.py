@@ -59,13 +59,15 @@ def superpose(denoisers, x, sigmas, key, *, operator='or', temperature=1.0, bias
         )
     if lift.shape not in ((), (count - 1,)):
         raise ValueError(
-            f'lift of shape {lift.shape}: need one number, or one for each of the {count} denoisers but the last'
+            f'lift of shape {lift.shape}: need one number, or one for each of the {count} '
+            'denoisers but the last'
         )
     denoisers, x, sigmas = samplers.prepare(denoisers, x, sigmas)
     dimension = math.prod(x.shape[1:])
     if operator == 'and' and count > dimension + 1:
         raise ValueError(
-            f"{count} denoisers in {dimension} dimensions: operator='and' takes at most {dimension + 1}"
+            f"{count} denoisers in {dimension} dimensions: operator='and' takes at most "
+            f'{dimension + 1}'
         )
     bias, lift = (
         jnp.broadcast_to(value.astype(x.dtype), (n,))[:, None]

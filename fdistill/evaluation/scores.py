@@ -539,9 +539,8 @@ def _fitting(rules, detector, real, shape, names, samples):
         kept = 0 if real.features is None else len(real.features)
         raise UserError(
             f'{missing[0]}: the detector {real.detector!r} or the statistics of '
-            f'{real.reference!r}, with features of {kept} '
-            'images, lack what this metric needs; leave it out, or make statistics of at least 1000 '
-            'images with `fdistill stats make`'
+            f'{real.reference!r}, with features of {kept} images, lack what this metric needs; '
+            'leave it out, or make statistics of at least 1000 images with `fdistill stats make`'
         )
     count = samples or rules.samples
     few = [name for name in names or () if METRICS[name].fewest > count]

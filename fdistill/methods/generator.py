@@ -98,8 +98,8 @@ def few_step(denoiser: Denoiser, levels: tuple[float, ...]) -> Generator:
     """
     if len(levels) < 2 or not all(high > low > 0 for high, low in zip(levels, levels[1:])):
         raise ValueError(
-            f'sigma_init={levels[0]}, levels={tuple(levels[1:])}: need at least one level, strictly '
-            'falling from below sigma_init, > 0'
+            f'sigma_init={levels[0]}, levels={tuple(levels[1:])}: '
+            'need at least one level, strictly falling from below sigma_init, > 0'
         )
     sigmas = np.append(np.asarray(levels, np.float64), 0.0)
 

@@ -37,8 +37,8 @@ def pretrain(
       law: `NoiseLaw` of sigma.
       sigma_data: standard deviation of the data, for the weighting.
       weighting: key of `noise.WEIGHTINGS`.
-      label_dropout: share of conditions left out (`denoiser.null`), for classifier-free guidance; in
-        [0, 1).
+      label_dropout: share of conditions left out (`denoiser.null`), for classifier-free
+        guidance; in [0, 1).
       sampler: `samplers.Sampler`. What it draws, it draws from the noise it starts from.
       sigmas: sampling grid from `noise.GRIDS`, falling to 0.
       guidance, guidance_interval: of classifier-free guidance when sampling, see `denoiser.guide`.

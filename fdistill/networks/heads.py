@@ -32,12 +32,14 @@ class _ConvHead(nn.Module):
         for index in self.indices:
             if not -len(features) <= index < len(features):
                 raise ValueError(
-                    f'indices={self.indices}: the network has {len(features)} features, none at {index}'
+                    f'indices={self.indices}: the network has {len(features)} features, '
+                    f'none at {index}'
                 )
             shape = features[index].shape
             if len(shape) != 4 or shape[1] != shape[2]:
                 raise ValueError(
-                    f"feature {index} has shape {shape}, must be square [B,R,R,C]; for others use HEADS['mlp']"
+                    f'feature {index} has shape {shape}, must be square [B,R,R,C]; '
+                    "for others use HEADS['mlp']"
                 )
         logits = [
             _ConvLogit(name=f'head{i}')(features[index]) for i, index in enumerate(self.indices)

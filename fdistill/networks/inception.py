@@ -418,8 +418,8 @@ def apply(params, images, chunk=None):
         or images.dtype != jnp.float32
     ):
         raise ValueError(
-            f'images of {images.dtype} {list(images.shape)}: need float32 [B, H, W, 3] with H and W >= {SMALLEST}, '
-            'scaled to about [-1, 1] and resized'
+            f'images of {images.dtype} {list(images.shape)}: need float32 '
+            f'[B, H, W, 3] with H and W >= {SMALLEST}, scaled to about [-1, 1] and resized'
         )
     if chunk is None:
         return _features(params, images)

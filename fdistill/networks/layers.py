@@ -81,8 +81,8 @@ def group_count(channels):
     groups = min(32, channels // 4)
     if groups < 1 or channels % groups:
         raise ValueError(
-            f'{channels} channels cannot be normalised in min(32, channels // 4) = {groups} equal groups; '
-            'use a multiple of 4 below 128 channels, a multiple of 32 above'
+            f'{channels} channels cannot be normalised in min(32, channels // 4) = {groups} equal '
+            'groups; use a multiple of 4 below 128 channels, a multiple of 32 above'
         )
     return groups
 

@@ -93,8 +93,8 @@ def mlp(
     """
     if width < 1 or blocks < 1 or embedding < 1 or fourier < 0 or not 0 <= dropout < 1:
         raise ValueError(
-            f'mlp: width={width}, blocks={blocks}, embedding={embedding} must be >= 1, fourier={fourier} >= 0, '
-            f'dropout={dropout} in [0, 1)'
+            f'mlp: width={width}, blocks={blocks}, embedding={embedding} must be >= 1, '
+            f'fourier={fourier} >= 0, dropout={dropout} in [0, 1)'
         )
     module = _ResidualMLP(
         width, blocks, embedding, fourier, num_classes, dropout, jnp.bfloat16 if bfloat16 else None

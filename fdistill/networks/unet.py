@@ -170,8 +170,8 @@ def _plan(
         count = 1 if channels_per_head is None else features // channels_per_head
         if count < 1 or features % count:
             raise ValueError(
-                f'channels_per_head={channels_per_head} does not divide a block of {features} channels that attends; '
-                'choose one that does'
+                f'channels_per_head={channels_per_head} does not divide a block of {features} '
+                'channels that attends; choose one that does'
             )
         return count
 
@@ -263,12 +263,14 @@ class UNet(nn.Module):
         expected = (self.resolution, self.resolution, self.channels)
         if x.shape[1:] != expected:
             raise ValueError(
-                f'x has shape {x.shape}, the network was built for [B, {", ".join(map(str, expected))}]'
+                f'x has shape {x.shape}, the network was built for [B, '
+                f'{", ".join(map(str, expected))}]'
             )
         augment = condition.get('augment')
         if augment is not None and augment.shape[1:] != (self.augment_dim,):
             raise ValueError(
-                f'augment has shape {augment.shape}, must be [B, augment_dim={self.augment_dim}] or None'
+                f'augment has shape {augment.shape}, must be [B, augment_dim={self.augment_dim}] '
+                'or None'
             )
         classes = self.num_classes
         label = jax.nn.one_hot(label_of(condition, x), classes) if classes else None
@@ -303,13 +305,15 @@ def _network(
         )
     if resolution < 1 or resolution % 2**halvings:
         raise ValueError(
-            f'resolution={resolution} cannot be halved {halvings} times for channel_mult={channel_mult}; '
-            f'make it a multiple of {2**halvings} or shorten channel_mult'
+            f'resolution={resolution} cannot be halved {halvings} times for '
+            f'channel_mult={channel_mult}; make it a multiple of {2**halvings} or shorten '
+            'channel_mult'
         )
     reached = [resolution >> i for i in range(halvings + 1)]
     if not set(attn_resolutions) <= set(reached):
         raise ValueError(
-            f'attn_resolutions={attn_resolutions}: the network has the resolutions {reached}, choose among them'
+            f'attn_resolutions={attn_resolutions}: the network has the resolutions {reached}, '
+            'choose among them'
         )
     for name, value, least in (
         ('channels', channels, 1),

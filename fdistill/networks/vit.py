@@ -211,8 +211,9 @@ def vit(*, dim=1024, depth=24, heads=16, feed_forward='mlp', patch=14, grid=37, 
             found = arrays[name]
             if (found.shape, found.dtype) != (expected[name], np.float32):
                 raise UserError(
-                    f'weights {name!r} are {found.dtype} {found.shape}, and should be float32 {expected[name]}: '
-                    'take the checkpoint of this size as it was published'
+                    f'weights {name!r} are {found.dtype} {found.shape}, '
+                    f'and should be float32 {expected[name]}: take the checkpoint of this size as '
+                    'it was published'
                 )
         blocks = {
             name: jnp.asarray(np.stack([arrays[f'blocks.{i}.{name}'] for i in range(depth)]))
@@ -251,12 +252,14 @@ def vit(*, dim=1024, depth=24, heads=16, feed_forward='mlp', patch=14, grid=37, 
         do not fit."""
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.float32:
             raise ValueError(
-                f'images are {images.dtype} {images.shape}: normalise them and give float32 (B, H, W, 3)'
+                f'images are {images.dtype} {images.shape}: normalise them and give float32 '
+                '(B, H, W, 3)'
             )
         batch, height, width = images.shape[0], images.shape[1] // patch, images.shape[2] // patch
         if (height * patch, width * patch) != images.shape[1:3]:
             raise ValueError(
-                f'images are {images.shape[1:3]} pixels: resize them to multiples of {patch}, such as 224'
+                f'images are {images.shape[1:3]} pixels: resize them to multiples of {patch}, '
+                'such as 224'
             )
         x = images.reshape(batch, height, patch, width, patch, 3)
         x = (

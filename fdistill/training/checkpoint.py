@@ -162,8 +162,9 @@ class Checkpoints:
                 logging.warning('checkpoint %s is passed over: %s', step, reason)
         if reasons:
             raise UserError(
-                f'no checkpoint in {self._manager.directory} can be restored ({"; ".join(reasons)[:500]}); '
-                'bring one back from a copy, or give another folder to start anew'
+                f'no checkpoint in {self._manager.directory} can be restored '
+                f'({"; ".join(reasons)[:500]}); bring one back from a copy, '
+                'or give another folder to start anew'
             )
         return None
 

@@ -31,7 +31,8 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         data = devices // fsdp
     if data * fsdp != devices:
         raise ValueError(
-            f'mesh data={data} x fsdp={fsdp} = {data * fsdp}, but there are {devices} devices; set data=-1'
+            f'mesh data={data} x fsdp={fsdp} = {data * fsdp}, but there are {devices} devices; '
+            'set data=-1'
         )
     # make_mesh defaults to Explicit axes, under which a concatenate of differently sharded operands
     # is an error.

@@ -70,7 +70,8 @@ def make_step(
 
             # Called before the loop goes on.
             def loss(params):
-                return method.losses[role](state.params | {role: params}, context, batch, own)  # noqa: B023
+                whole = state.params | {role: params}  # noqa: B023
+                return method.losses[role](whole, context, batch, own)  # noqa: B023
 
             (value, (metrics, aux)), grads = jax.value_and_grad(loss, has_aux=True)(
                 state.params[role]
