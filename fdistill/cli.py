@@ -12,6 +12,8 @@ import pathlib
 import re
 import shlex
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from fdistill.errors import NotFinite, UserError, suggest
 
@@ -387,7 +389,7 @@ def _sample(options, overrides, rest=()):
     build.sample(options.workdir, **keywords)
 
 
-def keyword_options(words):
+def keyword_options(words: Sequence[str]) -> dict[str, Any]:
     """{'order': 3.8} of --order=3.8; a value that is no Python literal is a string."""
     options = {}
     for word in words:
@@ -548,7 +550,7 @@ COMMANDS = {
 }
 
 
-def split(words):
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Words of a command line without, and only, its overrides; an override becomes one word,
     `--config.key=value`."""
     rest, overrides = [], []
@@ -600,7 +602,7 @@ def _keep_programs():
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 
-def main(words=None):
+def main(words: Sequence[str] | None = None) -> int:
     """Runs a command line.
 
     Args:

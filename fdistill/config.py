@@ -9,7 +9,7 @@ import re
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -19,7 +19,7 @@ from fdistill.errors import UserError, suggest
 from fdistill.files import CONFIG
 
 
-def load(path):
+def load(path: str) -> ConfigDict:
     """The locked config of a Python file with `get_config()`.
 
     Args:
@@ -30,7 +30,7 @@ def load(path):
     return _config(path, module(path))
 
 
-def module(path):
+def module(path: str) -> types.ModuleType:
     """The module that a config file is, run anew.
 
     Raises:
@@ -87,7 +87,7 @@ def _place(error, filename):
     return f'line {lines[-1]}: ' if lines else ''  # A SyntaxError says its own line.
 
 
-def read(workdir, where='--workdir'):
+def read(workdir: str | pathlib.Path, where: str = '--workdir') -> ConfigDict:
     """The config a run was started with.
 
     Raises:
@@ -104,7 +104,7 @@ def read(workdir, where='--workdir'):
         raise UserError(f'--workdir={workdir}: {CONFIG} is damaged: {error}') from error
 
 
-def override(config, arguments):
+def override(config: ConfigDict, arguments: Sequence[str]) -> None:
     """Sets values of a config from `--config.a.b=value` arguments, in place.
 
     Args:
@@ -126,7 +126,7 @@ def override(config, arguments):
             ) from error
 
 
-def put(config, name, value, where):
+def put(config: ConfigDict, name: str, value: Any, where: str) -> None:
     """Sets `config.a.b` given as 'a.b' to a value of the type it has, in place; a name alone may
     become a section and back.
 
@@ -296,7 +296,7 @@ def _fits(value, annotation):
     return isinstance(value, annotation) if annotation in (bool, str, types.NoneType) else True
 
 
-def to_json(config, where='config'):
+def to_json(config: Any, where: str = 'config') -> Any:
     """The config as dicts, lists, strings, numbers, bools and None.
 
     Raises:
@@ -314,12 +314,12 @@ def to_json(config, where='config'):
     )
 
 
-def from_json(values):
+def from_json(values: Mapping[str, Any]) -> ConfigDict:
     """The locked config `to_json` was given; its lists were tuples."""
     return ConfigDict(with_tuples(values)).lock()
 
 
-def with_tuples(values):
+def with_tuples(values: Any) -> Any:
     """Dicts and lists with every list, at any depth, made a tuple."""
     if isinstance(values, dict):
         return {key: with_tuples(value) for key, value in values.items()}

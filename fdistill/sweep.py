@@ -342,7 +342,7 @@ class Progress:
         if self._left < self._total:
             self.say(f'{self._total - self._left} of {self._total} trials have a result')
 
-    def start(self, trial: Trial, *others) -> None:
+    def start(self, trial: Trial, *others: Any) -> None:
         left = (
             f'  {clock(statistics.median(self._seconds) * self._left)} left'
             if self._seconds
@@ -428,7 +428,7 @@ def _job(path, workdir, name, overrides):
     return run_trial(workdir, trial)
 
 
-def executor(cluster: str, workdir: disk.Path, parallel: int, **parameters) -> Any:
+def executor(cluster: str, workdir: disk.Path, parallel: int, **parameters: Any) -> Any:
     """A submitit executor whose files lie in the sweep's folder.
 
     Args:
@@ -470,7 +470,7 @@ def submit(
     retry: bool = False,
     parallel: int = 2,
     quiet: bool = False,
-    **parameters,
+    **parameters: Any,
 ) -> list[tuple[Trial, Outcome]]:
     """Runs the missing trials in processes of their own, through submitit; arguments as of `run`
     and `executor`.

@@ -6,13 +6,20 @@ A setting of a config is an argument of a function; its annotation may say more 
     class Training(NamedTuple): log_every: Annotated[int, Free] = 100
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 # What a sample is to be like: arrays [B, ...] by name, as {'label': int32[B]}, -1 being "no label".
 Condition = Mapping[str, jax.Array]
+
+# A denoiser bound to its parameters and condition: (x[B, ...], sigma[B]) -> x0[B, ...].
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Levels of noise [N + 1], falling: float64 where they are known, or traced.
+Sigmas = np.ndarray | jax.Array
 
 
 class Continuous(NamedTuple):

@@ -1,13 +1,13 @@
 """What holds for every registered network and head, and what theory says of the U-Nets' layers."""
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdistill.config import call, parameters
 from fdistill.networks import HEADS, NETWORKS
 from fdistill.networks.heads import conv_head
 from fdistill.networks.layers import attend, downsample, group_count, upsample
@@ -45,7 +45,9 @@ LAST_LAYER = {
 
 
 def build(name, **changes):
-    return NETWORKS[name](**{**SMALL[name], 'num_classes': CLASSES, **changes})
+    """The network of a section of a config."""
+    section = {**SMALL[name], 'num_classes': CLASSES, **changes}
+    return call(NETWORKS[name], section, 'config.network')
 
 
 def batch():
@@ -81,11 +83,7 @@ def apply_of(name):
 
 
 def accepting(argument):
-    return [
-        name
-        for name, network in NETWORKS.items()
-        if argument in inspect.signature(network).parameters
-    ]
+    return [name for name, network in NETWORKS.items() if argument in parameters(network)]
 
 
 def assert_close(value, expected, relative):

@@ -112,7 +112,7 @@ def quantise(images: np.ndarray, levels: int) -> np.ndarray:
     return to_float(to_levels(images, levels), levels) if levels else np.asarray(images, np.float32)
 
 
-def load(name: str, split: str = 'train', **options) -> Source:
+def load(name: str, split: str = 'train', **options: Any) -> Source:
     """Loads a split of a data set.
 
     Args:

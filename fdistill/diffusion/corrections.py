@@ -1,10 +1,18 @@
 """Corrections of sampling at inference time: of the level the network is told, and of where
 sampling starts."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+
+from fdistill.types import Denoise
 
 
-def time_shift(denoise, *, variance, window=0.1, cutoff=0.0):
+def time_shift(
+    denoise: Denoise, *, variance: float, window: float = 0.1, cutoff: float = 0.0
+) -> Denoise:
     """Time-Shift (arXiv 2305.15583) in this coordinate: tells the network the level that the state
     looks like.
 
@@ -42,13 +50,15 @@ def time_shift(denoise, *, variance, window=0.1, cutoff=0.0):
     return shifted
 
 
-def variance_within(images):
+def variance_within(images: np.ndarray | jax.Array) -> float:
     """Mean over samples of the unbiased variance over the elements of one, for `time_shift`; images
     [N, ...] in [-1, 1]."""
     return float(jnp.mean(jnp.var(jnp.asarray(images).reshape(len(images), -1), axis=1, ddof=1)))
 
 
-def analytic_init(unit_noise, sigma_max, mean, variance):
+def analytic_init(
+    unit_noise: jax.Array, sigma_max: float, mean: jax.typing.ArrayLike, variance: float
+) -> jax.Array:
     """A start N(mean, (sigma_max^2 + variance) I): of all round Gaussians the nearest in KL to the
     data's at sigma_max.
 
@@ -70,7 +80,12 @@ def analytic_init(unit_noise, sigma_max, mean, variance):
     return mean + jnp.sqrt(sigma_max**2 + variance) * unit_noise
 
 
-def one_more_step(predict_v, unit_noise, fresh_noise, alpha):
+def one_more_step(
+    predict_v: Callable[[jax.Array], jax.Array],
+    unit_noise: jax.Array,
+    fresh_noise: jax.Array,
+    alpha: float,
+) -> tuple[jax.Array, float]:
     """One More Step (arXiv 2311.15744): a start for a variance-preserving model whose last alpha is
     not 0.
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fdistill.types import Condition, Continuous
+from fdistill.diffusion.noise import Schedule
+from fdistill.types import Condition, Continuous, Denoise
 
 
 def column(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -95,7 +96,9 @@ PREDICTIONS = {
 }
 
 
-def from_prediction(network, *, prediction, schedule, time_scale=1.0):
+def from_prediction(
+    network: Any, *, prediction: str, schedule: Schedule, time_scale: float = 1.0
+) -> Denoiser:
     """A denoiser from a network F(x_t, t) that predicts x0, eps, v or the flow velocity under an
     alpha/sigma schedule.
 
@@ -212,9 +215,7 @@ def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
     return denoiser._replace(apply=apply)
 
 
-def bind(
-    denoiser: Denoiser, params: Any, condition: Condition
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def bind(denoiser: Denoiser, params: Any, condition: Condition) -> Denoise:
     """denoise(x[B,...], sigma[B]) -> x0, as samplers want it: closed over parameters and
     condition."""
     return lambda x, sigma: denoiser.apply(params, x, sigma, condition)[0]

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdistill.types import Sigmas
+
 _POINTS, _MASSES = np.polynomial.legendre.leggauss(
     16
 )  # Exact for polynomials, 1e-12 for e^u over five units of u.
@@ -44,7 +46,7 @@ class Table(NamedTuple):
     scale: Any = None
 
 
-def momentum_weights(order, beta=1.0):
+def momentum_weights(order: int, beta: float = 1.0) -> np.ndarray:
     """c_j of GHVB, x_{n+1} = x_n + delta_n sum_j c_j v_{n+1-j} with v_{n+1} = (1 - beta) v_n + beta
     f_n.
 
@@ -64,7 +66,7 @@ def momentum_weights(order, beta=1.0):
     return weights
 
 
-def adams_bashforth(sigmas, order, beta=1.0, coords='sigma'):
+def adams_bashforth(sigmas: Sigmas, order: int, beta: float = 1.0, coords: str = 'sigma') -> Table:
     """The weights of a uniform grid on any grid: of order two at best where it is not uniform in
     `coords`.
 
@@ -82,7 +84,7 @@ def adams_bashforth(sigmas, order, beta=1.0, coords='sigma'):
     )
 
 
-def lms(sigmas, order):
+def lms(sigmas: Sigmas, order: int) -> Table:
     """int L_j dsigma over the step, L_j the Lagrange basis in sigma through the last levels:
     Adams-Bashforth of variable step."""
     xp, steps = _numpy(sigmas), len(sigmas) - 1
@@ -91,7 +93,7 @@ def lms(sigmas, order):
     return Table('eps', xp.ones(steps), step[:, 0], _rows(sigmas, weights, order))
 
 
-def deis(sigmas, order):
+def deis(sigmas: Sigmas, order: int) -> Table:
     """int L_j dsigma, L_j in ln sigma (DEIS, arXiv 2204.13902, tAB in log rho); the step to 0 is an
     Euler step."""
     xp, steps = _numpy(sigmas), len(sigmas) - 1
@@ -99,7 +101,7 @@ def deis(sigmas, order):
     return Table('eps', xp.ones(steps), sigmas[1:] - sigmas[:-1], weights)
 
 
-def dpmpp(sigmas, order, eta=0.0):
+def dpmpp(sigmas: Sigmas, order: int, eta: float = 0.0) -> Table:
     """DPM-Solver++ (arXiv 2211.01095): D interpolated in lambda = -ln sigma; with eta > 0 the SDE
     of its section 5.
 
@@ -128,7 +130,7 @@ def dpmpp(sigmas, order, eta=0.0):
     return Table('x0', keep, 1 - keep, _rows(sigmas, weights, order, lowered=order - 1), noise)
 
 
-def unipc(sigmas, order, variant):
+def unipc(sigmas: Sigmas, order: int, variant: str) -> tuple[Table, Sigmas]:
     """(predictor `Table`, corrector weights[N, order + 1]) of UniPC (arXiv 2302.04867, theorem
     3.1), predicting D.
 
@@ -165,7 +167,7 @@ def unipc(sigmas, order, variant):
     return Table('x0', keep, 1 - keep, rows(0)), rows(1)
 
 
-def delayed(rows, first):
+def delayed(rows: np.ndarray | jax.Array, first: float) -> np.ndarray | jax.Array:
     """Rows of a table one step later, the first being constant."""
     xp = _numpy(rows)
     return xp.concatenate([xp.full_like(rows[:1], first), rows[:-1]])

@@ -6,7 +6,7 @@ alpha_t.
 """
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,9 @@ WEIGHTINGS = {
 }
 
 
-def karras_grid(steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+def karras_grid(
+    steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> np.ndarray:
     """sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, then
     0 (EDM, equation 5).
 
@@ -138,7 +140,9 @@ def karras_grid(steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     )
 
 
-def loguniform_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
+def loguniform_grid(
+    steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> np.ndarray:
     """Levels evenly spaced in ln sigma, that is in lambda = ln(alpha/sigma) = -ln sigma, from
     sigma_max to sigma_min, then 0.
 
@@ -148,7 +152,7 @@ def loguniform_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
     return _with_zero(np.geomspace(sigma_max, sigma_min, _counted(steps)))
 
 
-def linear_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
+def linear_grid(steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
     """Levels evenly spaced in sigma from sigma_max to sigma_min, then 0; the Karras grid of rho =
     1."""
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
@@ -156,13 +160,13 @@ def linear_grid(steps=18, sigma_min=0.002, sigma_max=80.0):
 
 
 def timesteps_grid(
-    steps=18,
-    schedule='vp_linear',
-    power=1.0,
+    steps: int = 18,
+    schedule: str = 'vp_linear',
+    power: float = 1.0,
     t_min: float | None = None,
     t_max: float | None = None,
-    **options,
-):
+    **options: Any,
+) -> np.ndarray:
     """sigma(t_i)/alpha(t_i) at t_i = (t_max^(1/power) + i/(steps-1) (t_min^(1/power) -
     t_max^(1/power)))^power, then 0.
 
@@ -209,7 +213,7 @@ def timesteps_grid(
         return _with_zero(chosen.sigma(times) / chosen.alpha(times))
 
 
-def levels_grid(sigmas: tuple[float, ...]):
+def levels_grid(sigmas: tuple[float, ...]) -> np.ndarray:
     """The levels given, then 0; for example a grid found by `search`.
 
     Args:
@@ -265,7 +269,7 @@ class Schedule(NamedTuple):
     span: tuple = (1e-3, 0.999)
 
 
-def vp_linear(beta_min=0.1, beta_max=20.0):
+def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """Variance preserving, beta(t) = beta_min + t (beta_max - beta_min), t in (0, 1] (score SDE,
     arXiv 2011.13456, eq. 32).
 
@@ -288,7 +292,7 @@ def vp_linear(beta_min=0.1, beta_max=20.0):
     )
 
 
-def cosine():
+def cosine() -> Schedule:
     """Variance preserving, alpha = cos(pi t/2), sigma = sin(pi t/2), t in [0, 1) (improved DDPM
     without its offset)."""
     return Schedule(
@@ -298,7 +302,7 @@ def cosine():
     )
 
 
-def flow():
+def flow() -> Schedule:
     """Rectified flow with t the fraction of noise: alpha = 1 - t, sigma = t (arXiv 2209.03003)."""
     return Schedule(lambda t: 1 - t, lambda t: t, lambda s: s / (1 + s))
 
@@ -307,7 +311,7 @@ def flow():
 DDPM_TABLE = tuple(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)).tolist())
 
 
-def discrete(alphas_cumprod=DDPM_TABLE):
+def discrete(alphas_cumprod: tuple[float, ...] = DDPM_TABLE) -> Schedule:
     """A DDPM table: at integer t, alpha^2 = alphas_cumprod[t]; linear in ln(sigma/alpha) between
     the entries.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from fdistill.diffusion.denoiser import Denoiser
 
@@ -41,11 +42,15 @@ class GaussianMixture(NamedTuple):
         log_weights = jnp.where(label[:, None] < 0, log_weights, jnp.where(chosen, 0.0, -jnp.inf))
         return log_weights + log_density
 
-    def log_prob(self, x, sigma=0.0, label=None):
+    def log_prob(
+        self, x: jax.Array, sigma: jax.typing.ArrayLike = 0.0, label: jax.Array | None = None
+    ) -> jax.Array:
         """log p_sigma(x), [B], for x[B, D] and sigma a scalar or [B]."""
         return jax.nn.logsumexp(self._log_joint(x, sigma, label), axis=-1)
 
-    def denoise(self, x, sigma, label=None):
+    def denoise(
+        self, x: jax.Array, sigma: jax.typing.ArrayLike, label: jax.Array | None = None
+    ) -> jax.Array:
         """E[x0 | x] = sum_k pi_k(x) (s_k^2 x + sigma^2 m_k)/(s_k^2 + sigma^2), pi_k the posterior
         of the component."""
         posterior = jax.nn.softmax(self._log_joint(x, sigma, label), axis=-1)[..., None]
@@ -54,13 +59,15 @@ class GaussianMixture(NamedTuple):
             posterior * (data * x[:, None, :] + noise * self.means) / (data + noise), axis=1
         )
 
-    def score(self, x, sigma, label=None):
+    def score(
+        self, x: jax.Array, sigma: jax.typing.ArrayLike, label: jax.Array | None = None
+    ) -> jax.Array:
         """grad_x log p_sigma(x), [B, D]."""
         posterior = jax.nn.softmax(self._log_joint(x, sigma, label), axis=-1)[..., None]
         variance = self.stds[:, None] ** 2 + _per_sample(x, sigma)[:, None, None] ** 2
         return jnp.sum(posterior * (self.means - x[:, None, :]) / variance, axis=1)
 
-    def sample(self, key, n):
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
         """n samples of p_0, [n, D]."""
         key_component, key_noise = jax.random.split(key)
         component = jax.random.choice(
@@ -70,7 +77,9 @@ class GaussianMixture(NamedTuple):
         noise = jax.random.normal(key_noise, (n, means.shape[-1]), means.dtype)
         return means[component] + jnp.asarray(self.stds)[component, None] * noise
 
-    def flow(self, x, sigma_from, sigma_to):
+    def flow(
+        self, x: jax.Array, sigma_from: jax.typing.ArrayLike, sigma_to: jax.typing.ArrayLike
+    ) -> jax.Array:
         """Exact solution of the probability-flow ODE, for a single Gaussian only.
 
         x(sigma_to) = m + (x - m) sqrt((s^2 + sigma_to^2)/(s^2 + sigma_from^2)).
@@ -88,7 +97,7 @@ class GaussianMixture(NamedTuple):
             (variance + sigma_to**2) / (variance + sigma_from**2)
         )
 
-    def denoiser(self, conditional=False):
+    def denoiser(self, conditional: bool = False) -> Denoiser:
         """This mixture as a `Denoiser` without parameters, whose feature is x itself; labels are
         components or ignored."""
 
@@ -98,7 +107,7 @@ class GaussianMixture(NamedTuple):
         return Denoiser(lambda key, x, condition: {}, apply, ('label',) if conditional else ())
 
 
-def mixture(weights, means, stds):
+def mixture(weights: npt.ArrayLike, means: npt.ArrayLike, stds: npt.ArrayLike) -> GaussianMixture:
     """A checked `GaussianMixture`.
 
     Args:

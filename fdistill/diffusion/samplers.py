@@ -19,13 +19,15 @@ returns D.
 import functools
 import inspect
 import math
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fdistill.diffusion import multistep
+from fdistill.types import Denoise, Sigmas
 
 
 class Sampler(NamedTuple):
@@ -52,7 +54,9 @@ def _sampler(function):
     return sampler
 
 
-def prepare(denoisers, x, sigmas):
+def prepare(
+    denoisers: Sequence[Denoise], x: jax.Array, sigmas: Sigmas
+) -> tuple[tuple[Callable[..., jax.Array], ...], jax.Array, Sigmas]:
     """(denoisers that take one sigma for all samples and check what they return, x, sigmas), all
     checked."""
     x = jnp.asarray(x)
@@ -102,7 +106,7 @@ def _within(name, value, low, high, *, above=False):
         raise ValueError(f'{name}={value}: must lie in {"(" if above else "["}{low}, {high}]')
 
 
-def draws(key, x):
+def draws(key: jax.Array | None, x: jax.Array) -> Callable[[Any], jax.Array]:
     """noise(n) -> unit noise like x for step n, a sample's own whatever its batch."""
     if key is None:
         raise ValueError(
@@ -118,7 +122,7 @@ def draws(key, x):
     )(keys)
 
 
-def keys_of(noise):
+def keys_of(noise: jax.Array) -> jax.Array:
     """A key a sample, [B], drawn from the bits of its noise[B,...]: a random sampler is then a
     function of its start.
 
@@ -136,7 +140,7 @@ def keys_of(noise):
     return jax.random.wrap_key_data(words, impl='threefry2x32')
 
 
-def scan(step, carry, levels, dtype):
+def scan(step: Callable[..., Any], carry: Any, levels: Any, dtype: Any) -> tuple[Any, Any]:
     """lax.scan over per-step values, which are computed in float64 where the grid is known and used
     in x's dtype."""
     cast = jax.tree.map(
@@ -200,13 +204,23 @@ def _run(table, denoise, x, sigmas, key=None, *, before=1.0, after=1.0):
 
 
 @_sampler
-def euler(denoise, x, sigmas, key=None):
+def euler(denoise: Denoise, x: jax.Array, sigmas: Sigmas, key: jax.Array | None = None):
     """Euler steps, which are DDIM's in this coordinate; order 1, N network evaluations."""
     return _run(multistep.adams_bashforth(sigmas, 1), denoise, x, sigmas)
 
 
 @_sampler
-def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf, s_noise=1.0):
+def heun(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+):
     """Heun's method, Euler on a step to sigma = 0; order 2, 2N - 1 evaluations when sigmas end in 0
     (EDM, algorithm 2).
 
@@ -251,7 +265,14 @@ def heun(denoise, x, sigmas, key=None, *, s_churn=0.0, s_min=0.0, s_max=math.inf
 
 
 @_sampler
-def ancestral(denoise, x, sigmas, key=None, *, eta=1.0):
+def ancestral(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    eta: float = 1.0,
+):
     """Euler steps to sigma_down, then noise of standard deviation sigma_up up to the next level;
     order 1 of the SDE.
 
@@ -273,7 +294,15 @@ def ancestral(denoise, x, sigmas, key=None, *, eta=1.0):
 
 
 @_sampler
-def adams_bashforth(denoise, x, sigmas, key=None, *, order=4, coords='sigma'):
+def adams_bashforth(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    order: int = 4,
+    coords: str = 'sigma',
+):
     """Adams-Bashforth with the weights of a uniform grid: PLMS and iPNDM (arXiv 2202.09778); N
     evaluations.
 
@@ -291,7 +320,9 @@ def adams_bashforth(denoise, x, sigmas, key=None, *, order=4, coords='sigma'):
 
 
 @_sampler
-def lms(denoise, x, sigmas, key=None, *, order=4):
+def lms(
+    denoise: Denoise, x: jax.Array, sigmas: Sigmas, key: jax.Array | None = None, *, order: int = 4
+):
     """Adams-Bashforth of variable step: eps interpolated in sigma and integrated exactly; its order
     on any grid, N evaluations.
 
@@ -303,7 +334,9 @@ def lms(denoise, x, sigmas, key=None, *, order=4):
 
 
 @_sampler
-def deis(denoise, x, sigmas, key=None, *, order=2):
+def deis(
+    denoise: Denoise, x: jax.Array, sigmas: Sigmas, key: jax.Array | None = None, *, order: int = 2
+):
     """DEIS, tAB in log rho (arXiv 2204.13902): eps interpolated in ln sigma and integrated exactly;
     N evaluations.
 
@@ -315,7 +348,14 @@ def deis(denoise, x, sigmas, key=None, *, order=2):
 
 
 @_sampler
-def dpmpp_2m(denoise, x, sigmas, key=None, *, eta=0.0):
+def dpmpp_2m(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    eta: float = 0.0,
+):
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); order 2, N evaluations.
 
     Args:
@@ -326,7 +366,14 @@ def dpmpp_2m(denoise, x, sigmas, key=None, *, eta=0.0):
 
 
 @_sampler
-def dpmpp_3m(denoise, x, sigmas, key=None, *, eta=0.0):
+def dpmpp_3m(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    eta: float = 0.0,
+):
     """DPM-Solver++(3M): D interpolated by a parabola in -ln sigma and integrated exactly; order 3,
     N evaluations.
 
@@ -340,7 +387,15 @@ def dpmpp_3m(denoise, x, sigmas, key=None, *, eta=0.0):
 
 
 @_sampler
-def unipc(denoise, x, sigmas, key=None, *, order=2, variant='bh2'):
+def unipc(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    order: int = 2,
+    variant: str = 'bh2',
+):
     """UniPC (arXiv 2302.04867), predicting D; order + 1, N evaluations: the corrector uses what the
     next step evaluates.
 
@@ -381,7 +436,16 @@ def unipc(denoise, x, sigmas, key=None, *, order=2, variant='bh2'):
 
 
 @_sampler
-def heavy_ball(denoise, x, sigmas, key=None, *, base='adams_bashforth', order=2, beta=0.8):
+def heavy_ball(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    base: str = 'adams_bashforth',
+    order: int = 2,
+    beta: float = 0.8,
+):
     """HB(beta) (Diffusion Sampling with Momentum, arXiv 2307.11118, algorithm 1) over a multistep
     method; N evaluations.
 
@@ -402,7 +466,15 @@ def heavy_ball(denoise, x, sigmas, key=None, *, base='adams_bashforth', order=2,
 
 
 @_sampler
-def ghvb(denoise, x, sigmas, key=None, *, order=3.8, coords='sigma'):
+def ghvb(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    order: float = 3.8,
+    coords: str = 'sigma',
+):
     """GHVB of real order m (arXiv 2307.11118, algorithm 2 and theorem 2); N evaluations.
 
     r = ceil(m) and beta = m - floor(m), 1 for a whole m, which is Adams-Bashforth:
@@ -422,7 +494,15 @@ def ghvb(denoise, x, sigmas, key=None, *, order=3.8, coords='sigma'):
 
 
 @_sampler
-def consistency(denoise, x, sigmas, key=None, *, eta=1.0, sigma_min=0.0):
+def consistency(
+    denoise: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    eta: float = 1.0,
+    sigma_min: float = 0.0,
+):
     """Multistep sampling of a student that denoises in one jump; N evaluations, no noise after the
     last.
 
@@ -453,7 +533,17 @@ def consistency(denoise, x, sigmas, key=None, *, eta=1.0, sigma_min=0.0):
     return scan(step, x, (np.arange(len(sigmas) - 1), now, jump, then), x.dtype)
 
 
-def hybrid(teacher, student, x, sigmas, key=None, *, evaluations=1, student_sigmas=(0.0,), eta=1.0):
+def hybrid(
+    teacher: Denoise,
+    student: Denoise,
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array | None = None,
+    *,
+    evaluations: int = 1,
+    student_sigmas: Sequence[float] | np.ndarray = (0.0,),
+    eta: float = 1.0,
+) -> jax.Array:
     """Diversity distillation (arXiv 2503.10637): the teacher's first steps, which fix the layout,
     then the student.
 

@@ -8,9 +8,11 @@ never interrupted.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from fdistill.diffusion import noise
 
@@ -38,16 +40,16 @@ class SearchState(NamedTuple):
 
 
 def start(
-    candidates,
-    steps,
+    candidates: npt.ArrayLike,
+    steps: int,
     *,
-    seed=0,
-    population=50,
-    parents=10,
-    mutations=25,
-    crossovers=15,
-    mutation_rate=0.25,
-):
+    seed: int = 0,
+    population: int = 50,
+    parents: int = 10,
+    mutations: int = 25,
+    crossovers: int = 15,
+    mutation_rate: float = 0.25,
+) -> SearchState:
     """A search that has scored nothing yet.
 
     Args:
@@ -88,7 +90,7 @@ def start(
     return SearchState(settings, [], [], [])
 
 
-def restore(values):
+def restore(values: Mapping[str, Any]) -> SearchState:
     """The state whose `_asdict()` went through JSON, which may have made an infinite score the word
     'inf'.
 
@@ -108,7 +110,7 @@ def restore(values):
     return SearchState(settings, visited, scores, best)
 
 
-def grids(state, chosen):
+def grids(state: SearchState, chosen: Sequence[Sequence[int]]) -> np.ndarray:
     """Levels of index lists [M, K]: sigmas[M, K + 1], float64, each falling to 0."""
     levels = np.asarray(state.settings['candidates'])[
         np.asarray(chosen, int).reshape(-1, state.settings['steps'])
@@ -116,7 +118,7 @@ def grids(state, chosen):
     return np.pad(levels, ((0, 0), (0, 1)))
 
 
-def best(state):
+def best(state: SearchState) -> tuple[np.ndarray, float]:
     """(sigmas[K + 1], score) of the best grid so far, the earliest one of equals.
 
     Raises:
@@ -128,7 +130,7 @@ def best(state):
     return grids(state, state.visited[winner])[0], state.scores[winner]
 
 
-def proposals(state):
+def proposals(state: SearchState) -> list[list[int]]:
     """The grids of the next epoch as rising index lists [M, K]: distinct, never scored before; a
     function of the state alone.
 
@@ -178,7 +180,7 @@ def proposals(state):
     return found
 
 
-def epoch(state, score):
+def epoch(state: SearchState, score: Callable[[np.ndarray], npt.ArrayLike]) -> SearchState:
     """One epoch: scores `proposals(state)`.
 
     Args:
@@ -206,7 +208,16 @@ def epoch(state, score):
     return SearchState(state.settings, state.visited + chosen, scores, [*state.best, min(scores)])
 
 
-def search(score, candidates, steps, *, epochs=10, state=None, on_epoch=None, **options):
+def search(
+    score: Callable[[np.ndarray], npt.ArrayLike],
+    candidates: npt.ArrayLike,
+    steps: int,
+    *,
+    epochs: int = 10,
+    state: SearchState | None = None,
+    on_epoch: Callable[[SearchState], Any] | None = None,
+    **options: Any,
+) -> SearchState:
     """Epochs until `epochs` of them are done, counted from the start of the search; `best` of the
     result is the grid.
 

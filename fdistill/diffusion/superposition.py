@@ -2,15 +2,28 @@
 the sample on its way."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from fdistill.diffusion import samplers
+from fdistill.types import Denoise, Sigmas
 
 
-def superpose(denoisers, x, sigmas, key, *, operator='or', temperature=1.0, bias=None, lift=0.0):
+def superpose(
+    denoisers: Sequence[Denoise],
+    x: jax.Array,
+    sigmas: Sigmas,
+    key: jax.Array,
+    *,
+    operator: str = 'or',
+    temperature: float = 1.0,
+    bias: npt.ArrayLike | None = None,
+    lift: npt.ArrayLike = 0.0,
+) -> tuple[jax.Array, jax.Array]:
     """Samples of several models at once by the reverse SDE dx = V s_mix + sqrt(V) z, with s_mix =
     sum_i kappa_i s_i.
 

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import zipfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Features(NamedTuple):
     classify: Callable[[np.ndarray], np.ndarray] | None
 
 
-def get(name: str, source: Source, **options) -> Features:
+def get(name: str, source: Source, **options: Any) -> Features:
     """Builds the features FEATURES[name] for a data set.
 
     Args:

@@ -8,6 +8,8 @@ the papers sum: the two differ by the factor n, which matters only against gradi
 epsilon and other loss terms.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
@@ -23,7 +25,7 @@ def _elements(x):
     return tuple(range(1, x.ndim))
 
 
-def denoising(denoised, clean, weight):
+def denoising(denoised: jax.Array, clean: jax.Array, weight: jax.Array) -> jax.Array:
     """Denoising score matching, weight(sigma) mean |D(x_t) - x|^2 (EDM, equation 2), [B].
 
     Its minimiser is E[x | x_t] for every positive weight.
@@ -35,7 +37,7 @@ def denoising(denoised, clean, weight):
     return weight * jnp.mean((denoised - clean) ** 2, axis=_elements(clean))
 
 
-def dmd_weight(x, d_teacher):
+def dmd_weight(x: jax.Array, d_teacher: jax.Array) -> jax.Array:
     """1 / mean |x - D_T| per sample (DMD2, equation 4 of arXiv 2405.14867), no gradient, [B]."""
     return stop_gradient(1 / (jnp.mean(jnp.abs(x - d_teacher), axis=_elements(x)) + EPSILON))
 
@@ -53,7 +55,9 @@ WEIGHTS = {
 }
 
 
-def score_gap(x, d_teacher, d_fake, weight):
+def score_gap(
+    x: jax.Array, d_teacher: jax.Array, d_fake: jax.Array, weight: jax.Array
+) -> jax.Array:
     """Family A (VSD, Diff-Instruct, DMD2, f-distill): a loss whose gradient in x is weight (D_F -
     D_T)/n, [B].
 
@@ -71,12 +75,12 @@ def score_gap(x, d_teacher, d_fake, weight):
     return jnp.mean(0.5 * g**2 + g * (x - stop_gradient(x)), axis=_elements(x))
 
 
-def squared_l2(y):
+def squared_l2(y: jax.Array) -> jax.Array:
     """d(y) = |y|^2, [B] for y[B,...]."""
     return jnp.sum(y**2, axis=_elements(y))
 
 
-def pseudo_huber(c):
+def pseudo_huber(c: float) -> Callable[[jax.Array], jax.Array]:
     """d(y) = sqrt(|y|^2 + c^2) - c with the norm over all elements of a sample (SIM, arXiv
     2410.16794)."""
     if not c > 0:
@@ -86,7 +90,14 @@ def pseudo_huber(c):
     return lambda y: jnp.sqrt(jnp.sum(y**2, axis=_elements(y)) + c**2) - c
 
 
-def implicit(x, d_teacher, d_fake, scale, distance, total_gradient=False):
+def implicit(
+    x: jax.Array,
+    d_teacher: jax.Array,
+    d_fake: jax.Array,
+    scale: jax.Array,
+    distance: Callable[[jax.Array], jax.Array],
+    total_gradient: bool = False,
+) -> jax.Array:
     """Score implicit matching (SIM, arXiv 2410.16794, Theorem 3.1), [B].
 
     L = -d'(y)^T (D_F - x) scale,  y = scale (D_F - D_T).  With scale = 1/sigma^2, y = s_F - s_p and
@@ -110,7 +121,9 @@ def implicit(x, d_teacher, d_fake, scale, distance, total_gradient=False):
     return loss + distance(y) if total_gradient else loss
 
 
-def sid(x, d_teacher, d_fake, weight, alpha):
+def sid(
+    x: jax.Array, d_teacher: jax.Array, d_fake: jax.Array, weight: jax.Array, alpha: float
+) -> jax.Array:
     """Score identity distillation (SiD, arXiv 2404.04057, equation 23), [B].
 
     L = weight mean(delta (D_F - x) + (1 - alpha) delta^2),  delta = D_T - D_F; equal to delta ((D_T
@@ -128,26 +141,30 @@ def sid(x, d_teacher, d_fake, weight, alpha):
     return weight * jnp.mean(delta * (d_fake - x) + (1 - alpha) * delta**2, axis=_elements(x))
 
 
-def gan_discriminator(fake_logits, real_logits):
+def gan_discriminator(fake_logits: jax.Array, real_logits: jax.Array) -> jax.Array:
     """mean softplus(logit_fake) + mean softplus(-logit_real), [B] from [B, heads]; optimum logit =
     log(p_real/q_fake)."""
     return jnp.mean(jax.nn.softplus(fake_logits) + jax.nn.softplus(-real_logits), axis=-1)
 
 
-def gan_generator(fake_logits):
+def gan_generator(fake_logits: jax.Array) -> jax.Array:
     """Non-saturating, mean softplus(-logit_fake), [B]. At the optimal discriminator its gradient is
     that of the softened reverse KL, h = 1/(1+r)."""
     return jnp.mean(jax.nn.softplus(-fake_logits), axis=-1)
 
 
-def ratio_from_logits(logits, *, logit_clip=10.0, low=0.1, high=20.0):
+def ratio_from_logits(
+    logits: jax.Array, *, logit_clip: float = 10.0, low: float = 0.1, high: float = 20.0
+) -> jax.Array:
     """r = p/q = exp(mean over heads of the logit), logit clamped, then r clipped (f-distill's
     code); no gradient, [B]."""
     logit = jnp.clip(jnp.mean(logits, axis=-1), -logit_clip, logit_clip)
     return stop_gradient(jnp.clip(jnp.exp(logit), low, high))
 
 
-def normalise_ratio(ratio, position, bins, decay):
+def normalise_ratio(
+    ratio: jax.Array, position: jax.Array, bins: jax.Array, decay: float
+) -> tuple[jax.Array, jax.Array]:
     """First stage of f-distill: divide r by its mean in a bin of noise levels, since E_q[r] = 1 at
     each sigma.
 
@@ -175,13 +192,13 @@ def normalise_ratio(ratio, position, bins, decay):
     return stop_gradient(ratio / (member @ bins + EPSILON)), bins
 
 
-def normalise_weight(h):
+def normalise_weight(h: jax.Array) -> jax.Array:
     """Second stage of f-distill: h / mean(h) over the global batch, which takes the saturation out
     of a divergence."""
     return stop_gradient(h / (jnp.mean(h) + EPSILON))
 
 
-def histogram(values, position):
+def histogram(values: jax.Array, position: jax.Array) -> jax.Array:
     """How often values lie in the cells of `divergences.EDGES`, by noise level: counts float32
     [LEVELS, cells], no gradient.
 

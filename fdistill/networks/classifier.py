@@ -1,7 +1,8 @@
 """Small classifiers whose last hidden layer gives the features for Frechet distances on small
 images."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ class _Classifier(nn.Module):
         return nn.Dense(self.num_classes, precision='highest')(activation(features)), features
 
 
-def classifier(num_classes, image_shape):
+def classifier(num_classes: int, image_shape: tuple[int, int, int]) -> Classifier:
     """A perceptron of widths 256, 256, 32 with dropout below 16 x 16 pixels; above, strided
     convolutions 32, 64, 128 and the 32.
 

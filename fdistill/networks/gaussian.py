@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from fdistill.networks import Network
 
 
-def gaussian(*, num_classes=0, scale=0.0, offset=0.0, spread=0.0):
+def gaussian(
+    *, num_classes: int = 0, scale: float = 0.0, offset: float = 0.0, spread: float = 0.0
+) -> Network:
     """F(x) = scale x + offset: a student too poor for any mixture, which shows what its divergence
     prefers.
 

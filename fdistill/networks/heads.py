@@ -47,7 +47,7 @@ class _ConvHead(nn.Module):
         return jnp.stack(logits, axis=-1)
 
 
-def conv_head(*, indices=(-1,)):
+def conv_head(*, indices: tuple[int, ...] = (-1,)) -> Head:
     """One logit for each chosen feature; a positive one means real. Sees neither noise level nor
     label.
 

@@ -11,7 +11,8 @@ torchvision, pytorch-fid's inception.py; for the spatial features, guided-diffus
 evaluations/evaluator.py.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def _kernels():
     return kernels
 
 
-def shapes():
+def shapes() -> dict[str, tuple[int, ...]]:
     """{name: shape} of the arrays that `from_arrays` takes: pytorch-fid's state dict, kernels as
     OIHW.
 
@@ -184,7 +185,7 @@ def _check(arrays):
         )
 
 
-def from_arrays(arrays):
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, jax.Array]]:
     """Parameters of `apply`: batch norm folded into the convolutions, the 1x1 kernels on one input
     side by side.
 
@@ -231,7 +232,7 @@ def _entries(block):
     ]
 
 
-def draw(key):
+def draw(key: jax.Array) -> dict[str, np.ndarray]:
     """Random arrays for `from_arrays` that keep activations of order one: kernels N(0, 2/fan_in),
     trivial norms."""
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -248,7 +249,7 @@ def draw(key):
     return arrays
 
 
-def init(key):
+def init(key: jax.Array) -> dict[str, dict[str, jax.Array]]:
     """Random parameters of `apply`, for tests and benchmarks; drawn by numpy and so not under
     jit."""
     return from_arrays(draw(key))
@@ -392,7 +393,9 @@ def _mixed_e(params, block, x):
     return jnp.concatenate([entry['branch1x1'], *forks, pool], -1)
 
 
-def apply(params, images, chunk=None):
+def apply(
+    params: Mapping[str, Any], images: jax.Array, chunk: int | None = None
+) -> InceptionFeatures:
     """Features of images, in float32 with products of the highest precision.
 
     Args:

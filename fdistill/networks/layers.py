@@ -6,7 +6,8 @@ Reference: Karras et al., arXiv 2206.00364; Song et al., arXiv 2011.13456; Dhari
 """
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,7 +34,7 @@ def _uniform_bias(fan_in):
     return draw
 
 
-def xavier(gain):
+def xavier(gain: float) -> Initialization:
     """Kernel gain U(-1, 1) sqrt(6/(fan_in + fan_out)), bias 0."""
     return Initialization(
         nn.initializers.variance_scaling(gain**2, 'fan_avg', 'uniform'), _zero_bias
@@ -49,7 +50,16 @@ NORMAL = Initialization(nn.initializers.normal(1.0), _zero_bias)
 ZEROS = Initialization(nn.initializers.zeros, _zero_bias)
 
 
-def conv(x, features, size, init, name, *, stride=1, padding='SAME'):
+def conv(
+    x: jax.Array,
+    features: int,
+    size: int,
+    init: Initialization,
+    name: str,
+    *,
+    stride: int = 1,
+    padding: int | str = 'SAME',
+) -> jax.Array:
     """Convolution size x size, [B,H,W,C] -> [B,H',W',features]; `padding` in pixels on every side,
     or 'SAME'."""
     return nn.Conv(
@@ -64,7 +74,9 @@ def conv(x, features, size, init, name, *, stride=1, padding='SAME'):
     )(x)
 
 
-def dense(x, features, init, name, *, use_bias=True):
+def dense(
+    x: jax.Array, features: int, init: Initialization, name: str, *, use_bias: bool = True
+) -> jax.Array:
     """Linear map [B,C] -> [B,features]."""
     bias_init = init.bias(x.shape[-1])
     return nn.Dense(
@@ -72,7 +84,7 @@ def dense(x, features, init, name, *, use_bias=True):
     )(x)
 
 
-def group_count(channels):
+def group_count(channels: int) -> int:
     """Groups of a GroupNorm: min(32, channels // 4), that is at least 4 channels a group.
 
     Raises:
@@ -87,7 +99,7 @@ def group_count(channels):
     return groups
 
 
-def norm(x, eps, name):
+def norm(x: jax.Array, eps: float, name: str) -> jax.Array:
     """GroupNorm with float32 statistics, [B,H,W,C] -> same."""
     # Two passes: E[x^2] - E[x]^2 loses the digits that agreement with EDM needs where the mean is
     # large.
@@ -96,7 +108,7 @@ def norm(x, eps, name):
     )(x)
 
 
-def downsample(x, taps, padding=None):
+def downsample(x: jax.Array, taps: Sequence[float], padding: int | None = None) -> jax.Array:
     """Filters with taps (x) taps / sum^2 and keeps every second pixel, [B,H,W,C] -> [B,H/2,W/2,C].
 
     Sums of strided slices, one axis after the other: the filter is constant, and XLA has no fast
@@ -117,7 +129,7 @@ def downsample(x, taps, padding=None):
     return x
 
 
-def upsample(x, taps):
+def upsample(x: jax.Array, taps: Sequence[float]) -> jax.Array:
     """Puts zeros between the pixels and filters with 4 taps (x) taps / sum^2, [B,H,W,C] ->
     [B,2H,2W,C].
 
@@ -150,7 +162,7 @@ def upsample(x, taps):
 RESAMPLE = {'keep': lambda x, taps: x, 'down': downsample, 'up': upsample}
 
 
-def attend(qkv, heads):
+def attend(qkv: jax.Array, heads: int) -> jax.Array:
     """Softmax(q k^T / sqrt(C)) v over all pixels, [B,H,W,3*heads*C] -> [B,H,W,heads*C].
 
     EDM's layout of channels: head, then C, then (q, k, v). The weights are computed in float32.
@@ -235,7 +247,7 @@ class UNetBlock(nn.Module):
         return x
 
 
-def positional_frequencies(channels, endpoint):
+def positional_frequencies(channels: int, endpoint: bool) -> jax.Array:
     """10000^(-i/n) for i < n = channels/2, with `endpoint` 10000^(-i/(n - 1)), float32 [n]."""
     count = channels // 2
     return 10000.0 ** (-jnp.arange(count, dtype=jnp.float32) / (count - endpoint))

@@ -75,8 +75,15 @@ class _ResidualMLP(nn.Module):
 
 
 def mlp(
-    *, num_classes=0, width=256, blocks=3, embedding=64, fourier=0, dropout=0.0, bfloat16=False
-):
+    *,
+    num_classes: int = 0,
+    width: int = 256,
+    blocks: int = 3,
+    embedding: int = 64,
+    fourier: int = 0,
+    dropout: float = 0.0,
+    bfloat16: bool = False,
+) -> Network:
     """A residual MLP whose blocks are modulated (FiLM, arXiv 1709.07871) by noise level and class.
 
     Args:
@@ -139,7 +146,7 @@ class _MLPHead(nn.Module):
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name='output')(h)
 
 
-def mlp_head(*, num_classes=0, width=64, layers=3, fourier=0):
+def mlp_head(*, num_classes: int = 0, width: int = 64, layers: int = 3, fourier: int = 0) -> Head:
     """A discriminator: MLP on all given features, the noise level and the class; one logit, 0 at
     the start (ratio 1).
 

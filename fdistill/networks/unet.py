@@ -6,7 +6,8 @@ Parameters correspond one to one to those of EDM's PyTorch networks (Karras et a
 """
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,18 @@ from fdistill.networks.layers import (
     positional_frequencies,
     xavier,
 )
+
+
+class Compute(NamedTuple):
+    """How a U-Net is computed: settings of every one of them.
+
+    bfloat16: compute in bfloat16; parameters, embedding, norms, attention weights and output stay
+      float32.
+    remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    bfloat16: bool = False
+    remat: bool = False
 
 
 class Architecture(NamedTuple):
@@ -293,8 +306,7 @@ def _network(
     num_blocks,
     attn_resolutions,
     dropout,
-    bfloat16,
-    remat,
+    compute,
     channels_per_head=None,
 ):
     channel_mult, attn_resolutions = tuple(channel_mult), tuple(attn_resolutions)
@@ -350,8 +362,8 @@ def _network(
         model_channels=model_channels,
         emb_channels=model_channels * channel_mult_emb,
         dropout=dropout,
-        dtype=jnp.bfloat16 if bfloat16 else jnp.float32,
-        remat=remat,
+        dtype=jnp.bfloat16 if compute.bfloat16 else jnp.float32,
+        remat=compute.remat,
     )
 
     def init(key, x, c_noise, condition):
@@ -367,19 +379,18 @@ def _network(
 
 def ddpmpp(
     *,
-    resolution,
-    channels=3,
-    num_classes=0,
-    augment_dim=0,
-    model_channels=128,
-    channel_mult=(2, 2, 2),
-    channel_mult_emb=4,
-    num_blocks=4,
-    attn_resolutions=(16,),
-    dropout=0.1,
-    bfloat16=False,
-    remat=False,
-):
+    resolution: int,
+    channels: int = 3,
+    num_classes: int = 0,
+    augment_dim: int = 0,
+    model_channels: int = 128,
+    channel_mult: tuple[int, ...] = (2, 2, 2),
+    channel_mult_emb: int = 4,
+    num_blocks: int = 4,
+    attn_resolutions: tuple[int, ...] = (16,),
+    dropout: float = 0.1,
+    compute: Compute = Compute(),
+) -> Network:
     """DDPM++: positional embedding of the noise, box filter, residual sums divided by sqrt(2), one
     attention head.
 
@@ -400,9 +411,7 @@ def ddpmpp(
         attn_resolutions: resolutions with self-attention; the lowest has it between encoder and
           decoder in any case.
         dropout: probability in [0, 1), active where `apply` is given a key.
-        bfloat16: compute in bfloat16; parameters, embedding, norms, attention weights and output
-          stay float32.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        compute: `Compute`.
     Returns:
         `Network`; its features are the last encoder activation of each resolution, float32, highest
         to lowest.
@@ -415,19 +424,18 @@ def ddpmpp(
 
 def ncsnpp(
     *,
-    resolution,
-    channels=3,
-    num_classes=0,
-    augment_dim=0,
-    model_channels=128,
-    channel_mult=(2, 2, 2),
-    channel_mult_emb=4,
-    num_blocks=4,
-    attn_resolutions=(16,),
-    dropout=0.1,
-    bfloat16=False,
-    remat=False,
-):
+    resolution: int,
+    channels: int = 3,
+    num_classes: int = 0,
+    augment_dim: int = 0,
+    model_channels: int = 128,
+    channel_mult: tuple[int, ...] = (2, 2, 2),
+    channel_mult_emb: int = 4,
+    num_blocks: int = 4,
+    attn_resolutions: tuple[int, ...] = (16,),
+    dropout: float = 0.1,
+    compute: Compute = Compute(),
+) -> Network:
     """NCSN++: as `ddpmpp`, with Fourier features of the noise, filter [1, 3, 3, 1] and the image at
     every level.
 
@@ -444,20 +452,19 @@ def ncsnpp(
 
 def adm(
     *,
-    resolution,
-    channels=3,
-    num_classes=0,
-    augment_dim=0,
-    model_channels=192,
-    channel_mult=(1, 2, 3, 4),
-    channel_mult_emb=4,
-    num_blocks=3,
-    attn_resolutions=(32, 16, 8),
-    channels_per_head=64,
-    dropout=0.1,
-    bfloat16=False,
-    remat=False,
-):
+    resolution: int,
+    channels: int = 3,
+    num_classes: int = 0,
+    augment_dim: int = 0,
+    model_channels: int = 192,
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4),
+    channel_mult_emb: int = 4,
+    num_blocks: int = 3,
+    attn_resolutions: tuple[int, ...] = (32, 16, 8),
+    channels_per_head: int = 64,
+    dropout: float = 0.1,
+    compute: Compute = Compute(),
+) -> Network:
     """ADM: positional embedding that scales and shifts, multi-head attention, zero output at
     initialisation.
 
@@ -474,7 +481,7 @@ def adm(
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'freqs': 'freqs'}
 
 
-def edm_name(path):
+def edm_name(path: Sequence[str]) -> tuple[str, tuple[int, ...]]:
     """Where a parameter lies in EDM's state dict, and how to turn its axes.
 
     ours = edm[name].transpose(permutation): convolutions OIHW -> HWIO, linear maps [out, in] ->

@@ -8,7 +8,8 @@ are those of github.com/facebookresearch/dinov2 at b8931f7.
 
 import functools
 import math
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,16 @@ def _positions(pos_embed, height, width, grid, offset):
     return jnp.concatenate([pos_embed[:, :1], patches.reshape(1, height * width, -1)], axis=1)
 
 
-def vit(*, dim=1024, depth=24, heads=16, feed_forward='mlp', patch=14, grid=37, offset=0.1):
+def vit(
+    *,
+    dim: int = 1024,
+    depth: int = 24,
+    heads: int = 16,
+    feed_forward: str = 'mlp',
+    patch: int = 14,
+    grid: int = 37,
+    offset: float = 0.1,
+) -> VisionTransformer:
     """DINOv2's vision transformer without registers; by default ViT-L/14.
 
     | size | dim | depth | heads | feed_forward |

@@ -53,11 +53,11 @@ class Number(np.lib.mixins.NDArrayOperatorsMixin):
         return jnp.asarray(self._values, self.dtype)[self._lane]
 
     # A jitted function, as most of jax.numpy are, is handed the array.
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[tuple[jax.Array], None]:
         return (self.__jax_array__(),), None
 
     @classmethod
-    def tree_unflatten(cls, _, arrays):
+    def tree_unflatten(cls, _: None, arrays: tuple[jax.Array]) -> jax.Array:
         return arrays[0]
 
     def __array_ufunc__(self, function, method, *given, **options):

@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
     metrics: Any
 
 
-def average(value, count=1):
+def average(value: jax.typing.ArrayLike, count: jax.typing.ArrayLike = 1) -> clu_metrics.Average:
     """clu's Average of a metric, elementwise: of the cells of a histogram too, where its own
     constructor takes one mean."""
     return clu_metrics.Average(
@@ -38,7 +38,7 @@ def average(value, count=1):
     )
 
 
-def empty_metrics(metrics):
+def empty_metrics(metrics: Any) -> Any:
     """The same names with nothing averaged yet."""
     return jax.tree.map(jnp.zeros_like, metrics)
 

@@ -8,6 +8,8 @@ import json
 import pathlib
 import secrets
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +53,7 @@ class Writer:
     def __exit__(self, *_):
         self.close()
 
-    def truncate(self, step):
+    def truncate(self, step: int) -> None:
         """Forgets what was written after `step`, the step just restored (0 for a new run), and a
         line torn by a crash.
 
@@ -63,16 +65,16 @@ class Writer:
             for name in ('metrics.jsonl', 'histograms.jsonl', 'timing.jsonl'):
                 _truncate(self._workdir / name, step)
 
-    def metrics(self, step, values):
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes scalars that are reproducible: {name: number} to metrics.jsonl and TensorBoard."""
         self._scalars('metrics.jsonl', step, values)
 
-    def timing(self, step, values):
+    def timing(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes scalars that no two runs share, as speeds: to timing.jsonl and, below timing/, to
         TensorBoard."""
         self._scalars('timing.jsonl', step, values, prefix='timing/')
 
-    def evaluation(self, step, values):
+    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes an evaluation, {name: number}, to TensorBoard below evaluation/; its file is its
         own."""
         if self._active:
@@ -97,7 +99,7 @@ class Writer:
         with open(self._workdir / name, 'a') as file:
             file.write(json.dumps(disk.plain(values), allow_nan=False) + '\n')
 
-    def histograms(self, step, counts, edges):
+    def histograms(self, step: int, counts: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
         """Writes how often something lay where, by noise level: to histograms.jsonl and
         TensorBoard; reproducible.
 
@@ -137,7 +139,7 @@ class Writer:
 
             self._wandb.log({tag: wandb.Histogram(np_histogram=(counts, edges))}, step=step)
 
-    def image(self, step, name, array):
+    def image(self, step: int, name: str, array: np.ndarray) -> None:
         """Writes a picture, uint8 [H, W, 3], to TensorBoard."""
         if self._active:
             self._tensorboard().add_image(name, array, int(step), dataformats='HWC')
@@ -146,7 +148,7 @@ class Writer:
 
                 self._wandb.log({name: wandb.Image(array)}, step=int(step))
 
-    def config(self, values):
+    def config(self, values: Mapping[str, Any]) -> None:
         """Writes a config, nested dicts of plain values, to TensorBoard: as text and as
         hyperparameters."""
         if not self._active:
@@ -176,12 +178,12 @@ class Writer:
             self._board = SummaryWriter(folder, purge_step=self._step + 1, filename_suffix=suffix)
         return self._board
 
-    def flush(self):
+    def flush(self) -> None:
         """Makes TensorBoard see everything written so far."""
         if self._board is not None:
             self._board.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Ends the event file."""
         if self._board is not None:
             self._board.close()
