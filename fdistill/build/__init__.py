@@ -5,8 +5,9 @@ here is the face of all.
 """
 
 from fdistill.build.draw import sample
+from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
-from fdistill.build.measure import evaluate, published
+from fdistill.build.measure import evaluate
 from fdistill.build.real import make_statistics
 from fdistill.build.run import Run, from_workdir, has_solver
 from fdistill.build.sections import load_data, replaced, resolve
@@ -29,7 +30,7 @@ __all__ = [
     'make_statistics',
     'optimizers',
     'override',
-    'published',
+    'reference',
     'replaced',
     'resolve',
     'sample',
