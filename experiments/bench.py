@@ -127,26 +127,29 @@ def programs(plain, size):
     key = jax.random.key(0)
     image = jax.random.normal(key, (size, *built.shape))
     label = jnp.arange(size, dtype=jnp.int32) % max(built.num_classes, 1)
-    batch, frozen = {'image': image, 'label': label}, {}
-    if built.teacher_workdir is not None:
-        frozen['teacher'] = jax.jit(built.teacher.init)(key, image, label)
-    state = jax.jit(lambda frozen: states.init_state(method, optimizers, 0, batch, frozen))(frozen)
+    condition = {'label': label} if built.num_classes else {}
+    batch = {'x': image, 'condition': condition}
+    frozen = {name: jax.jit(built.parts[name].init)(key, image, condition) for name in built.frozen}
+    state = jax.jit(lambda frozen, key: states.init_state(method, optimizers, key, batch, frozen))(
+        frozen, key
+    )
     update = jax.jit(
-        step.make_step(method, optimizers, step.ema_decay(1e5, size), seed=0),
+        step.make_step(method, optimizers, step.ema_decay(1e5, size)),
         static_argnames='roles',
         donate_argnames='state',
     )
     steps = {
         f'{role} step': (
-            lambda state, role=role: update.lower(state, frozen, batch, roles=(role,)),
-            (frozen, batch),
+            lambda state, role=role: update.lower(state, frozen, batch, key, roles=(role,)),
+            (frozen, batch, key),
         )
         for role in sorted(method.losses, reverse=True)
     }
     sigma = jnp.ones(size)
-    evaluate = jax.jit(lambda params: built.denoiser.apply(params, image, sigma, label)[0])
-    generate = jax.jit(method.generate)
-    return method.nfe, state, steps, (generate, (image, label)), evaluate
+    evaluate = jax.jit(lambda params: built.student.apply(params, image, sigma, condition)[0])
+    generator = method.generator
+    generate = jax.jit(generator.sample)
+    return generator.nfe, state, steps, (generate, (image, condition)), evaluate
 
 
 def peak_matmul(repeats=5):

@@ -127,10 +127,8 @@ def main(words=None):
     settings = config.read(workdir)
     config.override(settings, overrides)
     run = build.from_workdir(workdir)
-    if run.trajectory is None:
-        raise build.UserError(
-            f'--workdir={workdir}: holds a one-step student; samplers are for a teacher'
-        )
+    if not build.has_solver(settings):
+        raise UserError(f'--workdir={workdir}: holds a student; samplers are for a teacher')
     samples = options.samples or settings.get('evaluation', {}).get('samples', 2000)
     # Kept points are those of the same weights, grid and number of samples.
     asked = {'step': run.step, 'grid': config.to_json(settings.method.grid), 'samples': samples}

@@ -107,22 +107,16 @@ def main(words=None):
     section = {'name': options.sampler, **cli.keyword_options(rest)} if options.sampler else None
     run = build.from_workdir(options.workdir, sampler=section)
     plain = configs.to_json(run.config)
-    method = plain['method']
-    if method['name'] != 'pretrain':
-        raise UserError(
-            f'--workdir={options.workdir}: holds a one-step student; '
-            'give a model trained by the method pretrain'
-        )
-    guidance = method.get('guidance', 1.0)
-    denoiser = denoisers.guide(build.experiment(plain).denoiser, guidance)
+    if not build.has_solver(plain):
+        raise UserError(f'--workdir={options.workdir}: holds a student; give a teacher')
+    built, method = build.experiment(plain), plain['method']
+    guidance = {name: method[name] for name in ('guidance', 'guidance_interval') if name in method}
+    denoiser, sampler = denoisers.guide(built.student, **guidance), built.parts['sampler']
     section = _section(method.pop('sampler', 'heun'))
     title = ' '.join(
         [section['name'], *(f'{name}={value}' for name, value in section.items() if name != 'name')]
     )
-    sampler = samplers.SAMPLERS[section.pop('name')]
-
-    own = _section(method['grid'])
-    own = configs.call(noise.GRIDS[own.pop('name')], own, 'config.method.grid')
+    own = built.parts['sigmas']
     if len(own) < 3:
         raise UserError(
             f'--workdir={options.workdir}: its grid has one level; two are needed for the range to '
@@ -165,29 +159,23 @@ def main(words=None):
     # The grid is an argument, so that one program serves all grids. The keys are for samplers that
     # draw noise.
     @jax.jit
-    def solved(params, unit_noise, label, sigmas):
-        denoise = denoisers.bind(denoiser, params, label)
-        return sampler.solve(
-            denoise, sigmas[0] * unit_noise, sigmas, samplers.keys_of(unit_noise), **section
-        )
+    def solved(params, unit_noise, condition, sigmas):
+        denoise = denoisers.bind(denoiser, params, condition)
+        key = samplers.keys_of(unit_noise)
+        return sampler.solve(denoise, sigmas[0] * unit_noise, sigmas, key)
 
     def generator(sigmas):
         sigmas = np.asarray(sigmas, np.float32)
-        return lambda unit_noise, label: solved(run.params, unit_noise, label, sigmas)
+        return lambda unit_noise, condition: solved(run.params, unit_noise, condition, sigmas)
 
-    # Labels as the evaluation gives them.
-    index = np.arange(options.samples, dtype=np.int32)
-    labels = (
-        train.labels[index % len(train.labels)]
-        if train.images.ndim == 2
-        else index % train.num_classes
-    )
+    condition, _, _ = evaluate.conditions(train, options.samples)
 
     def distance(sigmas):
         samples, _ = evaluate.sample(
             generator(sigmas),
             run.shape,
-            labels,
+            condition,
+            options.samples,
             seed=options.seed,
             batch_size=options.batch,
             progress=False,

@@ -240,14 +240,12 @@ def lanes(workdir: disk.Path, trials: Iterable[Trial]) -> list[list[Trial]]:
 
 
 def _reference(config, kept):
-    if kept is None or build.published(config):
+    if kept is None:
         return None
-    key = json.dumps(configs.to_json(config['data']), sort_keys=True)
+    key = json.dumps([configs.to_json(config.get(name, {})) for name in ('data', 'evaluation')])
     if key not in kept:
         kept.clear()
-        kept[key] = evaluation.reference(
-            *(build.load_data(config, split) for split in ('train', 'held_out')), progress=False
-        )
+        kept[key] = build.reference(config)
     return kept[key]
 
 

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -107,11 +108,8 @@ def test_every_source_keeps_the_type(name, split, options):
     again = load(name, split, **options[name])
     assert sources.fingerprint(source) == sources.fingerprint(again)
     batch = next(batches(source, 8, seed=0))
-    assert (
-        batch['image'].dtype == np.float32
-        and batch['image'].shape == (8,) + source.images.shape[1:]
-    )
-    assert batch['label'].dtype == np.int32
+    assert batch['x'].dtype == np.float32 and batch['x'].shape == (8,) + source.images.shape[1:]
+    assert batch['condition']['label'].dtype == np.int32
 
 
 @pytest.mark.parametrize('name', sources.SOURCES)
@@ -326,7 +324,7 @@ def test_each_sample_once_per_epoch(batch_size):
     n, epochs = 30, 7
     stream = batches(numbered(n), batch_size, seed=3)
     labels = np.concatenate(
-        [batch['label'] for batch in take(stream, -(-n * epochs // batch_size))]
+        [batch['condition']['label'] for batch in take(stream, -(-n * epochs // batch_size))]
     )
     orders = labels[: n * epochs].reshape(epochs, n)
     np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(n), (epochs, 1)))
@@ -335,12 +333,14 @@ def test_each_sample_once_per_epoch(batch_size):
 
 def test_order_is_pinned():
     # Another order would silently change every run that is resumed.
-    labels = next(batches(numbered(1000), 8, seed=0))['label']
+    labels = next(batches(numbered(1000), 8, seed=0))['condition']['label']
     np.testing.assert_array_equal(labels, [855, 921, 269, 11, 850, 403, 600, 196])
 
 
 def test_seeds_differ():
-    first, second = (next(batches(numbered(1000), 100, seed=seed))['label'] for seed in (0, 1))
+    first, second = (
+        next(batches(numbered(1000), 100, seed=seed))['condition']['label'] for seed in (0, 1)
+    )
     assert not np.array_equal(first, second)
 
 
@@ -350,8 +350,8 @@ def test_resumes_in_mid_epoch(threads):
     whole = take(batches(source, 8, seed=1, flip=True), 12)
     resumed = take(batches(source, 8, seed=1, flip=True, start_step=5, threads=threads), 7)
     for one, other in zip(whole[5:], resumed, strict=True):
-        np.testing.assert_array_equal(one['image'], other['image'])
-        np.testing.assert_array_equal(one['label'], other['label'])
+        np.testing.assert_array_equal(one['x'], other['x'])
+        np.testing.assert_array_equal(one['condition']['label'], other['condition']['label'])
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
@@ -363,17 +363,16 @@ def test_processes_share_the_global_batch(processes):
         for p in range(processes)
     ]
     for step in range(9):
-        for key in ('image', 'label'):
-            joined = np.concatenate([part[step][key] for part in parts])
-            np.testing.assert_array_equal(joined, whole[step][key])
+        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(part[step] for part in parts))
+        jax.tree.map(np.testing.assert_array_equal, joined, whole[step])
 
 
 def test_flips_half_of_the_images_left_to_right():
     source = numbered(400, shape=(3, 4, 2))
     batch = next(batches(source, 400, seed=0, flip=True))
-    straight = to_float(source.images[batch['label']], 255)
-    same = (batch['image'] == straight).all(axis=(1, 2, 3))
-    mirrored = (batch['image'] == straight[:, :, ::-1]).all(axis=(1, 2, 3))
+    straight = to_float(source.images[batch['condition']['label']], 255)
+    same = (batch['x'] == straight).all(axis=(1, 2, 3))
+    mirrored = (batch['x'] == straight[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (same ^ mirrored).all() and 140 < mirrored.sum() < 260
 
 

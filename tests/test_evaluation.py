@@ -501,7 +501,8 @@ def test_samples_do_not_depend_on_the_batch_size():
         )
         np.testing.assert_array_equal(part, whole)
         assert len(shapes) == 1 and seconds > 0
-    longer, _ = sample(generate, (2, 2, 1), np.arange(40) % 10, batch_size=16, progress=False)
+    more = {'label': np.arange(40) % 10}
+    longer, _ = sample(generate, (2, 2, 1), more, 40, batch_size=16, progress=False)
     np.testing.assert_array_equal(longer[:23], whole)
     for i in (0, 7, 22):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (2, 2, 1))
@@ -519,7 +520,7 @@ def test_samples_do_not_depend_on_the_batch_size():
 )
 def test_broken_generators_are_named(generate, message):
     with pytest.raises(ValueError, match=message):
-        sample(generate, (2, 2, 1), np.zeros(4), progress=False)
+        sample(generate, (2, 2, 1), {}, 4, progress=False)
 
 
 KEYS = {

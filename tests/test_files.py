@@ -20,6 +20,7 @@ from fdistill.files import progress as progress_module
 from fdistill.files.archive import Refused, open_archive
 from fdistill.files.progress import Progress
 from fdistill.files.text import clock, table
+from fdistill.weights import store
 
 
 def test_json_is_plain_and_replaces_the_old_file(tmp_path):
@@ -95,7 +96,8 @@ def test_progress_prints_lines_off_a_terminal(capsys, monkeypatch):
     clock = iter([0.0, 1.0, 11.0, 12.0, 22.0])
     monkeypatch.setattr(progress_module.time, 'monotonic', lambda: next(clock))
     progress = Progress(total=100, start=20, images=64)
-    assert progress.update(21, {'loss': 0.25}) is None
+    progress.note({'loss': 0.25})
+    assert progress.update(21) is None
     assert progress.update(42) == {'images_per_second': pytest.approx(134.4), 'seconds': 11.0}
     assert progress.update(43) is None
     assert progress.update(100)['seconds'] == 22
@@ -116,7 +118,8 @@ def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
     progress = Progress(total=4)
     for step in range(1, 5):
-        progress.update(step, {'loss': 0.5})
+        progress.note({'loss': 0.5})
+        progress.update(step)
     progress.close()
     err = capsys.readouterr().err
     assert '4/4' in err and 'loss=0.5' in err
@@ -126,7 +129,9 @@ def test_files_of_the_cache_are_the_users(tmp_path):
     """They have the permissions of any other file that is made."""
     (tmp_path / 'other').write_text('')
     disk.write(tmp_path / 'a.npz', lambda path: pathlib.Path(path).write_text('x'))
-    assert (tmp_path / 'a.npz').stat().st_mode == (tmp_path / 'other').stat().st_mode
+    store.save(tmp_path / 'b.safetensors', {'a': np.zeros(1)}, {})
+    modes = {file.name: file.stat().st_mode for file in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(['other', 'a.npz', 'b.safetensors'], modes['other'])
 
 
 # Places where nothing can be written, also by root: (of a folder, its path below tmp_path).

@@ -168,6 +168,60 @@ def test_doors(file):
         )
 
 
+ANNOTATED = 0.85  # of the arguments of public functions, at least
+MOST_ARGUMENTS = 12  # of a public function
+LONGEST = 100  # columns of a line
+
+
+def public_functions(file):
+    """(function, its arguments but self and cls) of a file's public functions and of the public
+    methods of its public classes; functions inside others are not public."""
+    for node in FILES[file].body:
+        is_class = isinstance(node, ast.ClassDef) and not node.name.startswith('_')
+        for function in node.body if is_class else [node]:
+            if not isinstance(function, ast.FunctionDef) or function.name.startswith('_'):
+                continue
+            given = function.args
+            found = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+            static = any(ast.unparse(mark) == 'staticmethod' for mark in function.decorator_list)
+            yield function, list(filter(None, found))[is_class and not static :]
+
+
+def test_public_arguments_have_types():
+    bare, count = [], 0
+    for file in FILES:
+        for function, arguments in public_functions(file):
+            count += len(arguments)
+            bare += [
+                f'{file}: {function.name}({argument.arg})'
+                for argument in arguments
+                if argument.annotation is None
+            ]
+    assert len(bare) <= (1 - ANNOTATED) * count, '\n'.join(bare)
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_public_functions_take_few_arguments(file):
+    for function, arguments in public_functions(file):
+        assert len(arguments) <= MOST_ARGUMENTS, (
+            f'{file}: {function.name} takes {len(arguments)} arguments; make some of them a group, '
+            'a NamedTuple'
+        )
+
+
+def test_lines_fit_the_page():
+    root = ROOT.parent
+    folders = ('fdistill', 'tests', 'configs', 'experiments')
+    long = [
+        f'{path.relative_to(root)}:{number}'
+        for folder in folders
+        for path in sorted((root / folder).rglob('*.py'))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > LONGEST
+    ]
+    assert not long, ', '.join(long)
+
+
 def test_importing_everything_needs_neither_torch_nor_tensorflow():
     code = (
         'import importlib, sys, warnings\nwarnings.filterwarnings("error", module="fdistill")\n'

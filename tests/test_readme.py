@@ -170,6 +170,8 @@ def test_every_registered_thing_has_its_equation():
                 'PROBE',
                 'FAMILIES',
                 'EDGES',
+                'Generator',
+                'Named',
                 'LEVELS',
                 'histogram',
             ):

@@ -11,6 +11,7 @@ import pathlib
 import re
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -702,14 +703,17 @@ def test_markdown_has_its_pictures_beside_it(real):
     } == embedded
 
 
-def fake_run(shape, classes, seen):
+def fake_run(shape, seen):
     """A run whose samples are its noise."""
 
-    def sample(noise, label):
+    def start(key, n):
+        return jax.random.normal(key, (n, *shape)), {'label': jnp.zeros(n, jnp.int32)}
+
+    def sample(noise, condition):
         seen.append(np.asarray(noise))
         return jnp.tanh(noise)
 
-    return types.SimpleNamespace(shape=shape, num_classes=classes, sample=sample, config={})
+    return types.SimpleNamespace(shape=shape, start=start, sample=sample, config={})
 
 
 @pytest.mark.parametrize(
@@ -718,7 +722,7 @@ def fake_run(shape, classes, seen):
 )
 def test_pictures_come_from_the_same_noise_and_fit(shape, groups, n, monkeypatch):
     seen = []
-    monkeypatch.setattr(pictures.build, 'from_workdir', lambda folder: fake_run(shape, 10, seen))
+    monkeypatch.setattr(pictures.build, 'from_workdir', lambda folder: fake_run(shape, seen))
     real = types.SimpleNamespace(
         images=np.random.default_rng(0).normal(size=(100, *shape)).astype(np.float32), name='other'
     )
@@ -734,7 +738,7 @@ def test_pictures_come_from_the_same_noise_and_fit(shape, groups, n, monkeypatch
 
 
 def test_points_in_space_are_not_drawn(monkeypatch):
-    monkeypatch.setattr(pictures.build, 'from_workdir', lambda folder: fake_run((5,), 0, []))
+    monkeypatch.setattr(pictures.build, 'from_workdir', lambda folder: fake_run((5,), []))
     with pytest.raises(UserError, match='5 dimensions'):
         pictures.draw('a', 1)
 

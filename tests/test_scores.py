@@ -30,6 +30,7 @@ from fdistill.evaluation import (
     statistics_files,
 )
 from fdistill.evaluation.evaluate import noise
+from fdistill.evaluation.subject import Subject
 from fdistill.networks import inception
 from fdistill.training import sharding
 from fdistill.weights import store
@@ -146,10 +147,7 @@ def test_a_row_by_hand(files, batch_size):
     """Every number of a proxy of 101 samples in each of EDM's three ranges, whatever the batch."""
     mesh = sharding.make_mesh()
     row = scores.evaluate(
-        generator(mesh),
-        (8, 8, 3),
-        10,
-        1,
+        Subject(generator(mesh), (8, 8, 3), 10),
         mesh,
         protocol='edm',
         detector=str(files / 'w.safetensors'),
@@ -202,10 +200,7 @@ def test_the_full_number_is_the_minimum_of_three(files, monkeypatch):
         'statistics': str(files / 'real.npz'),
     }
     run = lambda **more: scores.evaluate(  # noqa: E731
-        generator(mesh),
-        (8, 8, 3),
-        10,
-        1,
+        Subject(generator(mesh), (8, 8, 3), 10),
         mesh,
         metrics=('fid', 'is'),
         progress=False,
@@ -409,7 +404,8 @@ def test_bad_settings_are_one_line(files, change, message):
         options[name] = str(files / options[name]) if options[name] != 'nosuch' else 'nosuch'
     mesh = sharding.make_mesh()
     with pytest.raises(UserError) as caught:
-        scores.evaluate(generator(mesh), (8, 8, 3), 10, 1, mesh, progress=False, **options)
+        subject = Subject(generator(mesh), (8, 8, 3), 10)
+        scores.evaluate(subject, mesh, progress=False, **options)
     assert message in str(caught.value) and '\n' not in str(caught.value)
 
 
@@ -425,17 +421,16 @@ def test_no_images(files, shape):
     with pytest.raises(
         UserError, match=r'samples of shape .* is for images of one or three channels'
     ):
-        scores.evaluate(None, shape, 10, 1, mesh, progress=False, **given)
+        scores.evaluate(Subject(None, shape, 10), mesh, progress=False, **given)
 
 
 def test_a_generator_that_diverged(files):
     mesh = sharding.make_mesh()
     with pytest.raises(ValueError, match=r'samples 0\.\.\d+ are not finite'):
+        split = sharding.batch_sharding(mesh)
+        diverged = jax.jit(lambda z, condition: z / 0, out_shardings=split)
         scores.evaluate(
-            jax.jit(lambda z, condition: z / 0, out_shardings=sharding.batch_sharding(mesh)),
-            (8, 8, 3),
-            10,
-            1,
+            Subject(diverged, (8, 8, 3), 10),
             mesh,
             protocol='edm',
             detector=str(files / 'w.safetensors'),

@@ -216,7 +216,8 @@ def test_sigterm_ends_the_sweep_and_leaves_no_result(tmp_path, monkeypatch, caps
         return train_all(config, workdir, quiet=quiet, stop_at=None if len(started) > 1 else 7)
 
     train_all = build.train
-    monkeypatch.setattr(build, 'train', train)
+    # The function hides the module of its name.
+    monkeypatch.setattr(sys.modules['fdistill.build.train'], 'train', train)
     words = ['sweep', f'--config={path}', f'--workdir={tmp_path / "sweep"}']
     assert (
         cli.main(words) == 130

@@ -5,10 +5,11 @@ here is the face of all.
 """
 
 from fdistill.build.draw import sample
+from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
-from fdistill.build.measure import evaluate, published
+from fdistill.build.measure import evaluate
 from fdistill.build.real import make_statistics
-from fdistill.build.run import Run, from_workdir
+from fdistill.build.run import Run, from_workdir, has_solver
 from fdistill.build.sections import load_data, replaced, resolve
 from fdistill.build.settings import common, comparable, complete, continuous, override
 from fdistill.build.together import train_lanes
@@ -24,11 +25,12 @@ __all__ = [
     'evaluate',
     'experiment',
     'from_workdir',
+    'has_solver',
     'load_data',
     'make_statistics',
     'optimizers',
     'override',
-    'published',
+    'reference',
     'replaced',
     'resolve',
     'sample',

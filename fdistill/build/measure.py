@@ -1,9 +1,8 @@
-"""Measures runs, and real images."""
+"""Measures runs."""
 
 import functools
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,42 +10,14 @@ import jax
 from jax.sharding import Mesh
 
 from fdistill import config as configs
+from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment
-from fdistill.build.run import Run, digest_of, from_workdir
-from fdistill.build.sections import load_data, plain_of
-from fdistill.config import call
+from fdistill.build.run import digest_of, from_workdir
 from fdistill.data.sources import Source
-from fdistill.errors import UserError
 from fdistill.evaluation import evaluate as evaluation
-from fdistill.evaluation import protocol as protocols
-from fdistill.evaluation import scores
+from fdistill.evaluation.subject import Subject
 from fdistill.files import disk
 from fdistill.training import checkpoint, sharding
-
-
-def published(config: Mapping[str, Any]) -> bool:
-    """Whether a config is evaluated under a protocol other than that of own features."""
-    return _published(config.get('evaluation', {}))
-
-
-def _published(options):
-    return options.get('protocol', protocols.OWN) != protocols.OWN
-
-
-def checked(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an evaluation, before there is anything to evaluate; own features named are own
-    features."""
-    options = plain_of(section)
-    if _published(options):
-        if 'seed' in options:
-            raise UserError(
-                'config.evaluation.seed: a published protocol has seeds of its own; leave it out'
-            )
-        call(scores.check, options, 'config.evaluation')
-        return options
-    options.pop('protocol', None)
-    call(evaluation.check, options, 'config.evaluation')
-    return options
 
 
 def evaluate(
@@ -77,84 +48,42 @@ def evaluate(
     """
     given = {name: value for name, value in given.items() if value is not None}
     config = config or configs.read(workdir)
-    options = checked(given if 'protocol' in given else {**config.get('evaluation', {}), **given})
+    section = given if 'protocol' in given else {**config.get('evaluation', {}), **given}
+    chosen, _ = evaluator(section)
     # Before an hour of samples, not after it.
     disk.folder_for(pathlib.Path(workdir) / 'eval', '--workdir')
-    mesh = sharding.make_mesh() if _published(options) else None
+    mesh = sharding.make_mesh() if chosen.sharded else None
     run = from_workdir(workdir, mesh=mesh)
-    return measure(config, options, workdir, run, mesh, quiet, against)
+    subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
+    return measure(config, section, workdir, subject, mesh, quiet=quiet, against=against)
 
 
 def measure(
     config: Mapping[str, Any],
-    options: Mapping[str, Any],
+    section: Mapping[str, Any],
     workdir: str | pathlib.Path,
-    run: Any,
+    subject: Subject,
     mesh: Mesh | None,
-    quiet: bool,
-    against: Any,
+    *,
+    quiet: bool = False,
+    against: Any = None,
 ) -> dict[str, Any]:
-    """`evaluate` of a `Run`, or of what has its step, sample, nfe, shape, num_classes and digest,
-    under the options of an evaluation section."""
-    options, suffix = dict(options), ''
-    if _published(options):
-        row = call(
-            scores.evaluate,
-            options,
-            'config.evaluation',
-            generate=run.sample,
-            shape=run.shape,
-            num_classes=run.num_classes,
-            nfe=run.nfe,
-            mesh=mesh,
-            progress=not quiet,
-            against=against,
-        )
-        rules, samples, ranges = (row['details'][name] for name in ('rules', 'samples', 'ranges'))
-        known = row['details']['statistics']
-        if not (quiet or known['weights_sha256'] or jax.process_index()):
-            print(
-                f'the statistics {known["reference"]!r} do not tell the weights they were made '
-                f'with: the numbers are right only if they are those of {options["detector"]}',
-                file=sys.stderr,
-            )
-        suffix = f'-{rules["name"]}'
-        # Less than the whole protocol must not take the place of it.
-        if (samples, len(ranges)) != (rules['samples'], len(rules['seeds'])):
-            part = protocols.short(samples)
-            suffix += f'-{len(ranges)}x{part}' if len(ranges) > 1 else f'-{part}'
-        # What was measured with other weights or against other images is another number.
-        suffix += '-' + digest_of([row['details']['detector'], known, run.digest])[:8]
-    else:
-        train, held_out = (against.train, against.held_out) if against else splits(config)
-        row = call(
-            evaluation.evaluate,
-            options,
-            'config.evaluation',
-            generate=run.sample,
-            train=train,
-            held_out=held_out,
-            nfe=run.nfe,
-            progress=not quiet,
-            against=against,
-        )
-    row = {'step': run.step, **row}
+    """`evaluate` of a `Subject`, under a section `evaluation`."""
+    chosen, options = evaluator(section)
+    row = chosen.row(subject, config, options, mesh, not quiet, against)
+    suffix = chosen.suffix(row, options, subject.digest)
+    row = {'step': subject.step, **row}
     versions = disk.versions() | {
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     }
-    about = {'checkpoint': run.digest, 'versions': versions}
+    about = {'checkpoint': subject.digest, 'versions': versions}
     row['details'] = row.get('details', {}) | about
     if jax.process_index() == 0:
-        path = pathlib.Path(workdir) / 'eval' / f'step-{run.step:09d}{suffix}.json'
-        if _published(options) and path.is_file():
-            row = scores.merged(json.loads(path.read_text()), row)
+        path = pathlib.Path(workdir) / 'eval' / f'step-{subject.step:09d}{suffix}.json'
+        if path.is_file():
+            row = chosen.merged(json.loads(path.read_text()), row)
         disk.write_json(path, row)
     return json.loads(json.dumps(disk.plain(row)))
-
-
-def splits(config: Mapping[str, Any]) -> tuple[Source, Source]:
-    """The two splits of a config's data."""
-    return load_data(config, 'train'), load_data(config, 'held_out')
 
 
 def while_training(
@@ -171,34 +100,19 @@ def while_training(
       source: its training split.
       workdir, mesh: of the run.
     """
-    options = checked(plain.get('evaluation', {}))
+    section = plain.get('evaluation', {})
+    chosen, options = evaluator(section)
     # Made once, before there is a step: hours later is too late to hear of statistics of another
     # protocol.
-    if _published(options):
-        split = sharding.batch_sharding(mesh)
-        against = call(scores.reference, options, 'config.evaluation', mesh=mesh, shape=built.shape)
-    else:
-        split = sharding.replicated(mesh)
-        held_out = load_data(plain, 'held_out')
-        against = evaluation.reference(source, held_out, progress=False)
+    against = chosen.reference(source, plain, options, mesh, built.shape)
+    split = sharding.batch_sharding(mesh) if chosen.sharded else sharding.replicated(mesh)
     generator = built.method.generator
     generate = jax.jit(generator.sample, out_shardings=split)
 
     def evaluated(params, step):
-        run = Run(
-            config=None,
-            step=step,
-            params=params,
-            start=None,
-            generate=None,
-            sample=functools.partial(generate, params),
-            denoise=None,
-            trajectory=None,
-            nfe=generator.nfe,
-            shape=built.shape,
-            num_classes=built.num_classes,
-            digest=digest_of(checkpoint.digests(params)),
-        )
-        return evaluation.numbers(measure(plain, options, workdir, run, mesh, True, against))
+        sample, digest = functools.partial(generate, params), digest_of(checkpoint.digests(params))
+        subject = Subject(sample, built.shape, built.num_classes, generator.nfe, step, digest)
+        row = measure(plain, section, workdir, subject, mesh, quiet=True, against=against)
+        return evaluation.numbers(row)
 
     return evaluated

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fdistill.build.measure import splits
+from fdistill.build.evaluators import splits
 from fdistill.build.sections import load_data
 from fdistill.config import call
 from fdistill.evaluation import scores, statistics_files

@@ -97,6 +97,11 @@ def start(
     return unit, condition
 
 
+def has_solver(config: Mapping[str, Any]) -> bool:
+    """Whether what a config trains is sampled by a solver, any of `samplers.SAMPLERS`."""
+    return 'sampler' in parameters(METHODS[config['method']['name']])
+
+
 def from_workdir(
     path: str | pathlib.Path,
     *,
@@ -119,7 +124,7 @@ def from_workdir(
     """
     plain = configs.to_json(configs.read(path))
     if sampler is not None or steps is not None:
-        if 'sampler' not in parameters(METHODS[plain['method']['name']]):
+        if not has_solver(plain):
             raise UserError(f'--workdir={path}: a student takes neither --sampler nor --steps')
         plain['method'] |= {'sampler': sampler} if sampler else {}
         plain['method']['grid'] |= {'steps': steps} if steps else {}

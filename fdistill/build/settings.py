@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -152,8 +152,10 @@ def complete(config: ConfigDict, names: Iterable[str]) -> None:
                 section[last] = defaults[name]
 
 
-def override(config: ConfigDict, words: Iterable[str]) -> None:
+def override(config: ConfigDict, words: Sequence[str]) -> None:
     """`config.override` that also takes what a config leaves to its default, as
     --config.training.evaluate_every=100."""
+    if not words:
+        return
     complete(config, [word.removeprefix('--config.').partition('=')[0] for word in words])
     configs.override(config, words)

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fdistill import config as configs
+from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment, experiment, optimizers
-from fdistill.build.measure import checked, while_training
+from fdistill.build.measure import while_training
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of, resolve, section_of
 from fdistill.build.settings import comparable
@@ -112,7 +113,7 @@ def ready(
         )
 
     call(batches, {'start': 0}, 'config.data')
-    checked(plain.get('evaluation', {}))
+    evaluator(plain.get('evaluation', {}))
     if like:
         frozen, plain['origin'] = like.frozen, like.plain['origin']
     else:

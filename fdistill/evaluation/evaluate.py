@@ -223,7 +223,7 @@ def evaluate(
     """
     check(samples, seed, batch_size)
     against = against or reference(train, held_out, progress=progress)
-    condition, labels, labelling = _conditions(train, samples)
+    condition, labels, labelling = conditions(train, samples)
     generated, seconds = sample(
         generate,
         train.images.shape[1:],
@@ -270,7 +270,7 @@ def reference_rows(
     """
     against = against or reference(train, held_out, progress=progress)
     rng = np.random.default_rng(seed)
-    _, labels, labelling = _conditions(train, samples)
+    _, labels, labelling = conditions(train, samples)
     members = [np.flatnonzero(train.labels == label) for label in range(train.num_classes)]
     drawn = [rng.choice(members[label]) for label in labels]
     return {
@@ -289,7 +289,7 @@ def _some(images):
     return images[np.sort(np.random.RandomState(0).permutation(len(images))[:SEARCHED])]
 
 
-def _conditions(train, samples):
+def conditions(train: Source, samples: int) -> tuple[dict[str, np.ndarray], np.ndarray, str]:
     """Conditions fixed by the index of the sample, {name: [samples, ...]}, its labels, int32
     [samples], and what to call that."""
     index = np.arange(samples, dtype=np.int32)

@@ -24,6 +24,7 @@ from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation.evaluate import noise
 from fdistill.evaluation.protocol import Measure
 from fdistill.evaluation.statistics import MAX_KEPT, Statistics
+from fdistill.evaluation.subject import Subject
 from fdistill.training import sharding
 from fdistill.weights.detectors import DETECTORS
 
@@ -255,10 +256,7 @@ def reference(
 
 
 def evaluate(
-    generate: Callable[..., Any],
-    shape: tuple[int, ...],
-    num_classes: int,
-    nfe: int,
+    subject: Subject,
     mesh: jax.sharding.Mesh,
     *,
     protocol: str,
@@ -274,8 +272,7 @@ def evaluate(
     """`measure` with the files of a protocol.
 
     Args:
-      generate, shape, num_classes, nfe, mesh, progress, samples, ranges, batch_size: as of
-        `measure`.
+      subject, mesh, progress, samples, ranges, batch_size: as of `measure`.
       protocol: a key of `protocol.PROTOCOLS` with a published detector.
       detector: safetensors file of its weights, made by `fdistill convert`.
       statistics: `.npz` file of the real images under the same protocol, made by `fdistill stats`.
@@ -288,13 +285,15 @@ def evaluate(
     """
     settings = {'metrics': metrics, 'samples': samples, 'ranges': ranges, 'batch_size': batch_size}
     against = against or reference(
-        mesh, shape, protocol=protocol, detector=detector, statistics=statistics, **settings
+        mesh,
+        subject.shape,
+        protocol=protocol,
+        detector=detector,
+        statistics=statistics,
+        **settings,
     )
     return measure(
-        generate,
-        shape,
-        num_classes,
-        nfe=nfe,
+        subject,
         **against._asdict(),
         mesh=mesh,
         names=metrics,
@@ -329,11 +328,8 @@ def make_statistics(
 
 
 def measure(
-    generate: Callable[..., Any],
-    shape: tuple[int, ...],
-    num_classes: int,
+    subject: Subject,
     *,
-    nfe: int,
     rules: protocols.Rules,
     detector: extract.Extractor,
     real: Statistics,
@@ -350,11 +346,8 @@ def measure(
     `protocol.labels` gives i: neither depends on the batch, the devices or the processes.
 
     Args:
-      generate: (noise float32 [B, ...], condition) -> samples [B, ...], global arrays split
-        by `sharding.batch_sharding`; jitted.
-      shape: of a sample, [H, W, 1 or 3].
-      num_classes: of the labels.
-      nfe: network evaluations of one sample, for the row.
+      subject: `Subject` of samples [H, W, 1 or 3], which takes and gives global arrays split by
+        `sharding.batch_sharding`.
       rules: `protocol.Rules`.
       detector: `extract.Extractor` of these rules.
       real: `statistics.Statistics` of the real images.
@@ -376,7 +369,7 @@ def measure(
         a metric needs.
       ValueError: samples that are not finite.
     """
-    _fitting(rules, detector, real, shape, names, samples)
+    _fitting(rules, detector, real, subject.shape, names, samples)
     count = samples or rules.samples
     chosen = names or [
         name for name in USUAL if METRICS[name].present(real) and METRICS[name].fewest <= count
@@ -384,7 +377,7 @@ def measure(
     keep = sorted({part for name in chosen for part in METRICS[name].needs})
     measured = {}
     for first, _ in rules.seeds[:ranges]:
-        drawn = _drawn(generate, rules, shape, num_classes, mesh, first)
+        drawn = _drawn(subject, rules, mesh, first)
         title = f'samples {first}..{first + count - 1}'
         collected = extract.collect(
             drawn,
@@ -400,7 +393,7 @@ def measure(
         for name in chosen:
             values |= METRICS[name].compute(collected, real, progress and not jax.process_index())
         measured[first, first + count - 1] = values
-    row, full, spread = {'nfe': nfe}, {}, {}
+    row, full, spread = {'nfe': subject.nfe}, {}, {}
     for metric in next(iter(measured.values())):
         values = {seeds: of[metric] for seeds, of in measured.items()}
         key = metric if count == rules.samples else metric + protocols.short(count)
@@ -563,14 +556,16 @@ def _same(rules, detector, real):
         )
 
 
-def _drawn(generate, rules, shape, num_classes, mesh, first):
+def _drawn(subject, rules, mesh, first):
     by_batch = sharding.batch_sharding(mesh)
 
     def images(index):
-        z = np.asarray(noise(0, index + first, tuple(shape)))
-        label = protocols.labels(rules, index + first, max(num_classes, 1))
-        condition = {'label': label} if num_classes > 1 else {}
-        samples = extract.local_rows(generate(*sharding.put_batch((z, condition), by_batch)))
+        classes = subject.num_classes
+        z = np.asarray(noise(0, index + first, tuple(subject.shape)))
+        label = protocols.labels(rules, index + first, max(classes, 1))
+        condition = {**({'label': label} if classes > 1 else {}), **subject.given(index + first)}
+        placed = sharding.put_batch((z, condition), by_batch)
+        samples = extract.local_rows(subject.sample(*placed))
         if not np.isfinite(samples).all():
             raise ValueError(
                 f'samples {first + index[0]}..{first + index[-1]} are not finite: the generator '

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import platform
+import secrets
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,26 +26,24 @@ def write(path: Path, save: Callable[[str], Any]) -> None:
 
     Args:
         path: of the file; its folder is made when missing.
-        save: save(temporary path) writes the content; the path has the suffix of `path`.
+        save: save(temporary path) makes a file with the content; that path has the suffix of
+          `path`.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f'.{path.stem}', suffix=path.suffix
-    )
-    os.close(handle)
+    # A name of its own, so that two writers do not meet; hidden, for it may outlive this process.
+    temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(8)}{path.suffix}')
     try:
-        save(temporary)
-        # As any other file that the user makes; mkstemp's are for no one else to read.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save(str(temporary))
+        os.chmod(temporary, mode)  # safetensors' files are for no one else to read.
         # Else the new name may reach the disk before the content does.
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 

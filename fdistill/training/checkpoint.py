@@ -87,6 +87,12 @@ def abstract(tree: Any, shardings: Any = None) -> Any:
     )
 
 
+def newest(workdir: str | pathlib.Path) -> int:
+    """Step of the newest checkpoint of a run, verified or not; 0 where there is none."""
+    folder = pathlib.Path(workdir) / FOLDER
+    return max((int(path.name) for path in folder.glob('[0-9]*') if path.name.isdigit()), default=0)
+
+
 class Checkpoints:
     """The checkpoints of one run.
 

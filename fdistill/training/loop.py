@@ -184,9 +184,13 @@ def train(
         donate_argnames='state',
         out_shardings=shardings,
     )
-    target = checkpoint.abstract(shapes, shardings)
+    target, workdir = checkpoint.abstract(shapes, shardings), pathlib.Path(workdir)
+    # Compiled before anything is written: what is wrong with a program leaves no folder behind.
+    programs, first = {}, checkpoint.newest(workdir)
+    for roles in dict.fromkeys(map(method.cycle, range(first, stop_at or training.steps))):
+        lowered = step_function.lower(target, frozen, batch_shapes, key, roles=roles)
+        programs[roles] = lowered.compile()
 
-    workdir = pathlib.Path(workdir)
     with (
         writer.Writer(workdir, training.wandb) as out,
         checkpoint.Checkpoints(workdir, training.keep) as checkpoints,
@@ -205,15 +209,15 @@ def train(
             out.truncate(start)
         if not quiet and jax.process_index() == 0:
             _describe(state, start, training.steps)
-        programs = {}
-        for roles in dict.fromkeys(map(method.cycle, range(start, stop_at or training.steps))):
-            lowered = step_function.lower(target, frozen, batch_shapes, key, roles=roles)
-            programs[roles] = lowered.compile()
         stream = batches(start)
 
         def advance(state, step):
-            batch = sharding.put_batch(next(stream), by_batch)
-            return programs[method.cycle(step)](state, frozen, batch, key)
+            batch, roles = sharding.put_batch(next(stream), by_batch), method.cycle(step)
+            # Where a damaged checkpoint was passed over, a step before `first` may be another.
+            if roles not in programs:
+                lowered = step_function.lower(target, frozen, batch_shapes, key, roles=roles)
+                programs[roles] = lowered.compile()
+            return programs[roles](state, frozen, batch, key)
 
         def stopped(done):
             return stop.requested or done == stop_at
