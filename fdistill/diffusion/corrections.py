@@ -16,11 +16,13 @@ def time_shift(
     """Time-Shift (arXiv 2305.15583) in this coordinate: tells the network the level that the state
     looks like.
 
-    sigma_s^2 = Var(x) - variance over the elements of each sample (unbiased), sigma_s clipped to
-    [sigma (1 - window), sigma (1 + window)]. The paper compares Var(x) with the noise alone, which
-    variance = 0 gives: it takes sigma too high by what the data's own variance adds; and its
-    published codes do not feed the shifted time to the network. The result is D(x, sigma_s), so
-    that it goes with every sampler. Where x = y + sigma_s eps, a step to sigma' then has the noise
+    sigma_s^2 = Var(x) - variance, over the elements of each sample (unbiased), with sigma_s clipped
+    to [sigma (1 - window), sigma (1 + window)]. The result is D(x, sigma_s), so that it goes with
+    every sampler.
+
+    The paper compares Var(x) with the noise alone, which is variance = 0 here: that takes sigma too
+    high, by what the data's own variance adds. The paper's published codes do not feed the shifted
+    time to the network. Where x = y + sigma_s eps, a step to sigma' then has the noise
     sigma_s sigma'/sigma: the relative error of the level stays what it was and does not grow.
 
     Args:
@@ -30,7 +32,7 @@ def time_shift(
       cutoff: levels at or below it are left alone, >= 0.
 
     Returns:
-      denoise, likewise.
+      A function like `denoise`.
 
     Raises:
       ValueError: on values out of range.
@@ -59,12 +61,12 @@ def variance_within(images: np.ndarray | jax.Array) -> float:
 def analytic_init(
     unit_noise: jax.Array, sigma_max: float, mean: jax.typing.ArrayLike, variance: float
 ) -> jax.Array:
-    """A start N(mean, (sigma_max^2 + variance) I): of all round Gaussians the nearest in KL to the
-    data's at sigma_max.
+    """A start N(mean, (sigma_max^2 + variance) I). Among Gaussians of this round form it is nearest
+    in KL to the data's distribution at sigma_max.
 
     Sampling from N(0, sigma_max^2 I) forgets the data's mean and variance, which shows where
-    sigma_max is small against them (Analytic-Init of the paper on image-to-video leakage, arXiv
-    2406.15735).
+    sigma_max is small compared with them (Analytic-Init of the paper on image-to-video leakage,
+    arXiv 2406.15735).
 
     Args:
       unit_noise: [B, ...].
@@ -90,8 +92,8 @@ def one_more_step(
     not 0.
 
     Such a model was never shown pure noise, and sampling it from there leaks the noise's mean into
-    the sample. From pure noise x_S, where v = -x0, x0 = -v(x_S), and x_T = alpha x0 + sqrt(1 -
-    alpha^2) z: the root, of which a published code takes the square.
+    the sample. This starts from pure noise x_S instead. There v = -x0, hence x0 = -v(x_S), and
+    x_T = alpha x0 + sqrt(1 - alpha^2) z. It is the root: a published code takes its square.
 
     Args:
       predict_v: v(x_S) of a network trained for this; it needs no time.

@@ -19,8 +19,8 @@ def column(values: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.reshape(values, values.shape + (1,) * (like.ndim - values.ndim))
 
 
-# What "nothing said" is, for each name of a condition that guidance and dropout leave out. Others,
-# as a picture of low resolution or a second time, belong to the task and stay.
+# How each condition that guidance and dropout may leave out looks when it is left out. Others, such
+# as a picture of low resolution or a second time, belong to the task and are never left out.
 NULLS = {
     'label': lambda label: jnp.full_like(label, -1),
     'text': jnp.zeros_like,
@@ -39,10 +39,10 @@ class Denoiser(NamedTuple):
 
     init(key, x[B,...], condition) -> params
     apply(params, x[B,...], sigma[B], condition, key=None) -> (x0[B,...], features)
-    null(params, condition) -> condition: what guidance sets against the condition, see `null`.
+    null(params, condition) -> condition: what guidance compares the condition with, see `null`.
 
-    x is clean data plus sigma times unit noise; the condition a dict of arrays [B, ...], as
-    {'label': int32[B]} with -1 for "no label"; `key` switches dropout on.
+    x is clean data plus sigma times unit noise. The condition is a dict of arrays [B, ...], as
+    {'label': int32[B]} with -1 for "no label". `key` switches dropout on.
     """
 
     init: Callable[..., Any]
@@ -55,9 +55,12 @@ def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0
     """EDM preconditioning: D = c_skip x + c_out F(c_in x, c_noise) (arXiv 2206.00364, table 1 and
     equation 7).
 
-    c_skip = sigma_data^2/(sigma^2 + sigma_data^2), c_out = sigma sigma_data/sqrt(sigma^2 +
-    sigma_data^2), c_in = 1/sqrt(sigma^2 + sigma_data^2), c_noise = ln(sigma)/4; in float32 outside
-    the network.
+        c_skip = sigma_data^2/(sigma^2 + sigma_data^2)
+        c_out = sigma sigma_data/sqrt(sigma^2 + sigma_data^2)
+        c_in = 1/sqrt(sigma^2 + sigma_data^2)
+        c_noise = ln(sigma)/4
+
+    All of it is float32; only the network may compute in less.
 
     Args:
       network: F, `networks.Network`.
@@ -89,10 +92,10 @@ def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0
 PREDICTIONS = {
     'x0': lambda x_t, out, alpha, sigma: out,
     'eps': lambda x_t, out, alpha, sigma: (x_t - sigma * out) / alpha,
-    'v': lambda x_t, out, alpha, sigma: (
-        (alpha * x_t - sigma * out) / (alpha**2 + sigma**2)
-    ),  # v = alpha eps - sigma x
-    'flow': lambda x_t, out, alpha, sigma: (x_t - sigma * out) / (alpha + sigma),  # u = eps - x
+    # v = alpha eps - sigma x
+    'v': lambda x_t, out, alpha, sigma: (alpha * x_t - sigma * out) / (alpha**2 + sigma**2),
+    # u = eps - x
+    'flow': lambda x_t, out, alpha, sigma: (x_t - sigma * out) / (alpha + sigma),
 }
 
 
@@ -170,11 +173,11 @@ def guide(
 def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
     """The same denoiser, which sees a batch in `microbatches` parts, one after another.
 
-    Each part is computed again in the backward pass, so that the activations of one part only are
-    in memory, and the gradient of the parameters is summed over the parts: gradient accumulation
-    below everything that a method computes from the whole batch, which therefore stays what it is.
-    Part i has the samples i, i + n, i + 2n, ..., so that a batch split over devices stays so.
-    Dropout draws other masks than for the whole batch.
+    Each part is computed again in the backward pass, so that memory holds the activations of one
+    part only, and the gradients of the parts are summed. This is gradient accumulation inside the
+    network: whatever a method computes from the whole batch stays what it is. Part i has the
+    samples i, i + n, i + 2n, ..., so that a batch split over devices stays split evenly. Dropout
+    draws other masks than for the whole batch.
 
     Args:
       denoiser: any.
@@ -216,6 +219,5 @@ def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
 
 
 def bind(denoiser: Denoiser, params: Any, condition: Condition) -> Denoise:
-    """denoise(x[B,...], sigma[B]) -> x0, as samplers want it: closed over parameters and
-    condition."""
+    """denoise(x[B,...], sigma[B]) -> x0 as samplers want it, with parameters and condition fixed."""
     return lambda x, sigma: denoiser.apply(params, x, sigma, condition)[0]

@@ -1,11 +1,11 @@
 """Weights of linear multistep methods, of constant and of variable step, and of heavy-ball
 momentum.
 
-One step of every method here is x_{n+1} = keep_n x_n + gain_n g_n, where g_n = sum_j weights[n, j]
+One step of every method here is x_{n+1} = keep_n x_n + gain_n g_n. Here g_n = sum_j weights[n, j]
 y_{n-j} combines what the network said at the last levels, y being eps = (x - D)/sigma or D itself.
-Rows sum to one, so that a method is a matrix [N, order] and whatever says the same at all levels is
-integrated exactly. A method without a history yet has less order: row n has the order min(n + 1,
-order), the others of its entries being zero.
+Rows sum to one, so that a method is a matrix [N, order], and a network that says the same at all
+levels is integrated exactly. A method that has no history yet is of lower order: row n has the
+order min(n + 1, order), and its other entries are zero.
 
 Tables are computed in float64 where the grid is known, and in the grid's dtype where it is traced.
 """
@@ -19,9 +19,8 @@ import numpy as np
 
 from fdistill.types import Sigmas
 
-_POINTS, _MASSES = np.polynomial.legendre.leggauss(
-    16
-)  # Exact for polynomials, 1e-12 for e^u over five units of u.
+# Exact for polynomials up to degree 31, and to 1e-12 for e^u over five units of u.
+_POINTS, _MASSES = np.polynomial.legendre.leggauss(16)
 _POINTS, _MASSES = (_POINTS + 1) / 2, _MASSES / 2
 
 # Of Adams and Bashforth in backward differences, sum_j gamma_j nabla^j f (Hairer, Norsett and
@@ -47,14 +46,16 @@ class Table(NamedTuple):
 
 
 def momentum_weights(order: int, beta: float = 1.0) -> np.ndarray:
-    """c_j of GHVB, x_{n+1} = x_n + delta_n sum_j c_j v_{n+1-j} with v_{n+1} = (1 - beta) v_n + beta
-    f_n.
+    """c_j of GHVB, where x_{n+1} = x_n + delta_n sum_j c_j v_{n+1-j} and
+    v_{n+1} = (1 - beta) v_n + beta f_n.
 
-    beta = 1 is Adams-Bashforth. The rule:
-    sum_j c_j E^-j = 1 + sum_{j=1}^{order-1} (gamma_j - gamma_{j-1} + gamma_{j-1}/beta) nabla^j, E
-    the shift by one step, nabla = 1 - E^-1 and gamma = 1, 1/2, 5/12, 3/8, 251/720 (Diffusion
-    Sampling with Momentum, arXiv 2307.11118, theorem 2, where equation 19 has the sign of v_n's
-    coefficient wrong: it is -(2 - beta)/(2 beta)).
+    beta = 1 is Adams-Bashforth. The rule is
+
+        sum_j c_j E^-j = 1 + sum_{j=1}^{order-1} (gamma_j - gamma_{j-1} + gamma_{j-1}/beta) nabla^j
+
+    with E the shift by one step, nabla = 1 - E^-1 and gamma = 1, 1/2, 5/12, 3/8, 251/720
+    (Diffusion Sampling with Momentum, arXiv 2307.11118, theorem 2, where equation 19 has the sign
+    of v_n's coefficient wrong: it is -(2 - beta)/(2 beta)).
 
     Returns:
       c[order], float64 numpy, of sum 1.
@@ -67,11 +68,10 @@ def momentum_weights(order: int, beta: float = 1.0) -> np.ndarray:
 
 
 def adams_bashforth(sigmas: Sigmas, order: int, beta: float = 1.0, coords: str = 'sigma') -> Table:
-    """The weights of a uniform grid on any grid: of order two at best where it is not uniform in
-    `coords`.
+    """The weights that hold on a uniform grid, used on any grid.
 
-    coords='index' integrates dx/du = (dsigma/du) eps over the index u of the grid, in which every
-    grid is uniform.
+    Where the grid is not uniform in `coords`, the order is two at best. coords='index' integrates
+    dx/du = (dsigma/du) eps over the index u of the grid, in which every grid is uniform.
     """
     xp, steps = _numpy(sigmas), len(sigmas) - 1
 
@@ -85,8 +85,8 @@ def adams_bashforth(sigmas: Sigmas, order: int, beta: float = 1.0, coords: str =
 
 
 def lms(sigmas: Sigmas, order: int) -> Table:
-    """int L_j dsigma over the step, L_j the Lagrange basis in sigma through the last levels:
-    Adams-Bashforth of variable step."""
+    """Adams-Bashforth of variable step: int L_j dsigma over the step, where L_j is the Lagrange
+    basis in sigma through the last levels."""
     xp, steps = _numpy(sigmas), len(sigmas) - 1
     start, step = sigmas[:-1, None], (sigmas[1:] - sigmas[:-1])[:, None]
     weights = _lagrange(sigmas, start + step * _POINTS, xp.ones((steps, 1)) * _MASSES)
@@ -94,8 +94,8 @@ def lms(sigmas: Sigmas, order: int) -> Table:
 
 
 def deis(sigmas: Sigmas, order: int) -> Table:
-    """int L_j dsigma, L_j in ln sigma (DEIS, arXiv 2204.13902, tAB in log rho); the step to 0 is an
-    Euler step."""
+    """int L_j dsigma with L_j in ln sigma (DEIS, arXiv 2204.13902, tAB in log rho); the step to 0
+    is an Euler step."""
     xp, steps = _numpy(sigmas), len(sigmas) - 1
     weights = _rows(sigmas, _in_log_sigma(sigmas, 1.0), order, lowered=1)
     return Table('eps', xp.ones(steps), sigmas[1:] - sigmas[:-1], weights)
@@ -105,12 +105,13 @@ def dpmpp(sigmas: Sigmas, order: int, eta: float = 0.0) -> Table:
     """DPM-Solver++ (arXiv 2211.01095): D interpolated in lambda = -ln sigma; with eta > 0 the SDE
     of its section 5.
 
-    keep = (sigma_{n+1}/sigma_n)^(1+eta), gain = 1 - keep, noise = sigma_{n+1} sqrt(1 -
-    (sigma_{n+1}/sigma_n)^(2 eta)). Order 2 is the paper's 2M, 1 + 1/(2r) and -1/(2r) with r =
-    h_{n-1}/h_n. Order 3 integrates the interpolating parabola
-    exactly: the published codes of 3M halve its quadratic term, which leaves them of order 2. On a
-      grid that ends in 0 the last
-    steps have the orders ..., 2, 1.
+    keep = (sigma_{n+1}/sigma_n)^(1+eta), gain = 1 - keep,
+    noise = sigma_{n+1} sqrt(1 - (sigma_{n+1}/sigma_n)^(2 eta)).
+
+    Order 2 is the paper's 2M: the weights are 1 + 1/(2r) and -1/(2r) with r = h_{n-1}/h_n. Order 3
+    integrates the interpolating parabola exactly: the published codes of 3M halve its quadratic
+    term, which leaves them of order 2. On a grid that ends in 0 the last steps have the orders
+    ..., 2, 1.
     """
     xp = _numpy(sigmas)
     exact = _in_log_sigma(sigmas, -(1.0 + eta))
@@ -131,15 +132,18 @@ def dpmpp(sigmas: Sigmas, order: int, eta: float = 0.0) -> Table:
 
 
 def unipc(sigmas: Sigmas, order: int, variant: str) -> tuple[Table, Sigmas]:
-    """(predictor `Table`, corrector weights[N, order + 1]) of UniPC (arXiv 2302.04867, theorem
-    3.1), predicting D.
+    """(predictor `Table`, corrector weights[N, order + 1]) of UniPC, which predicts D here
+    (arXiv 2302.04867, theorem 3.1).
 
-    Both add (B/expm1(-h)) sum_k rho_k (D_k - D_n)/r_k to D_n, where h = ln(sigma_n/sigma_{n+1}), k
-    runs over the earlier levels and, in the corrector, n+1, r_k = (lambda_k - lambda_n)/h, lambda =
-    -ln sigma, and rho solves sum_k r_k^(m-1) rho_k = -(h/B) int_0^1 e^(-h(1-s)) s^m ds for m = 1,
-    2, ...; B is -h ('bh1') or expm1(-h) ('bh2'). With a single k, rho = 1/2 as in the paper's
-    appendix. On a grid that ends in 0 the last steps have the orders ..., 2, 1. Row n of the
-    corrector belongs to the step from n to n+1 and weighs D_{n+1}, D_n, D_{n-1}, ...
+    Both add (B/expm1(-h)) sum_k rho_k (D_k - D_n)/r_k to D_n. Here h = ln(sigma_n/sigma_{n+1}), k
+    runs over the earlier levels and, in the corrector, also n+1, r_k = (lambda_k - lambda_n)/h with
+    lambda = -ln sigma, and rho solves
+
+        sum_k r_k^(m-1) rho_k = -(h/B) int_0^1 e^(-h(1-s)) s^m ds    for m = 1, 2, ...
+
+    B is -h ('bh1') or expm1(-h) ('bh2'). With a single k, rho = 1/2 as in the paper's appendix. On
+    a grid that ends in 0 the last steps have the orders ..., 2, 1. Row n of the corrector belongs
+    to the step from n to n+1 and weighs D_{n+1}, D_n, D_{n-1}, ...
     """
     xp, steps = _numpy(sigmas), len(sigmas) - 1
     u = _log(sigmas)
@@ -178,7 +182,7 @@ def _numpy(sigmas):
 
 
 def _positive(sigmas):
-    """sigmas with something positive in the place of a last 0, whose rows are of no account."""
+    """sigmas with a positive number in place of a last 0; what follows from it is never used."""
     xp = _numpy(sigmas)
     return xp.concatenate([sigmas[:-1], xp.where(sigmas[-1:] > 0, sigmas[-1:], sigmas[-2:-1] / 2)])
 
@@ -188,8 +192,8 @@ def _log(sigmas):
 
 
 def _rows(sigmas, weights, order, lowered=0):
-    """Row n out of weights(k)[steps - k + 1, ...], those of order k for the steps k-1, ...; padded
-    with zeros.
+    """The rows of a table: row n comes out of weights(k)[steps - k + 1, ...], which are those of
+    order k for the steps k-1, ..., and is padded with zeros.
 
     The order of row n is what the history allows, k = min(n + 1, order). On a grid that ends in 0,
     the last `lowered` steps have at most the orders lowered, ..., 2, 1.
@@ -242,10 +246,10 @@ def _in_log_sigma(sigmas, power):
 
 
 def _index_speed(sigmas, window=6):
-    """dsigma/du [N] at the levels before the last, u the index: sigma times the derivative of the
-    interpolated ln sigma.
+    """dsigma/du [N] at all levels but the last, where u is the index: sigma times the derivative of
+    the interpolated ln sigma.
 
-    The last level, which may be 0 and off the law of the others, is left out.
+    The last level is left out, because it may be 0 and off the law of the others.
     """
     xp, steps = _numpy(sigmas), len(sigmas) - 1
     if steps < 2:

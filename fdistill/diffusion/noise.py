@@ -19,12 +19,12 @@ Number = Annotated[float, Continuous()]  # a setting of a law
 
 
 class NoiseLaw(NamedTuple):
-    """A distribution of sigma: sample(key, n) -> sigma[n] and its distribution function cdf(sigma)
-    -> [0, 1].
+    """A distribution of sigma, as two functions: sample(key, n) -> sigma[n], and its distribution
+    function cdf(sigma) -> [0, 1].
 
-    cdf serves as the coordinate in which statistics per noise level are binned: it is monotone in
-    log sigma and fills the bins evenly, whereas bins uniform in sigma put two thirds of EDM's
-    samples into the first.
+    cdf is the coordinate in which statistics per noise level are binned: it rises with sigma and
+    fills the bins evenly. Bins uniform in sigma would put two thirds of EDM's samples into the
+    first.
     """
 
     sample: Callable
@@ -71,12 +71,13 @@ def karras_uniform(
     sigma_max: Number = 80.0,
     rho: Number = 7.0,
 ) -> NoiseLaw:
-    """sigma = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho with u uniform on
-    [low, high].
+    """A level of the Karras schedule at a uniform place: with u uniform on [low, high],
 
-    The continuous form of "an index uniform over the 1000 Karras levels": DMD2's student has low,
-    high = .02, .98, FastGen .002, .998, and SiD's student low, high = .2, 1 in the reverse index,
-    which is 0, .8 here (sigma <= 24.4).
+        sigma = (sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho
+
+    The continuous form of "an index uniform over the 1000 Karras levels". DMD2's student has low,
+    high = .02, .98, FastGen's .002, .998. SiD's student has .2, 1 in the reverse index, which is
+    0, .8 here (sigma <= 24.4).
     """
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     if not 0 <= low < high <= 1:
@@ -108,22 +109,22 @@ LAWS = {
 
 # Weights of the squared error of the x0-prediction, (sigma, sigma_data) -> weight.
 WEIGHTINGS = {
-    'edm': lambda sigma, sigma_data: (
-        sigma**-2 + sigma_data**-2
-    ),  # EDM, table 1; unit variance of the network's target
+    # EDM, table 1: unit variance of the network's target.
+    'edm': lambda sigma, sigma_data: sigma**-2 + sigma_data**-2,
     'unit': lambda sigma, sigma_data: jnp.ones_like(sigma),
-    'eps': lambda sigma, sigma_data: sigma**-2,  # |eps - eps_hat|^2, DDPM's simple loss
-    'flow': lambda sigma, sigma_data: (
-        (1 + sigma) ** 2 / sigma**2
-    ),  # |v - v_hat|^2 with v = (x_t - D)/t, t = sigma/(1+sigma)
+    # |eps - eps_hat|^2, DDPM's simple loss.
+    'eps': lambda sigma, sigma_data: sigma**-2,
+    # |v - v_hat|^2 with v = (x_t - D)/t, t = sigma/(1+sigma).
+    'flow': lambda sigma, sigma_data: (1 + sigma) ** 2 / sigma**2,
 }
 
 
 def karras_grid(
     steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> np.ndarray:
-    """sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, then
-    0 (EDM, equation 5).
+    """Levels of EDM (equation 5), then 0.
+
+        sigma_i = (sigma_max^(1/rho) + i/(steps-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
     Args:
       steps: number of levels before the final 0, >= 1.
@@ -143,18 +144,18 @@ def karras_grid(
 def loguniform_grid(
     steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> np.ndarray:
-    """Levels evenly spaced in ln sigma, that is in lambda = ln(alpha/sigma) = -ln sigma, from
-    sigma_max to sigma_min, then 0.
+    """Levels from sigma_max to sigma_min evenly spaced in ln sigma, then 0.
 
-    The grid of DPM-Solver (arXiv 2206.00927), which steps evenly in lambda.
+    This is even spacing in lambda = ln(alpha/sigma) = -ln sigma: the grid of DPM-Solver (arXiv
+    2206.00927), which steps evenly in lambda.
     """
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     return _with_zero(np.geomspace(sigma_max, sigma_min, _counted(steps)))
 
 
 def linear_grid(steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
-    """Levels evenly spaced in sigma from sigma_max to sigma_min, then 0; the Karras grid of rho =
-    1."""
+    """Levels from sigma_max to sigma_min evenly spaced in sigma, then 0: the Karras grid of
+    rho = 1."""
     _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
     return _with_zero(np.linspace(sigma_max, sigma_min, _counted(steps)))
 
@@ -167,8 +168,9 @@ def timesteps_grid(
     t_max: float | None = None,
     **options: Any,
 ) -> np.ndarray:
-    """sigma(t_i)/alpha(t_i) at t_i = (t_max^(1/power) + i/(steps-1) (t_min^(1/power) -
-    t_max^(1/power)))^power, then 0.
+    """sigma(t_i)/alpha(t_i) at the times of a schedule, then 0.
+
+        t_i = (t_max^(1/power) + i/(steps-1) (t_min^(1/power) - t_max^(1/power)))^power
 
     A teacher trained under an alpha/sigma schedule is sampled at its own timesteps; in this
     coordinate the Euler step is DDIM's. power = 1 is DDIM's linear, 2 its quadratic selection
@@ -214,16 +216,16 @@ def timesteps_grid(
 
 
 def levels_grid(sigmas: tuple[float, ...]) -> np.ndarray:
-    """The levels given, then 0; for example a grid found by `search`.
+    """The given levels, then 0; for example a grid found by `search`.
 
     Args:
-      sigmas: [N], N >= 1, strictly falling, positive and finite; the final 0 is left out.
+      sigmas: [N], N >= 1, strictly falling, positive and finite; without the final 0.
 
     Returns:
       sigmas[N + 1], float64 numpy.
 
     Raises:
-      ValueError: on levels that are not so.
+      ValueError: on levels that do not fulfil this.
     """
     levels = np.asarray(sigmas, np.float64)
     if (

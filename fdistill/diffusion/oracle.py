@@ -1,5 +1,5 @@
-"""The oracle: an isotropic Gaussian mixture, of which everything a diffusion model only estimates
-is known exactly.
+"""The oracle: an isotropic Gaussian mixture. All that a diffusion model can only estimate is known
+exactly of it.
 
 At noise level sigma, p_sigma = sum_k w_k N(m_k, (s_k^2 + sigma^2) I), so density, score and
 denoiser are closed forms. It is a teacher like any other, and what every loss is proved against.
@@ -98,8 +98,11 @@ class GaussianMixture(NamedTuple):
         )
 
     def denoiser(self, conditional: bool = False) -> Denoiser:
-        """This mixture as a `Denoiser` without parameters, whose feature is x itself; labels are
-        components or ignored."""
+        """This mixture as a `Denoiser` without parameters, whose feature is x itself.
+
+        Args:
+          conditional: labels name components; otherwise they are ignored.
+        """
 
         def apply(params, x, sigma, condition, key=None):
             return self.denoise(x, sigma, condition.get('label') if conditional else None), (x,)

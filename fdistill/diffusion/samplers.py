@@ -39,8 +39,7 @@ class Sampler(NamedTuple):
 
 
 def _sampler(function):
-    """Checks what all samplers are given, and hides the trajectory from those who did not ask for
-    it."""
+    """Checks what every sampler is given, and returns the trajectory only if it is asked for."""
     parameters = inspect.signature(function).parameters.values()
     parameter = inspect.Parameter('trajectory', inspect.Parameter.KEYWORD_ONLY, default=False)
 
@@ -57,8 +56,8 @@ def _sampler(function):
 def prepare(
     denoisers: Sequence[Denoise], x: jax.Array, sigmas: Sigmas
 ) -> tuple[tuple[Callable[..., jax.Array], ...], jax.Array, Sigmas]:
-    """(denoisers that take one sigma for all samples and check what they return, x, sigmas), all
-    checked."""
+    """Checks all three; returns denoisers that take one sigma for all samples and check the shape
+    of what they return, x as an array, and sigmas."""
     x = jnp.asarray(x)
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
@@ -81,8 +80,8 @@ def prepare(
 
 
 def _levels(sigmas, dtype):
-    """sigmas, in float64 where they are known. Values are checked only there, that is outside
-    jit."""
+    """sigmas, in float64 where they are known. Only there, that is outside jit, are their values
+    checked."""
     if np.ndim(sigmas) != 1 or np.shape(sigmas)[0] < 2:
         raise ValueError(
             f'sigmas of shape {np.shape(sigmas)}: need at least two levels in one dimension'
@@ -101,13 +100,13 @@ def _among(name, value, allowed):
 
 
 def _within(name, value, low, high, *, above=False):
-    """Refuses what is not in [low, high], or where `above` not in (low, high]."""
+    """Refuses a value outside [low, high], or with `above` outside (low, high]."""
     if not (low < value <= high if above else low <= value <= high):
         raise ValueError(f'{name}={value}: must lie in {"(" if above else "["}{low}, {high}]')
 
 
 def draws(key: jax.Array | None, x: jax.Array) -> Callable[[Any], jax.Array]:
-    """noise(n) -> unit noise like x for step n, a sample's own whatever its batch."""
+    """noise(n) -> unit noise like x for step n; each sample has its own, whatever batch it is in."""
     if key is None:
         raise ValueError(
             'key=None: this sampler draws noise; give a jax.random.key, or one a sample'
@@ -123,11 +122,11 @@ def draws(key: jax.Array | None, x: jax.Array) -> Callable[[Any], jax.Array]:
 
 
 def keys_of(noise: jax.Array) -> jax.Array:
-    """A key a sample, [B], drawn from the bits of its noise[B,...]: a random sampler is then a
-    function of its start.
+    """A key for each sample, [B], drawn from the bits of its noise[B,...], so that a random sampler
+    is a function of its start.
 
-    Independent of the noise for all practical purposes: Threefry keyed by two sums of the sample's
-    mixed float32 bits.
+    The keys are independent of the noise for all practical purposes: Threefry keyed by two sums of
+    the sample's mixed float32 bits.
     """
     bits = jax.lax.bitcast_convert_type(noise.astype(jnp.float32), jnp.uint32).reshape(
         noise.shape[0], -1
@@ -141,8 +140,8 @@ def keys_of(noise: jax.Array) -> jax.Array:
 
 
 def scan(step: Callable[..., Any], carry: Any, levels: Any, dtype: Any) -> tuple[Any, Any]:
-    """lax.scan over per-step values, which are computed in float64 where the grid is known and used
-    in x's dtype."""
+    """lax.scan over values of each step, which are computed in float64 where the grid is known and
+    used in x's dtype."""
     cast = jax.tree.map(
         lambda value: (
             value if jnp.issubdtype(value.dtype, jnp.integer) else jnp.asarray(value, dtype)
@@ -157,12 +156,12 @@ def _slope(x, denoised, sigma):
 
 
 def _run(table, denoise, x, sigmas, key=None, *, before=1.0, after=1.0):
-    """Steps through a `multistep.Table`, y and sum being smoothed by moving averages, v <- (1 -
-    beta) v + beta y.
+    """Steps through a `multistep.Table`. Moving averages v <- (1 - beta) v + beta y smooth y before
+    the sum and the sum itself.
 
     Args:
-      before: beta of y, in (0, 1], 1 being none: this is GHVB.
-      after: beta of the sum: this is HB.
+      before: beta of y, in (0, 1]; 1 is no average. Other values are GHVB.
+      after: beta of the sum; other values than 1 are HB.
     """
     steps, order = table.weights.shape
     noise = None if table.noise is None else draws(key, x)
@@ -306,9 +305,9 @@ def adams_bashforth(
     """Adams-Bashforth with the weights of a uniform grid: PLMS and iPNDM (arXiv 2202.09778); N
     evaluations.
 
-    With 1, ..., order - 1 values in the history, the order is theirs. Constant weights have order
-    two at best on a grid that is not uniform in the coordinate, such as Karras' in sigma; `lms`, or
-    coords='index', keeps the order.
+    While the history holds only 1, ..., order - 1 values, the order is that number. Constant
+    weights are of order two at best on a grid that is not uniform in the coordinate, such as
+    Karras' in sigma. `lms`, or coords='index', keeps the order.
 
     Args:
       order: 1, ..., 5.
@@ -323,8 +322,8 @@ def adams_bashforth(
 def lms(
     denoise: Denoise, x: jax.Array, sigmas: Sigmas, key: jax.Array | None = None, *, order: int = 4
 ):
-    """Adams-Bashforth of variable step: eps interpolated in sigma and integrated exactly; its order
-    on any grid, N evaluations.
+    """Adams-Bashforth of variable step: eps interpolated in sigma and integrated exactly; of full
+    order on any grid, N evaluations.
 
     Args:
       order: 1, ..., 5.
@@ -449,9 +448,9 @@ def heavy_ball(
     """HB(beta) (Diffusion Sampling with Momentum, arXiv 2307.11118, algorithm 1) over a multistep
     method; N evaluations.
 
-    v_{n+1} = (1 - beta) v_n + beta g_n after the base's combination g_n of its history, x_{n+1} =
-    keep x_n + gain v_{n+1}, v_1 = g_0. Damping widens the interval of stability (2 - beta)/beta
-    times and costs the order: 1 for beta < 1.
+    v_{n+1} = (1 - beta) v_n + beta g_n, where g_n is the base's combination of its history, and
+    x_{n+1} = keep x_n + gain v_{n+1}, v_1 = g_0. Damping makes the interval of stability
+    (2 - beta)/beta times as wide and costs the order: it is 1 for beta < 1.
 
     Args:
       base: key of `BASES`.
@@ -477,10 +476,10 @@ def ghvb(
 ):
     """GHVB of real order m (arXiv 2307.11118, algorithm 2 and theorem 2); N evaluations.
 
-    r = ceil(m) and beta = m - floor(m), 1 for a whole m, which is Adams-Bashforth:
-    v_{n+1} = (1 - beta) v_n + beta eps_n before the combination, x_{n+1} = x_n + delta_n sum_j c_j
-    v_{n+1-j}, v_1 = eps_0. Of order r where the grid is uniform in the coordinate, of two at best
-    elsewhere (see `adams_bashforth`).
+    r = ceil(m) and beta = m - floor(m), or 1 for a whole m, which is Adams-Bashforth. Slopes are
+    averaged before they are combined: v_{n+1} = (1 - beta) v_n + beta eps_n, v_1 = eps_0, and
+    x_{n+1} = x_n + delta_n sum_j c_j v_{n+1-j}. Of order r where the grid is uniform in the
+    coordinate, of two at best elsewhere (see `adams_bashforth`).
 
     Args:
       order: m in (0, 5]. The paper recommends 1.8, 1.9, 3.8 or 3.9.
@@ -506,10 +505,12 @@ def consistency(
     """Multistep sampling of a student that denoises in one jump; N evaluations, no noise after the
     last.
 
-    x_{n+1} = J + sqrt(sigma_{n+1}^2 - max(s, sigma_min)^2) z, J = D + s/sigma_n (x_n - D), s = (1 -
-    eta) sigma_{n+1}. eta = 1 renoises D: consistency models' algorithm 1 (arXiv 2303.01469), LCM's;
+        x_{n+1} = J + sqrt(sigma_{n+1}^2 - max(s, sigma_min)^2) z,
+        J = D + s/sigma_n (x_n - D),    s = (1 - eta) sigma_{n+1}
+
+    eta = 1 adds noise to D again: consistency models' algorithm 1 (arXiv 2303.01469), and LCM's.
     0 < eta < 1 jumps to a lower level first, as TCD does (arXiv 2402.19159, which takes the share
-    of the timestep); eta = 0 is Euler.
+    of the timestep). eta = 0 is Euler.
 
     Args:
       eta: in [0, 1].
@@ -544,18 +545,18 @@ def hybrid(
     student_sigmas: Sequence[float] | np.ndarray = (0.0,),
     eta: float = 1.0,
 ) -> jax.Array:
-    """Diversity distillation (arXiv 2503.10637): the teacher's first steps, which fix the layout,
-    then the student.
+    """Diversity distillation (arXiv 2503.10637): first steps by the teacher, which fix the layout,
+    the rest by the student.
 
-    Euler steps of the teacher from sigmas[0] to sigmas[evaluations], whence the student goes on by
-    `consistency`.
+    The teacher takes Euler steps from sigmas[0] to sigmas[evaluations]; from there the student goes
+    on by `consistency`.
 
     Args:
       teacher, student: denoise(x, sigma[B]); the student must be usable at sigmas[evaluations].
       x, sigmas, key: as of any sampler.
       evaluations: of the teacher, 0 (the student alone) to N (the teacher alone).
-      student_sigmas: the levels on which the student goes on, those of them that lie below the
-        hand-over; ending in 0 and known, not traced. (0,) is one jump.
+      student_sigmas: the levels on which the student goes on; those that do not lie below the
+        hand-over are left out. They end in 0 and must be known, not traced. (0,) is one jump.
       eta: see `consistency`.
 
     Raises:

@@ -1,10 +1,10 @@
 """Search of a sampling grid of few levels among many, by evolution (AutoDiffusion, arXiv
-2309.10438, without layer search).
+2309.10438, without its search of layers).
 
-A grid is K of the n candidate levels. Of all grids scored so far the best are parents; an epoch
+A grid is K of the n candidate levels. The best of all grids scored so far are the parents. An epoch
 scores a population of mutations, crossovers and random grids, none of which was scored before.
-Everything random comes from (seed, epoch), so that a search taken up after any epoch equals one
-never interrupted.
+All randomness comes from (seed, epoch), so that a search that is continued after any epoch equals
+one that was never interrupted.
 """
 
 import math
@@ -16,20 +16,19 @@ import numpy.typing as npt
 
 from fdistill.diffusion import noise
 
-# Of the first population half of what is not the uniform grid are mutations of it, at this rate.
+# The first population is the uniform grid, and for half of the rest mutations of it, at this rate.
 FIRST_RATE = 0.1
-# A child seen before is drawn again, this many times a child wanted; what is missing then becomes
-# random.
+# A child that was seen before is drawn again, up to this many draws for each child wanted; random
+# grids make up what is missing then.
 TRIES = 10
 
 
 class SearchState(NamedTuple):
-    """A search between two epochs, of values that JSON holds: `_asdict()` and `restore` lead there
-    and back.
+    """A search between two epochs, in values that JSON holds: `_asdict()` and `restore` convert it.
 
-    settings: what `start` was given; a search goes on under no other.
+    settings: what `start` was given; a search can only go on under the same.
     visited: every grid scored, in order, as a rising list of K indices into the candidates.
-    scores: of these, lower is better.
+    scores: theirs; lower is better.
     best: the lowest score so far, after each epoch; as many entries as epochs are done.
     """
 
@@ -95,7 +94,7 @@ def restore(values: Mapping[str, Any]) -> SearchState:
     'inf'.
 
     Raises:
-      ValueError: if it is no such thing.
+      ValueError: if the values are not such a state.
     """
     try:
         visited = [[int(index) for index in chosen] for chosen in values['visited']]
@@ -119,7 +118,7 @@ def grids(state: SearchState, chosen: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def best(state: SearchState) -> tuple[np.ndarray, float]:
-    """(sigmas[K + 1], score) of the best grid so far, the earliest one of equals.
+    """(sigmas[K + 1], score) of the best grid so far; among equals, the earliest.
 
     Raises:
       ValueError: before the first epoch.
@@ -131,10 +130,9 @@ def best(state: SearchState) -> tuple[np.ndarray, float]:
 
 
 def proposals(state: SearchState) -> list[list[int]]:
-    """The grids of the next epoch as rising index lists [M, K]: distinct, never scored before; a
-    function of the state alone.
+    """The grids of the next epoch as rising index lists [M, K], distinct and never scored before.
 
-    M is the population, or less when fewer grids are left.
+    A function of the state alone. M is the population, or less when fewer grids are left.
     """
     s = state.settings
     n, steps = len(s['candidates']), s['steps']
@@ -185,9 +183,9 @@ def epoch(state: SearchState, score: Callable[[np.ndarray], npt.ArrayLike]) -> S
 
     Args:
       state: `SearchState`.
-      score: sigmas float64 [M, K + 1], each row falling to 0 -> scores [M], lower is better, inf
-        for a grid to be shunned. For scores that can be compared, it uses the same noise for all
-        grids. It is not called when every grid has been scored.
+      score: sigmas float64 [M, K + 1], each row falling to 0 -> scores [M]; lower is better, and
+        inf means that a grid must not be used. It should use the same noise for all grids, or the
+        scores cannot be compared. It is not called when every grid has been scored.
 
     Returns:
       `SearchState`.
@@ -218,8 +216,8 @@ def search(
     on_epoch: Callable[[SearchState], Any] | None = None,
     **options: Any,
 ) -> SearchState:
-    """Epochs until `epochs` of them are done, counted from the start of the search; `best` of the
-    result is the grid.
+    """Runs epochs until `epochs` of them are done, counted from the start of the search; `best` of
+    the result is the grid.
 
     Args:
       score: see `epoch`.

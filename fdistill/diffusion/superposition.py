@@ -24,20 +24,25 @@ def superpose(
     bias: npt.ArrayLike | None = None,
     lift: npt.ArrayLike = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Samples of several models at once by the reverse SDE dx = V s_mix + sqrt(V) z, with s_mix =
-    sum_i kappa_i s_i.
+    """Samples of several models at once by the reverse SDE dx = V s_mix + sqrt(V) z, with
+    s_mix = sum_i kappa_i s_i.
 
-    V = sigma_n^2 - sigma_{n+1}^2 is the step's variance.
-    Each model's log-density along the path needs no divergence (Ito's formula, the paper's theorem
-    1): log q_i += <s_i, dx> - V |s_i|^2/2, exact up to a common constant as the steps become small,
-    with an error like N^(-1/2).
-      'or': kappa = softmax_i(temperature log q_i + bias_i), a sample of one of them; with
+    V = sigma_n^2 - sigma_{n+1}^2 is the step's variance. Each model's log-density along the path
+    needs no divergence (Ito's formula, the paper's theorem 1):
+
+        log q_i += <s_i, dx> - V |s_i|^2/2
+
+    exact up to a common constant as the steps become small, with an error like N^(-1/2). The
+    operators:
+
+      'or': kappa = softmax_i(temperature log q_i + bias_i), a sample of one of the models. With
         temperature 1 and bias the log of weights, s_mix is the score of their mixture.
-      'and': kappa such that all log q_i grow by the same, with the very noise of the step: a sample
-        likely under all.
-    The estimate is Bayes' rule for the step taken: log N(x + dx; x + V s_i, V) less what is common
-    to all models. The step to 0, where scores are singular, returns the mixed estimate of x0 and
-    leaves the log q_i as they are.
+      'and': kappa such that all log q_i grow by the same amount, under the very noise of the step:
+        a sample that is likely under all models.
+
+    The estimate is Bayes' rule for the step taken: log N(x + dx; x + V s_i, V), without what is
+    common to all models. The step to 0, where scores are singular, returns the mixed estimate of x0
+    and leaves the log q_i as they are.
 
     Args:
       denoisers: M >= 2 functions denoise(x[B,...], sigma[B]) -> x0 over the same space; for 'and'
@@ -45,12 +50,12 @@ def superpose(
         one of them.
       x: noise at sigmas[0], in a prior common to all.
       sigmas: as of any sampler, `samplers`.
-      key: one jax.random.key, or one a sample.
+      key: one jax.random.key, or one for each sample.
       operator: 'or', 'and'.
-      temperature: > 0, finite; the paper's 1e6 is a hard choice. Of 'or' only.
-      bias: [M], of 'or' only; default zeros.
-      lift: by how much the log-density of each model but the last grows more than that of the last
-        in a step; [M - 1] or one number. Of 'and' only.
+      temperature: > 0, finite; the paper's 1e6 is a hard choice. For 'or' only.
+      bias: [M], for 'or' only; default zeros.
+      lift: by how much more the log-density of each model but the last grows in a step than that of
+        the last; [M - 1] or one number. For 'and' only.
 
     Returns:
       (x0[B,...], log_q[M, B]), relative to their common start.
@@ -104,8 +109,8 @@ def superpose(
         last = denoised[-1:]
         difference = denoised[:-1] - last
         size = jnp.sqrt(dot(difference, difference))
-        # The direction of a rounding error means nothing, and to obey it would take away the noise
-        # along it.
+        # The direction of a rounding error means nothing; to follow it would remove the noise along
+        # it.
         apart = size > 16 * jnp.finfo(x.dtype).eps * (
             jnp.sqrt(dot(last, last)) + jnp.sqrt(dot(x[None], x[None]))
         )

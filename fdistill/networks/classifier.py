@@ -13,8 +13,7 @@ class Classifier(NamedTuple):
 
     init(key, x[B,H,W,C]) -> params
     apply(params, x[B,H,W,C], key=None) -> (logits[B, classes], features[B, d]), float32; the
-      features are pre-activations;
-    `key` switches dropout on.
+      features are pre-activations, and `key` switches dropout on.
     """
 
     init: Callable[..., Any]
@@ -42,8 +41,10 @@ class _Classifier(nn.Module):
 
 
 def classifier(num_classes: int, image_shape: tuple[int, int, int]) -> Classifier:
-    """A perceptron of widths 256, 256, 32 with dropout below 16 x 16 pixels; above, strided
-    convolutions 32, 64, 128 and the 32.
+    """A classifier for images of this size.
+
+    Below 16 x 16 pixels, a perceptron of widths 256, 256, 32 with dropout; from there on, strided
+    convolutions 32, 64, 128 and then the 32.
 
     Args:
       num_classes: number of classes.

@@ -8,8 +8,8 @@ from fdistill.networks.layers import KAIMING, conv, norm
 
 
 class _ConvLogit(nn.Module):
-    """[B,H,W,C] -> [B]: halve H and W while they exceed 4, one convolution over all that is left, a
-    linear logit."""
+    """[B,H,W,C] -> [B]: H and W are halved while they exceed 4, then come one convolution over all
+    that is left and a linear logit."""
 
     @nn.compact
     def __call__(self, x):
@@ -61,8 +61,8 @@ def conv_head(*, indices: tuple[int, ...] = (-1,)) -> Head:
     Returns:
         `Head` with logits [B, len(indices)].
     Raises:
-        ValueError: no or a repeated index; on use, an index the network lacks or a feature that is
-          no square image.
+        ValueError: no index, or a repeated one; on use, an index that the network lacks, or a
+          feature that is no square image.
     """
     indices = tuple(indices)
     if not indices or len(set(indices)) < len(indices):

@@ -2,13 +2,12 @@
 JAX arrays.
 
 It is not torchvision's network: average pools do not count their padding, the last block pools the
-maximum, and there is no auxiliary classifier. Parameters go by the names of pytorch-fid's state
+maximum, and there is no auxiliary classifier. Parameters have the names of pytorch-fid's state
 dict; inside, batch norm is part of the convolutions.
 
 Reference: Szegedy et al., arXiv 1512.00567; TensorFlow's graph inception-2015-12-05; for names and
-  for what differs from
-torchvision, pytorch-fid's inception.py; for the spatial features, guided-diffusion's
-evaluations/evaluator.py.
+  for what differs from torchvision, pytorch-fid's inception.py; for the spatial features,
+  guided-diffusion's evaluations/evaluator.py.
 """
 
 from collections.abc import Mapping
@@ -27,16 +26,15 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class InceptionFeatures(NamedTuple):
-    """What the metrics read off one forward pass, all float32.
+    """What the metrics take from one forward pass, all float32.
 
     Args:
         pool: [B, 2048], TensorFlow's pool_3: the mean over the pixels of the last block; for FID,
           KID, precision and recall.
         spatial: [B, h*w*7], in the order h, w, channel; 17*17*7 = 2023 for 299 x 299. The first
-          seven channels of
-            TensorFlow's mixed_6/conv:0, for sFID. That node is the 1x1 branch after its batch norm
-            and relu (the bare convolution is mixed_6/conv/Conv2D), hence the first channels of
-            block Mixed_6d's output.
+          seven channels of TensorFlow's mixed_6/conv:0, for sFID. That node is the 1x1 branch after
+          its batch norm and relu (the bare convolution is mixed_6/conv/Conv2D), hence the first
+          channels of block Mixed_6d's output.
         logits: [B, 1008], of pool without the bias of the last layer ("unbiased"); for the
           inception score.
     """
@@ -186,11 +184,12 @@ def _check(arrays):
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, jax.Array]]:
-    """Parameters of `apply`: batch norm folded into the convolutions, the 1x1 kernels on one input
-    side by side.
+    """Parameters of `apply`: batch norm is folded into the convolutions, and the 1x1 kernels that
+    read one input are put side by side.
 
-    conv(x, W) gamma/sqrt(var + eps) + beta - mean gamma/sqrt(var + eps) = conv(x, W') + b',
-      computed in float64.
+        conv(x, W) gamma/sqrt(var + eps) + beta - mean gamma/sqrt(var + eps) = conv(x, W') + b'
+
+    computed in float64.
 
     Args:
         arrays: {name: array} with the names and shapes of `shapes`; any float type.
@@ -222,8 +221,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, jax.Arr
 
 
 def _entries(block):
-    """Branches with a 1x1 kernel on the block's input; not the last block's pool, as a maximum does
-    not commute with it."""
+    """Branches with a 1x1 kernel on the block's input. The last block's pool is not one of them, as
+    a maximum does not commute with the kernel."""
     _, branches = _BLOCKS[block]
     return [
         branch
@@ -295,10 +294,10 @@ def _pointwise(params, layer, x):
 
 
 def _windows(x, stride, padding, combine):
-    """`combine` of the three neighbours along height, then along width, on x padded by the value
-    `padding` unless None.
+    """`combine` of three neighbours along height, then along width; x is padded with the value
+    `padding`, unless that is None.
 
-    Slices, as XLA is several times slower with reduce_window on CPU.
+    By slices, as XLA is several times slower with reduce_window on CPU.
     """
     for axis in (1, 2):
         if padding is not None:
@@ -401,12 +400,10 @@ def apply(
     Args:
         params: of `from_arrays` or `init`.
         images: float32 [B, H, W, 3], H and W >= 75, scaled to about [-1, 1]. They are not resized
-          here; the FID's
-            protocols make them 299 x 299.
-        chunk: images that go through the network at a time, all by default, which is right for a
-          GPU, a TPU and a
-            batch that is sharded. A CPU takes a fifth less time for a large batch in chunks of 4,
-            whose activations stay in its caches.
+          here; the FID's protocols make them 299 x 299.
+        chunk: images that go through the network at a time. The default, all of them, is right for
+          a GPU, a TPU and a batch that is sharded. A CPU takes a fifth less time for a large batch
+          in chunks of 4, whose activations stay in its caches.
 
     Returns:
         InceptionFeatures.

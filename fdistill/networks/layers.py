@@ -130,8 +130,8 @@ def downsample(x: jax.Array, taps: Sequence[float], padding: int | None = None) 
 
 
 def upsample(x: jax.Array, taps: Sequence[float]) -> jax.Array:
-    """Puts zeros between the pixels and filters with 4 taps (x) taps / sum^2, [B,H,W,C] ->
-    [B,2H,2W,C].
+    """Puts zeros between the pixels and filters with 4 taps (x) taps / sum^2,
+    [B,H,W,C] -> [B,2H,2W,C].
 
     Output 2m + s sees input m + (s + padding - k)/2 through tap k, hence one sum of shifted copies
     for each parity s.
@@ -203,11 +203,12 @@ class BlockStyle(NamedTuple):
 
 
 class UNetBlock(nn.Module):
-    """Residual block with resampling and self-attention: (x[B,H,W,C], emb[B,E]) ->
-    [B,H',W',features].
+    """Residual block with resampling and self-attention:
+    (x[B,H,W,C], emb[B,E]) -> [B,H',W',features].
 
-    h = conv1(dropout(silu(norm1(conv0(resample(silu(norm0(x))))) with emb))); x' = skip_scale (h +
-    skip(x)); with heads > 0, x'' = skip_scale (x' + proj(attend(qkv(norm2(x'))))).
+        h = conv1(dropout(silu(norm1(conv0(resample(silu(norm0(x))))) with emb)))
+        x' = skip_scale (h + skip(x))
+        x'' = skip_scale (x' + proj(attend(qkv(norm2(x')))))    with heads > 0
     """
 
     features: int
@@ -256,8 +257,8 @@ def positional_frequencies(channels: int, endpoint: bool) -> jax.Array:
 class FourierFrequencies(nn.Module):
     """2 pi times frequencies drawn once from N(0, 16^2), [channels/2].
 
-    They lie among the parameters because a checkpoint must hold them, yet are constants: their
-    gradient is zero.
+    They are kept among the parameters because a checkpoint must hold them, yet they are constants:
+    their gradient is zero.
     """
 
     channels: int

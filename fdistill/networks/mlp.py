@@ -9,8 +9,8 @@ from fdistill.networks import Head, Network, label_of
 
 
 def _fourier(values, count):
-    """sin and cos of values times 2^0 .. 2^(count-1), times pi/2 so that the lowest period is that
-    of data in [-2, 2]."""
+    """sin and cos of the values times pi/2 times 2^0 .. 2^(count-1); pi/2, so that the lowest period
+    is that of data in [-2, 2]."""
     angles = values[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(count))
     angles = angles.reshape(*values.shape[:-1], -1)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -65,8 +65,8 @@ class _ResidualMLP(nn.Module):
                 h, embedding, deterministic
             )
             features.append(h.astype(jnp.float32))
-        # Normalised, or the output would grow with an input outside the data and no longer pull a
-        # stray student back.
+        # Without the norm the output would grow with an input outside the data, and would no longer
+        # pull a stray student back.
         h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name='norm')(h)
         out = nn.Dense(
             x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name='output'

@@ -70,8 +70,8 @@ class Architecture(NamedTuple):
 
 
 def _song_mapping(frequencies):
-    """emb = silu(W1 silu(W0 ([sin, cos](c_noise freqs) + sqrt(K) W_label label + W_augment
-    augment)))."""
+    """emb = silu(W1 silu(W0 h)),
+    h = [sin, cos](c_noise freqs) + sqrt(K) W_label label + W_augment augment."""
 
     def mapping(c_noise, label, augment, noise_channels, emb_channels):
         angles = c_noise[:, None] * frequencies(noise_channels)
@@ -220,8 +220,7 @@ def _plan(
 
 
 class UNet(nn.Module):
-    """Runs a plan: (x[B,R,R,C], c_noise[B], condition) -> (out[B,R,R,C],
-    features), float32."""
+    """Runs a plan: (x[B,R,R,C], c_noise[B], condition) -> (out[B,R,R,C], features), float32."""
 
     architecture: Architecture
     plan: Plan
@@ -411,13 +410,15 @@ def ddpmpp(
         attn_resolutions: resolutions with self-attention; the lowest has it between encoder and
           decoder in any case.
         dropout: probability in [0, 1), active where `apply` is given a key.
-        compute: `Compute`.
+        compute: see `Compute`.
+
     Returns:
         `Network`; its features are the last encoder activation of each resolution, float32, highest
         to lowest.
+
     Raises:
-        ValueError: an argument is out of range, a resolution cannot be reached, a width cannot be
-          normalised in groups.
+        ValueError: an argument is out of range, a resolution cannot be reached, or a width cannot
+          be normalised in groups.
     """
     return _network(_DDPMPP, **locals())
 
@@ -440,12 +441,10 @@ def ncsnpp(
     every level.
 
     Published (EDM): the settings of `ddpmpp`, with 56,400,643 and 56,397,827 parameters on CIFAR-10
-      with and without
-    classes, besides 128 constant frequencies.
+    with and without classes, and 128 constant frequencies besides.
 
     Args, returns and raises: as `ddpmpp`. The frequencies (`map_noise`, `freqs`) are constants kept
-    among the
-    parameters: their gradient is zero, and weight decay must leave them out.
+    among the parameters: their gradient is zero, and weight decay must leave them out.
     """
     return _network(_NCSNPP, **locals())
 
@@ -472,8 +471,8 @@ def adm(
         ImageNet-64: dict(resolution=64, num_classes=1000, dropout=0.1), trained there in float16
 
     Args, returns and raises: as `ddpmpp`, and
-        channels_per_head: a block of C channels attends with C // channels_per_head heads; EDM's is
-          64.
+        channels_per_head: a block of C channels attends with C // channels_per_head heads; EDM's
+          is 64.
     """
     return _network(_ADM, **locals())
 

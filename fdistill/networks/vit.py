@@ -2,8 +2,7 @@
 ViT-L/14).
 
 Reference: Oquab et al., arXiv 2304.07193; Stein et al., arXiv 2306.04675 (FD-DINOv2). Names,
-  layouts and arithmetic
-are those of github.com/facebookresearch/dinov2 at b8931f7.
+  layouts and arithmetic are those of github.com/facebookresearch/dinov2 at b8931f7.
 """
 
 import functools
@@ -93,8 +92,8 @@ FEED_FORWARDS = {
 
 
 def _attention(params, x, heads):
-    """W softmax(q k^T / sqrt(C)) v over the tokens, [B,N,heads*C] -> same; qkv has the channels (q,
-    k, v), head, C."""
+    """W softmax(q k^T / sqrt(C)) v over the tokens, [B,N,heads*C] -> same; the channels of qkv are
+    ordered (q, k, v), head, C."""
     qkv = _affine(params, 'attn.qkv', x)
     q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, heads, x.shape[-1] // heads), 2, 0)
     logits = _einsum('bqhc,bkhc->bhqk', q / math.sqrt(q.shape[-1]), k)
@@ -103,11 +102,11 @@ def _attention(params, x, heads):
 
 
 def _cubic(size, grid, offset):
-    """Keys's cubic interpolation with a = -0.75 from `grid` points to `size`, border repeated:
-    float64 [size, grid].
+    """Keys's cubic interpolation with a = -0.75 from `grid` points to `size`, with the border
+    repeated: float64 [size, grid].
 
-    Output i lies at (i + 1/2) grid/(size + offset) - 1/2. With an offset the positions fall short
-    of the last point: DINO added it against rounding in the output's size, and PyTorch takes the
+    Output i lies at (i + 1/2) grid/(size + offset) - 1/2. With an offset the positions end before
+    the last point: DINO added it to guard the output's size against rounding, and PyTorch uses the
     scale for the positions too.
     """
     at = (np.arange(size) + 0.5) * grid / (size + offset) - 0.5
@@ -120,8 +119,8 @@ def _cubic(size, grid, offset):
 
 
 def _positions(pos_embed, height, width, grid, offset):
-    """The embedding at height x width positions from that on the grid, [1,1+grid^2,C] ->
-    [1,1+height*width,C]."""
+    """The embedding at height x width positions, made from that on the grid:
+    [1,1+grid^2,C] -> [1,1+height*width,C]."""
     # The offset would move the positions on the training's own grid too; the reference leaves these
     # as they are.
     if (height, width) == (grid, grid):
@@ -152,7 +151,9 @@ def vit(
     | g | 1536 | 40 | 24 | swiglu |
 
     Args:
-      dim: channels, a multiple of `heads`; depth: blocks; heads: of the attention.
+      dim: channels, a multiple of `heads`.
+      depth: blocks.
+      heads: of the attention.
       feed_forward: a name of FEED_FORWARDS.
       patch: side of a patch in pixels.
       grid: positions a side in training, 37 at 518 pixels.
