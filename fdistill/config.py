@@ -1,5 +1,5 @@
-"""Config files: read, override from the command line, check against a function's signature, keep as
-JSON."""
+"""Config files: they are read, overridden from the command line, checked against a function's
+signature, and kept as JSON."""
 
 import importlib.util
 import inspect
@@ -101,7 +101,7 @@ def read(workdir: str | pathlib.Path, where: str = '--workdir') -> ConfigDict:
     try:
         return from_json(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
-        raise UserError(f'--workdir={workdir}: {CONFIG} is damaged: {error}') from error
+        raise UserError(f'{where}={workdir}: {CONFIG} is damaged: {error}') from error
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:
@@ -127,8 +127,9 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
 
 
 def put(config: ConfigDict, name: str, value: Any, where: str) -> None:
-    """Sets `config.a.b` given as 'a.b' to a value of the type it has, in place; a name alone may
-    become a section and back.
+    """Sets `config.a.b`, given as 'a.b', to a value of the type it has, in place.
+
+    A section may be replaced by a name, and a name by a section.
 
     Raises:
         UserError: a key that is not in the config, or a value of another type.
@@ -152,8 +153,8 @@ def put(config: ConfigDict, name: str, value: Any, where: str) -> None:
 
 
 def _leaf(config, name):
-    """Type and value of what a dotted name stands for; it must exist and be one value that a word
-    can replace."""
+    """Type and value of what a dotted name stands for. It must exist and be a single value, which a
+    word can replace."""
     section, value, path = None, config, 'config'
     for key in name.split('.')[1:]:
         if not isinstance(value, ConfigDict):
@@ -180,8 +181,8 @@ def _leaf(config, name):
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The settings of a function: its parameters by name.
 
-    A parameter whose default is a NamedTuple with defaults of its own is a group of settings, and
-    stands here as its fields, each with the default that it has in that group: a config names the
+    A parameter whose default is a NamedTuple with defaults of its own is a group of settings. It
+    appears here as its fields, each with the default that it has in that group: a config names the
     fields alone.
     """
     found = {}
@@ -250,7 +251,7 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
         raise UserError(f'{where}: {error}') from error
 
 
-# What a config can hold; anything else, as a number of several lanes, was put there by ourselves.
+# What a config can hold; anything else, such as a number of several lanes, was put there by us.
 PLAIN = (bool, int, float, str, tuple, list, dict, types.NoneType)
 
 
@@ -273,8 +274,8 @@ def _check_type(value, parameter, where):
 
 
 def _fits(value, annotation):
-    """Whether a value is of a type made of int, float, bool, str, None and tuple; any other type
-    passes."""
+    """Whether a value has a type made of int, float, bool, str, None and tuple; it fits any other
+    type."""
     if not isinstance(value, PLAIN):
         return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -315,7 +316,7 @@ def to_json(config: Any, where: str = 'config') -> Any:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """The locked config `to_json` was given; its lists were tuples."""
+    """The locked config that `to_json` was given; its lists were tuples there."""
     return ConfigDict(with_tuples(values)).lock()
 
 

@@ -1,14 +1,14 @@
 """f-divergences as their generators; the weight h that distillation needs is derived from f.
 
-Convention (f-distill, arXiv 2502.15681): r = p_teacher / q_student and D_f(p||q) = E_q[f(r)], f
-  convex, f(1) = 0.
-For any such f the gradient of D_f with respect to the student is (Theorem 1 there)
+Convention (f-distill, arXiv 2502.15681): r = p_teacher / q_student and D_f(p||q) = E_q[f(r)], with
+f convex and f(1) = 0. For any such f the gradient of D_f with respect to the student is (Theorem 1
+there)
 
     grad D_f(p_t || q_t) = -E[ h(r(x_t)) (s_p - s_q)(x_t)^T dx_t/dtheta ],    h(r) = r^2 f''(r),
 
-so f is all there is to say. f is defined up to c (r - 1), which changes neither D_f nor h: the rows
-below use that freedom to keep the second derivative free of cancellation in float32. "KL(a : b)" in
-the comments is KL(a||b), m = (p + q)/2.
+so f is all that has to be given. f is defined up to c (r - 1), which changes neither D_f nor h: the
+rows below use that freedom to keep the second derivative free of cancellation in float32.
+"KL(a : b)" in the comments is KL(a||b), and m = (p + q)/2.
 """
 
 import difflib
@@ -48,7 +48,8 @@ def alpha(a: float) -> Generator:
 def skew_js(pi: float) -> Generator:
     """Skew Jensen-Shannon, pi KL(p : m) + (1 - pi) KL(q : m) with m = pi p + (1 - pi) q.
 
-    f(r) = pi r log r - (pi r + 1 - pi) log(pi r + 1 - pi), h(r) = pi (1 - pi) r / (pi r + 1 - pi).
+        f(r) = pi r log r - (pi r + 1 - pi) log(pi r + 1 - pi)
+        h(r) = pi (1 - pi) r / (pi r + 1 - pi)
 
     Args:
       pi: in (0, 1). Small pi behaves like forward KL (after division by pi), pi near 1 like reverse
@@ -71,8 +72,9 @@ def skew_js(pi: float) -> Generator:
 
 
 def smooth_tv(e: float) -> Generator:
-    """Smoothed total variation, f(r) = (sqrt((r-1)^2 + e^2) - e) / 2, h(r) = r^2 (e^2/2) / ((r-1)^2
-    + e^2)^(3/2).
+    """Smoothed total variation.
+
+        f(r) = (sqrt((r-1)^2 + e^2) - e) / 2,    h(r) = r^2 (e^2/2) / ((r-1)^2 + e^2)^(3/2)
 
     Args:
       e: smoothing, > 0; total variation as e -> 0, but h is a spike of width e around r = 1.
@@ -134,8 +136,8 @@ class Weighting(NamedTuple):
 
 
 def mix(first: Named, second: Named, share: float) -> Generator:
-    """The generator (1 - share) f/f''(1) + share g/g''(1): the two on the same scale near r = 1,
-    and a divergence again.
+    """The generator (1 - share) f/f''(1) + share g/g''(1): both on the same scale near r = 1, and a
+    divergence again.
 
     Args:
       first, second: divergences, as of `get`.
@@ -149,8 +151,8 @@ def mix(first: Named, second: Named, share: float) -> Generator:
 
 
 def anneal(first: Named, second: Named, steps: float) -> Weighting:
-    """h from that of the first divergence to that of the second, in `steps` updates of the student,
-    linearly; each over its h(1).
+    """h goes linearly from that of the first divergence to that of the second, within `steps`
+    updates of the student; each h is divided by its h(1).
 
     Args:
       first, second: divergences, as of `get`.
@@ -174,7 +176,8 @@ def anneal(first: Named, second: Named, steps: float) -> Weighting:
 
 
 def by_sigma(low: Named, high: Named, sigma: float) -> Weighting:
-    """h of one divergence at levels below sigma and of another from there on, each over its h(1).
+    """h of one divergence at levels below sigma, and of another from there on; each h is divided by
+    its h(1).
 
     Args:
       low, high: divergences, as of `get`.
@@ -209,7 +212,7 @@ def weighting(spec: Named) -> Weighting:
     """The `Weighting` of a divergence, as of `get`, or of two of them by `anneal` and `by_sigma`.
 
     Raises:
-      ValueError: as `get`, or a bad number.
+      ValueError: as in `get`, or on a bad number.
     """
     combined = _combined(spec)
     if isinstance(combined, Weighting):

@@ -1,4 +1,4 @@
-"""What the user got wrong, and what went wrong with the numbers, said in one line."""
+"""Errors that are said in one line: what the user got wrong, and numbers that are not finite."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -6,8 +6,8 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """An input only the user can mend: the command line prints it as one line. Other errors keep
-    their traceback."""
+    """An input that only the user can correct; the command line prints it as one line. Other errors
+    keep their traceback."""
 
 
 class NotFinite(RuntimeError):
@@ -16,7 +16,7 @@ class NotFinite(RuntimeError):
 
 
 def suggest(name: Any, known: Iterable[Any], prefix: str = '') -> str:
-    """Ends a sentence about an unknown name: the nearest known one, or all of them.
+    """The end of a sentence about an unknown name: the nearest known one, or all of them.
 
     Args:
         name: what was given, of any type.
@@ -31,12 +31,13 @@ def suggest(name: Any, known: Iterable[Any], prefix: str = '') -> str:
 
 
 def pick(table: Mapping[str, Any], name: str, what: str) -> Any:
-    """`table[name]`.
+    """`table[name]`, with an error that helps.
 
     Args:
         table: by name.
         name: what was given.
         what: what the name is of, or where it stands: 'protocol', 'config.method.name'.
+
     Raises:
         UserError: `name` is not in the table.
     """

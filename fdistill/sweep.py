@@ -1,5 +1,5 @@
-"""Sweeps: one base config, many trials, each an ordinary run folder; what is missing runs, what is
-done stays.
+"""Sweeps: one base config and many trials, each an ordinary run folder. Trials without a result are
+run; those that are done are kept.
 
 A sweep is a config file with two functions:
 
@@ -7,9 +7,10 @@ A sweep is a config file with two functions:
     def get_sweep():                  # a grid, or a list of trials
         return {'method.divergence': ('reverse_kl', 'js'), 'seed': (0, 1, 2)}
 
-Its folder holds `sweep.json` and, below `trials/`, a run folder a trial with `result.json`: status
-done or failed, the row of its evaluation or the error, seconds. Results are written whole or not at
-all; a trial killed in the middle has none, and resumes from its own checkpoint.
+Its folder holds `sweep.json` and, below `trials/`, one run folder for each trial with
+`result.json`: the status (done or failed), the row of its evaluation or the error, and the
+seconds. Results are written whole or not at all. A trial that is killed in the middle has none, and
+resumes from its own checkpoint.
 """
 
 import hashlib
@@ -106,13 +107,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[Trial, ...]:
 
 
 def _name(overrides):
-    """Of a folder: the last part of each key that differs, and its value."""
+    """The name of a trial's folder: the last part of each key that differs, and its value."""
     parts = (f'{key.rpartition(".")[2]}={value}' for key, value in overrides.items())
     return re.sub(r'[^\w=.,()+-]', '_', ','.join(parts)) or 'base'
 
 
 def fingerprint(config: configs.ConfigDict) -> str:
-    """Of a config without what may change when it is resumed."""
+    """Digest of a config without the settings that may change when it is resumed."""
     flat = build.comparable(configs.to_json(config))
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -122,7 +123,7 @@ def folder_of(workdir: disk.Path, trial: Trial) -> pathlib.Path:
 
 
 def result(workdir: disk.Path, trial: Trial) -> Outcome | None:
-    """What is known of a trial, or None.
+    """The recorded result of a trial, or None.
 
     Raises:
       UserError: the folder holds the result of another config of that name.
@@ -227,8 +228,8 @@ def _after(workdir, trial, error, seconds, references):
 def lanes(workdir: disk.Path, trials: Iterable[Trial]) -> list[list[Trial]]:
     """Trials in groups that differ only in their seed and continuous settings (`types.Continuous`).
 
-    One that has a checkpoint is a group of its own, and resumes; so is one that is evaluated on its
-    way.
+    A trial that has a checkpoint is a group of its own, and resumes; so is one that is evaluated
+    during training.
     """
     groups = {}
     for trial in trials:
@@ -360,7 +361,7 @@ class Progress:
 
 
 def summary(outcome: Outcome) -> str:
-    """A result in a line."""
+    """A result in one line."""
     if outcome['status'] == 'failed':
         return f'FAILED: {outcome["error"]}'
     numbers = evaluation.numbers(outcome['row'])

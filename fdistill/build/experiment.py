@@ -17,9 +17,10 @@ from fdistill.training import optim
 class Experiment(NamedTuple):
     """A config turned into functions.
 
-    method: `Method`. parts: {name: part} that it was made of, the network `student` among them.
-    frozen: {name: load} of the weights that are not trained, load(mesh) -> (params, digest). image:
-    what the data is, see `sections.resolve`.
+    method: `Method`.
+    parts: {name: part} that it was made of, the network `student` among them.
+    frozen: {name: load} of the weights that are not trained, load(mesh) -> (params, digest).
+    image: what the data is, see `sections.resolve`.
     """
 
     method: Method

@@ -1,7 +1,7 @@
 """The parts that methods ask for by the names of their arguments, each made from its section.
 
-A row of `PARTS` is all that a new part takes: an argument of that name, of any method, is then made
-by it. What is not trained and has weights, as a teacher, says in `Site.frozen` how they are loaded.
+A new part needs one row of `PARTS`: that row then makes the argument of that name of any method. A
+part whose weights are not trained, such as a teacher, says in `Site.frozen` how they are loaded.
 """
 
 import functools
@@ -94,7 +94,7 @@ def _discriminator(site):
 
 
 def _mixture(site):
-    """The mixture of a method of closed forms, which hold for one kind of student only."""
+    """The mixture for a method of closed forms, which hold for one kind of student only."""
     plain = site.plain
     if plain['network']['name'] != 'gaussian':
         raise UserError(

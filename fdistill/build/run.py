@@ -1,4 +1,4 @@
-"""From a run folder to a model: what a notebook, an evaluation or a report wants of it."""
+"""From a run folder to a model, for notebooks, evaluations and reports."""
 
 import hashlib
 import json
@@ -25,18 +25,22 @@ from fdistill.training import sharding
 class Run(NamedTuple):
     """A trained model.
 
-    config: of the run. step: of the checkpoint. params: the averaged weights.
+    config: of the run.
+    step: of the checkpoint.
+    params: the averaged weights.
     start(key, n, condition=None) -> (noise, condition): what `sample` begins with; condition as for
       `generate`.
-    generate(key, n, condition=None) -> samples[n,...]: condition a label, int or int[n], a dict
-      {name: [n, ...]}, or None for random classes (of other conditions: those of random samples of
-      the run's data, which is then read).
+    generate(key, n, condition=None) -> samples[n,...]. The condition is a label, int or int[n]; a
+      dict {name: [n, ...]}; or None for random classes. None with other conditions takes those of
+      random samples of the run's data, which is then read.
     sample(noise[B,...] ~ N(0, 1), condition) -> samples[B,...], jitted; the same noise gives the
       same samples.
     denoise(x[B,...], sigma[B], condition=None) -> x0[B,...]: the network as a denoiser.
-    trajectory(noise[B,...], condition) -> (samples, D[N,B,...]): also what the network took x0 for
+    trajectory(noise[B,...], condition) -> (samples, D[N,B,...]): also the network's estimate of x0
       at each level; None for a one-step student.
-    nfe: network evaluations of one sample. shape, num_classes: of the data. digest: of the weights.
+    nfe: network evaluations of one sample.
+    shape, num_classes: of the data.
+    digest: of the weights.
     """
 
     config: ConfigDict
@@ -98,7 +102,7 @@ def start(
 
 
 def has_solver(config: Mapping[str, Any]) -> bool:
-    """Whether what a config trains is sampled by a solver, any of `samplers.SAMPLERS`."""
+    """Whether what a config trains is sampled by a solver, which is any of `samplers.SAMPLERS`."""
     return 'sampler' in parameters(METHODS[config['method']['name']])
 
 

@@ -1,8 +1,8 @@
 """The sections of a config, each the keyword arguments of one function.
 
 data        a source of `data.sources.SOURCES` by name, and `flip`
-network     a network of `networks.NETWORKS`; taken from the teacher where left out
-denoiser    a row of `parts.DENOISERS`, by default EDM's preconditioning; likewise
+network     a network of `networks.NETWORKS`; the teacher's where it is left out
+denoiser    a row of `parts.DENOISERS`, by default EDM's preconditioning; the teacher's likewise
 fake_score  the same for the fake score, where it differs from the student's
 teacher     a row of `parts.TEACHERS`: `workdir` of a run, or `oracle`, a named mixture
 method      a row of `methods.METHODS`, its laws and grid being sections with a name
@@ -83,7 +83,7 @@ def load_data(config: Mapping[str, Any], split: str) -> sources.Source:
 def resolve(config: Mapping[str, Any], source: sources.Source) -> dict[str, Any]:
     """The config that a run keeps: plain values, complete without the teacher's folder or the data.
 
-    A network or denoiser left out is the teacher's; what a sample is, is noted in `image`.
+    A network or denoiser that is left out is the teacher's. `image` notes what a sample is.
     """
     plain = configs.to_json(config)
     for name in plain:

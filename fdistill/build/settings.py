@@ -1,4 +1,4 @@
-"""What is known of each setting of a config from the signature that it is an argument of."""
+"""What the signatures of functions say of each setting of a config."""
 
 import inspect
 import typing
@@ -110,8 +110,8 @@ def continuous(plain: Mapping[str, Any]) -> set[str]:
 
 
 def common(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What configs have in common that can be trained by `train_lanes`, {dotted name: value}; the
-    same, or they cannot."""
+    """{dotted name: value} that must be equal for configs to be trained together by `train_lanes`;
+    numbers in which lanes may differ are '*'."""
     loose = continuous(plain)
     return {
         name: '*' if name in loose else value
@@ -121,8 +121,8 @@ def common(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(config):
-    """{dotted name: default} of what a config may set and need not; a placeholder of its type where
-    the default is None."""
+    """{dotted name: default} of what a config may set but need not; where the default is None, a
+    placeholder of the setting's type."""
     found = {}
     for name, parameter in settings(config).items():
         value = parameter.default
@@ -134,12 +134,12 @@ def _defaults(config):
             value = config_dict.placeholder(kinds[0]) if kinds else parameter.empty
         if isinstance(value, configs.PLAIN) or isinstance(value, config_dict.FieldReference):
             found[name] = value
-    # It has no default, for it decides on all others.
+    # It has no default in a signature, because it decides which signature holds.
     return found | {'evaluation.protocol': protocols.OWN}
 
 
 def complete(config: ConfigDict, names: Iterable[str]) -> None:
-    """Gives a config those of `names`, dotted, that it leaves to their defaults, so that they can
+    """Writes the defaults of `names` (dotted) into a config that leaves them out, so that they can
     be set; in place."""
     defaults = _defaults(config)
     for name in names:
@@ -153,7 +153,7 @@ def complete(config: ConfigDict, names: Iterable[str]) -> None:
 
 
 def override(config: ConfigDict, words: Sequence[str]) -> None:
-    """`config.override` that also takes what a config leaves to its default, as
+    """`config.override` for settings, too, that a config leaves to their defaults, as
     --config.training.evaluate_every=100."""
     if not words:
         return

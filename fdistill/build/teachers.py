@@ -14,8 +14,11 @@ from fdistill.types import Continuous, Place
 
 
 class Teacher(NamedTuple):
-    """model: `Denoiser`, guidance included. load(mesh) -> (params, digests); None where it has no
-    parameters."""
+    """A frozen network and how to get its weights.
+
+    model: `Denoiser`, guidance included.
+    load(mesh) -> (params, digests); None where it has no parameters.
+    """
 
     model: Denoiser
     load: Callable[[Mesh | None], tuple[Any, Any]] | None = None
@@ -47,7 +50,7 @@ def from_oracle(
     guidance: Annotated[float, Continuous(off=1)] = 1.0,
     guidance_interval: tuple[float, float] | None = None,
 ) -> Teacher:
-    """A named mixture, of which all is known."""
+    """A named mixture, of which everything is known."""
     base = mixture_of(oracle).denoiser(conditional=plain['image']['num_classes'] > 0)
     return Teacher(denoisers.guide(base, guidance, guidance_interval))
 

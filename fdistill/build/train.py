@@ -45,7 +45,7 @@ class Ready(NamedTuple):
 
 def origin(source: Source, frozen: Mapping[str, Any]) -> dict[str, str]:
     """{'data', and the name of each network that is not trained}: digests of what a run is made
-    from, wherever it lies.
+    from, which do not depend on where it is stored.
 
     Args:
       source: its labels and other conditions stand for it: pixels may be decoded a little
@@ -87,11 +87,11 @@ def ready(
     mesh: Mesh | None = None,
     like: Ready | None = None,
 ) -> Ready:
-    """Everything `loop.train` needs, checked before anything is written; what is frozen on the mesh
-    or on the first device.
+    """Everything `loop.train` needs, checked before anything is written. What is frozen is on the
+    mesh, or on the first device.
 
-    With `like`, what is ready of another config of the same data and teacher, these are not loaded
-    again.
+    `like` is the result for another config with the same data and teacher, which are then not
+    loaded again.
     """
     source = like.source if like else load_data(config, 'train')
     plain = resolve(config, source)
@@ -190,7 +190,7 @@ def _hooks(made: Ready, workdir, mesh) -> Callable[[writer.Writer], Sequence[Eve
 
 
 def _preview(built, source, mesh):
-    """preview(params) -> picture of samples from noise that is the same at every step of every
+    """preview(params) -> picture of samples, from noise that is the same at every step of every
     run."""
     noise = jax.random.normal(jax.random.key(0), (PREVIEW, *built.shape))
     index = np.arange(PREVIEW)
@@ -209,8 +209,8 @@ def _preview(built, source, mesh):
 def train_to_the_end(
     config: ConfigDict, workdir: str | pathlib.Path, *, quiet: bool = False
 ) -> TrainState:
-    """Trains; raises KeyboardInterrupt if it stopped before its last step, with a checkpoint, from
-    which the same command goes on."""
+    """Trains; raises KeyboardInterrupt if it stopped before its last step. There is a checkpoint
+    then, from which the same command goes on."""
     state = train(config, workdir, quiet=quiet)
     if int(state.step) < config.training.steps:
         raise KeyboardInterrupt(

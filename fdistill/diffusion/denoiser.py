@@ -219,5 +219,5 @@ def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
 
 
 def bind(denoiser: Denoiser, params: Any, condition: Condition) -> Denoise:
-    """denoise(x[B,...], sigma[B]) -> x0 as samplers want it, with parameters and condition fixed."""
+    """denoise(x[B,...], sigma[B]) -> x0 as samplers want it, parameters and condition fixed."""
     return lambda x, sigma: denoiser.apply(params, x, sigma, condition)[0]

@@ -106,7 +106,7 @@ def _within(name, value, low, high, *, above=False):
 
 
 def draws(key: jax.Array | None, x: jax.Array) -> Callable[[Any], jax.Array]:
-    """noise(n) -> unit noise like x for step n; each sample has its own, whatever batch it is in."""
+    """noise(n) -> unit noise like x for step n; each sample has its own, whatever its batch."""
     if key is None:
         raise ValueError(
             'key=None: this sampler draws noise; give a jax.random.key, or one a sample'

@@ -1,4 +1,4 @@
-"""Zip archives of strangers: their directory is looked at before anything is expanded."""
+"""Zip archives from strangers: their directory is checked before anything is expanded."""
 
 import io
 import re
@@ -56,8 +56,8 @@ def open_archive(
 
 
 def _check_directory(file, size, most):
-    """That the archive ends in its one directory, of a bearable size: zipfile reads it whole before
-    it can be asked."""
+    """Checks that the archive ends in its one directory, and that this is not too large: zipfile
+    reads it whole before it can be asked."""
     length = min(size, 98)
     file.seek(size - length)
     tail = file.read(length).rjust(98, b'\0')

@@ -86,7 +86,7 @@ def sha256(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what numbers and reports are made with."""
+    """Versions of what numbers and reports are made with."""
     return {
         'fdistill': fdistill.__version__,
         'python': platform.python_version(),
@@ -96,9 +96,9 @@ def versions() -> dict[str, str]:
 
 
 def folder_for(path: Path, where: str) -> pathlib.Path:
-    """A folder that can be written to, or made; nothing is left behind by the question.
+    """A folder that can be written to, or made; checking leaves nothing behind.
 
-    To be asked before the work whose results go there.
+    To be called before the work whose results go there.
 
     Args:
         path: as the user gave it.
@@ -143,7 +143,8 @@ def _exists(place, path, where):
 
 
 def _place(path, where, folder):
-    """`folder`, where files can be made in it or in its nearest ancestor that exists."""
+    """`folder`, once it is known that files can be made in it or in its nearest ancestor that
+    exists."""
     nearest = next(place for place in (folder, *folder.parents) if _exists(place, path, where))
     if not nearest.is_dir():
         raise UserError(f'{where}={path}: {nearest} is no folder; choose another place')

@@ -1,4 +1,4 @@
-"""How far something is, on stderr."""
+"""The progress of a run, on stderr."""
 
 import sys
 import time

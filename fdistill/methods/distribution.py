@@ -60,8 +60,8 @@ def distribution_matching(
     """min over G of E_sigma w(sigma) D_f(p_sigma || q_sigma) + gan_weight E softplus(-logit).
 
     Student loss: `losses.score_gap` with weight w h(r), h = r^2 f''. Where h is constant (reverse
-    KL) no ratio and, with gan_weight 0, no discriminator is used. Without a GAN term f-distill is
-    not in its paper; it is here, as a comparison of divergences needs it.
+    KL) no ratio is used and, with gan_weight 0, no discriminator. f-distill without a GAN term is
+    not in its paper; it is possible here, because a comparison of divergences needs it.
 
     Args:
       student, teacher, fake_score: `Denoiser`; classifier-free guidance is part of the teacher

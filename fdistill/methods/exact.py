@@ -1,5 +1,5 @@
-"""Distribution matching where nothing is learned but the student: its fake score and density ratio
-are closed forms."""
+"""Distribution matching where only the student is learned: its fake score and density ratio are
+closed forms."""
 
 from typing import Annotated
 
@@ -55,7 +55,7 @@ def exact(
         return {'student': start(key, student, batch)}, {}
 
     def law_of(params, like):
-        """The student's own distribution, from where it puts 0 and a unit vector."""
+        """The student's own distribution, found from its outputs for 0 and for a unit vector."""
         unit = jnp.eye(1, like.shape[1], dtype=like.dtype)
         ends = generate.sample(params, jnp.concatenate([0 * unit, unit]), {})
         mean, std = ends[0], jnp.abs(ends[1, 0] - ends[0, 0])

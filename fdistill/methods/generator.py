@@ -36,7 +36,7 @@ class Steps(NamedTuple):
     """The levels of a student: settings of every method that has one.
 
     sigma_init: level of the noise it starts from, > 0: 80 in DMD2 and FastGen, 2.5 in SiD and SIM,
-      1 in Diff-Instruct. A checkpoint made with one must not be sampled with another.
+      1 in Diff-Instruct. A checkpoint made with one level must not be sampled with another.
     levels: of the noise that is added again before each further step, falling, below sigma_init;
       () for a one-step student, (24.4, 5.84, 0.9) for four steps.
     """
@@ -84,17 +84,18 @@ def few_step(denoiser: Denoiser, levels: tuple[float, ...]) -> Generator:
     """x_1 = levels[0] z, D_k = D(x_k, levels[k]), x_{k+1} = D_k + levels[k+1] z_k; the last D_k is
     the sample (consistency models' algorithm 1, arXiv 2303.01469; DMD2, arXiv 2405.14867, 4.4).
 
-    A loss gets what the student makes in one of its steps, drawn anew for each batch, from a start
-    that the student itself has made in the steps before, without gradient: DMD2's backward
-    simulation (section 4.5), so that training and sampling see the same inputs. The noise of later
-    steps is drawn from that of the first, so that a sample is a function of its start.
+    A loss gets the output of one of the student's steps, which is drawn anew for each batch. That
+    step starts from what the student itself made in the steps before it, without gradient: this is
+    DMD2's backward simulation (section 4.5), so that training and sampling see the same inputs. The
+    noise of later steps is drawn from that of the first, so that a sample is a function of its
+    start.
 
     Args:
       denoiser: any.
       levels: [K], K >= 2, strictly falling, > 0.
 
     Raises:
-      ValueError: on levels that are not so.
+      ValueError: on levels that do not fulfil this.
     """
     if len(levels) < 2 or not all(high > low > 0 for high, low in zip(levels, levels[1:])):
         raise ValueError(
@@ -136,13 +137,14 @@ def solver(
     *,
     evaluations: int = 1,
 ) -> Generator:
-    """A sampler of the probability-flow ODE from sigmas[0] z; what it draws, it draws from z.
+    """A sampler of the probability-flow ODE from sigmas[0] z; random samplers take their noise from
+    z.
 
     Args:
       denoiser: any.
       sampler: of `samplers.SAMPLERS`.
       sigmas: [N + 1], grid of `noise.GRIDS`, falling to 0.
-      evaluations: of the network in one of the denoiser: 2 where it is guided.
+      evaluations: of the network in one evaluation of the denoiser: 2 where it is guided.
     """
 
     def sample(params, noise, condition, **options):

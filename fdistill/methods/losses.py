@@ -1,11 +1,10 @@
 """Every loss as a pure function of denoisers' outputs, one value per sample: a method takes the
 mean over its batch.
 
-Notation: x = G(z) a student sample, x_t = x + sigma eps, d_teacher = D_T(x_t, sigma), d_fake =
-  D_F(x_t, sigma).
-Tweedie gives s_p - s_q = (D_T - D_F)/sigma^2. A mean over the n elements of a sample stands where
-the papers sum: the two differ by the factor n, which matters only against gradient clipping, Adam's
-epsilon and other loss terms.
+Notation: x = G(z) is a student sample, x_t = x + sigma eps, d_teacher = D_T(x_t, sigma) and
+d_fake = D_F(x_t, sigma). Tweedie gives s_p - s_q = (D_T - D_F)/sigma^2. A mean over the n elements
+of a sample stands where the papers sum: the two differ by the factor n, which matters only against
+gradient clipping, Adam's epsilon and other loss terms.
 """
 
 from collections.abc import Callable
@@ -45,26 +44,24 @@ def dmd_weight(x: jax.Array, d_teacher: jax.Array) -> jax.Array:
 # Weights of the denoiser gap D_F - D_T in the student's gradient: (x, d_teacher, sigma) -> [B].
 WEIGHTS = {
     'dmd': lambda x, d_teacher, sigma: dmd_weight(x, d_teacher),  # DMD2, f-distill, SiD
-    'unit': lambda x, d_teacher, sigma: jnp.ones_like(
-        sigma
-    ),  # Diff-Instruct's code: sigma^2 times the score gap
+    # Diff-Instruct's code: sigma^2 times the score gap.
+    'unit': lambda x, d_teacher, sigma: jnp.ones_like(sigma),
     'eps': lambda x, d_teacher, sigma: 1 / sigma,  # the gap between noise predictions
-    'score': lambda x, d_teacher, sigma: (
-        sigma**-2
-    ),  # the gap between scores: the exact gradient of D_f at sigma
+    # The gap between scores: the exact gradient of D_f at sigma.
+    'score': lambda x, d_teacher, sigma: sigma**-2,
 }
 
 
 def score_gap(
     x: jax.Array, d_teacher: jax.Array, d_fake: jax.Array, weight: jax.Array
 ) -> jax.Array:
-    """Family A (VSD, Diff-Instruct, DMD2, f-distill): a loss whose gradient in x is weight (D_F -
-    D_T)/n, [B].
+    """Family A (VSD, Diff-Instruct, DMD2, f-distill): a loss whose gradient in x is
+    weight (D_F - D_T)/n, [B].
 
     With weight = h(r)/sigma^2 and the mean over the batch times n this is the gradient of D_f(p||q)
     (f-distill, Theorem 1). Everything but x is a constant. The value, mean((weight (D_F -
-    D_T))^2)/2, is that of the usual pseudo-target loss |x - sg(x - g)|^2/2; the gradient here does
-    not lose g's digits in the subtraction from x.
+    D_T))^2)/2, is that of the usual pseudo-target loss |x - sg(x - g)|^2/2; here the gradient does
+    not lose g's digits by subtracting it from x.
 
     Args:
       x: student samples [B,...].
@@ -100,12 +97,16 @@ def implicit(
 ) -> jax.Array:
     """Score implicit matching (SIM, arXiv 2410.16794, Theorem 3.1), [B].
 
-    L = -d'(y)^T (D_F - x) scale,  y = scale (D_F - D_T).  With scale = 1/sigma^2, y = s_F - s_p and
-    the gradient of E[L] is that of E_{sg(q_t)} d(s_q - s_p) at the optimal fake score; another
-    scale(sigma) means d(sigma^2 scale(sigma) y) instead. Family B: x, D_T and D_F must all carry
-    gradient (parameters of the two networks are frozen by not being differentiated); a
-    stop_gradient on any of them is an error, on the teacher alone even flips the direction. The
-    value has mean zero at the optimal fake score whatever the student's quality: do not monitor it.
+        L = -d'(y)^T (D_F - x) scale,    y = scale (D_F - D_T)
+
+    With scale = 1/sigma^2, y = s_F - s_p, and the gradient of E[L] is that of
+    E_{sg(q_t)} d(s_q - s_p) at the optimal fake score. Another scale(sigma) means
+    d(sigma^2 scale(sigma) y) instead.
+
+    Family B: x, D_T and D_F must all carry gradient (the parameters of the two networks are frozen
+    by not being differentiated). A stop_gradient on any of them is an error; on the teacher alone
+    it even reverses the direction. The value has mean zero at the optimal fake score, whatever the
+    student's quality: do not monitor it.
 
     Args:
       x, d_teacher, d_fake: [B,...].
@@ -126,11 +127,12 @@ def sid(
 ) -> jax.Array:
     """Score identity distillation (SiD, arXiv 2404.04057, equation 23), [B].
 
-    L = weight mean(delta (D_F - x) + (1 - alpha) delta^2),  delta = D_T - D_F; equal to delta ((D_T
-    - x) - alpha delta). alpha = 1/2 is half the exact gradient of the Fisher divergence (for weight
-      = n/sigma^4), alpha = 1 half of SIM with
-    squared l2, 1.2 the paper's choice on CIFAR-10. The value may be negative. x, D_T, D_F carry
-    gradient, the weight not.
+        L = weight mean(delta (D_F - x) + (1 - alpha) delta^2),    delta = D_T - D_F
+
+    which equals delta ((D_T - x) - alpha delta). alpha = 1/2 is half the exact gradient of the
+    Fisher divergence (for weight = n/sigma^4), alpha = 1 half of SIM with squared l2, and 1.2 the
+    paper's choice on CIFAR-10. The value may be negative. x, D_T and D_F carry gradient, the weight
+    does not.
 
     Args:
       x, d_teacher, d_fake: [B,...].
@@ -142,8 +144,10 @@ def sid(
 
 
 def gan_discriminator(fake_logits: jax.Array, real_logits: jax.Array) -> jax.Array:
-    """mean softplus(logit_fake) + mean softplus(-logit_real), [B] from [B, heads]; optimum logit =
-    log(p_real/q_fake)."""
+    """mean softplus(logit_fake) + mean softplus(-logit_real), [B] from [B, heads].
+
+    Its optimum is logit = log(p_real/q_fake).
+    """
     return jnp.mean(jax.nn.softplus(fake_logits) + jax.nn.softplus(-real_logits), axis=-1)
 
 
@@ -168,14 +172,16 @@ def normalise_ratio(
     """First stage of f-distill: divide r by its mean in a bin of noise levels, since E_q[r] = 1 at
     each sigma.
 
-    bins <- decay bins + (1 - decay) mean of r in the bin, where the batch has any; r <- r/bins[bin
-    of sigma]. The means are over the global batch: under jit with a sharded batch XLA reduces
-    across devices.
+        bins <- decay bins + (1 - decay) mean of r in the bin, where the batch has any
+        r <- r/bins[bin of sigma]
+
+    The means are over the global batch: under jit with a sharded batch XLA reduces across devices.
 
     Args:
       ratio: [B].
-      position: [B] in [0, 1], the noise law's cdf(sigma): bins are even in log sigma or Karras
-        index, not in sigma, where 64 % of EDM's samples would share the first of ten.
+      position: [B] in [0, 1], the noise law's cdf(sigma). Bins are even in it, so in log sigma or
+        the Karras index, and not in sigma, where 64 % of EDM's samples would share the first of
+        ten.
       bins: [bins], running means, initially 1.
       decay: in [0, 1). A bin that holds one sample would normalise it to exactly 1 at decay 0; use
         >= .9 on small batches.
@@ -193,13 +199,13 @@ def normalise_ratio(
 
 
 def normalise_weight(h: jax.Array) -> jax.Array:
-    """Second stage of f-distill: h / mean(h) over the global batch, which takes the saturation out
-    of a divergence."""
+    """Second stage of f-distill: h / mean(h) over the global batch, which undoes the saturation of
+    a divergence, that is an h that is small for all samples."""
     return stop_gradient(h / (jnp.mean(h) + EPSILON))
 
 
 def histogram(values: jax.Array, position: jax.Array) -> jax.Array:
-    """How often values lie in the cells of `divergences.EDGES`, by noise level: counts float32
+    """How often values fall into the cells of `divergences.EDGES`, by noise level: counts float32
     [LEVELS, cells], no gradient.
 
     Args:

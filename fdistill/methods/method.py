@@ -30,7 +30,8 @@ class Context(NamedTuple):
 class Average(NamedTuple):
     """A moving average of a role's parameters, d average + (1 - d) parameters at each update.
 
-    of: the role. decay: step -> d; None for the trainer's own, of `training.ema_half_life`.
+    of: the role.
+    decay: step -> d; None for the trainer's own, of `training.ema_half_life`.
     """
 
     of: str
@@ -80,8 +81,8 @@ def make_cycle(name: str, student_every: int) -> Callable[[int], tuple[str, ...]
 
     Args:
       name: key of `CYCLES`. 'alternate' (Diff-Instruct, SiD, SIM: n = 1) trains the critic in every
-        step and after it, in every n-th, the student. 'dmd2' trains the student first, in step 0
-        too; the critic of that step learns from the updated student (DMD2's code reuses the batch
+        step and, in every n-th step, the student after it. 'dmd2' trains the student first, in step
+        0 too; the critic of that step learns from the updated student (DMD2's code reuses the batch
         made before the update). 'fastgen' trains the student alone in every n-th step and the
         critic alone in the others.
       student_every: n, >= 1 ('fastgen': >= 2). DMD2 and f-distill: 5.

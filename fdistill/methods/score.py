@@ -1,5 +1,5 @@
-"""Score-based distillation through the networks: SIM and SiD. No stop_gradient anywhere in the
-student's loss."""
+"""Score-based distillation through the networks: SIM and SiD. The student's loss has no
+stop_gradient anywhere."""
 
 from typing import Annotated
 
@@ -18,8 +18,8 @@ from fdistill.types import Continuous
 def _score_method(
     objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
 ):
-    """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], all of x, D_T(x_t),
-    D_F(x_t) carrying gradient."""
+    """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], where x, D_T(x_t) and
+    D_F(x_t) all carry gradient."""
     roles = make_cycle(tracking.cycle, tracking.student_every)
     generate = generator.student(student, steps)
     critic = make_critic(generate, teacher, fake_score, law=critic_law, tracking=tracking)

@@ -9,8 +9,8 @@ from fdistill.networks import Head, Network, label_of
 
 
 def _fourier(values, count):
-    """sin and cos of the values times pi/2 times 2^0 .. 2^(count-1); pi/2, so that the lowest period
-    is that of data in [-2, 2]."""
+    """sin and cos of the values times pi/2 times 2^0 .. 2^(count-1); pi/2, so that the lowest
+    period is that of data in [-2, 2]."""
     angles = values[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(count))
     angles = angles.reshape(*values.shape[:-1], -1)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

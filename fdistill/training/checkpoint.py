@@ -1,9 +1,9 @@
-"""Checkpoints: orbax behind one door.
+"""Checkpoints: the one place that uses orbax.
 
-A step holds separate items, each restorable alone: `state` (to resume), `ema` (to sample from),
-`config` and `position` (next batch, and a digest of every array). orbax restores a flipped bit
-without an error, so digests are verified here, and a step that does not verify is passed over for
-the newest one that does.
+A step holds separate items, each of which can be restored alone: `state` (to resume), `ema` (to
+sample from), `config` and `position` (next batch, and a digest of every array). orbax restores a
+flipped bit without an error. Digests are therefore verified here, and a step whose digests do not
+fit is passed over: the newest that does fit is restored.
 """
 
 import logging
@@ -24,8 +24,10 @@ ARRAYS = ('state', 'ema')
 
 
 class Saved(NamedTuple):
-    """`TrainState` as the item `state` holds it, in the layout of the first version: `ema` has the
-    averages besides the one that is sampled from, () where there is none."""
+    """`TrainState` as the item `state` holds it, in the layout of the first version.
+
+    `ema` has the averages other than the one that is sampled from, and is () where there are none.
+    """
 
     step: Any
     params: Any
@@ -38,7 +40,7 @@ class Saved(NamedTuple):
 
 
 def items(state: TrainState) -> dict[str, Any]:
-    """{'state', 'ema'}: a state as it is saved, the average that is sampled from apart."""
+    """{'state', 'ema'}: a state as it is saved, with the average that is sampled from apart."""
     fields = state._asdict()
     averages = dict(fields.pop('averages'))
     deployed = averages.pop(DEPLOYED)
@@ -46,7 +48,7 @@ def items(state: TrainState) -> dict[str, Any]:
 
 
 def joined(arrays: Mapping[str, Any]) -> TrainState:
-    """The state of what `items` made."""
+    """The state that `items` took apart."""
     fields = arrays['state']._asdict()
     others = dict(fields.pop('ema') or {})
     return TrainState(**fields, averages={**others, DEPLOYED: arrays['ema']})

@@ -20,8 +20,14 @@ from fdistill.training.step import make_step
 
 
 class Lane(NamedTuple):
-    """A run: its seed, batches(start_step), folder, config to keep, and settings, {name: number},
-    that the lanes differ in."""
+    """One of the runs.
+
+    seed: of the run.
+    batches: start_step -> iterator.
+    workdir: its folder.
+    config: what is kept there.
+    settings: {name: number}, in which the lanes differ.
+    """
 
     seed: int
     batches: Callable[[int], Iterator[Any]]
@@ -32,12 +38,12 @@ class Lane(NamedTuple):
 
 @jax.tree_util.register_pytree_node_class
 class Number(np.lib.mixins.NDArrayOperatorsMixin):
-    """A number of its own for each lane, that stands where a program of one run has a Python float.
+    """A number that differs from lane to lane, where the program of one run has a Python float.
 
-    With Python's numbers it stays one float64 a lane, so that 1 - b2 has the digits it has in a run
-    alone; with an array it is the float32 of the lane being traced. A comparison has to have one
-    answer for all lanes, for the program has one structure; what else would need the number itself,
-    as float(), int() or a hash, is refused by Python.
+    Computed with Python's numbers, it stays one float64 per lane, so that 1 - b2 has the same
+    digits as in a run alone. Computed with an array, it is the float32 of the lane being traced. A
+    comparison must have the same answer for all lanes, because the program has one structure.
+    Whatever else would need the number itself, as float(), int() or a hash, is refused by Python.
 
     Args:
       values: [lanes], numbers.
@@ -99,21 +105,21 @@ def train(
     """Trains all lanes to `training.steps` steps on one device; each run folder ends as
     `loop.train` would have left it.
 
-    The numbers are those of one run after another, but for rounding: a vmapped product sums in
+    The numbers are those of one run after another, except for rounding: a vmapped product sums in
     another order, and a constant of a program may be folded into another where the number of a lane
     cannot. A lane that stops being finite fails alone. There are no previews or evaluations, and
-    checkpoints only at the end: a killed group begins anew.
+    checkpoints only at the end: a group that was killed begins anew.
 
     Args:
-      make: settings -> (method, optimizers, decay) as of `make_step`, for the settings of a lane,
-        {name: number}, and traced for those of all, {name: `Number`}.
+      make: settings -> (method, optimizers, decay) as of `make_step`; called with the settings of
+        one lane, {name: number}, and traced with those of all, {name: `Number`}.
       frozen: as of `loop.train`.
       lanes: `Lane`s of folders without a checkpoint, whose settings have the same names.
       training: what the lanes have in common; its average's half-life is that of `make`.
       quiet: no progress on stderr.
 
     Returns:
-      [None, or the NotFinite that ended the lane].
+      For each lane None, or the NotFinite that ended it.
 
     Raises:
       ValueError: on settings out of range.

@@ -1,4 +1,4 @@
-"""The training loop: set-up, restore, steps, logs, hooks; it reads straight down."""
+"""The training loop: set-up, restore, steps, logs and hooks, in the order in which they happen."""
 
 import math
 import pathlib
@@ -76,7 +76,8 @@ def decay(training: Training) -> Callable[[jax.Array], jax.Array]:
 
 
 class Every(NamedTuple):
-    """What is done now and then: action(state, done) after each n-th step, done counting steps.
+    """An action that is done now and then: action(state, done) after each n-th step, where `done`
+    counts the steps.
 
     n: 0 for never.
     at_the_end: also after the last step of the run.
@@ -102,9 +103,9 @@ def run(
     hooks: Sequence[Every],
     stop: Callable[[int], bool] = lambda done: False,
 ) -> TrainState:
-    """The loop itself, of one run or of many lanes: advance(state, step) and hooks, in order.
+    """The loop itself, of one run or of many lanes: advance(state, step), then the hooks, in order.
 
-    A hook may return another state, as one does that empties the averages it has logged.
+    A hook may return another state, as the one does that empties the averages it has logged.
     """
     for done in range(start + 1, steps + 1):
         state = advance(state, done - 1)
@@ -297,8 +298,8 @@ def _averages(state):
 
 
 def _headline(logged):
-    """What of the metrics goes into the progress line: the losses; a loss value says little, a skip
-    says much."""
+    """What the progress line shows: all metrics, but the counts of skipped updates only where there
+    are any."""
     return {name: value for name, value in logged.items() if not name.endswith('/skipped') or value}
 
 

@@ -73,8 +73,8 @@ def adam(
 
 
 def _decayed(params):
-    """All but the Fourier frequencies of NCSN++, constants that have no gradient and that decay
-    would wear away."""
+    """All parameters but the Fourier frequencies of NCSN++: these are constants without a gradient,
+    which decay would change."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], 'key', None) != 'freqs', params
     )

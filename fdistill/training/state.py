@@ -14,10 +14,14 @@ from fdistill.methods.method import Context, Method
 class TrainState(NamedTuple):
     """All that changes in training; what is frozen is not part of it.
 
-    step: int32, steps done. params, opt_state: {role: pytree}. averages: {name: pytree}, of
-    `Method.averages`. aux: the method's own statistics. skipped, skipped_in_a_row: {role: int32},
-    updates not applied because something was not finite. metrics: {role: {name: clu Average}} of
-    the updates applied since the last log, part of the state so that logs are equal after a resume.
+    step: int32, steps done.
+    params, opt_state: {role: pytree}.
+    averages: {name: pytree}, of `Method.averages`.
+    aux: the method's own statistics.
+    skipped, skipped_in_a_row: {role: int32}, updates that were not applied because something was
+      not finite.
+    metrics: {role: {name: clu Average}} of the updates applied since the last log; part of the
+      state so that logs are equal after a resume.
     """
 
     step: jax.Array
@@ -31,15 +35,15 @@ class TrainState(NamedTuple):
 
 
 def average(value: jax.typing.ArrayLike, count: jax.typing.ArrayLike = 1) -> clu_metrics.Average:
-    """clu's Average of a metric, elementwise: of the cells of a histogram too, where its own
-    constructor takes one mean."""
+    """clu's Average of a metric, element by element, as for the cells of a histogram; its own
+    constructor would take one mean over them."""
     return clu_metrics.Average(
         total=jnp.asarray(value, jnp.float32), count=jnp.asarray(count, jnp.int32)
     )
 
 
 def empty_metrics(metrics: Any) -> Any:
-    """The same names with nothing averaged yet."""
+    """The same names, with nothing averaged yet."""
     return jax.tree.map(jnp.zeros_like, metrics)
 
 

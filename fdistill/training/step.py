@@ -1,5 +1,5 @@
-"""One training step: a pure function of state, teacher and batch; everything else is passed in when
-it is made."""
+"""One training step: a pure function of state, frozen networks and batch; all else is given when it
+is made."""
 
 from collections.abc import Callable, Mapping
 
@@ -47,12 +47,12 @@ def make_step(
     """step(state, frozen, batch, key, roles) -> state: one update of each of `roles`, in order, and
     of the averages of their parameters.
 
-    Randomness comes from (key, step, role), the key being that of the run. An update whose loss,
+    Randomness comes from (key, step, role), where key is that of the run. An update whose loss,
     gradient or step is not finite is not applied: parameters, optimizer, averages and aux of that
-    role stay, and the skip is counted. After max_skipped of a role in a row none is applied any
-    more, so that a loop that looks now and then finds the state as it was when it should have
-    stopped. The metrics average over the updates applied; only the skips that end a run go into
-    them, so that its error names them.
+    role stay, and the skip is counted. After max_skipped skips of a role in a row no update is
+    applied any more: a loop that looks only now and then finds the state as it was when it should
+    have stopped. The metrics average over the updates applied. Of skips, only those that end a run
+    go into them, so that its error can name them.
 
     Args:
       method: `Method`.

@@ -10,9 +10,9 @@ class Stop:
     """Whether to stop after the present step: set by SIGTERM, which a scheduler sends before it
     takes the machine.
 
-    Used as a context. Only in the main thread of a lone process: with several, all have to stop at
-    the same step, which orbax's own preemption check would have to arrange, and JAX catches the
-    signal.
+    Used as a context, in the main thread of a lone process only. Several processes would have to
+    stop at the same step, which orbax's own preemption check would have to arrange; there JAX
+    catches the signal.
     """
 
     def __init__(self):

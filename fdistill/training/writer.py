@@ -20,14 +20,13 @@ from fdistill.files import disk
 
 class Writer:
     """Appends to metrics.jsonl, histograms.jsonl, timing.jsonl and tensorboard/ in the workdir;
-    silent but on process 0.
+    writes on process 0 only.
 
     Args:
         workdir: folder of the run, made when missing.
         wandb: project of Weights & Biases to write to as well, or None. Entity and mode come from
-          its own environment
-            variables; WANDB_MODE=offline keeps everything below the workdir. A resumed run goes on
-            under the same id.
+          its own environment variables; WANDB_MODE=offline keeps everything below the workdir. A
+          resumed run goes on under the same id.
 
     Raises:
         UserError: wandb is not installed.
@@ -54,11 +53,11 @@ class Writer:
         self.close()
 
     def truncate(self, step: int) -> None:
-        """Forgets what was written after `step`, the step just restored (0 for a new run), and a
-        line torn by a crash.
+        """Removes what was written after `step`, the step just restored (0 for a new run), and a
+        line that a crash left incomplete.
 
-        Has to come before anything is written. TensorBoard hides its own events after `step` from
-        here on.
+        Must be called before anything is written. TensorBoard hides its own events after `step`
+        from here on.
         """
         self._step = step
         if self._active:
@@ -70,13 +69,13 @@ class Writer:
         self._scalars('metrics.jsonl', step, values)
 
     def timing(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes scalars that no two runs share, as speeds: to timing.jsonl and, below timing/, to
-        TensorBoard."""
+        """Writes scalars that differ between runs, such as speeds: to timing.jsonl and, below
+        timing/, to TensorBoard."""
         self._scalars('timing.jsonl', step, values, prefix='timing/')
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes an evaluation, {name: number}, to TensorBoard below evaluation/; its file is its
-        own."""
+        """Writes an evaluation, {name: number}, to TensorBoard below evaluation/; its own file is
+        written elsewhere."""
         if self._active:
             self._board_scalars(
                 step, {f'evaluation/{key}': float(value) for key, value in values.items()}
@@ -100,8 +99,7 @@ class Writer:
             file.write(json.dumps(disk.plain(values), allow_nan=False) + '\n')
 
     def histograms(self, step: int, counts: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
-        """Writes how often something lay where, by noise level: to histograms.jsonl and
-        TensorBoard; reproducible.
+        """Writes counts of values by noise level to histograms.jsonl and TensorBoard; reproducible.
 
         Args:
             step: int.
@@ -204,7 +202,7 @@ def _wandb_module(project):
 
 
 def _wandb_run(wandb, project, workdir):
-    """A run of Weights & Biases, the one that this workdir began if it did."""
+    """A run of Weights & Biases: the one that this workdir began, if there is one."""
     file = workdir / 'wandb' / 'id'
     if not file.exists():
         disk.write_bytes(file, f'{secrets.token_hex(8)}\n'.encode())
