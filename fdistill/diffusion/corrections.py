@@ -68,30 +68,3 @@ def analytic_init(unit_noise, sigma_max, mean, variance):
     if not sigma_max > 0 or not variance >= 0:
         raise ValueError(f'sigma_max={sigma_max}, variance={variance}: need > 0 and >= 0')
     return mean + jnp.sqrt(sigma_max**2 + variance) * unit_noise
-
-
-def one_more_step(predict_v, unit_noise, fresh_noise, alpha):
-    """One More Step (arXiv 2311.15744): a start for a variance-preserving model whose last alpha is
-    not 0.
-
-    Such a model was never shown pure noise, and sampling it from there leaks the noise's mean into
-    the sample. From pure noise x_S, where v = -x0, x0 = -v(x_S), and x_T = alpha x0 + sqrt(1 -
-    alpha^2) z: the root, of which a published code takes the square.
-
-    Args:
-      predict_v: v(x_S) of a network trained for this; it needs no time.
-      unit_noise, fresh_noise: x_S and z, [B, ...] ~ N(0, 1), independent.
-      alpha: of the model's last step, in (0, 1).
-
-    Returns:
-      (x, sigma): the start x_T/alpha and its level sqrt(1 - alpha^2)/alpha for any sampler.
-
-    Raises:
-      ValueError: on alpha out of range.
-    """
-    if not 0 < alpha < 1:
-        raise ValueError(
-            f'alpha={alpha}: must lie in (0, 1); at 0 the model already starts from pure noise'
-        )
-    sigma = ((1 - alpha) * (1 + alpha)) ** 0.5 / alpha
-    return -predict_v(unit_noise) + sigma * fresh_noise, sigma

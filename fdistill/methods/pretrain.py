@@ -11,6 +11,7 @@ from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, samplers
 from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.methods import generator, losses
+from fdistill.methods.generator import Corrections
 from fdistill.methods.method import Method, start
 from fdistill.types import Continuous
 
@@ -26,6 +27,7 @@ def pretrain(
     sampler: samplers.Sampler = samplers.SAMPLERS['heun'],
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
+    corrections: Corrections = Corrections(),
 ) -> Method:
     """min E weighting(sigma) |D(x + sigma eps, sigma) - x|^2 (EDM, arXiv 2206.00364, equation 2).
 
@@ -42,6 +44,7 @@ def pretrain(
       sampler: `samplers.Sampler`. What it draws, it draws from the noise it starts from.
       sigmas: sampling grid from `noise.GRIDS`, falling to 0.
       guidance, guidance_interval: of classifier-free guidance when sampling, see `denoiser.guide`.
+      corrections: settings.
 
     Raises:
       ValueError: on an unknown weighting, or label_dropout out of range.
@@ -76,7 +79,10 @@ def pretrain(
         value = jnp.mean(losses.denoising(denoised, x, weight))
         return value, ({'denoising': value}, context.aux)
 
-    solver = generator.solver(guided, sampler, sigmas, evaluations=1 if guidance == 1 else 2)
+    evaluations = 1 if guidance == 1 else 2
+    solver = generator.solver(
+        guided, sampler, sigmas, evaluations=evaluations, corrected=corrections
+    )
     return Method(init, {'student': loss}, lambda step: ('student',), solver)
 
 
