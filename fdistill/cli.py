@@ -139,6 +139,27 @@ def _parsers():
     sample.add_argument(
         '--batch-size', type=int, metavar='B', help='samples at once; default: 1000'
     )
+    sample.add_argument(
+        '--with',
+        dest='beside',
+        metavar='DIR',
+        action='append',
+        default=[],
+        help='another teacher, sampled with this one as one; may be given several times',
+    )
+    sample.add_argument(
+        '--operator',
+        choices=('or', 'and'),
+        default='or',
+        help='with --with: a sample of one of them, or one likely under all; default: %(default)s',
+    )
+    sample.add_argument(
+        '--temperature',
+        type=float,
+        default=1.0,
+        metavar='T',
+        help='of --operator=or: the larger, the sooner one of them is chosen; default: %(default)s',
+    )
 
     sweep = command('sweep', 'Runs the trials of a sweep that have no result yet.', SWEEP)
     sweep.add_argument(
@@ -380,8 +401,9 @@ def _sample(options, overrides, rest=()):
 
     keywords = {
         name: getattr(options, name)
-        for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory')
+        for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory', 'beside')
     }
+    keywords |= {'operator': options.operator, 'temperature': options.temperature}
     if options.batch_size is not None:
         keywords['batch_size'] = options.batch_size
     if rest:

@@ -1,7 +1,11 @@
 """Every test sees eight simulated CPU devices and caches of its own."""
 
+import ctypes
+import ctypes.util
+import gc
 import os
 import pathlib
+import resource
 
 import pytest
 
@@ -41,3 +45,36 @@ def x64():
     """float64 while the test runs."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tidy():
+    """Compiled programs of a file are let go with it: a worker holds those of one file, not of
+    all."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    libc = ctypes.util.find_library('c')
+    if hasattr(trim := libc and ctypes.CDLL(libc), 'malloc_trim'):
+        trim.malloc_trim(0)  # Else the freed memory stays with the process.
+
+
+PEAKS = {}
+
+
+def pytest_sessionfinish(session):
+    """What memory a worker took at most, for the controller to say at the end."""
+    if hasattr(session.config, 'workeroutput'):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        session.config.workeroutput['peak'] = peak
+
+
+def pytest_testnodedown(node, error):
+    if getattr(node, 'workeroutput', None):
+        PEAKS[node.gateway.id] = node.workeroutput.get('peak', 0) / 2**20
+
+
+def pytest_terminal_summary(terminalreporter):
+    if PEAKS:
+        said = ', '.join(f'{name} {peak:.1f} GiB' for name, peak in sorted(PEAKS.items()))
+        terminalreporter.write_line(f'memory of the workers at most: {said}')

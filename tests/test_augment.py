@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from fdistill import build
 from fdistill.diffusion import augment
+from fdistill.errors import UserError
 from fdistill.networks import NETWORKS
 
 KEY = jax.random.key(5)
@@ -236,3 +239,42 @@ def test_refused(options, message):
 def test_labels_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r'labels of shape \(3, 8\): must be \(3, 9\)'):
         augment.warp(images(), np.zeros((3, 8), np.float32))
+
+
+def test_a_teacher_is_told_what_was_done_to_its_images(tmp_path):
+    """In pre-training the moves are a condition that the network has to take; samples need none."""
+    network = dict(
+        name='ddpmpp',
+        model_channels=16,
+        channel_mult=(1,),
+        num_blocks=1,
+        attn_resolutions=(),
+        augment_dim=9,
+    )
+    plain = dict(
+        seed=0,
+        data=dict(name='digits'),
+        network=network,
+        method=dict(
+            name='pretrain',
+            law=dict(name='lognormal'),
+            grid=dict(name='karras', steps=2),
+            augment=0.5,
+        ),
+        optimizer=dict(student=dict(learning_rate=1e-2)),
+        training=dict(steps=2, batch_size=16, ema_half_life=10.0, log_every=1, sample_every=0),
+    )
+    build.train(ConfigDict(plain), tmp_path / 'run', quiet=True)
+    run = build.from_workdir(tmp_path / 'run')
+    still = plain | {'method': plain['method'] | {'augment': 0.0}}
+    build.train(ConfigDict(still), tmp_path / 'still', quiet=True)
+    # Where nothing is moved, the weights of the moves get no gradient.
+    learned, unmoved = (
+        build.from_workdir(tmp_path / name).params['map_augment']['kernel']
+        for name in ('run', 'still')
+    )
+    assert np.abs(learned - unmoved).max() > 1e-3
+    assert run.generate(jax.random.key(0), 2).shape == (2, 8, 8, 1)
+    plain['network'] = network | {'augment_dim': 0}
+    with pytest.raises(UserError, match='set its augment_dim=9'):
+        build.train(ConfigDict(plain), tmp_path / 'other', quiet=True)

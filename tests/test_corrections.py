@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fdistill.diffusion import noise, samplers
-from fdistill.diffusion.corrections import analytic_init, one_more_step, time_shift, variance_within
+from fdistill.diffusion.corrections import analytic_init, time_shift, variance_within
 from fdistill.diffusion.denoiser import Denoiser, guide
 from fdistill.diffusion.oracle import mixture
 
@@ -125,19 +125,6 @@ def test_analytic_init_has_the_marginals_moments():
     assert bias(start) < 0.3 * bias(sigma * jax.random.normal(jax.random.key(0), (n, 2)))
 
 
-@pytest.mark.parametrize('alpha', [0.01, 0.068, 0.5, 0.99])
-def test_one_more_step(alpha):
-    """With x0 = 0 the variance of alpha x is 1 - alpha^2, and with the exact mean the start is the
-    model's marginal."""
-    n = 50_000
-    unit, fresh = jax.random.normal(jax.random.key(0), (2, n, 1))
-    x, sigma = one_more_step(lambda x: 0 * x, unit, fresh, alpha)
-    assert sigma == pytest.approx(np.sqrt(1 - alpha**2) / alpha)
-    assert float(jnp.var(alpha * x)) == pytest.approx(1 - alpha**2, rel=5 * np.sqrt(2 / n))
-    x, _ = one_more_step(lambda x: -0.7 + 0 * x, unit, fresh, alpha)
-    assert float(jnp.mean(alpha * x)) == pytest.approx(alpha * 0.7, abs=5 / np.sqrt(n))
-
-
 def labelled():
     def apply(params, x, sigma, condition, key=None):
         label = condition['label']
@@ -174,8 +161,6 @@ def test_guidance_in_an_interval():
         (lambda: time_shift(coins, variance=0.0, cutoff=float('nan')), 'cutoff=nan'),
         (lambda: analytic_init(jnp.zeros(2), 0.0, 0.0, 1.0), 'sigma_max=0.0'),
         (lambda: analytic_init(jnp.zeros(2), 1.0, 0.0, -1.0), 'variance=-1.0'),
-        (lambda: one_more_step(None, None, None, 0.0), r'alpha=0.0: must lie in \(0, 1\)'),
-        (lambda: one_more_step(None, None, None, 1.0), 'alpha=1.0'),
     ],
 )
 def test_refused(call, message):

@@ -164,6 +164,36 @@ def test_samplers_of_a_teacher(teacher, capsys):
         assert message in refused(capsys, 'sample', f'--workdir={teacher}', *words)
 
 
+def test_corrections_and_superposition_of_teachers(teacher, tmp_path, capsys):
+    """What changes sampling at inference time, through the command line."""
+
+    def drawn(*words):
+        run(capsys, 'sample', f'--workdir={teacher}', '--n=4', f'--out={tmp_path}/x.npy', *words)
+        return np.load(tmp_path / 'x.npy')
+
+    plain = drawn()
+    for words in (
+        ['--sampler=heun', '--shift_window=0.3', '--shift_variance=0.2'],
+        ['--sampler=heun', '--start_mean=1.0', '--start_variance=0.5'],
+        [f'--with={teacher}', '--operator=or', '--steps=6'],
+    ):
+        samples = drawn(*words)
+        assert samples.shape == plain.shape and np.isfinite(samples).all()
+        assert not np.array_equal(samples, plain)
+    # Batches of any size begin alike.
+    np.testing.assert_allclose(drawn('--batch-size=4'), plain, atol=1e-6)
+    several = drawn('--batch-size=3')
+    assert several.shape == plain.shape and not np.array_equal(several[3], plain[3])
+    for words, message in (
+        (['--sampler=heun', '--shift_window=1.5'], 'window=1.5'),
+        ([f'--with={teacher}', '--temperature=0'], 'temperature=0.0: must be > 0'),
+        ([f'--with={teacher}', '--trajectory'], 'several teachers at once have none'),
+        (['--batch-size=0'], '--batch-size=0'),
+        (['--n=20000', f'--out={tmp_path}/x.png'], 'at most 10000'),
+    ):
+        assert message in refused(capsys, 'sample', f'--workdir={teacher}', *words)
+
+
 @pytest.mark.parametrize('method', STUDENTS)
 def test_student(teacher, tmp_path, capsys, method):
     file, workdir = tmp_path / f'{method}.py', tmp_path / 'run'

@@ -9,9 +9,10 @@ from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
 from fdistill.build.measure import evaluate
 from fdistill.build.real import make_statistics
-from fdistill.build.run import Run, from_workdir, has_solver
+from fdistill.build.run import Run, from_workdir, guided, has_solver
 from fdistill.build.sections import load_data, replaced, resolve
 from fdistill.build.settings import common, comparable, complete, continuous, override
+from fdistill.build.superposed import superposed
 from fdistill.build.together import train_lanes
 from fdistill.build.train import train, train_to_the_end
 
@@ -25,6 +26,7 @@ __all__ = [
     'evaluate',
     'experiment',
     'from_workdir',
+    'guided',
     'has_solver',
     'load_data',
     'make_statistics',
@@ -34,6 +36,7 @@ __all__ = [
     'replaced',
     'resolve',
     'sample',
+    'superposed',
     'train',
     'train_lanes',
     'train_to_the_end',

@@ -1,6 +1,7 @@
 """Draws samples from a run into a file."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import tqdm
 
 from fdistill import config as configs
 from fdistill.build.run import Run, from_workdir
+from fdistill.build.superposed import superposed
 from fdistill.errors import UserError
 from fdistill.files import disk, pictures
 
@@ -28,6 +30,9 @@ def sample(
     steps: int | None = None,
     trajectory: bool = False,
     batch_size: int = BATCH,
+    beside: Sequence[str] = (),
+    operator: str = 'or',
+    temperature: float = 1.0,
 ) -> pathlib.Path:
     """Draws samples from a run into a PNG grid (or a scatter plot of points), or an .npy of floats.
 
@@ -43,6 +48,8 @@ def sample(
         scattered, a picture a level.
       batch_size: samples at once; memory does not grow with n. Batch b > 0 has the key
         fold_in(key(seed), b), so that other sizes give other samples after the first batch.
+      beside, operator, temperature: run folders of other teachers, all sampled as one: see
+        `superposed`.
 
     Returns:
       The path written.
@@ -64,11 +71,20 @@ def sample(
             f'--n={n}: a picture takes at most {LARGEST} samples; '
             'write an array with --out=FILE.npy'
         )
-    run = from_workdir(workdir, sampler=sampler, steps=steps)
+    if beside:
+        paths = (workdir, *beside)
+        run = superposed(paths, operator=operator, temperature=temperature, steps=steps)
+    else:
+        run = from_workdir(workdir, sampler=sampler, steps=steps)
     if label is not None and not -1 <= label < max(run.num_classes, 1):
         raise UserError(f'--label={label}: give 0 to {run.num_classes - 1}, or -1 for none')
     if trajectory and not run.trajectory:
-        raise UserError(f'--trajectory: {workdir} holds a one-step generator, which has none')
+        what = (
+            'several teachers at once have'
+            if beside
+            else f'{workdir} holds a one-step generator, which has'
+        )
+        raise UserError(f'--trajectory: {what} none')
     if path.suffix == '.npy':
         _write_array(path, run, n, seed, label, trajectory, batch_size)
     else:

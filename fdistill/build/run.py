@@ -13,12 +13,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fdistill import config as configs
-from fdistill.build.experiment import experiment
+from fdistill.build.experiment import Experiment, experiment
 from fdistill.build.models import load_ema
 from fdistill.build.sections import load_data
 from fdistill.config import parameters
+from fdistill.diffusion import denoiser as denoisers
+from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError
 from fdistill.methods import METHODS
+from fdistill.methods.generator import Corrections
 from fdistill.training import sharding
 
 
@@ -106,6 +109,13 @@ def has_solver(config: Mapping[str, Any]) -> bool:
     return 'sampler' in parameters(METHODS[config['method']['name']])
 
 
+def guided(built: Experiment, config: Mapping[str, Any]) -> Denoiser:
+    """The denoiser that the solver of a run steps with: its network, guided as its method says."""
+    method = config['method']
+    names = ('guidance', 'guidance_interval')
+    return denoisers.guide(built.student, **{n: method[n] for n in names if n in method})
+
+
 def from_workdir(
     path: str | pathlib.Path,
     *,
@@ -119,7 +129,7 @@ def from_workdir(
       path: run folder.
       sampler, steps: other than the run's own, for a model sampled by a solver; a key of
         `samplers.SAMPLERS`, or a section with its name and options, as
-        {'name': 'ghvb', 'order': 3.8}.
+        {'name': 'ghvb', 'order': 3.8}; fields of `generator.Corrections` may stand among them.
       mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays;
         default: the first device.
 
@@ -130,6 +140,11 @@ def from_workdir(
     if sampler is not None or steps is not None:
         if not has_solver(plain):
             raise UserError(f'--workdir={path}: a student takes neither --sampler nor --steps')
+        if isinstance(sampler, Mapping):
+            sampler = dict(sampler)
+            for name in Corrections._fields:
+                if name in sampler:
+                    plain['method'][name] = sampler.pop(name)
         plain['method'] |= {'sampler': sampler} if sampler else {}
         plain['method']['grid'] |= {'steps': steps} if steps else {}
     built = experiment(plain)

@@ -1,8 +1,6 @@
 """Corrections of sampling at inference time: of the level the network is told, and of where
 sampling starts."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,35 +78,3 @@ def analytic_init(
     if not sigma_max > 0 or not variance >= 0:
         raise ValueError(f'sigma_max={sigma_max}, variance={variance}: need > 0 and >= 0')
     return mean + jnp.sqrt(sigma_max**2 + variance) * unit_noise
-
-
-def one_more_step(
-    predict_v: Callable[[jax.Array], jax.Array],
-    unit_noise: jax.Array,
-    fresh_noise: jax.Array,
-    alpha: float,
-) -> tuple[jax.Array, float]:
-    """One More Step (arXiv 2311.15744): a start for a variance-preserving model whose last alpha is
-    not 0.
-
-    Such a model was never shown pure noise, and sampling it from there leaks the noise's mean into
-    the sample. This starts from pure noise x_S instead. There v = -x0, hence x0 = -v(x_S), and
-    x_T = alpha x0 + sqrt(1 - alpha^2) z. It is the root: a published code takes its square.
-
-    Args:
-      predict_v: v(x_S) of a network trained for this; it needs no time.
-      unit_noise, fresh_noise: x_S and z, [B, ...] ~ N(0, 1), independent.
-      alpha: of the model's last step, in (0, 1).
-
-    Returns:
-      (x, sigma): the start x_T/alpha and its level sqrt(1 - alpha^2)/alpha for any sampler.
-
-    Raises:
-      ValueError: on alpha out of range.
-    """
-    if not 0 < alpha < 1:
-        raise ValueError(
-            f'alpha={alpha}: must lie in (0, 1); at 0 the model already starts from pure noise'
-        )
-    sigma = ((1 - alpha) * (1 + alpha)) ** 0.5 / alpha
-    return -predict_v(unit_noise) + sigma * fresh_noise, sigma

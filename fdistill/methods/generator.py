@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
+from fdistill.diffusion import corrections, samplers
 from fdistill.diffusion import denoiser as denoisers
-from fdistill.diffusion import samplers
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.types import Continuous
 
@@ -130,12 +130,28 @@ def few_step(denoiser: Denoiser, levels: tuple[float, ...]) -> Generator:
     return Generator(draw, sample, len(levels), trajectory)
 
 
+class Corrections(NamedTuple):
+    """Corrections of a solver at inference time, all off by default: settings of `pretrain`, which
+    `fdistill sample --sampler=NAME` takes as well.
+
+    shift_window, shift_variance, shift_cutoff: of `corrections.time_shift`; a window of 0 for none.
+    start_mean, start_variance: of `corrections.analytic_init`; both 0 for none.
+    """
+
+    shift_window: float = 0.0
+    shift_variance: float = 0.0
+    shift_cutoff: float = 0.0
+    start_mean: float = 0.0
+    start_variance: float = 0.0
+
+
 def solver(
     denoiser: Denoiser,
     sampler: samplers.Sampler,
     sigmas: np.ndarray,
     *,
     evaluations: int = 1,
+    corrected: Corrections = Corrections(),
 ) -> Generator:
     """A sampler of the probability-flow ODE from sigmas[0] z; random samplers take their noise from
     z.
@@ -145,12 +161,26 @@ def solver(
       sampler: of `samplers.SAMPLERS`.
       sigmas: [N + 1], grid of `noise.GRIDS`, falling to 0.
       evaluations: of the network in one evaluation of the denoiser: 2 where it is guided.
+      corrected: settings.
+
+    Raises:
+      ValueError: on settings out of range.
     """
+
+    window, variance, cutoff, mean, spread = corrected
+    shift = functools.partial(
+        corrections.time_shift, variance=variance, window=window, cutoff=cutoff
+    )
+    shift(None)  # Its settings are checked here.
 
     def sample(params, noise, condition, **options):
         key = samplers.keys_of(noise)
-        denoise = denoisers.bind(denoiser, params, condition)
-        return sampler.solve(denoise, sigmas[0] * noise, sigmas, key, **options)
+        denoise, x = denoisers.bind(denoiser, params, condition), sigmas[0] * noise
+        if window:
+            denoise = shift(denoise)
+        if mean or spread:
+            x = corrections.analytic_init(noise, sigmas[0], mean, spread)
+        return sampler.solve(denoise, x, sigmas, key, **options)
 
     def draw(key, params, batch: Mapping[str, Any]):
         return sample(params, _noise(key, batch), batch['condition'])
