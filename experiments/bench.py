@@ -255,7 +255,7 @@ def main(words=None):
                 size,
                 options.repeats,
             )
-        params = state.ema
+        params = state.averages['ema']
         rows['sampling'], _ = measure(
             lambda _: generate.lower(params, *inputs),
             lambda compiled, _: compiled(params, *inputs),
