@@ -7,10 +7,10 @@ by the Frechet distance.
 Options of the sampler follow its name as in `fdistill sample`: --sampler=ghvb --order=1.8.
 
 A grid's score is the Frechet distance to the training split, in the classifier's features (of
-points: the coordinates), of samples from noise that is the same for all grids. The grid found and
-  the Karras grid of as many steps are measured again
-with noise, and by distances, that were not searched with. Killed and started again it goes on after
-the last finished epoch.
+points: the coordinates), of samples from noise that is the same for all grids. The grid that is
+found and the Karras grid of as many steps are measured again with noise and by distances that were
+not searched with. If the search is killed and started again, it goes on after the last finished
+epoch.
 """
 
 import argparse

@@ -1,15 +1,15 @@
 """The sections of a config, each the keyword arguments of one function.
 
-data        a source of `data.sources.SOURCES` by name, and `flip`
-network     a network of `networks.NETWORKS`; the teacher's where it is left out
-denoiser    a row of `parts.DENOISERS`, by default EDM's preconditioning; the teacher's likewise
-fake_score  the same for the fake score, where it differs from the student's
-teacher     a row of `parts.TEACHERS`: `workdir` of a run, or `oracle`, a named mixture
-method      a row of `methods.METHODS`, its laws and grid being sections with a name
+data           a source of `data.sources.SOURCES` by name, and `flip`
+network        a network of `networks.NETWORKS`; the teacher's where it is left out
+denoiser       a row of `parts.DENOISERS`, by default EDM's preconditioning; the teacher's likewise
+fake_score     the same for the fake score, where it differs from the student's
+teacher        a row of `parts.TEACHERS`: `workdir` of a run, or `oracle`, a named mixture
+method         a row of `methods.METHODS`, its laws and grid being sections with a name
 discriminator  a head of `networks.HEADS`
-optimizer   `optim.adam` for each role
-training, mesh   `loop.Training`, `sharding.make_mesh`
-evaluation  `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
+optimizer      `optim.adam` for each role
+training, mesh `loop.Training`, `sharding.make_mesh`
+evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
 """
 
 import copy

@@ -136,7 +136,7 @@ def _bar(what, total):
 
 
 def _shown(name):
-    """A file's name that breaks no line and colours no terminal."""
+    """A file's name on one line, without the codes that colour a terminal."""
     return name if name.isprintable() else repr(name)
 
 
@@ -268,12 +268,12 @@ def _duplicates(loaded, names, digests, blocks):
     """Which samples there are more than once.
 
     Returns:
-      {'exact': {where: [[name, ...]]}, 'near': {where: [[name, name]]}, 'labels_differ': [[name,
-      ...]]}.
-      where: a split, or 'between' for what is in both. An exact group is in 'between' with all its
-        members and, if a
-      split has several of them, there too; in 'near' its first stands for it. labels_differ: exact
-      groups of several labels.
+      {'exact': {where: [[name, ...]]}, 'near': {where: [[name, name]]},
+      'labels_differ': [[name, ...]]}.
+      where: a split, or 'between' for what is in both. An exact group that is in both splits is in
+        'between' with all its members and, if a split has several of them, there too. In 'near' its
+        first member stands for it.
+      labels_differ: exact groups of several labels.
     """
     splits = list(loaded)
     split = np.repeat(np.arange(len(splits)), [len(names[s]) for s in splits])
@@ -358,7 +358,7 @@ def _near(blocks, image):
 
 
 def _warnings(report):
-    """What training puts up with but its user should know: [line]."""
+    """What does not stop training, but should be known: [line]."""
     lines, splits = [], report['splits']
     if 'held_out' not in splits:
         lines.append(

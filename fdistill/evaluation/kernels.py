@@ -20,11 +20,11 @@ def kid(
     """Kernel inception distance: unbiased squared MMD with a cubic kernel, averaged over random
     subsets.
 
-    MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j), k(x,
-    y) = (x.y / d + 1)^3
+        MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
+        k(x, y) = (x.y / d + 1)^3
 
-    A subset has no feature twice; different subsets share features. Unbiased, so that values just
-    below 0 are right for equal distributions. Papers often give it times 1000.
+    A subset has no feature twice; different subsets share features. The estimate is unbiased, so
+    that values just below 0 are right for equal distributions. Papers often give it times 1000.
 
     Args:
       samples, reference: [N, d], [M, d].
@@ -42,8 +42,7 @@ def kid(
         match.
 
     Reference: Binkowski et al., Demystifying MMD GANs, ICLR 2018, section 4; subsets and their
-      number as in
-    torch-fidelity, metric_kid.py.
+      number as in torch-fidelity, metric_kid.py.
     """
     if subsets < 1 or subset_size < 2:
         raise ValueError(f'subsets={subsets}, subset_size={subset_size}: must be at least 1 and 2')
@@ -78,14 +77,14 @@ def mmd_rbf(
     block: int = 2000,
     progress: bool = True,
 ) -> float:
-    """Squared MMD with a Gaussian kernel between directions of features, times 1000: CMMD if they
-    are CLIP's.
+    """Squared MMD with a Gaussian kernel between directions of features, times 1000: CMMD if the
+    features are CLIP's.
 
-    1000 (mean_{i, j} k(x_i, x_j) + mean_{i, j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)),
-    k(x, y) = exp(-|x / |x| - y / |y||^2 / (2 sigma^2))
+        1000 (mean_{i, j} k(x_i, x_j) + mean_{i, j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j))
+        k(x, y) = exp(-|x / |x| - y / |y||^2 / (2 sigma^2))
 
-    The biased estimate, i = j included, as in the paper's code; there, CLIP itself scales its
-    embeddings to length 1.
+    This is the biased estimate, i = j included, as in the paper's code; there, CLIP itself scales
+    its embeddings to length 1.
 
     Args:
       samples, reference: [N, d], [M, d], none of them 0.
@@ -101,9 +100,8 @@ def mmd_rbf(
         setting out of range.
 
     Reference: Jayasumana et al., Rethinking FID: towards a better evaluation metric for image
-      generation, CVPR 2024,
-    and google-research/cmmd/distance.py; Gretton et al., A kernel two-sample test, JMLR 2012, eq.
-    5.
+      generation, CVPR 2024, and google-research/cmmd/distance.py; Gretton et al., A kernel
+      two-sample test, JMLR 2012, eq. 5.
     """
     if sigma <= 0 or block < 1:
         raise ValueError(f'sigma={sigma}, block={block}: sigma must be > 0 and block >= 1')

@@ -149,8 +149,8 @@ def nn_ratio(
 def spread(samples: np.ndarray, train: np.ndarray) -> float:
     """Standard deviation of points against that of the data, sqrt(tr Cov(samples)/tr Cov(train)).
 
-    Below 1 where modes are missed or too narrow; a student that can have one mode only is told by
-    it which divergence it was trained with.
+    Below 1 where modes are missed or too narrow. For a student that can have one mode only, it
+    shows which divergence it was trained with.
 
     Args:
       samples: float [N, D].

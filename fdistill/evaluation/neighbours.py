@@ -26,15 +26,15 @@ def prdc(
     coverage  = share of the real y with some sample in B_k_density(y)
 
     The two papers' code differs on the edge of a ball: it belongs to the ball (<=) for precision
-    and recall, and does not (<) for density and coverage. It matters for copies of real data; so a
-    copy of the whole set has 1, 1, 1, 1. A ball of radius 0, about a point that occurs more than k
-    times, holds its copies for the first two and nothing for the others.
+    and recall, and does not (<) for density and coverage. This matters for copies of real data; as
+    it is, a copy of the whole set has 1, 1, 1, 1. A ball of radius 0, about a point that occurs
+    more than k times, holds its copies for precision and recall, and nothing for the other two.
 
-    |x|^2 + |y|^2 - 2 x.y only finds the neighbours and what is clearly inside or outside. Radii,
-    and distances within its rounding of a radius, are computed from the difference, so that copies
-    are at distance 0 and ties are ties (up to the rounding of a sum of d squares), whatever the
-    block. Only neighbours nearer to a point than about 1e-6 of its distance from the mean of the
-    data, and yet no copies, may be taken for one another.
+    |x|^2 + |y|^2 - 2 x.y only finds the neighbours, and what is clearly inside or outside. Radii,
+    and distances that differ from a radius by no more than rounding, are computed from the
+    difference. So copies are at distance 0 and ties are ties (up to the rounding of a sum of d
+    squares), whatever the block. Only neighbours that are nearer to a point than about 1e-6 of its
+    distance from the mean of the data, without being copies, may be mistaken for one another.
 
     Time for 50000 each and d = 2048: two full products of the sets, 2e13 operations.
 
@@ -44,8 +44,8 @@ def prdc(
         torch-fidelity 0.4.
       k: neighbour of precision and recall, >= 1; 3 in the paper.
       k_density: neighbour of density and coverage, >= 1; 5 in the paper.
-      block: features of either set compared at once; memory beside the features is about block (4
-        block + 4 d) numbers.
+      block: features of either set compared at once; memory beside the features is about
+        block (4 block + 4 d) numbers.
       progress: show a bar if it takes longer than two seconds.
 
     Returns:
@@ -56,9 +56,8 @@ def prdc(
         match, or a setting out of range.
 
     Reference: Kynkaanniemi et al., Improved precision and recall metric for assessing generative
-      models, NeurIPS 2019,
-    eq. 1-2; Naeem et al., Reliable fidelity and diversity metrics for generative models, ICML 2020,
-    and clovaai/generative-evaluation-prdc, prdc.py.
+      models, NeurIPS 2019, eq. 1-2; Naeem et al., Reliable fidelity and diversity metrics for
+      generative models, ICML 2020, and clovaai/generative-evaluation-prdc, prdc.py.
     """
     if min(k, k_density, block) < 1:
         raise ValueError(f'k={k}, k_density={k_density}, block={block}: must be at least 1')
@@ -121,8 +120,8 @@ def _radii(features, k, centre, block, bar):
     nearest, best = np.zeros((count, k), np.int64), np.full((count, k), np.inf)
 
     def merge(i, j, distance):
-        """Takes up what is nearer in the block of distances of the features from i on to those from
-        j on."""
+        """Merges the nearest from a block of distances: of the features from i on to those from j
+        on."""
         rows = np.flatnonzero(distance.min(axis=1) < best[i : i + len(distance)].max(axis=1))
         values = np.concatenate([best[i + rows], distance[rows]], axis=1)
         found = np.argpartition(values, k - 1, axis=1)[:, :k]

@@ -1,8 +1,8 @@
 """The ways in which images are brought to the size that a feature network asks for; each is a
 metric of its own.
 
-Every one is separable and linear up to a clip: out = R image C', with a row of R a few weights that
-sum to one. The resize is what makes two FIDs of small images differ most.
+Each is separable and linear up to a clip: out = R image C', where a row of R is a few weights that
+sum to one. Of all steps, the resize makes two FIDs of small images differ most.
 
 Reference: Parmar, Zhang, Zhu, On Aliased Resizing and Surprising Subtleties in GAN Evaluation, 2022
   (clean-fid).
@@ -69,8 +69,8 @@ def bicubic(n: int, size: int) -> np.ndarray:
       float32 [size, n], rows summing to one; some weights are negative.
 
     Reference: Keys, Cubic convolution interpolation for digital image processing, 1981, eq. 4 with
-      a = CUBIC; Pillow's
-    resize and torch's interpolate(mode='bicubic', antialias=True) both compute this.
+      a = CUBIC; Pillow's resize and torch's interpolate(mode='bicubic', antialias=True) both
+      compute this.
     """
     distance = np.arange(n) + 0.5 - (np.arange(size)[:, None] + 0.5) * (n / size)
     t = np.abs(distance / max(n / size, 1))

@@ -1,5 +1,5 @@
-"""Statistics files: mean and covariance of features, read from strangers' files and kept with what
-they are of.
+"""Statistics files: mean and covariance of features, read from strangers' files, and kept with a
+note of what they are of.
 
 | file | arrays |
 |---|---|
@@ -7,8 +7,9 @@ they are of.
 | jax-fid, meanflow `.npz` | ref_mu, ref_sigma |
 | ADM `.npz` | mu, sigma, mu_s, sigma_s (spatial), and images, which are not read |
 | EDM2 `.pkl` | {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}} |
-| fdistill `.npz` | mu, sigma; mu_s, sigma_s, features where there are; `about`: JSON of protocol,
-detector, count, origin |
+| fdistill `.npz` | mu, sigma, `about`, and, where there are any, mu_s, sigma_s, features |
+
+`about` is JSON: protocol, detector, count and origin.
 
 Nothing in a file is run or unpickled here, and no array is read before its name, type, shape and
 size have been checked. Our files keep the names mu and sigma, so that the programs of EDM, ADM and
@@ -76,8 +77,8 @@ def read(path: disk.Path, detector: str | None = None) -> Statistics:
 
 
 def vacant(path: disk.Path, where: str = '--out') -> pathlib.Path:
-    """As `disk.file_for`, and nothing is there yet: a file of statistics is not to be lost by a
-    repeated command."""
+    """As `disk.file_for`, for a file that must not exist yet: a repeated command must not overwrite
+    statistics."""
     path = disk.file_for(path, where, ('.npz',))
     if path.exists():
         raise UserError(f'{where}={path}: exists; delete it or choose another name')
@@ -174,7 +175,7 @@ def convert(
 
 
 def show(path: disk.Path, detector: str | None = None) -> str:
-    """A statistics file in lines for a human, str; UserError as `read`."""
+    """A statistics file in lines for people, str; UserError as `read`."""
     found = read(path, detector)
     standard = np.sqrt(np.diag(found.covariance).clip(min=0))
     rows = [
@@ -292,8 +293,8 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 def _array(archive, info, axes, rows=MAX_FEATURES):
-    """The array of a member with 0 (text), 1 (mean) or 2 (covariance) axes, `rows` at most; nothing
-    else is expanded."""
+    """The array of a member, with 0 (text), 1 (mean) or 2 (covariance) axes and `rows` rows at
+    most; nothing else is expanded."""
     name = _shown(info.orig_filename)
     largest = HEADER_BYTES + (4 * MAX_ABOUT if axes == 0 else 8 * rows * MAX_FEATURES ** (axes - 1))
     if info.file_size > largest:
@@ -377,7 +378,7 @@ READERS = {'.npz': _read_npz, '.pkl': _read_pickle}
 
 
 def _features(protocol):
-    """What of a protocol decides the features of given images."""
+    """The part of a protocol that decides the features of given images."""
     rules = protocols.get(protocol)
     return rules.detector, rules.resize, rules.size, rules.scaling
 

@@ -240,10 +240,10 @@ def _seconds(run, steps):
 
 
 def evaluated(run: Run) -> Curves:
-    """What a run was measured to be on its way.
+    """The measurements of a run that were made while it trained.
 
     Returns:
-      as `logged`: (steps [n], {measure: [n] floats}, seconds [n] or None); of what was measured at
+      as `logged`: (steps [n], {measure: [n] floats}, seconds [n] or None), of what was measured at
       several steps.
     """
     rows = _rows(run.folder)
@@ -289,7 +289,7 @@ def _between(known, step):
 
 
 def _lines(path):
-    """The whole lines of a .jsonl file; the last may be torn while the run is going on."""
+    """The whole lines of a .jsonl file; the last may be incomplete while the run is going on."""
     found = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:

@@ -45,7 +45,8 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """head: names of columns. rows: of cells, each a string or (string, number to sort by)."""
+    """head: names of columns.
+    rows: lists of cells, each a string or (string, number to sort by)."""
 
     head: list[str]
     rows: list[list[str | tuple[str, float]]]

@@ -1,4 +1,4 @@
-"""What the first seed of each group makes of one fixed noise."""
+"""What the first seed of each group makes of one fixed noise, as pictures."""
 
 import jax
 import jax.numpy as jnp

@@ -1,11 +1,10 @@
 """Names of the FID Inception's arrays in the files that hold it, and in ours, which are
 pytorch-fid's.
 
-| file | blocks | arrays of a convolution |
+| file | pytorch-fid, pt_inception-2015-12-05-*.pth | NVIDIA, inception-2015-12-05.pt and .pkl |
 |---|---|---|
-| pytorch-fid, pt_inception-2015-12-05-*.pth | Mixed_5b.branch1x1, fc | conv.weight,
-bn.{weight,bias,running_mean,running_var} | | NVIDIA, inception-2015-12-05.pt and .pkl |
-layers.mixed.conv, output | weight, beta, mean, var |
+| blocks | Mixed_5b.branch1x1, fc | layers.mixed.conv, output |
+| a convolution | conv.weight, bn.{weight,bias,running_mean,running_var} | weight, beta, mean, var |
 
 Both are ports of TensorFlow's inception-2015-12-05.tgz. Its norms have no scale: NVIDIA leaves it
 out, pytorch-fid holds ones. Convolutions are [out, in, height, width] and the last layer [classes,
@@ -120,8 +119,8 @@ NVIDIA = {
 
 
 def rename(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the arrays under our names; names that neither layout has stay, to be refused by
-    whoever checks.
+    """Returns the arrays under our names. Names that neither layout has stay, and whoever checks the
+    result refuses them.
 
     Left out are pytorch-fid's counters of batches and its auxiliary classifier, which FID does not
     use.

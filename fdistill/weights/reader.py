@@ -4,10 +4,13 @@ brings along.
 | file | known by | becomes |
 |---|---|---|
 | torch.save, zip | `PK`, one folder with data.pkl | its object; tensors are numpy arrays |
-| TorchScript, zip | as above | a module is the dict of its attributes; code and constants are not
-looked at | | torch.save before 1.6 ("legacy") | a pickle of torch's magic number | its object |
-| pickle: NVIDIA's networks, numpy statistics | any other pickle | its object; a module is a dict of
-MODULE's keys | | safetensors | length of a JSON header, `{` | {name: array} |
+| TorchScript, zip | as above | its object; a module is the dict of its attributes |
+| torch.save before 1.6 ("legacy") | a pickle of torch's magic number | its object |
+| pickle: NVIDIA's networks, statistics | any other pickle | its object; a module is a dict |
+| safetensors | length of a JSON header, `{` | {name: array} |
+
+Of a TorchScript module, code and constants are not looked at. The dict of a pickled module has the
+keys MODULE.
 
 A pickle is a program. `pickle.Unpickler` with a closed `find_class` would still let it set
 attributes of whatever that returns (BUILD on a function replaces its defaults), allocate at will
@@ -16,9 +19,8 @@ and nest without end. So the programs are interpreted here: a closed table of op
 whose every step counts against Limits. There is no other way of loading, and no fall-back to one.
 
 References: Python's pickletools for the opcodes; torch 2.13's serialization.py and _utils.py for
-  what its files hold;
-numpy's core/multiarray.py; NVlabs/stylegan3's torch_utils/persistence.py (`meta`: module_src,
-class_name, state).
+  what its files hold; numpy's core/multiarray.py; NVlabs/stylegan3's torch_utils/persistence.py
+  (`meta`: module_src, class_name, state).
 """
 
 import codecs
@@ -162,8 +164,8 @@ class _Stream:
 
 
 class _Node:
-    """Something in a pickle that plain Python has not; `kind` is a key of _FINISH or a word for the
-    machine."""
+    """Something in a pickle that plain Python does not have; `kind` is a key of _FINISH, or a word
+    for the machine."""
 
     __slots__ = ('kind', 'value')
 
@@ -206,7 +208,8 @@ def _is(node, kind):
 
 
 def _natural(number):
-    """Whether a size: beyond 2^48 nothing is one, and products of several stay cheap."""
+    """Whether a value is a size; nothing beyond 2^48 is one, so that products of several stay
+    cheap."""
     return type(number) is int and 0 <= number < 1 << 48
 
 
@@ -789,8 +792,8 @@ _PROTOCOL = 1001
 def _storages(limits, length):
     """(persistent id -> node, {key: _Storage} of those that were asked for).
 
-    A persistent id is ('storage', type, key, device, count), of the legacy format with a view's
-    numbers behind it, which no torch since 0.4 has written.
+    A persistent id is ('storage', type, key, device, count). In the legacy format the numbers of a
+    view may follow, which no torch since 0.4 has written.
     """
     found = {}
 
