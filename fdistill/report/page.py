@@ -78,10 +78,8 @@ PARTS = {
     'divergences': (
         'Divergences and gradients',
         'The weight h of the density ratio, and what it did to the gradient. The variance of the '
-        'gradient norm is over the lines '
-        'of the log, each a mean since the line before, and has the trend in it; its noise, half '
-        'the mean squared change from '
-        'line to line, has not.',
+        'gradient norm is over the lines of the log, each a mean since the line before; it '
+        'includes the trend. The noise, half the mean squared change from line to line, does not.',
     ),
     'quality': (
         'Quality against steps and time',
