@@ -294,9 +294,8 @@ def tfds(
     except Exception as error:
         where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
         raise UserError(
-            f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it '
-            'there '
-            "with file_format='array_record'"
+            f'cannot read the data set {where} ({_reason(error)}): check the names, '
+            "or prepare it there with file_format='array_record'"
         ) from error
     full_name, features = builder.info.full_name, builder.info.features
     if image_key is None:
@@ -429,9 +428,8 @@ def opened(path: disk.Path) -> Iterator[Files]:
             archive = zipfile.ZipFile(root)
         except Exception as error:  # Of damaged zips zipfile raises all sorts.
             raise UserError(
-                f'{str(path)!r} is no zip that can be opened ({_reason(error)}): give a folder or '
-                'a zip of '
-                'PNG or JPEG files'
+                f'{str(path)!r} is no zip that can be opened ({_reason(error)}): '
+                'give a folder or a zip of PNG or JPEG files'
             ) from error
         with archive:
             yield _sorted_out(root, *_archive(archive))

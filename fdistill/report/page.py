@@ -191,9 +191,8 @@ def _comparison(comparison, differing, figures):
     blocks += [
         Table(head, scores),
         Text(
-            'Mean ± half the 95 % interval of Student over the seeds; nfe: network evaluations a '
-            'sample. A place is a range: it '
-            'counts separated groups only.'
+            'Mean ± half the 95 % interval of Student over the seeds; nfe: '
+            'network evaluations a sample. A place is a range: it counts separated groups only.'
         ),
     ]
     if failed := [[one['name'], one['error']] for group in groups for one in group['failed']]:
