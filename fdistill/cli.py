@@ -17,7 +17,7 @@ from typing import Any
 
 from fdistill.errors import NotFinite, UserError, suggest
 
-# What a user can mend of a place that cannot be written to or read.
+# What a user can do about a place that cannot be written to or read.
 PLACES = {
     errno.EACCES: 'mend its permissions or choose another place',
     errno.EPERM: 'mend its permissions or choose another place',
@@ -412,7 +412,8 @@ def _sample(options, overrides, rest=()):
 
 
 def keyword_options(words: Sequence[str]) -> dict[str, Any]:
-    """{'order': 3.8} of --order=3.8; a value that is no Python literal is a string."""
+    """The options {'order': 3.8} out of words --order=3.8; a value that is no Python literal is a
+    string."""
     options = {}
     for word in words:
         name, _, value = word.removeprefix('--').partition('=')
@@ -573,7 +574,7 @@ COMMANDS = {
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Words of a command line without, and only, its overrides; an override becomes one word,
+    """The words of a command line without its overrides, and these. An override becomes one word,
     `--config.key=value`."""
     rest, overrides = [], []
     words = list(words)
@@ -614,9 +615,9 @@ def _parse(words):
 
 
 def _keep_programs():
-    """Compiled programs are kept from run to run, unless the environment says where or not at all.
+    """Keeps compiled programs from run to run, unless the environment says where, or not at all.
 
-    Before jax is imported, which reads these then.
+    To be called before jax is imported, which reads these variables then.
     """
     own = pathlib.Path.home() / '.cache' / 'fdistill'  # As of `data.cache`, without importing it.
     folder = pathlib.Path(os.environ.get('FDISTILL_CACHE') or own) / 'programs'

@@ -1,4 +1,5 @@
-"""What all floors share: the type of a condition, and what a signature says about a setting.
+"""What all floors share: types of arrays and functions that many take, and what a signature says
+about a setting.
 
 A setting of a config is an argument of a function; its annotation may say more than its type:
 
@@ -37,4 +38,4 @@ class Free:
 
 
 class Place:
-    """Where something lies: may differ likewise, as long as the same lies there."""
+    """Where something is stored: may differ likewise, as long as the same thing is stored there."""

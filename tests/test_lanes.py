@@ -78,7 +78,7 @@ def test_a_number_decides_for_all_lanes_or_is_refused():
     assert traced(
         lambda n: jnp.ones(()) if n > 8 or n == 1 else jnp.zeros(()), VALUES
     ).tolist() == [0, 0, 0]
-    with pytest.raises(ValueError, match='decides for some lanes otherwise'):
+    with pytest.raises(ValueError, match='decides differently for different lanes'):
         traced(lambda n: jnp.ones(()) if n > 1 else jnp.zeros(()), VALUES)
     for refused in (
         float,

@@ -31,9 +31,10 @@ def evaluate(
     """Measures a run; writes `eval/step-N.json`, or `eval/step-N-PROTOCOL.json`, and returns its
     row.
 
-    Of a part of a protocol the file says which: `eval/step-N-edm-3x5k-DIGEST.json`, or `-50k-` of
-    one range. The digest is of weights, statistics and checkpoint; metrics that were measured
-    before with the same stay in the file.
+    If only a part of a protocol was measured, the file's name says which:
+    `eval/step-N-edm-3x5k-DIGEST.json`, or `-50k-` for one range. The digest is of weights,
+    statistics and checkpoint. Metrics that were measured before with the same digest stay in the
+    file.
 
     Args:
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.

@@ -81,8 +81,9 @@ def to_float(images: np.ndarray, levels: int) -> np.ndarray:
 
 
 def to_levels(images: np.ndarray, levels: int) -> np.ndarray:
-    """Numbers to grey levels, rounding half up: u = clip(floor((x + 1) levels / 2 + 1/2), 0,
-    levels).
+    """Numbers to grey levels, rounding half up.
+
+        u = clip(floor((x + 1) levels / 2 + 1/2), 0, levels)
 
     Truncation instead would darken images by half a level on average.
 
@@ -293,9 +294,8 @@ def tfds(
     except Exception as error:
         where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
         raise UserError(
-            f'cannot read the data set {where} ({_reason(error)}): check the names, or prepare it '
-            'there '
-            "with file_format='array_record'"
+            f'cannot read the data set {where} ({_reason(error)}): check the names, '
+            "or prepare it there with file_format='array_record'"
         ) from error
     full_name, features = builder.info.full_name, builder.info.features
     if image_key is None:
@@ -319,7 +319,7 @@ def tfds(
 
 
 def _only(info, kind):
-    """Key of the one feature of a kind; None if there is none or a choice."""
+    """Key of the one feature of a kind; None if there is none, or more than one."""
     keys = [key for key, feature in info.features.items() if isinstance(feature, kind)]
     return keys[0] if len(keys) == 1 else None
 
@@ -332,7 +332,7 @@ def _reason(error):
 
 
 def _named(read, argument, name):
-    """`read(argument)`, the name of what is read put before a complaint about it."""
+    """`read(argument)`; a complaint about it begins with the name of what is read."""
     try:
         return read(argument)
     except UserError as error:
@@ -340,7 +340,7 @@ def _named(read, argument, name):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The pixels of an encoded image; the one rule of what is an image of a data set.
+    """The pixels of an encoded image; the only place that decides what is an image of a data set.
 
     Args:
       data: bytes of a PNG or JPEG, 8 bits or less, grey or RGB, one picture.
@@ -349,7 +349,7 @@ def decode(data: bytes) -> np.ndarray:
       uint8 [H, W, 1 or 3].
 
     Raises:
-      UserError: it is none; the message has to follow the name of the file.
+      UserError: it is no such image; the message has to follow the name of the file.
     """
     import PIL.Image
 
@@ -428,9 +428,8 @@ def opened(path: disk.Path) -> Iterator[Files]:
             archive = zipfile.ZipFile(root)
         except Exception as error:  # Of damaged zips zipfile raises all sorts.
             raise UserError(
-                f'{str(path)!r} is no zip that can be opened ({_reason(error)}): give a folder or '
-                'a zip of '
-                'PNG or JPEG files'
+                f'{str(path)!r} is no zip that can be opened ({_reason(error)}): '
+                'give a folder or a zip of PNG or JPEG files'
             ) from error
         with archive:
             yield _sorted_out(root, *_archive(archive))
@@ -469,7 +468,7 @@ def _folder(root):
 
 
 def _archive(archive):
-    """The same of an open zipfile.ZipFile; whatever has no business in a zip of images is a
+    """The same of an open zipfile.ZipFile; whatever does not belong in a zip of images is a
     problem."""
     members, folders, problems = {}, set(), []
     for info in archive.infolist():

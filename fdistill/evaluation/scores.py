@@ -551,8 +551,7 @@ def _same(rules, detector, real):
     if real.weights_sha256 not in (None, detector.sha256):
         raise UserError(
             f'statistics of {real.reference!r} were made with other weights of {detector.name!r}, '
-            f'{real.weights_sha256[:12]} and '
-            f'not {detector.sha256[:12]}: make them again with these'
+            f'{real.weights_sha256[:12]} and not {detector.sha256[:12]}: make them again with these'
         )
 
 

@@ -132,9 +132,8 @@ def same_protocol(ours: Statistics, theirs: Statistics) -> None:
             )
     if len(ours.mean) != len(theirs.mean):
         raise UserError(
-            f'{ours.reference!r} has {len(ours.mean)} features, {theirs.reference!r} '
-            f'{len(theirs.mean)}: '
-            'they cannot be compared'
+            f'{ours.reference!r} has {len(ours.mean)} features, '
+            f'{theirs.reference!r} {len(theirs.mean)}: they cannot be compared'
         )
 
 
@@ -233,9 +232,8 @@ def _gaussian(kind, mean, covariance):
     d = mean.size
     if mean.shape != (d,) or covariance.shape != (d, d) or not 0 < d <= MAX_FEATURES:
         raise UserError(
-            f'{kind}mean and covariance of shapes {mean.shape} and {covariance.shape}: expected '
-            '[d] and '
-            f'[d, d] with d from 1 to {MAX_FEATURES}'
+            f'{kind}mean and covariance of shapes {mean.shape} and {covariance.shape}: '
+            f'expected [d] and [d, d] with d from 1 to {MAX_FEATURES}'
         )
     if any(
         array.dtype.kind != 'f' or array.dtype.itemsize not in (4, 8)
@@ -285,8 +283,7 @@ def _plausible(detector, mean, covariance):
     if not low <= trace <= high:
         raise UserError(
             f'the variances sum to {trace:.3g}, those of {detector!r} to something between {low:g} '
-            'and '
-            f'{high:g}; is it a covariance of its features?'
+            f'and {high:g}; is it a covariance of its features?'
         )
 
 

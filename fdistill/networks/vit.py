@@ -217,7 +217,7 @@ def vit(
             if name not in expected:
                 hint = suggest(name, expected)
                 raise UserError(
-                    f'the weights hold {name!r}, which this vision transformer has not' + hint
+                    f'the weights hold {name!r}, which this vision transformer does not have{hint}'
                 )
             found = arrays[name]
             if (found.shape, found.dtype) != (expected[name], np.float32):

@@ -163,10 +163,9 @@ def _figures(comparison, notes, quiet):
         ]
         if rows:
             caption = (
-                f'Distribution of {label} over the second half of the training, from the lowest '
-                'fifth of the noise to the '
-                'highest: mean share of the samples in a cell with its 95 % interval over the '
-                'seeds.'
+                f'Distribution of {label} over the second half of the training, '
+                'from the lowest fifth of the noise to the highest: mean share of the samples in a '
+                'cell with its 95 % interval over the seeds.'
             )
             job('divergences', f'distribution {key}', caption, plots.distributions, rows, label)
     for key, (title, unit) in summary.STATISTICS.items():

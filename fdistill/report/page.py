@@ -78,10 +78,8 @@ PARTS = {
     'divergences': (
         'Divergences and gradients',
         'The weight h of the density ratio, and what it did to the gradient. The variance of the '
-        'gradient norm is over the lines '
-        'of the log, each a mean since the line before, and has the trend in it; its noise, half '
-        'the mean squared change from '
-        'line to line, has not.',
+        'gradient norm is over the lines of the log, each a mean since the line before; it '
+        'includes the trend. The noise, half the mean squared change from line to line, does not.',
     ),
     'quality': (
         'Quality against steps and time',
@@ -193,9 +191,8 @@ def _comparison(comparison, differing, figures):
     blocks += [
         Table(head, scores),
         Text(
-            'Mean ± half the 95 % interval of Student over the seeds; nfe: network evaluations a '
-            'sample. A place is a range: it '
-            'counts separated groups only.'
+            'Mean ± half the 95 % interval of Student over the seeds; nfe: '
+            'network evaluations a sample. A place is a range: it counts separated groups only.'
         ),
     ]
     if failed := [[one['name'], one['error']] for group in groups for one in group['failed']]:

@@ -84,8 +84,8 @@ class Number(np.lib.mixins.NDArrayOperatorsMixin):
     def __bool__(self):
         if len(answers := set((self._values != 0).tolist())) > 1:
             raise ValueError(
-                'a setting decides for some lanes otherwise than for others; '
-                'they are no lanes of one program'
+                'a setting decides differently for different lanes; '
+                'train them in programs of their own'
             )
         return answers.pop()
 

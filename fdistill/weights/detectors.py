@@ -1,4 +1,4 @@
-"""Published feature networks, a row each: all that the house knows of one is read from here."""
+"""Published feature networks, a row each. All that the package knows of a network is in its row."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,10 @@ from fdistill.weights import inception
 
 
 class Network(NamedTuple):
-    """shapes() -> {name of an array: its shape}. from_arrays({name: array}) -> params.
+    """A feature network as functions.
+
+    shapes() -> {name of an array: its shape}.
+    from_arrays({name: array}) -> params.
     apply(params, x [B, H, W, 3]) -> {output: features [B, d]}.
     """
 

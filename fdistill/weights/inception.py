@@ -119,8 +119,8 @@ NVIDIA = {
 
 
 def rename(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the arrays under our names. Names that neither layout has stay, and whoever checks
-    the result refuses them.
+    """Returns the arrays under our names. Names that neither layout has stay, and are refused by
+    whoever checks the arrays.
 
     Left out are pytorch-fid's counters of batches and its auxiliary classifier, which FID does not
     use.
