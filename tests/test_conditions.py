@@ -150,15 +150,13 @@ def test_a_text_says_what_is_drawn(folder):
     assert np.asarray(empty).std(0).min() > 0.3
 
 
-@pytest.mark.parametrize(
-    ('data', 'method'), [('worded', 'f_distill'), ('worded', 'sim'), ('shrunken', 'f_distill')]
-)
+@pytest.mark.parametrize(('data', 'method'), [('worded', 'f_distill'), ('shrunken', 'sim')])
 def test_a_student_through_everything(data, method, folder, tmp_path, capsys):
     """Trained on a mesh of 2 x 4, stopped and resumed bit for bit, evaluated and sampled."""
     teacher = trained(folder, data, 800 if data == 'worded' else 20)
     settings = student_config(data, teacher, method)
     unbroken = build.train(settings, tmp_path / 'run', quiet=True)
-    for stop in (3, 6, None):
+    for stop in (3, None):
         resumed = build.train(settings, tmp_path / 'broken', quiet=True, stop_at=stop)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), unbroken, resumed

@@ -151,6 +151,7 @@ def test_a_batch_in_parts_is_the_whole_batch_in_float32(name):
         assert _difference(whole, _state_after(name, (1, 1), 10, microbatches=parts)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_a_batch_in_parts_is_the_whole_batch_in_float64(name, x64):
     whole = _state_after(name, (1, 1), 6, jnp.float64)

@@ -146,6 +146,32 @@ def toy_step():
     return init_state(method, OPTIMIZERS, KEY, toy_batch(), {}), step
 
 
+def test_one_program_serves_all_seeds():
+    step = jax.jit(make_step(toy(), OPTIMIZERS, ema_decay(30.0, BATCH)), static_argnames='roles')
+    for seed in range(3):
+        key = jax.random.key(seed)
+        state = init_state(toy(), OPTIMIZERS, key, toy_batch(), {})
+        step(state, {}, toy_batch(), key, roles=('student',))
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ('every', 'expected'),
+    [
+        (loop.Every(3, None), [3, 6, 7]),
+        (loop.Every(3, None, at_the_end=False), [3, 6]),
+        (loop.Every(0, None), []),
+        (loop.Every(0, None, at_a_stop=True), [7]),
+        (loop.Every(5, None, at_a_stop=True), [5, 7]),
+    ],
+)
+def test_every(every, expected):
+    """A run of seven steps, at the end or stopped there."""
+    assert [n for n in range(1, 8) if every.due(n, n == 7, n == 7)] == expected
+    stopped = [n for n in range(1, 8) if every.due(n, False, n == 7)]
+    assert stopped == [n for n in expected if n < 7 or every.at_a_stop]
+
+
 # --- updates that are not finite
 
 
