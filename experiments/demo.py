@@ -31,10 +31,8 @@ COLUMNS = (
     'nn_ratio',
     'seconds',
 )
-SHORT = {
-    'teacher': 150,
-    'student': 60,
-}  # steps of the short form, which checks that everything runs and no quality
+# Steps of the short form, which checks that everything runs, but no quality.
+SHORT = {'teacher': 150, 'student': 60}
 SHOWN = 20  # samples side by side in the picture
 
 

@@ -51,12 +51,8 @@ FAMILIES = {
 }
 SAMPLERS = {label: section for family in FAMILIES.values() for label, section in family.items()}
 REFERENCE = 'dpmpp_2m'  # Drawn in grey in every panel.
-SHOWN = (
-    'fd_train',
-    'fd_held_out',
-    'pixel_fd',
-    'accuracy',
-)  # columns of the table, as far as the data has them
+# Columns of the table, as far as the data has them.
+SHOWN = ('fd_train', 'fd_held_out', 'pixel_fd', 'accuracy')
 
 
 def parse(words):

@@ -101,12 +101,10 @@ def _with_derivative(function, derivative):
 
 DIVERGENCES = {
     'reverse_kl': lambda r: -jnp.log(r),  # KL(q : p), h = 1
-    'softened_reverse_kl': lambda r: (
-        (r + 1) * (jnp.log1p(1 / r) - jnp.log(2.0))
-    ),  # 2 KL(m : p), h = 1/(r+1)
-    'js': lambda r: (
-        r * jnp.log(r) - (r + 1) * jnp.log((r + 1) / 2)
-    ),  # twice the usual JS, h = r/(r+1)
+    # 2 KL(m : p), h = 1/(r+1)
+    'softened_reverse_kl': lambda r: (r + 1) * (jnp.log1p(1 / r) - jnp.log(2.0)),
+    # Twice the usual JS, h = r/(r+1)
+    'js': lambda r: r * jnp.log(r) - (r + 1) * jnp.log((r + 1) / 2),
     'squared_hellinger': lambda r: 1 - jnp.sqrt(r),  # 1 - Bhattacharyya coefficient, h = sqrt(r)/4
     'forward_kl': lambda r: r * jnp.log(r),  # KL(p : q), h = r
     'jeffreys': lambda r: (r - 1) * jnp.log(r),  # KL(p : q) + KL(q : p), h = r + 1

@@ -23,11 +23,8 @@ IMBALANCE = (
 )
 SHOWN = 20  # errors and classes in the table
 EXAMPLES = 3  # in a warning
-ROWS, COLUMNS, TILE = (
-    10,
-    10,
-    (48, 128),
-)  # of the contact sheet; pixels of an image in it, at least and at most
+ROWS, COLUMNS = 10, 10  # of the contact sheet
+TILE = (48, 128)  # pixels of an image in it, at least and at most
 
 
 def check(

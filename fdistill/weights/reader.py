@@ -466,9 +466,8 @@ _GLOBALS = {
 def _find(module, name):
     """A fresh node of the global `module.name`; nothing is imported."""
     if re.fullmatch(r'__torch__(\.\w+)*', module):
-        return _Node(
-            'class', _script
-        )  # A class of the archive's own code; any name, as it is never looked up.
+        # A class of the archive's own code; it may have any name, as it is never looked up.
+        return _Node('class', _script)
     if (module, name) not in _GLOBALS:
         raise _Refused(
             f'asks for {_show(f"{module}.{name}")}, which weights have no use for', _EXPORT
