@@ -1,7 +1,7 @@
 """Trains what a config describes: everything is made and checked before anything is written."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fdistill import config as configs
 from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment, experiment, optimizers
-from fdistill.build.measure import while_training
+from fdistill.build.hooks import hooks
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of, resolve, section_of
 from fdistill.build.settings import comparable
@@ -21,13 +21,10 @@ from fdistill.config import call
 from fdistill.data import pipeline
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
-from fdistill.files import CONFIG, disk, pictures
-from fdistill.methods.method import DEPLOYED
-from fdistill.training import loop, sharding, writer
-from fdistill.training.loop import Every, Training
+from fdistill.files import CONFIG, disk
+from fdistill.training import loop, sharding
+from fdistill.training.loop import Training
 from fdistill.training.state import TrainState
-
-PREVIEW = 64  # samples in a preview picture
 
 
 class Ready(NamedTuple):
@@ -158,52 +155,10 @@ def train(
         workdir=workdir,
         config=made.plain,
         seed=made.seed,
-        hooks=_hooks(made, workdir, mesh),
+        hooks=hooks(made.plain, made.source, made.training, workdir, mesh),
         quiet=quiet,
         stop_at=stop_at,
     )
-
-
-def _hooks(made: Ready, workdir, mesh) -> Callable[[writer.Writer], Sequence[Every]]:
-    """What is done now and then besides logs and checkpoints: previews and evaluations."""
-    training, workdir = made.training, pathlib.Path(workdir)
-    # To sample, a batch is not taken in parts.
-    built = made.built if training.microbatches == 1 else experiment(made.plain)
-    measure = None
-    if training.evaluate_every:
-        measure = while_training(made.plain, built, made.source, workdir, mesh)
-    preview = _preview(built, made.source, mesh) if training.sample_every else None
-
-    def hooks(out):
-        def sample(state, done):
-            picture = preview(state.averages[DEPLOYED])
-            if jax.process_index() == 0:
-                pictures.write_png(workdir / 'samples' / f'{done:09d}.png', picture)
-                out.image(done, 'samples', picture)
-
-        def evaluate(state, done):
-            out.evaluation(done, measure(state.averages[DEPLOYED], done))
-
-        return Every(training.sample_every, sample), Every(training.evaluate_every, evaluate)
-
-    return hooks
-
-
-def _preview(built, source, mesh):
-    """preview(params) -> picture of samples, from noise that is the same at every step of every
-    run."""
-    noise = jax.random.normal(jax.random.key(0), (PREVIEW, *built.shape))
-    index = np.arange(PREVIEW)
-    condition = source.condition(index % len(source.labels))
-    if 'label' in condition:
-        condition['label'] = (index % built.num_classes).astype(np.int32)
-    generate = jax.jit(built.method.generator.sample, out_shardings=sharding.replicated(mesh))
-
-    def preview(params):
-        samples = np.asarray(generate(params, noise, condition), np.float32)
-        return pictures.image_grid(samples) if samples.ndim == 4 else pictures.scatter(samples)
-
-    return preview
 
 
 def train_to_the_end(

@@ -1,0 +1,71 @@
+"""What a training does now and then besides logs and checkpoints: previews and evaluations."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fdistill.build.experiment import experiment
+from fdistill.build.measure import while_training
+from fdistill.data.sources import Source
+from fdistill.files import pictures
+from fdistill.methods.method import DEPLOYED
+from fdistill.training import sharding, writer
+from fdistill.training.loop import Every, Training
+
+PREVIEW = 64  # samples in a preview picture
+
+
+def hooks(
+    plain: Mapping[str, Any],
+    source: Source,
+    training: Training,
+    workdir: str | pathlib.Path,
+    mesh: Mesh,
+) -> Callable[[writer.Writer], Sequence[Every]]:
+    """out -> previews and evaluations of a run, as `loop.train` takes them.
+
+    Args:
+      plain, source, training: the resolved config, its training split and its section `training`.
+      workdir, mesh: of the run.
+    """
+    # Made anew, for to sample, a batch is not taken in parts.
+    workdir, built = pathlib.Path(workdir), experiment(plain)
+    measure = None
+    if training.evaluate_every:
+        measure = while_training(plain, built, source, workdir, mesh)
+    preview = _preview(built, source, mesh) if training.sample_every else None
+
+    def of(out):
+        def sample(state, done):
+            picture = preview(state.averages[DEPLOYED])
+            if jax.process_index() == 0:
+                pictures.write_png(workdir / 'samples' / f'{done:09d}.png', picture)
+                out.image(done, 'samples', picture)
+
+        def evaluate(state, done):
+            out.evaluation(done, measure(state.averages[DEPLOYED], done))
+
+        return Every(training.sample_every, sample), Every(training.evaluate_every, evaluate)
+
+    return of
+
+
+def _preview(built, source, mesh):
+    """preview(params) -> picture of samples, from noise that is the same at every step of every
+    run."""
+    noise = jax.random.normal(jax.random.key(0), (PREVIEW, *built.shape))
+    index = np.arange(PREVIEW)
+    condition = source.condition(index % len(source.labels))
+    if 'label' in condition:
+        condition['label'] = (index % built.num_classes).astype(np.int32)
+    generate = jax.jit(built.method.generator.sample, out_shardings=sharding.replicated(mesh))
+
+    def preview(params):
+        samples = np.asarray(generate(params, noise, condition), np.float32)
+        return pictures.image_grid(samples) if samples.ndim == 4 else pictures.scatter(samples)
+
+    return preview
