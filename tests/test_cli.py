@@ -85,6 +85,9 @@ def test_sample(calls):
                 'sampler': None,
                 'steps': None,
                 'trajectory': False,
+                'beside': [],
+                'operator': 'or',
+                'temperature': 1.0,
             },
         )
     ]
