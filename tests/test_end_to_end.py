@@ -1,6 +1,7 @@
 """Everything a user does, through the command line: a teacher, a student by every method, its
 numbers, its samples."""
 
+import inspect
 import json
 import pathlib
 import re
@@ -16,26 +17,36 @@ from fdistill.config import parameters
 from fdistill.methods import METHODS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
-LAWS = (
-    "student_law=dict(name='lognormal', mean=0.0, std=1.0), "
-    "critic_law=dict(name='lognormal', mean=0.0, std=1.0)"
-)
-GAN = "discriminator=dict(name='mlp', width=16, layers=1),"
+LAW = dict(name='lognormal', mean=0.0, std=1.0)
 STUDENTS = [name for name in METHODS if 'teacher' in parameters(METHODS[name])]
-STUDENT = """
-from ml_collections import ConfigDict
-def get_config():
-    return ConfigDict(dict(
+
+
+def student_config(method, teacher):
+    """A few steps of a method on the digits: what it takes, what the `TINY` of its own file says,
+    and an optimizer for each of its roles."""
+    function = METHODS[method]
+    own = inspect.getmodule(getattr(function, 'func', function)).TINY[method]
+    laws = {name: LAW for name in ('student_law', 'critic_law') if name in parameters(function)}
+    plain = dict(
         seed=0,
         data=dict(name='digits'),
-        teacher=dict(workdir='{teacher}'),
-        method=dict(name='{method}', {laws}),
-        {discriminator}
-        optimizer=dict(student=dict(learning_rate=1e-4), critic=dict(learning_rate=1e-4)),
-        training=dict(steps=10, batch_size=16, ema_half_life=1e3, log_every=5, checkpoint_every=0,
-        sample_every=10), evaluation=dict(samples=64, batch_size=64),
-    ))
-"""
+        teacher=dict(workdir=str(teacher)),
+        method=dict(name=method) | laws,
+        training=dict(
+            steps=10,
+            batch_size=16,
+            ema_half_life=1e3,
+            log_every=5,
+            checkpoint_every=0,
+            sample_every=10,
+        ),
+        evaluation=dict(samples=64, batch_size=64),
+    )
+    for section, values in own.items():
+        plain[section] = plain.get(section, {}) | values
+    resolved = build.resolve(plain, build.load_data(plain, 'train'))
+    roles = build.experiment(resolved).method.losses
+    return plain | dict(optimizer={role: dict(learning_rate=1e-4) for role in roles})
 
 
 def run(capsys, *words):
@@ -197,9 +208,9 @@ def test_corrections_and_superposition_of_teachers(teacher, tmp_path, capsys):
 @pytest.mark.parametrize('method', STUDENTS)
 def test_student(teacher, tmp_path, capsys, method):
     file, workdir = tmp_path / f'{method}.py', tmp_path / 'run'
-    discriminator = GAN if method in ('dmd2', 'f_distill') else ''
     file.write_text(
-        STUDENT.format(teacher=teacher, method=method, laws=LAWS, discriminator=discriminator)
+        'from ml_collections import ConfigDict\n'
+        f'def get_config(): return ConfigDict({student_config(method, teacher)!r})\n'
     )
     run(capsys, 'train', f'--config={file}', f'--workdir={workdir}')
     assert (workdir / 'samples' / '000000010.png').exists()

@@ -18,14 +18,15 @@ from jax.lax import stop_gradient
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fdistill import divergences
-from fdistill.diffusion import noise
+from fdistill.diffusion import noise, samplers
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.oracle import mixture
 from fdistill.methods import losses, method
+from fdistill.methods.consistency import SOLVERS, consistency
 from fdistill.methods.critic import Gan
 from fdistill.methods.distribution import dmd2, f_distill
 from fdistill.methods.generator import Steps
-from fdistill.methods.method import Tracking
+from fdistill.methods.method import Context, Tracking
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -881,3 +882,109 @@ def test_cycles_of_the_specification():
 def test_cycle_refuses(name, every, message):
     with pytest.raises(ValueError, match=message):
         method.make_cycle(name, every)
+
+
+# Of consistency distillation: one Gaussian, along whose paths the exact consistency function is
+# known; the student is that function and a shift, its only parameter.
+LOWEST, HIGHEST, DIMENSIONS, SAMPLES = 0.05, 5.0, 3, 4096
+
+
+def one_gaussian():
+    return mixture([1.0], [[0.3, -0.2, 0.5]], 0.8)
+
+
+def consistency_loss(grid, **settings):
+    """The loss as a function of the student's shift; that of the target is 0."""
+    p = one_gaussian()
+
+    def apply(shift, x, sigma, condition, key=None):
+        return p.flow(x, sigma[:, None], LOWEST) + shift, (x,)
+
+    made = consistency(
+        Denoiser(lambda key, x, condition: jnp.zeros(()), apply),
+        p.denoiser(),
+        sigmas=grid,
+        steps=Steps(sigma_init=HIGHEST),
+        **settings,
+    )
+    context = Context({}, {'target': jnp.zeros(())})
+    batch = {'x': p.sample(jax.random.key(0), SAMPLES), 'condition': {}}
+
+    def loss(shift):
+        return made.losses['student']({'student': shift}, context, batch, jax.random.key(1))[0]
+
+    return loss
+
+
+@pytest.mark.parametrize(('solver', 'order'), [('euler', 1), ('heun', 2)])
+def test_exact_consistency_function_has_no_loss_in_the_limit_of_small_steps(solver, order):
+    """What is left is the square of the local error of the teacher's step."""
+    found = []
+    for steps in (64, 128):
+        grid = noise.karras_grid(steps, LOWEST, HIGHEST)
+        loss = consistency_loss(grid, solver=solver, distance='squared_l2')
+        found.append(compiled(loss)(0.0))
+    assert found[1] < 1e-6
+    assert np.log2(found[0] / found[1]) == pytest.approx(2 * (order + 1), abs=0.3)
+
+
+@pytest.mark.parametrize('weighting', ['unit', 'step'])
+def test_consistency_loss_of_a_shift(weighting):
+    """lambda d(shift), and no gradient through the target."""
+    grid = noise.linear_grid(2001, LOWEST, HIGHEST)
+    weight, shift, c = {'unit': 1.0, 'step': 1 / (grid[0] - grid[1])}[weighting], 0.02, 0.01
+    square, offset = DIMENSIONS * shift**2, c**2 * DIMENSIONS
+    for distance, value, slope in (
+        ('squared_l2', square, 2 * DIMENSIONS * shift),
+        (
+            'pseudo_huber',
+            np.sqrt(square + offset) - np.sqrt(offset),
+            DIMENSIONS * shift / np.sqrt(square + offset),
+        ),
+    ):
+        loss = consistency_loss(grid, distance=distance, c=c, weighting=weighting)
+        found, gradient = compiled(jax.value_and_grad(loss))(shift)
+        close(found, weight * value)
+        close(gradient, weight * slope)
+
+
+@pytest.mark.parametrize('solver', SOLVERS)
+def test_step_of_the_teacher_is_that_of_the_sampler(solver):
+    """Each sample at its own level."""
+    p = teacher()
+    high, low = np.array([3.0, 1.0, 0.2]), np.array([2.0, 0.7, 0.1])
+    x = jnp.asarray([[2.0], [-1.0], [0.4]])
+
+    def slope(x, sigma):
+        return (x - p.denoise(x, sigma)) / sigma[:, None]
+
+    found = SOLVERS[solver](slope, x, jnp.asarray(high), jnp.asarray(low))
+    for i in range(3):
+        sampler = samplers.SAMPLERS[solver]
+        close(found[i], sampler.solve(p.denoise, x[i : i + 1], np.array([high[i], low[i]]))[0])
+
+
+def test_target_of_consistency_distillation_has_a_decay_of_its_own():
+    p = one_gaussian().denoiser()
+    averages = consistency(p, p, target_decay=0.9).averages
+    assert averages['target'].decay(jnp.zeros((), jnp.int32)) == 0.9
+    assert averages['ema'].decay is None
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'solver': 'rk4'}, 'known are euler, heun'),
+        ({'distance': 'l1'}, 'known are squared_l2, pseudo_huber'),
+        ({'weighting': 'edm'}, 'known are unit, step'),
+        ({'c': 0.0}, 'must be > 0'),
+        ({'target_decay': 1.0}, r'in \[0, 1\)'),
+        ({'sigmas': np.array([80.0, 0.0])}, 'at least two levels'),
+        ({'steps': Steps(sigma_init=100.0)}, 'from 0.002 to 80 only'),
+        ({'steps': Steps(80.0, (1.0, 0.001))}, 'from 0.002 to 80 only'),
+    ],
+)
+def test_consistency_refuses(settings, message):
+    p = one_gaussian().denoiser()
+    with pytest.raises(ValueError, match=message):
+        consistency(p, p, **settings)

@@ -1,5 +1,6 @@
 """Methods: pure losses over the roles student and critic, all trained by the same trainer."""
 
+from fdistill.methods.consistency import consistency
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
 from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
@@ -15,12 +16,14 @@ METHODS = {
     'f_distill': f_distill,
     'sim': sim,
     'sid': sid,
+    'consistency': consistency,
 }
 
 __all__ = [
     'METHODS',
     'Context',
     'Method',
+    'consistency',
     'diff_instruct',
     'distribution_matching',
     'dmd2',
