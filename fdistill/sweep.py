@@ -364,7 +364,8 @@ def summary(outcome: Outcome) -> str:
     """A result in one line."""
     if outcome['status'] == 'failed':
         return f'FAILED: {outcome["error"]}'
-    numbers = evaluation.numbers(outcome['row'])
+    row = outcome['row']
+    numbers = {key: row[key] for key in ('nfe',) if key in row} | evaluation.numbers(row)
     shown = (
         f'{key} {value:.4g}' if isinstance(value, (int, float)) else f'{key} {value}'
         for key, value in numbers.items()

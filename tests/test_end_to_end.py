@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fdistill import build, cli
+from fdistill import config as configs
 from fdistill.config import parameters
 from fdistill.methods import METHODS
 
@@ -222,6 +223,49 @@ def test_student(teacher, tmp_path, capsys, method):
     assert 'takes neither --sampler nor --steps' in refused(
         capsys, 'sample', f'--workdir={workdir}', '--steps=5'
     )
+
+
+def test_student_of_two_steps(teacher, tmp_path, capsys):
+    """Its evaluation counts two evaluations; it has a trajectory; stopped half way it resumes as
+    the same run, and as no run of other levels."""
+    levels = '--config.method.levels=(0.8,)'
+    small = {'teacher.workdir': teacher, 'training.steps': 10, 'training.batch_size': 16}
+    small |= {'training.log_every': 5, 'evaluation.samples': 64, 'evaluation.batch_size': 64}
+    words = [f'--config={CONFIGS / "digits_sim.py"}', levels]
+    words += [f'--config.{name}={value}' for name, value in small.items()]
+    workdir = tmp_path / 'run'
+    run(capsys, 'train', *words, f'--workdir={workdir}')
+    loaded = check_run(capsys, workdir, 10, 2)
+    assert loaded.config.method.levels == (0.8,)
+
+    array = tmp_path / 'path.npy'
+    few = ['sample', f'--workdir={workdir}', '--n=3', '--seed=1', '--trajectory']
+    run(capsys, *few, f'--out={array}')
+    path = np.load(array)
+    assert path.shape == (3, 3, 8, 8, 1)  # What it took x0 for at two levels, then the sample.
+    np.testing.assert_array_equal(path[:, 1], path[:, 2])
+    samples = loaded.generate(jax.random.key(1), 3)
+    np.testing.assert_allclose(path[:, -1], samples, atol=1e-5)
+    run(capsys, *few, f'--out={tmp_path}/path.png')
+    with Image.open(tmp_path / 'path.png') as picture:
+        assert picture.size == (3 * 66, 3 * 66)
+    assert 'takes neither --sampler nor --steps' in refused(capsys, *few, '--steps=3')
+
+    config = configs.load(str(CONFIGS / 'digits_sim.py'))
+    build.override(config, words[1:])
+    build.train(config, tmp_path / 'broken', quiet=True, stop_at=6)
+    other = [levels.replace('0.8', '0.5'), f'--workdir={tmp_path / "broken"}']
+    assert 'config.method.levels=' in refused(capsys, 'train', *words, *other)
+    run(capsys, 'train', *words, f'--workdir={tmp_path / "broken"}')
+    for one, two in zip(
+        *(jax.tree.leaves(build.from_workdir(f).params) for f in (workdir, tmp_path / 'broken'))
+    ):
+        np.testing.assert_array_equal(one, two)
+    for wrong in ('(3.0,)', '(0.8, 0.8)', '(0.0,)'):
+        line = refused(
+            capsys, 'train', *words, levels.replace('(0.8,)', wrong), f'--workdir={tmp_path / "no"}'
+        )
+        assert 'strictly falling from below sigma_init' in line
 
 
 def refused(capsys, *words):

@@ -212,10 +212,10 @@ CONTINUOUS = {
     'Training': 'ema_half_life ema_ramp_up',
     'precondition': 'sigma_data',
     'guide': 'guidance!=1',
-    'f_distill': 'sigma_init sigma_data logit_clip ratio_low ratio_high bins_decay gan_weight!=0 '
+    'f_distill': 'sigma_init last sigma_data logit_clip ratio_low ratio_high bins_decay gan_weight!=0 '
     'discriminator_weight r1_weight!=0',
-    'sid': 'alpha sigma_init sigma_data',
-    'sim': 'c sigma_init sigma_data',
+    'sid': 'alpha sigma_init last sigma_data',
+    'sim': 'c sigma_init last sigma_data',
     'exact': 'sigma_init ratio_low ratio_high',
     'consistency': 'c target_decay sigma_init',
     'pretrain': 'sigma_data label_dropout!=0',

@@ -146,6 +146,7 @@ def test_only_what_is_missing_runs(unbroken, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == '4 trials done, 0 failed\n'
     assert captured.err.count('[') == 1 and '[4/4] divergence=js,seed=0' in captured.err
+    assert ' s  nfe 1  ' in captured.err
     assert {file for file in before if file.stat().st_mtime_ns != before[file]} == {lost}
     assert rows(sweep.finished(workdir, sweep.load(path))) == rows(results)
 

@@ -124,7 +124,8 @@ def _defaults(config):
     """{dotted name: default} of what a config may set but need not; where the default is None, a
     placeholder of the setting's type."""
     found = {}
-    for name, parameter in settings(config).items():
+    # Sections with a name are found among plain dicts only.
+    for name, parameter in settings(configs.to_json(config)).items():
         value = parameter.default
         if value is None:
             annotation = parameter.annotation

@@ -167,6 +167,7 @@ diff_instruct = functools.partial(
 # critic updates to one.
 dmd2 = functools.partial(
     distribution_matching,
+    steps=Steps(sigma_init=80.0, last=0.0),
     gan=Gan(
         gan_weight=3e-3, gan_fresh_noise=True, discriminator_weight=1e-2, features='fake_score'
     ),

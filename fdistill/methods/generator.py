@@ -1,6 +1,9 @@
 """Generators: how a network makes samples, in one step, in few, or as a solver of the ODE."""
 
 import functools
+import itertools
+import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -11,7 +14,7 @@ from jax.lax import stop_gradient
 
 from fdistill.diffusion import corrections, samplers
 from fdistill.diffusion import denoiser as denoisers
-from fdistill.diffusion.denoiser import Denoiser
+from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.types import Continuous
 
 
@@ -39,10 +42,13 @@ class Steps(NamedTuple):
       1 in Diff-Instruct. A checkpoint made with one level must not be sampled with another.
     levels: of the noise that is added again before each further step, falling, below sigma_init;
       () for a one-step student, (24.4, 5.84, 0.9) for four steps.
+    last: of the samples of training the share that is made by the last step in any case, in [0, 1];
+      the steps of the others are drawn evenly. 0 in DMD2.
     """
 
     sigma_init: Annotated[float, Continuous()] = 2.5
     levels: tuple[float, ...] = ()
+    last: Annotated[float, Continuous()] = 0.9
 
 
 def student(denoiser: Denoiser, steps: Steps) -> Generator:
@@ -51,11 +57,13 @@ def student(denoiser: Denoiser, steps: Steps) -> Generator:
     Raises:
       ValueError: on levels out of range.
     """
-    if not steps.sigma_init > 0:
-        raise ValueError(f'sigma_init={steps.sigma_init}: must be > 0, e.g. 2.5 (SiD) or 80 (DMD2)')
+    if not 0 < steps.sigma_init < math.inf:
+        raise ValueError(
+            f'sigma_init={steps.sigma_init}: must be > 0 and finite, e.g. 2.5 (SiD) or 80 (DMD2)'
+        )
     if not steps.levels:
         return one_step(denoiser, steps.sigma_init)
-    return few_step(denoiser, (steps.sigma_init, *steps.levels))
+    return few_step(denoiser, (steps.sigma_init, *steps.levels), steps.last)
 
 
 def _noise(key, batch):
@@ -80,51 +88,64 @@ def one_step(denoiser: Denoiser, sigma_init: float) -> Generator:
     return Generator(draw, sample, 1)
 
 
-def few_step(denoiser: Denoiser, levels: tuple[float, ...]) -> Generator:
-    """x_1 = levels[0] z, D_k = D(x_k, levels[k]), x_{k+1} = D_k + levels[k+1] z_k; the last D_k is
-    the sample (consistency models' algorithm 1, arXiv 2303.01469; DMD2, arXiv 2405.14867, 4.4).
+def few_step(denoiser: Denoiser, levels: tuple[float, ...], last: float) -> Generator:
+    """x_1 = levels[0] z_1, D_k = D(x_k, levels[k]), x_{k+1} = D_k + levels[k+1] z_{k+1}; the last
+    D_k is the sample (consistency models' algorithm 1, arXiv 2303.01469; DMD2, arXiv 2405.14867,
+    section 4.4).
 
-    A loss gets the output of one of the student's steps, which is drawn anew for each batch. That
-    step starts from what the student itself made in the steps before it, without gradient: this is
-    DMD2's backward simulation (section 4.5), so that training and sampling see the same inputs. The
-    noise of later steps is drawn from that of the first, so that a sample is a function of its
+    A loss gets the output of one of the student's steps, which is drawn for each sample. That step
+    starts from what the student itself made in the steps before it, without gradient: this is
+    DMD2's backward simulation (section 4.5), so that training and sampling see the same inputs.
+    The loss matches the mixture of the outputs of all steps. In a mixture, opposite errors of two
+    steps cancel, so that drawing the steps evenly, as DMD2 does, can leave the samples wrong. With
+    last = 1 the mixture is the samples' own distribution; with a little less it nearly is, and the
+    earlier steps are trained too. (DMD2's code draws one step for a whole batch.)
+
+    The noise of later steps is drawn from that of the first, so that a sample is a function of its
     start.
 
     Args:
       denoiser: any.
       levels: [K], K >= 2, strictly falling, > 0.
+      last: see `Steps`.
 
     Raises:
-      ValueError: on levels that do not fulfil this.
+      ValueError: on levels that do not fulfil this, or last out of range.
     """
-    if len(levels) < 2 or not all(high > low > 0 for high, low in zip(levels, levels[1:])):
+    falling = all(high > low for high, low in itertools.pairwise((math.inf, *levels, 0)))
+    if len(levels) < 2 or not falling:
         raise ValueError(
             f'sigma_init={levels[0]}, levels={tuple(levels[1:])}: '
             'need at least one level, strictly falling from below sigma_init, > 0'
         )
-    sigmas = np.append(np.asarray(levels, np.float64), 0.0)
+    if not 0 <= last <= 1:
+        raise ValueError(f'last={last}: must lie in [0, 1]')
+
+    def sigmas(levels, dtype):
+        # As arrays, for a setting of several lanes is no Python number.
+        return jnp.stack([jnp.asarray(level, dtype) for level in levels])
+
+    def run(key, params, noise, condition, levels, **options):
+        denoise, grid = denoisers.bind(denoiser, params, condition), sigmas(levels, noise.dtype)
+        return samplers.consistency(denoise, grid[0] * noise, grid, key, **options)
 
     def sample(params, noise, condition, **options):
-        denoise = denoisers.bind(denoiser, params, condition)
         key = samplers.keys_of(noise)
-        return samplers.consistency(denoise, levels[0] * noise, sigmas, key, **options)
+        return run(key, params, noise, condition, (*levels, 0.0), **options)
 
     def draw(key, params, batch):
-        key_z, key_step, key_noise = jax.random.split(key, 3)
+        key_z, key_path, key_step, key_noise, key_last = jax.random.split(key, 5)
         z, condition = _noise(key_z, batch), batch['condition']
-        table = jnp.asarray(levels, z.dtype)
-        chosen = jax.random.randint(key_step, (), 0, len(levels))
-        simulated = stop_gradient(params)
-
-        def denoise(params, x, step):
-            return denoiser.apply(params, x, jnp.full(x.shape[0], table[step]), condition)[0]
-
-        def onward(step, x):
-            again = _noise(jax.random.fold_in(key_noise, step), batch)
-            return denoise(simulated, x, step) + table[step + 1] * again
-
-        start = stop_gradient(jax.lax.fori_loop(0, chosen, onward, levels[0] * z))
-        return denoise(params, start, chosen)
+        before, fixed = (*levels[:-1], 0.0), stop_gradient(params)
+        _, made = run(key_path, fixed, z, condition, before, trajectory=True)
+        made = jnp.concatenate([jnp.zeros_like(z)[None], made])  # Nothing before the first step.
+        step = jax.random.randint(key_step, z.shape[:1], 0, len(levels))
+        in_any_case = jax.random.uniform(key_last, z.shape[:1], z.dtype) < last
+        step = jnp.where(in_any_case, len(levels) - 1, step)
+        sigma = sigmas(levels, z.dtype)[step]
+        start = jax.vmap(operator.getitem, (1, 0))(made, step)
+        start = start + column(sigma, z) * _noise(key_noise, batch)
+        return denoiser.apply(params, start, sigma, condition)[0]
 
     trajectory = functools.partial(sample, trajectory=True)
     return Generator(draw, sample, len(levels), trajectory)
