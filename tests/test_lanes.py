@@ -217,7 +217,7 @@ CONTINUOUS = {
     'sid': 'alpha sigma_init last sigma_data',
     'sim': 'c sigma_init last sigma_data',
     'exact': 'sigma_init ratio_low ratio_high',
-    'consistency': 'c target_decay sigma_init',
+    'consistency': 'c target_decay sigma_init last',
     'pretrain': 'sigma_data label_dropout!=0',
     'loguniform': 'sigma_min sigma_max',
 }

@@ -42,8 +42,8 @@ class Steps(NamedTuple):
       1 in Diff-Instruct. A checkpoint made with one level must not be sampled with another.
     levels: of the noise that is added again before each further step, falling, below sigma_init;
       () for a one-step student, (24.4, 5.84, 0.9) for four steps.
-    last: of the samples of training the share that is made by the last step in any case, in [0, 1];
-      the steps of the others are drawn evenly. 0 in DMD2.
+    last: share of the training samples that the last step makes in any case, in [0, 1]; the steps
+      of the others are drawn evenly. 0 in DMD2.
     """
 
     sigma_init: Annotated[float, Continuous()] = 2.5
