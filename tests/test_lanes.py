@@ -212,8 +212,8 @@ CONTINUOUS = {
     'Training': 'ema_half_life ema_ramp_up',
     'precondition': 'sigma_data',
     'guide': 'guidance!=1',
-    'f_distill': 'sigma_init last sigma_data logit_clip ratio_low ratio_high bins_decay gan_weight!=0 '
-    'discriminator_weight r1_weight!=0',
+    'f_distill': 'sigma_init last sigma_data logit_clip ratio_low ratio_high bins_decay '
+    'gan_weight!=0 discriminator_weight r1_weight!=0',
     'sid': 'alpha sigma_init last sigma_data',
     'sim': 'c sigma_init last sigma_data',
     'exact': 'sigma_init ratio_low ratio_high',
