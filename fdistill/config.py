@@ -1,6 +1,7 @@
 """Config files: they are read, overridden from the command line, checked against a function's
 signature, and kept as JSON."""
 
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -9,7 +10,7 @@ import re
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -233,18 +234,27 @@ def call(function: Callable[..., Any], section: Mapping[str, Any], where: str, *
             own = {field: values.pop(field) for field in fields if field in values}
             values[name] = parameter.default._replace(**own)
     try:
-        return function(**values)
-    except UserError:
-        raise
+        with told(where):
+            return function(**values)
     except TypeError as error:
         # A function with **options passes on what it does not know; the one below it objects.
         found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if not (open_ended and found and found[1] in section):
             raise
         raise UserError(f'{where}.{found[1]}: unknown') from error
+
+
+@contextlib.contextmanager
+def told(where: str) -> Iterator[None]:
+    """Turns a ValueError of ours into a UserError that says where in the config it comes from.
+
+    Ours say what the user should change; one out of numpy or jax is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except UserError:
+        raise
     except ValueError as error:
-        # Ours say what the user should change; one out of numpy or jax is a bug and keeps its
-        # traceback.
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals.get('__name__', '').split('.')[0] != 'fdistill':
             raise

@@ -1,7 +1,7 @@
 """A run folder that version 0.1 left in the middle: it is evaluated, sampled and resumed.
 
-tests/data/run_folder_0_1.zip is f-distill on points of the ring, stopped after step 5 of 8, and
-what that version then made of it.
+tests/data/run_folder_0_1.zip is f-distill on points of the ring with a divergence that changes with
+the student's updates, stopped after step 5 of 8, and what that version then made of it.
 """
 
 import json

@@ -71,13 +71,18 @@ def sample(
             f'--n={n}: a picture takes at most {LARGEST} samples; '
             'write an array with --out=FILE.npy'
         )
+    if not beside and (operator, temperature) != ('or', 1.0):
+        raise UserError('--operator, --temperature: are for several teachers; add --with=DIR')
+    if beside and sampler is not None:
+        raise UserError('--sampler: several teachers have a solver of their own; leave it out')
     if beside:
         paths = (workdir, *beside)
         run = superposed(paths, operator=operator, temperature=temperature, steps=steps)
     else:
         run = from_workdir(workdir, sampler=sampler, steps=steps)
+    told = f'give 0 to {run.num_classes - 1}, or -1 for none' if run.num_classes else 'no classes'
     if label is not None and not -1 <= label < max(run.num_classes, 1):
-        raise UserError(f'--label={label}: give 0 to {run.num_classes - 1}, or -1 for none')
+        raise UserError(f'--label={label}: {told}')
     if trajectory and not run.trajectory:
         what = (
             'several teachers at once have'

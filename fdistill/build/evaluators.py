@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of
@@ -65,14 +64,6 @@ def _own_reference(source, config, options, mesh, shape):
 
 
 def _published_row(subject, config, options, mesh, progress, against):
-    if 'given' in config.get('image', {}):
-        source = load_data(config, 'train')
-
-        def given(index):
-            condition = source.condition(np.asarray(index) % len(source.labels))
-            return {name: value for name, value in condition.items() if name != 'label'}
-
-        subject = subject._replace(given=given)
     row = call(
         scores.evaluate,
         options,

@@ -59,6 +59,17 @@ def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
     return Experiment(method, parts, site.frozen, plain['image'])
 
 
+def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
+    """Raises UserError where a config has a section that its method has no use for."""
+    # The mixture of a method of closed forms is made from the section of the teacher.
+    wanted = {'teacher', *built.parts} if 'mixture' in built.parts else set(built.parts)
+    for name in ('teacher', 'fake_score', 'discriminator'):
+        if name in plain and name not in wanted:
+            raise UserError(
+                f'config.{name}: the method {plain["method"]["name"]!r} has none; leave it out'
+            )
+
+
 def optimizers(plain: Mapping[str, Any], method: Method) -> dict[str, optax.GradientTransformation]:
     """{role: optimizer}, each told how often its role is trained."""
     section = dict(section_of(plain, 'optimizer'))

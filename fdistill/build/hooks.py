@@ -60,7 +60,8 @@ def _preview(built, source, mesh):
     noise = jax.random.normal(jax.random.key(0), (PREVIEW, *built.shape))
     index = np.arange(PREVIEW)
     condition = source.condition(index % len(source.labels))
-    if 'label' in condition:
+    # Where there is more to a condition, its label belongs to the rest.
+    if 'label' in condition and not source.given:
         condition['label'] = (index % built.num_classes).astype(np.int32)
     generate = jax.jit(built.method.generator.sample, out_shardings=sharding.replicated(mesh))
 

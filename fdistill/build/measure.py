@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fdistill import config as configs
 from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment
 from fdistill.build.run import digest_of, from_workdir
+from fdistill.build.sections import load_data
 from fdistill.data.sources import Source
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.evaluation.subject import Subject
@@ -56,7 +58,14 @@ def evaluate(
     mesh = sharding.make_mesh() if chosen.sharded else None
     run = from_workdir(workdir, mesh=mesh)
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
+    if chosen.sharded and 'given' in run.config.image:
+        subject = subject._replace(given=given_of(load_data(config, 'train')))
     return measure(config, section, workdir, subject, mesh, quiet=quiet, against=against)
+
+
+def given_of(source: Source) -> Callable[[Any], dict[str, Any]]:
+    """`Subject.given`: of the training samples in their order."""
+    return lambda index: source.condition(np.asarray(index) % len(source.labels))
 
 
 def measure(
@@ -113,6 +122,8 @@ def while_training(
     def evaluated(params, step):
         sample, digest = functools.partial(generate, params), digest_of(checkpoint.digests(params))
         subject = Subject(sample, built.shape, built.num_classes, generator.nfe, step, digest)
+        if source.given:
+            subject = subject._replace(given=given_of(source))
         row = measure(plain, section, workdir, subject, mesh, quiet=True, against=against)
         return evaluation.numbers(row)
 

@@ -35,14 +35,18 @@ def conditions(image: Mapping[str, Any], count: int) -> dict[str, jax.Array]:
 
 
 def make_denoiser(
-    network: Mapping[str, Any], section: Mapping[str, Any], image: Mapping[str, Any], where: str
+    network: Mapping[str, Any],
+    section: Mapping[str, Any],
+    image: Mapping[str, Any],
+    where: str,
+    at: str | None = None,
 ) -> Denoiser:
     """A network that fits the data, as a denoiser.
 
     Args:
       network, section: the sections `network` and `denoiser`.
       image: what the data is, see `sections.resolve`.
-      where: 'config.', or what the sections are in.
+      where: 'config.', or what the sections are in; at: what the section is called, if not so.
 
     Raises:
       UserError: on whatever does not fit, as a condition that the network does not take.
@@ -68,10 +72,10 @@ def make_denoiser(
                 f'and this network takes {", ".join(map(repr, built.takes)) or "none"}; '
                 'choose another network, or data without it'
             )
-    section = {'name': 'edm'} | plain_of(section)
+    section, at = {'name': 'edm'} | plain_of(section), at or f'{where}denoiser'
     if 'schedule' in section:
-        section['schedule'] = named(noise.SCHEDULES, section['schedule'], f'{where}schedule')
-    return named(DENOISERS, section, f'{where}denoiser', network=built)
+        section['schedule'] = named(noise.SCHEDULES, section['schedule'], f'{at}.schedule')
+    return named(DENOISERS, section, at, network=built)
 
 
 def first_device() -> jax.sharding.Sharding:

@@ -54,8 +54,8 @@ def _teacher(site):
     kinds = [kind for kind in TEACHERS if kind in section]
     if len(kinds) != 1:
         raise UserError(
-            'config.teacher: give either workdir, the folder of a trained teacher, or oracle, a '
-            'named mixture'
+            f'config.teacher: give one of {", ".join(TEACHERS)}: the folder of a trained teacher, '
+            'or the name of a mixture'
         )
     made = call(TEACHERS[kinds[0]], plain_of(section), 'config.teacher', plain=site.plain)
     if made.load:
@@ -73,13 +73,15 @@ def _fake_score(site):
     plain = site.plain
     if 'fake_score' not in plain:
         return _student(site)
-    section, where = plain['fake_score'], 'config.fake_score.'
-    model = make_denoiser(plain['network'], section, plain['image'], where)
+    section, at = plain['fake_score'], 'config.fake_score'
+    model = make_denoiser(plain['network'], section, plain['image'], 'config.', at)
     return denoisers.accumulated(model, site.microbatches)
 
 
 def _sigma_data(site):
     section = site.plain.get('fake_score', site.plain.get('denoiser', {}))
+    if 'sigma_data' in site.options and 'sigma_data' not in section:
+        return site.options.pop('sigma_data')  # Of a denoiser that has none itself.
     return section.get('sigma_data', 0.5)
 
 

@@ -146,7 +146,10 @@ def from_workdir(
                 if name in sampler:
                     plain['method'][name] = sampler.pop(name)
         plain['method'] |= {'sampler': sampler} if sampler else {}
-        plain['method']['grid'] |= {'steps': steps} if steps else {}
+        if steps is not None:
+            grid = plain['method']['grid']
+            grid = {'name': grid} if isinstance(grid, str) else grid
+            plain['method']['grid'] = grid | {'steps': steps}
     built = experiment(plain)
     model, generator = built.student, built.method.generator
     params, position = load_ema(model, path, mesh)
@@ -154,8 +157,16 @@ def from_workdir(
     denoiser = jax.jit(lambda params, x, sigma, given: model.apply(params, x, sigma, given)[0])
     trajectory = generator.trajectory and jax.jit(generator.trajectory)
 
+    def said(condition):
+        made = as_condition(condition, built.num_classes)
+        for name in made:
+            if name not in model.takes:
+                takes = ', '.join(map(repr, model.takes)) or 'none'
+                raise UserError(f'condition {name!r}: the model of {path} takes {takes}')
+        return made
+
     def sample(noise, condition):
-        return jitted(params, noise, as_condition(condition, built.num_classes))
+        return jitted(params, noise, said(condition))
 
     def begin(key, n, condition=None):
         return start(key, n, condition, built.image, lambda: load_data(plain, 'train'))
@@ -164,13 +175,13 @@ def from_workdir(
         return sample(*begin(key, n, condition))
 
     def denoise(x, sigma, condition=None):
-        given = {} if condition is None else as_condition(condition, built.num_classes)
+        given = {} if condition is None else said(condition)
         return denoiser(
             params, x, jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), given
         )
 
     def path_of(noise, condition):
-        return trajectory(params, noise, as_condition(condition, built.num_classes))
+        return trajectory(params, noise, said(condition))
 
     return Run(
         config=configs.from_json(plain),

@@ -91,6 +91,10 @@ def resolve(config: Mapping[str, Any], source: sources.Source) -> dict[str, Any]
             raise UserError(
                 f'config.{name}: unknown section{suggest(name, SECTIONS, prefix="config.")}'
             )
+    # A name alone is a section without the rest.
+    for name in ('network', 'denoiser', 'fake_score', 'discriminator'):
+        if isinstance(plain.get(name), str):
+            plain[name] = {'name': plain[name]}
     plain['image'] = {
         'shape': list(source.images.shape[1:]),
         'num_classes': source.num_classes if source.num_classes > 1 else 0,
@@ -108,8 +112,8 @@ def resolve(config: Mapping[str, Any], source: sources.Source) -> dict[str, Any]
                 f'not {plain["image"]}'
             )
         for name in ('network', 'denoiser'):
-            teacher[name] = known[name]
-            plain.setdefault(name, known[name])
+            teacher[name] = known.get(name, {})
+            plain.setdefault(name, teacher[name])
     return plain
 
 

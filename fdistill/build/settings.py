@@ -133,10 +133,11 @@ def _defaults(config):
                 annotation = typing.get_args(annotation)[0]
             kinds = [kind for kind in typing.get_args(annotation) if kind in (int, float, str)]
             value = config_dict.placeholder(kinds[0]) if kinds else parameter.empty
-        if isinstance(value, configs.PLAIN) or isinstance(value, config_dict.FieldReference):
+        plain_value = isinstance(value, configs.PLAIN) and not hasattr(value, '_fields')
+        if plain_value or isinstance(value, config_dict.FieldReference):
             found[name] = value
     # It has no default in a signature, because it decides which signature holds.
-    return found | {'evaluation.protocol': protocols.OWN}
+    return found | {'evaluation.protocol': protocols.OWN, 'method.sampler': 'heun'}
 
 
 def complete(config: ConfigDict, names: Iterable[str]) -> None:

@@ -37,7 +37,7 @@ def superposed(
     first, plains = runs[0], [configs.to_json(run.config) for run in runs]
     for path, run, plain in zip(paths, runs, plains):
         if not has_solver(plain):
-            raise UserError(f'--with={path}: holds a student; only teachers can be superposed')
+            raise UserError(f'{path}: holds a student; --with is for teachers')
         if (run.shape, run.num_classes) != (first.shape, first.num_classes):
             raise UserError(
                 f'--with={path}: makes samples of shape {run.shape} in {run.num_classes} classes, '
@@ -62,5 +62,6 @@ def superposed(
     def generate(key, n, condition=None):
         return sample(*first.start(key, n, condition))
 
-    nfe = len(models) * (len(sigmas) - 1)
+    once = sum(1 if model is one.student else 2 for model, one in zip(models, built))
+    nfe = once * (len(sigmas) - 1)
     return first._replace(sample=sample, generate=generate, trajectory=None, nfe=nfe)

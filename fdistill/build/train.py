@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from fdistill import config as configs
 from fdistill.build.evaluators import evaluator
-from fdistill.build.experiment import Experiment, experiment, optimizers
+from fdistill.build.experiment import Experiment, check_wanted, experiment, optimizers
 from fdistill.build.hooks import hooks
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of, resolve, section_of
 from fdistill.build.settings import comparable
-from fdistill.config import call
+from fdistill.config import call, told
 from fdistill.data import pipeline
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
@@ -93,9 +93,10 @@ def ready(
     source = like.source if like else load_data(config, 'train')
     plain = resolve(config, source)
     training = call(Training, plain_of(section_of(plain, 'training')), 'config.training')
-    built = experiment(plain, training.microbatches)
-    roles = optimizers(plain, built.method)
     call(loop.check, {}, 'config.training', training=training, mesh=mesh)
+    built = experiment(plain, training.microbatches)
+    check_wanted(plain, built)
+    roles = optimizers(plain, built.method)
     flip, seed = plain['data'].get('flip', False), plain.get('seed', 0)
 
     def batches(start):
@@ -145,20 +146,22 @@ def train(
     disk.folder_for(workdir, '--workdir')
     mesh = call(sharding.make_mesh, plain_of(config.get('mesh', {})), 'config.mesh')
     made = ready(config, workdir, mesh)
-    return loop.train(
-        made.built.method,
-        made.optimizers,
-        made.frozen,
-        made.batches,
-        made.training,
-        mesh=mesh,
-        workdir=workdir,
-        config=made.plain,
-        seed=made.seed,
-        hooks=hooks(made.plain, made.source, made.training, workdir, mesh),
-        quiet=quiet,
-        stop_at=stop_at,
-    )
+    # Not by `call`: what a method says of its losses when they are traced is told likewise.
+    with told('config.training'):
+        return loop.train(
+            made.built.method,
+            made.optimizers,
+            made.frozen,
+            made.batches,
+            made.training,
+            mesh=mesh,
+            workdir=workdir,
+            config=made.plain,
+            seed=made.seed,
+            hooks=hooks(made.plain, made.source, made.training, workdir, mesh),
+            quiet=quiet,
+            stop_at=stop_at,
+        )
 
 
 def train_to_the_end(

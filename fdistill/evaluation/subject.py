@@ -11,7 +11,8 @@ class Subject(NamedTuple):
     shape, num_classes: of the data; num_classes 0 or 1 for none.
     nfe: network evaluations of one sample.
     step, digest: of the checkpoint and its weights.
-    given(index) -> {name: [n, ...]}: conditions other than the label, of the samples of an index.
+    given(index) -> {name: [n, ...]}: the conditions of the samples of an index, where there is more
+      to them than a label that a protocol could choose.
     """
 
     sample: Callable[..., Any]

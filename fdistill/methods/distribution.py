@@ -19,7 +19,7 @@ from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import Gan, make_critic, perturb
 from fdistill.methods.generator import Steps
-from fdistill.methods.method import Method, Tracking, make_cycle, start
+from fdistill.methods.method import Method, Tracking, counted, make_cycle, start, updates
 from fdistill.types import Continuous
 
 
@@ -112,7 +112,8 @@ def distribution_matching(
             'critic': critic.init(key_critic, batch, frozen),
         }
         kept = needs_ratio and ratio.normalise
-        return params, {'ratio_bins': jnp.ones(ratio.bins)} if kept else {}
+        aux = {'ratio_bins': jnp.ones(ratio.bins)} if kept else {}
+        return params, aux | updates(weights)
 
     def weigh(logits, sigma, context):
         """h(r) per sample with the two normalisations, what is worth watching, and the new aux."""
@@ -122,15 +123,14 @@ def distribution_matching(
         if ratio.normalise:
             r, bins = losses.normalise_ratio(r, position, aux['ratio_bins'], ratio.bins_decay)
             aux = aux | {'ratio_bins': bins}
-        updates = context.step // tracking.student_every
-        h = stop_gradient(weights.h(r, sigma, updates))
+        h = stop_gradient(weights.h(r, sigma, aux.get('updates', 0)))
         metrics |= {
             'h': jnp.mean(h),
             'h_max': jnp.max(h),
             'log_ratio': losses.histogram(jnp.mean(logits, axis=-1), position),
             'log_h': losses.histogram(jnp.log(h), position),
         }
-        return losses.normalise_weight(h) if ratio.normalise else h, metrics, aux
+        return losses.normalise_weight(h) if ratio.normalise else h, metrics, counted(aux)
 
     def loss(params, context, batch, key):
         key_z, key_t, key_gan = jax.random.split(key, 3)

@@ -13,7 +13,7 @@ from fdistill.diffusion.noise import NoiseLaw
 from fdistill.diffusion.oracle import GaussianMixture
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import perturb
-from fdistill.methods.method import Method, start
+from fdistill.methods.method import Method, counted, start, updates
 from fdistill.types import Continuous
 
 
@@ -52,7 +52,7 @@ def exact(
     generate = generator.student(student, generator.Steps(sigma_init))
 
     def init(key, batch, frozen):
-        return {'student': start(key, student, batch)}, {}
+        return {'student': start(key, student, batch)}, updates(weighting)
 
     def law_of(params, like):
         """The student's own distribution, found from its outputs for 0 and for a unit vector."""
@@ -72,7 +72,7 @@ def exact(
         r = losses.ratio_from_logits(
             log_r[:, None], logit_clip=80.0, low=ratio_low, high=ratio_high
         )
-        h = stop_gradient(weighting.h(r, sigma, context.step))
+        h = stop_gradient(weighting.h(r, sigma, context.aux.get('updates', 0)))
         gap = losses.score_gap(
             x, mixture.denoise(x_t, sigma), own.denoise(x_t, sigma), h / sigma**2
         )
@@ -87,7 +87,7 @@ def exact(
             'log_h': losses.histogram(jnp.log(h), position),
             'std': own.stds[0],
         }
-        return jnp.mean(gap), (metrics, context.aux)
+        return jnp.mean(gap), (metrics, counted(context.aux))
 
     return Method(init, {'student': loss}, lambda step: ('student',), generate)
 

@@ -192,6 +192,8 @@ def solver(
     shift = functools.partial(
         corrections.time_shift, variance=variance, window=window, cutoff=cutoff
     )
+    if not spread >= 0:
+        raise ValueError(f'start_variance={spread}: must be >= 0')
     shift(None)  # Its settings are checked here.
 
     def sample(params, noise, condition, **options):

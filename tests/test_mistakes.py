@@ -1,0 +1,74 @@
+"""What a user gets wrong in a config is one line with a remedy, and leaves no folder."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from fdistill import build
+from fdistill.errors import UserError
+
+LAW = dict(name='lognormal', mean=0.0, std=1.0)
+
+
+def config(method, **sections):
+    """A student of the ring."""
+    student = dict(student_law=LAW, critic_law=LAW, from_teacher=False)
+    plain = dict(
+        seed=0,
+        data=dict(name='mixture', mixture='ring', labelled=False, n=100),
+        network=dict(name='mlp', width=8, blocks=1, embedding=8),
+        teacher=dict(oracle='ring'),
+        method=student | method,
+        optimizer={role: dict(learning_rate=1e-4) for role in ('student', 'critic')},
+        training=dict(steps=2, batch_size=16, ema_half_life=1e3, checkpoint_every=0),
+    )
+    for name, values in sections.items():
+        known = plain.get(name)
+        plain[name] = known | values if isinstance(known, dict) and values else values
+    return ConfigDict(plain).lock()
+
+
+JS = dict(name='f_distill', divergence='js', features='fake_score')
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        # Found when a loss is traced, and told like any other.
+        (config(JS, discriminator=dict(name='conv')), 'must be square'),
+        (config(dict(name='sim'), training=dict(microbatches=0)), 'microbatches=0: must be >= 1'),
+        (
+            config(dict(name='sim'), training=dict(microbatches=3)),
+            'microbatches=3: does not divide',
+        ),
+        (config(dict(name='sim'), discriminator=dict(name='mlp')), "the method 'sim' has none"),
+        (config(dict(name='sim', sampler='heun')), 'config.method.sampler: unknown'),
+        (config(dict(name='sim', levels=(3.0,))), 'strictly falling from below sigma_init'),
+        (config(dict(name='sim'), fake_score=dict(sigma_dat=1.0)), 'config.fake_score.sigma_dat'),
+        (
+            config(dict(name='sim'), denoiser=dict(name='prediction', schedule='cosin')),
+            "config.denoiser.schedule.name: unknown 'cosin'",
+        ),
+        (config(dict(name='sim'), teacher={}), 'give one of workdir, oracle'),
+        (config(dict(name='sim', from_teacher=True)), 'an oracle has no network to start from'),
+    ],
+)
+def test_is_one_line(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        build.train(settings, tmp_path / 'run', quiet=True)
+    assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
+
+
+def test_names_alone_and_other_predictions(tmp_path):
+    """A name is a section without the rest; a student may predict v, and weigh by its sigma_data."""
+    prediction = dict(name='prediction', prediction='v', schedule='cosine')
+    method = dict(name='sim', sigma_data=0.6)
+    settings = config(method, denoiser=prediction, fake_score=prediction, network=None)
+    with settings.unlocked():
+        settings.network = 'mlp'
+    build.train(settings, tmp_path / 'run', quiet=True)
+    run = build.from_workdir(tmp_path / 'run')
+    assert np.isfinite(run.generate(jax.random.key(0), 3)).all()
+    with pytest.raises(UserError, match="condition 'text': the model of .* takes none"):
+        run.sample(np.zeros((2, 2), np.float32), {'text': np.zeros((2, 3))})
