@@ -19,4 +19,4 @@ def get_config(method='js'):
 
 
 def get_sweep():
-    return {'method.levels': ((), (0.8,), (1.7, 1.2, 0.8)), 'seed': (0, 1, 2)}
+    return {'method.levels': ((), (0.8,), (1.3, 0.8, 0.4)), 'seed': (0, 1, 2)}
