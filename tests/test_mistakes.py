@@ -61,7 +61,7 @@ def test_is_one_line(settings, message, tmp_path):
 
 
 def test_names_alone_and_other_predictions(tmp_path):
-    """A name is a section without the rest; a student may predict v, and weigh by its sigma_data."""
+    """A name is a section without the rest; a student may predict v."""
     prediction = dict(name='prediction', prediction='v', schedule='cosine')
     method = dict(name='sim', sigma_data=0.6)
     settings = config(method, denoiser=prediction, fake_score=prediction, network=None)

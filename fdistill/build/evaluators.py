@@ -133,7 +133,9 @@ def evaluator(section: Mapping[str, Any]) -> tuple[Evaluator, dict[str, Any]]:
     else:
         chosen = EVALUATORS['published']
         if 'seed' in options:
-            raise UserError(f'{SECTION}.seed: a published protocol has its own; leave it out')
+            raise UserError(
+                f'{SECTION}.seed: a published protocol has seeds of its own; leave it out'
+            )
     call(chosen.check, options, SECTION)
     return chosen, options
 
