@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import gc
+import itertools
 import os
 import pathlib
 import resource
@@ -47,16 +48,30 @@ def x64():
         yield
 
 
-@pytest.fixture(scope='module', autouse=True)
-def tidy():
-    """Compiled programs of a file are let go with it: a worker holds those of one file, not of
-    all."""
-    yield
+TOGETHER = 50  # tests that share compiled programs in memory; a file of hundreds would hold GiB
+DONE = itertools.count(1)
+
+
+def _let_go():
     jax.clear_caches()
     gc.collect()
     libc = ctypes.util.find_library('c')
     if hasattr(trim := libc and ctypes.CDLL(libc), 'malloc_trim'):
         trim.malloc_trim(0)  # Else the freed memory stays with the process.
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tidy():
+    """Compiled programs of a file are let go with it."""
+    yield
+    _let_go()
+
+
+@pytest.fixture(autouse=True)
+def tidy_within():
+    yield
+    if next(DONE) % TOGETHER == 0:
+        _let_go()
 
 
 PEAKS = {}

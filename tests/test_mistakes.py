@@ -61,13 +61,17 @@ def test_is_one_line(settings, message, tmp_path):
 
 
 def test_names_alone_and_other_predictions(tmp_path):
-    """A name is a section without the rest; a student may predict v."""
-    prediction = dict(name='prediction', prediction='v', schedule='cosine')
-    method = dict(name='sim', sigma_data=0.6)
-    settings = config(method, denoiser=prediction, fake_score=prediction, network=None)
-    with settings.unlocked():
-        settings.network = 'mlp'
-    build.train(settings, tmp_path / 'run', quiet=True)
+    """A name is a section without the rest; a network may predict v, weighed by its sigma_data."""
+    settings = dict(
+        seed=0,
+        data=dict(name='mixture', mixture='ring', labelled=False, n=100),
+        network='mlp',
+        denoiser=dict(name='prediction', prediction='v', schedule='cosine'),
+        method=dict(name='pretrain', law=LAW, grid=dict(name='karras', steps=2), sigma_data=0.6),
+        optimizer=dict(student=dict(learning_rate=1e-4)),
+        training=dict(steps=2, batch_size=16, ema_half_life=1e3, sample_every=0),
+    )
+    build.train(ConfigDict(settings), tmp_path / 'run', quiet=True)
     run = build.from_workdir(tmp_path / 'run')
     assert np.isfinite(run.generate(jax.random.key(0), 3)).all()
     with pytest.raises(UserError, match="condition 'text': the model of .* takes none"):
