@@ -110,7 +110,7 @@ def main(words=None):
     if not build.has_solver(plain):
         raise UserError(f'--workdir={options.workdir}: holds a student; give a teacher')
     built, method = build.experiment(plain), plain['method']
-    denoiser, sampler = build.guided(built, plain), built.parts['sampler']
+    (denoiser, evaluations), sampler = build.guided(built, plain), built.parts['sampler']
     section = _section(method.pop('sampler', 'heun'))
     title = ' '.join(
         [section['name'], *(f'{name}={value}' for name, value in section.items() if name != 'name')]
@@ -215,7 +215,7 @@ def main(words=None):
 
     found, _ = search.best(state)
     grids = {'searched': found, 'karras': noise.karras_grid(options.steps, sigma_min, sigma_max)}
-    nfe = sampler.evaluations(options.steps) * (1 if denoiser is built.student else 2)
+    nfe = sampler.evaluations(options.steps) * evaluations
     # Distances that were not searched with show whether the grid suits the data or only the
     # features.
     keys = ('pixel_fd',) if train.images.ndim == 2 else ('fd_train', 'fd_held_out', 'pixel_fd')

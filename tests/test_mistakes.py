@@ -71,7 +71,13 @@ def test_names_alone_and_other_predictions(tmp_path):
         optimizer=dict(student=dict(learning_rate=1e-4)),
         training=dict(steps=2, batch_size=16, ema_half_life=1e3, sample_every=0),
     )
-    build.train(ConfigDict(settings), tmp_path / 'run', quiet=True)
+    settings = ConfigDict(settings | dict(fake_score='edm')).lock()
+    build.override(settings, ['--config.training.log_every=1'])
+    with pytest.raises(UserError, match="config.fake_score: the method 'pretrain' has none"):
+        build.train(settings, tmp_path / 'other', quiet=True)
+    with settings.unlocked():
+        del settings.fake_score
+    build.train(settings, tmp_path / 'run', quiet=True)
     run = build.from_workdir(tmp_path / 'run')
     assert np.isfinite(run.generate(jax.random.key(0), 3)).all()
     with pytest.raises(UserError, match="condition 'text': the model of .* takes none"):

@@ -32,9 +32,9 @@ def hooks(
       plain, source, training: the resolved config, its training split and its section `training`.
       workdir, mesh: of the run.
     """
-    # Made anew, for to sample, a batch is not taken in parts.
-    workdir, built = pathlib.Path(workdir), experiment(plain)
-    measure = None
+    workdir, built, measure = pathlib.Path(workdir), None, None
+    if training.sample_every or training.evaluate_every:
+        built = experiment(plain)  # Made anew, for to sample, a batch is not taken in parts.
     if training.evaluate_every:
         measure = while_training(plain, built, source, workdir, mesh)
     preview = _preview(built, source, mesh) if training.sample_every else None

@@ -118,9 +118,20 @@ def _mixture(site):
     return mixture
 
 
-def _of_method(name, table, key=None):
-    """A part that is a section of the section `method` and a row of a table."""
+# Sections within the section `method`, and the tables of which each names a row.
+TABLES = {
+    'law': noise.LAWS,
+    'student_law': noise.LAWS,
+    'critic_law': noise.LAWS,
+    'grid': noise.GRIDS,
+    'sampler': {name: sampler.solve for name, sampler in samplers.SAMPLERS.items()},
+}
+
+
+def _of_method(name, key=None):
+    """A part that is a section of the section `method`: a row of one of `TABLES`."""
     key = key or name
+    table = TABLES[key]
 
     def make(site):
         if key not in site.options:
@@ -159,9 +170,9 @@ PARTS = {
     'sigma_data': _sigma_data,
     'discriminator': _discriminator,
     'mixture': _mixture,
-    'law': _of_method('law', noise.LAWS),
-    'student_law': _of_method('student_law', noise.LAWS),
-    'critic_law': _of_method('critic_law', noise.LAWS),
-    'sigmas': _of_method('sigmas', noise.GRIDS, 'grid'),
+    'law': _of_method('law'),
+    'student_law': _of_method('student_law'),
+    'critic_law': _of_method('critic_law'),
+    'sigmas': _of_method('sigmas', 'grid'),
     'sampler': _sampler,
 }

@@ -109,11 +109,13 @@ def has_solver(config: Mapping[str, Any]) -> bool:
     return 'sampler' in parameters(METHODS[config['method']['name']])
 
 
-def guided(built: Experiment, config: Mapping[str, Any]) -> Denoiser:
-    """The denoiser that the solver of a run steps with: its network, guided as its method says."""
+def guided(built: Experiment, config: Mapping[str, Any]) -> tuple[Denoiser, int]:
+    """(The denoiser that the solver of a run steps with, its network guided as its method says;
+    network evaluations in one of it)."""
     method = config['method']
     names = ('guidance', 'guidance_interval')
-    return denoisers.guide(built.student, **{n: method[n] for n in names if n in method})
+    model = denoisers.guide(built.student, **{n: method[n] for n in names if n in method})
+    return model, 1 if model is built.student else 2
 
 
 def from_workdir(

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict, config_dict
 from fdistill import config as configs
 from fdistill import networks
 from fdistill.build.models import DENOISERS
+from fdistill.build.parts import TABLES
 from fdistill.build.teachers import TEACHERS
 from fdistill.config import parameters
 from fdistill.data import sources
-from fdistill.diffusion import noise, samplers
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation import scores
@@ -31,11 +31,7 @@ NAMED = {
     'network': networks.NETWORKS,
     'discriminator': networks.HEADS,
     'method': METHODS,
-    'method.law': noise.LAWS,
-    'method.student_law': noise.LAWS,
-    'method.critic_law': noise.LAWS,
-    'method.grid': noise.GRIDS,
-    'method.sampler': {name: sampler.solve for name, sampler in samplers.SAMPLERS.items()},
+    **{f'method.{name}': table for name, table in TABLES.items()},
 }
 # Arguments of these functions that are no settings.
 OTHERS = {'split', 'progress', 'against', 'name'}
@@ -55,7 +51,7 @@ def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., An
         if isinstance(section, Mapping) and (row := table.get(section.get('name'))):
             yield path, row
     for path in ('denoiser', 'fake_score'):
-        if row := DENOISERS.get((plain.get(path) or {}).get('name', 'edm')):
+        if row := DENOISERS.get((at(path) or {}).get('name', 'edm')):
             yield path, row
     for name, row in TEACHERS.items():
         if name in plain.get('teacher', {}):

@@ -44,7 +44,7 @@ def superposed(
                 f'{paths[0]} of {first.shape} in {first.num_classes}'
             )
     built = [experiment(plain) for plain in plains]
-    models = [guided(one, plain) for one, plain in zip(built, plains)]
+    models, evaluations = zip(*(guided(one, plain) for one, plain in zip(built, plains)))
     sigmas, params = built[0].parts['sigmas'], [run.params for run in runs]
 
     @jax.jit
@@ -54,14 +54,11 @@ def superposed(
         return superpose(denoise, x, sigmas, key, operator=operator, temperature=temperature)[0]
 
     def sample(noise, condition):
-        try:
+        with configs.told('--operator, --temperature'):
             return solved(params, noise, as_condition(condition, first.num_classes))
-        except ValueError as error:  # Ours, of settings that do not fit.
-            raise UserError(f'--operator, --temperature: {error}') from error
 
     def generate(key, n, condition=None):
         return sample(*first.start(key, n, condition))
 
-    once = sum(1 if model is one.student else 2 for model, one in zip(models, built))
-    nfe = once * (len(sigmas) - 1)
+    nfe = sum(evaluations) * (len(sigmas) - 1)
     return first._replace(sample=sample, generate=generate, trajectory=None, nfe=nfe)
