@@ -81,9 +81,9 @@ def _checksums(leaves):
 
 
 def abstract(tree: Any, shardings: Any = None) -> Any:
-    """Shapes, dtypes and shardings, as a restore target."""
+    """Shapes, dtypes and shardings, by default those that the arrays have, as a restore target."""
     if shardings is None:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        shardings = jax.tree.map(lambda x: x.sharding, tree)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
@@ -93,6 +93,9 @@ def newest(workdir: str | pathlib.Path) -> int:
     """Step of the newest checkpoint of a run, verified or not; 0 where there is none."""
     folder = pathlib.Path(workdir) / FOLDER
     return max((int(path.name) for path in folder.glob('[0-9]*') if path.name.isdigit()), default=0)
+
+
+ITEMS = ('state', 'ema')
 
 
 class Checkpoints:
@@ -115,9 +118,18 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
+        # An array that several devices hold alike is written in parts, one by each; cutting off a
+        # part is a program for each shape, which a small array is not worth.
+        handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+        types = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for name in ITEMS:
+            arrays = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
+            handlers.add(name, ocp.args.PyTreeSave, arrays)
+            handlers.add(name, ocp.args.PyTreeRestore, arrays)
         folder = pathlib.Path(workdir).absolute() / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
 
     def __enter__(self):
         return self
@@ -140,7 +152,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
+                **{name: ocp.args.PyTreeSave(tree) for name, tree in arrays.items()},
                 config=ocp.args.JsonSave(config),
                 position=ocp.args.JsonSave(position),
             ),
@@ -183,7 +195,12 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
+                **{
+                    name: ocp.args.PyTreeRestore(
+                        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+                    )
+                    for name, tree in target.items()
+                }
             ),
         )
         restored = {name: restored[name] for name in target}
