@@ -46,11 +46,20 @@ Slurm and the local executor take submitit's parameters, as --slurm_partition=gp
 )
 
 
+WORKDIR = 'folder of the run; required'
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, except that an error is a UserError."""
 
     def error(self, message):
         raise UserError(f'{message}; see `{self.prog} --help`')
+
+
+def _command(commands, name, description, epilog=None):
+    return commands.add_parser(
+        name, allow_abbrev=False, help=description, description=description, epilog=epilog
+    )
 
 
 def _parsers():
@@ -60,18 +69,13 @@ def _parsers():
     )
     commands = parser.add_subparsers(dest='command', metavar='command', required=True)
 
-    def command(name, description, epilog=None):
-        sub = commands.add_parser(
-            name, allow_abbrev=False, help=description, description=description, epilog=epilog
-        )
-        sub.add_argument('--workdir', metavar='DIR', help='folder of the run; required')
-        return sub
-
-    train = command(
+    train = _command(
+        commands,
         'train',
         'Trains what a config describes; resumes when the workdir holds a checkpoint.',
         OVERRIDES,
     )
+    train.add_argument('--workdir', metavar='DIR', help=WORKDIR)
     train.add_argument(
         '--config', metavar='FILE', help='Python file with get_config(), as configs/x.py; required'
     )
@@ -79,9 +83,10 @@ def _parsers():
         '--distributed', action='store_true', help='one of several processes; automatic under srun'
     )
 
-    evaluate = command(
-        'evaluate', 'Measures a trained run and prints the numbers as JSON.', OVERRIDES
+    evaluate = _command(
+        commands, 'evaluate', 'Measures a trained run and prints the numbers as JSON.', OVERRIDES
     )
+    evaluate.add_argument('--workdir', metavar='DIR', help=WORKDIR)
     evaluate.add_argument(
         '--config', metavar='FILE', help='config to use instead of the one kept in the workdir'
     )
@@ -118,7 +123,8 @@ def _parsers():
     )
     evaluate.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
-    sample = command('sample', 'Draws samples from a trained run.', SAMPLER)
+    sample = _command(commands, 'sample', 'Draws samples from a trained run.', SAMPLER)
+    sample.add_argument('--workdir', metavar='DIR', help=WORKDIR)
     sample.add_argument(
         '--n', type=int, help='number of samples; default: 64, or 8 with --trajectory'
     )
@@ -161,7 +167,10 @@ def _parsers():
         help='of --operator=or: the larger, the sooner one of them is chosen; default: %(default)s',
     )
 
-    sweep = command('sweep', 'Runs the trials of a sweep that have no result yet.', SWEEP)
+    sweep = _command(
+        commands, 'sweep', 'Runs the trials of a sweep that have no result yet.', SWEEP
+    )
+    sweep.add_argument('--workdir', metavar='DIR', help=WORKDIR)
     sweep.add_argument(
         '--config', metavar='FILE', help='Python file with get_config() and get_sweep(); required'
     )
@@ -200,8 +209,7 @@ def _parsers():
     )
 
     description = 'Says what a data set holds, and what training on it would stop at.'
-    about = {'help': description, 'description': description, 'epilog': OVERRIDES}
-    check = commands.add_parser('check-data', allow_abbrev=False, **about)
+    check = _command(commands, 'check-data', description, OVERRIDES)
     check.add_argument('path', nargs='?', metavar='PATH', help='folder or zip of images')
     check.add_argument(
         '--config', metavar='FILE', help='Python file with get_config(), whose data is looked at'
@@ -215,9 +223,7 @@ def _parsers():
     check.add_argument('--json', action='store_true', help='print check_data.json and not a table')
 
     description = 'Makes one page of the results of runs and sweeps: scores, tests, plots, samples.'
-    report = commands.add_parser(
-        'report', allow_abbrev=False, help=description, description=description
-    )
+    report = _command(commands, 'report', description)
     report.add_argument('paths', nargs='+', metavar='PATH', help='folder of a run or of a sweep')
     report.add_argument(
         '--out', metavar='DIR', help='folder to write to; default: report in the first PATH'
@@ -232,9 +238,7 @@ def _parsers():
     description = (
         'Reads published weights, running nothing in the file, and writes them as safetensors.'
     )
-    convert = commands.add_parser(
-        'convert', allow_abbrev=False, help=description, description=description
-    )
+    convert = _command(commands, 'convert', description)
     convert.add_argument(
         'kind', metavar='KIND', help='as inception; a wrong one says which there are'
     )
@@ -246,17 +250,12 @@ def _parsers():
 
 def _add_stats(commands):
     description = 'Makes, converts, shows and compares statistics files of real images.'
-    stats = commands.add_parser(
-        'stats', allow_abbrev=False, help=description, description=description
-    )
+    stats = _command(commands, 'stats', description)
     actions = stats.add_subparsers(dest='action', metavar='action', required=True)
 
-    def action(name, description, epilog=None):
-        return actions.add_parser(
-            name, allow_abbrev=False, help=description, description=description, epilog=epilog
-        )
-
-    make = action('make', 'Measures the data of a config under a published protocol.', OVERRIDES)
+    make = _command(
+        actions, 'make', 'Measures the data of a config under a published protocol.', OVERRIDES
+    )
     make.add_argument(
         '--config',
         metavar='FILE',
@@ -286,7 +285,8 @@ def _add_stats(commands):
     )
     make.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
-    convert = action(
+    convert = _command(
+        actions,
         'convert',
         'Reads statistics of another program and writes them as ours, under their protocol.',
     )
@@ -307,9 +307,11 @@ def _add_stats(commands):
         '--reference', metavar='NAME', help='what the images are; default: the name of the file'
     )
 
-    show = action('show', 'Says what a file holds.')
+    show = _command(actions, 'show', 'Says what a file holds.')
     show.add_argument('files', nargs='+', metavar='FILE')
-    compare = action('compare', 'Prints the Frechet distance of two files of one protocol.')
+    compare = _command(
+        actions, 'compare', 'Prints the Frechet distance of two files of one protocol.'
+    )
     compare.add_argument('files', nargs=2, metavar='FILE')
 
 

@@ -1,6 +1,7 @@
 """Published weights: read from foreign files without running them, converted once, kept as
 safetensors."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -26,8 +27,12 @@ class Converter(NamedTuple):
     licence: str
 
 
+def _shapes(detector):
+    return detector.network(None).shapes()
+
+
 CONVERTERS = {
-    name: Converter(row.rename, row.network(None).shapes, row.licence)
+    name: Converter(row.rename, functools.partial(_shapes, row), row.licence)
     for name, row in DETECTORS.items()
 }
 
