@@ -16,7 +16,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parents[1] / '.cache' / 'jax')
 )
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 
 # Before anything imports absl: submitit's set-up of logging closes absl's handler, and with it the
@@ -46,6 +46,13 @@ def x64():
     """float64 while the test runs."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before the fixtures, which compile too."""
+    quick = item.get_closest_marker('quick') and not item.get_closest_marker('well')
+    jax.config.update('jax_disable_most_optimizations', bool(quick))
 
 
 TOGETHER = 50  # tests that share compiled programs in memory; a file of hundreds would hold GiB

@@ -12,6 +12,8 @@ from fdistill.diffusion import augment
 from fdistill.errors import UserError
 from fdistill.networks import NETWORKS
 
+pytestmark = pytest.mark.quick
+
 KEY = jax.random.key(5)
 warp = jax.jit(augment.warp)
 augmented = jax.jit(augment.augment, static_argnames=('probability', 'x_flip'))

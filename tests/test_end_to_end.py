@@ -10,6 +10,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import stops
 from PIL import Image
 
 from fdistill import build, cli
@@ -216,6 +217,7 @@ def test_student(teacher, tmp_path, capsys, method):
     run(capsys, 'train', f'--config={file}', f'--workdir={workdir}')
     assert (workdir / 'samples' / '000000010.png').exists()
     assert any((workdir / 'tensorboard').iterdir())
+    stops.check(configs.load(str(file)), workdir, tmp_path / 'broken')
     # A student needs neither its teacher nor the config file any more.
     file.unlink()
     check_run(capsys, workdir, 10, 1)
@@ -226,8 +228,8 @@ def test_student(teacher, tmp_path, capsys, method):
 
 
 def test_student_of_two_steps(teacher, tmp_path, capsys):
-    """Its evaluation counts two evaluations; it has a trajectory; stopped half way it resumes as
-    the same run, and as no run of other levels."""
+    """Its evaluation counts two evaluations; it has a trajectory; stopped at a log and after it, it
+    resumes as the same run, and as no run of other levels or of another teacher."""
     levels = '--config.method.levels=(0.8,)'
     small = {'teacher.workdir': teacher, 'training.steps': 10, 'training.batch_size': 16}
     small |= {'training.log_every': 5, 'evaluation.samples': 64, 'evaluation.batch_size': 64}
@@ -253,10 +255,18 @@ def test_student_of_two_steps(teacher, tmp_path, capsys):
 
     config = configs.load(str(CONFIGS / 'digits_sim.py'))
     build.override(config, words[1:])
-    build.train(config, tmp_path / 'broken', quiet=True, stop_at=6)
-    other = [levels.replace('0.8', '0.5'), f'--workdir={tmp_path / "broken"}']
-    assert 'config.method.levels=' in refused(capsys, 'train', *words, *other)
-    run(capsys, 'train', *words, f'--workdir={tmp_path / "broken"}')
+    for stop in (5, 6):
+        build.train(config, tmp_path / 'broken', quiet=True, stop_at=stop)
+    words.append(f'--workdir={tmp_path / "broken"}')
+    other = levels.replace('0.8', '0.5')
+    assert 'config.method.levels=' in refused(capsys, 'train', *words, other)
+    # A teacher of the same config and other weights is another; the same one may lie elsewhere.
+    build.train(build.from_workdir(teacher).config, tmp_path / 'young', quiet=True, stop_at=2)
+    young, moved = (f'--config.teacher.workdir={tmp_path / name}' for name in ('young', 'moved'))
+    shutil.copytree(teacher, tmp_path / 'moved')
+    line = refused(capsys, 'train', *words, young)
+    assert 'began with other weights of its teacher' in line
+    run(capsys, 'train', *words, moved)
     for one, two in zip(
         *(jax.tree.leaves(build.from_workdir(f).params) for f in (workdir, tmp_path / 'broken'))
     ):

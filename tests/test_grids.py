@@ -20,6 +20,8 @@ from fdistill.diffusion.oracle import mixture
 from fdistill.errors import UserError
 from fdistill.files import disk
 
+pytestmark = pytest.mark.quick
+
 # Grids.
 
 GRIDS = {

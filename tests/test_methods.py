@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stops
 from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from fdistill import build, divergences
-from fdistill import config as configs
 from fdistill.config import parameters
 from fdistill.methods import METHODS, losses
 from fdistill.training import sharding
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
+
+pytestmark = pytest.mark.quick
 
 BATCH = 16
 RECORDED = pathlib.Path(__file__).parent / 'data' / 'one_step.json'
@@ -66,22 +68,25 @@ def _config(name, steps=8):
     return ConfigDict(plain | dict(optimizer=optimizer)).lock()
 
 
-# These programs run ten times: compiling them well would take longer than it saves.
-FAST = {'xla_backend_optimization_level': 0}
-
-
 @functools.lru_cache(maxsize=None)
-def _initial(name, dtype, microbatches=1):
-    """Method, optimizers, batches that depend on the step alone, and a fresh state on the host."""
+def _built(name, microbatches=1):
+    """Method, optimizers, and batches that depend on the step alone."""
     config = _config(name)
     source = build.load_data(config, 'train')
     plain = build.resolve(config, source)
     method = build.experiment(plain, microbatches).method
-    optimizers = build.optimizers(plain, method)
 
-    def batch(step):
+    def batch(step, dtype):
         rows = np.random.default_rng(step).integers(0, 100, BATCH)
         return {'x': source.images[rows].astype(dtype), 'condition': source.condition(rows)}
+
+    return method, build.optimizers(plain, method), batch
+
+
+@functools.lru_cache(maxsize=None)
+def _initial(name, dtype):
+    """A fresh state on the host."""
+    method, optimizers, batch = _built(name)
 
     def init(batch, key):
         state = init_state(method, optimizers, key, batch, {})
@@ -89,30 +94,38 @@ def _initial(name, dtype, microbatches=1):
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
         )
 
-    state = jax.jit(init, compiler_options=FAST)(batch(0), jax.random.key(0))
-    return method, optimizers, batch, jax.device_get(state)
+    state = jax.jit(init)(batch(0, dtype), jax.random.key(0))
+    return jax.device_get(state)
 
 
 @functools.lru_cache(maxsize=None)
-def _state_after(name, shape, steps, dtype=jnp.float32, microbatches=1):
-    """The state after some steps on a mesh of a shape (data, fsdp)."""
-    method, optimizers, batch, state = _initial(name, dtype, microbatches)
+def _step(name, shape, dtype, microbatches):
+    """(mesh, shardings of a state, step) on a mesh of a shape (data, fsdp)."""
+    method, optimizers, _ = _built(name, microbatches)
     devices = jax.devices()[: shape[0] * shape[1]]
     mesh = jax.make_mesh(shape, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
     # Small enough that arrays of this tiny network are split over the axis fsdp.
-    shardings = sharding.state_sharding(state, mesh, min_size=64)
-    state = jax.device_put(state, shardings)
+    shardings = sharding.state_sharding(_initial(name, dtype), mesh, min_size=64)
     step = jax.jit(
         make_step(method, optimizers, ema_decay(100.0, BATCH)),
         static_argnames='roles',
         donate_argnames='state',
         out_shardings=shardings,
-        compiler_options=FAST,
     )
-    key = jax.random.key(0)
+    return mesh, shardings, step
+
+
+@functools.lru_cache(maxsize=None)
+def _state_after(name, shape, steps, dtype=jnp.float32, microbatches=1, cycle=False):
+    """The state after some steps on a mesh of a shape (data, fsdp), of all roles, or of those whose
+    turn it is in the method's cycle."""
+    method, _, batch = _built(name, microbatches)
+    mesh, shardings, step = _step(name, shape, dtype, microbatches)
+    state, key = jax.device_put(_initial(name, dtype), shardings), jax.random.key(0)
+    everything = tuple(dict.fromkeys(role for i in range(steps) for role in method.cycle(i)))
     for i in range(steps):
-        placed = sharding.put_batch(batch(i), sharding.batch_sharding(mesh))
-        state = step(state, {}, placed, key, roles=method.cycle(i))
+        placed = sharding.put_batch(batch(i, dtype), sharding.batch_sharding(mesh))
+        state = step(state, {}, placed, key, roles=method.cycle(i) if cycle else everything)
     split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
     large = any(x.size >= 64 for x in jax.tree.leaves(state.params))
     assert bool(split) == (mesh.shape['fsdp'] > 1 and large)
@@ -127,17 +140,16 @@ def _difference(one, other):
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_any_mesh_gives_the_same_numbers_in_float32(name):
-    """One device, 8 x 1 and 2 x 4: ten steps agree to 1e-4 relative."""
+def test_a_mesh_gives_the_same_numbers_in_float32(name):
+    """One device and 2 x 4: ten steps agree to 1e-4 relative."""
     alone = _state_after(name, (1, 1), 10)
-    for shape in ((8, 1), (2, 4)):
-        assert _difference(alone, _state_after(name, shape, 10)) <= 1e-4
+    assert _difference(alone, _state_after(name, (2, 4), 10)) <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_any_mesh_gives_the_same_numbers_in_float64(name, x64):
-    """The same to 1e-9: what remains in float32 is rounding."""
+    """The same to 1e-9, also on 8 x 1: what remains in float32 is rounding."""
     alone = _state_after(name, (1, 1), 10, jnp.float64)
     for shape in ((8, 1), (2, 4)):
         assert _difference(alone, _state_after(name, shape, 10, jnp.float64)) <= 1e-9
@@ -166,31 +178,13 @@ def test_a_batch_in_parts_is_the_whole_batch_in_float64(name, x64):
         assert _difference(whole, after) <= 1e-10
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', [n for n in METHODS if 'teacher' not in parameters(METHODS[n])])
 def test_a_stop_changes_nothing(name, tmp_path):
-    """Stopped twice, between logs, after a critic-only step and after a student step: state and
-    metrics.jsonl bit-equal."""
+    """Those with a teacher are stopped in test_end_to_end.py, where they are students of a
+    network."""
     config = _config(name)
-    unbroken = build.train(config, tmp_path / 'unbroken', quiet=True)
-    cycle = build.experiment(build.resolve(config, build.load_data(config, 'train'))).method.cycle
-    critic_only = next((i + 1 for i in range(1, 8) if cycle(i) == ('critic',)), 2)
-    student = next(i + 1 for i in range(critic_only, 8) if 'student' in cycle(i))
-    for stop in (critic_only, student):
-        build.train(config, tmp_path / 'broken', quiet=True, stop_at=stop)
-    resumed = build.train(config, tmp_path / 'broken', quiet=True)
-    for (path, one), other in zip(
-        jax.tree_util.tree_leaves_with_path(unbroken), jax.tree.leaves(resumed)
-    ):
-        np.testing.assert_array_equal(
-            np.asarray(one), np.asarray(other), err_msg=jax.tree_util.keystr(path)
-        )
-    # A method without a density ratio has no histograms.
-    files = sorted(path.name for path in (tmp_path / 'unbroken').glob('*s.jsonl'))
-    logs = [
-        [(tmp_path / folder / name).read_bytes() for name in files]
-        for folder in ('unbroken', 'broken')
-    ]
-    assert logs[0] == logs[1] and files[-1] == 'metrics.jsonl' and logs[0][-1].count(b'\n') == 3
+    build.train(config, tmp_path / 'unbroken', quiet=True)
+    stops.check(config, tmp_path / 'unbroken', tmp_path / 'broken')
 
 
 @pytest.mark.parametrize(
@@ -203,7 +197,7 @@ def test_real_steps_are_pinned(name):
     A change here means that training changed. If that is meant, record again: FDISTILL_RECORD=1
     pytest tests/test_methods.py -k pinned, and say in the commit why the numbers moved.
     """
-    state = _state_after(name, (1, 1), 10)
+    state = _state_after(name, (1, 1), 10, cycle=True)
     found = {
         role: float(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(params)))
         for role, params in {**state.params, 'ema': state.averages['ema'], 'aux': state.aux}.items()
@@ -215,23 +209,6 @@ def test_real_steps_are_pinned(name):
     assert found.keys() == recorded[name].keys()
     for role, value in found.items():
         assert value == pytest.approx(recorded[name][role], rel=1e-4), role
-
-
-def test_the_teacher_is_not_saved_and_the_config_is_complete(tmp_path):
-    """What a run keeps is enough to sample from it, without data or teacher."""
-    config = _config('f_distill', steps=3)
-    build.train(config, tmp_path, quiet=True)
-    assert configs.read(tmp_path)['image']['shape'] == (2,)
-    run = build.from_workdir(tmp_path)
-    assert run.generate(jax.random.key(0), 5).shape == (5, 2)
-    assert run.denoise(jnp.ones((4, 2)), 0.5).shape == (4, 2)
-    assert run.nfe == 1 and run.step == 3
-
-
-def test_another_config_in_the_same_folder_is_refused(tmp_path):
-    build.train(_config('sim', steps=3), tmp_path, quiet=True)
-    with pytest.raises(ValueError, match='steps=3, now 4'):
-        build.train(_config('sim', steps=4), tmp_path, quiet=True)
 
 
 def test_histogram_counts_every_sample_once():

@@ -31,6 +31,8 @@ from fdistill.training import checkpoint, loop, optim, sharding
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
+pytestmark = pytest.mark.quick
+
 BATCH = 8
 KEY = jax.random.key(0)
 
@@ -607,31 +609,6 @@ def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
         *(jax.tree.leaves((s.params, s.averages, s.aux)) for s in (alone, other)), strict=True
     ):
         assert np.max(np.abs(a - b)) <= 1e-4 * max(np.max(np.abs(a)), 0.1)
-
-
-def test_a_student_of_a_network_resumes(teacher, tmp_path, monkeypatch):
-    """After a critic-only step, after a student step, between logs and at one, with the teacher
-    moved: all bit-equal."""
-    # On one device; test_methods.py resumes on eight.
-    monkeypatch.setattr(sharding, 'make_mesh', lambda: mesh_of(1, 1))
-    settings = student_config(teacher)
-    unbroken = build.train(settings, tmp_path / 'unbroken', quiet=True)
-    for stop in (3, 4, 5):
-        build.train(settings, tmp_path / 'broken', quiet=True, stop_at=stop)
-    # A teacher of the same config and other weights is another; the same one may lie elsewhere.
-    build.train(
-        config.load(str(pathlib.Path(teacher).with_name('config.py'))),
-        tmp_path / 'other',
-        quiet=True,
-        stop_at=2,
-    )
-    with pytest.raises(UserError, match='began with other weights of its teacher'):
-        build.train(student_config(str(tmp_path / 'other')), tmp_path / 'broken', quiet=True)
-    moved = student_config(str(shutil.copytree(teacher, tmp_path / 'moved')))
-    resumed = build.train(moved, tmp_path / 'broken', quiet=True)
-    assert_equal(jax.device_get(unbroken), jax.device_get(resumed))
-    logs = [(tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('unbroken', 'broken')]
-    assert logs[0] == logs[1]
 
 
 # --- settings
