@@ -3,7 +3,6 @@
 import ctypes
 import ctypes.util
 import gc
-import itertools
 import os
 import pathlib
 import resource
@@ -16,7 +15,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parents[1] / '.cache' / 'jax')
 )
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 
 # Before anything imports absl: submitit's set-up of logging closes absl's handler, and with it the
@@ -50,35 +49,37 @@ def x64():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Before the fixtures, which compile too."""
-    quick = item.get_closest_marker('quick') and not item.get_closest_marker('well')
-    jax.config.update('jax_disable_most_optimizations', bool(quick))
+    """Most programs of tests run a few times: compiling them well would take longer than it saves.
+
+    A hook, because the fixtures of a test compile too.
+    """
+    quick = item.get_closest_marker('optimised') is None
+    jax.config.update('jax_disable_most_optimizations', quick)
 
 
-TOGETHER = 50  # tests that share compiled programs in memory; a file of hundreds would hold GiB
-DONE = itertools.count(1)
+def _resident():
+    """Bytes of memory that this process has, where the system says so."""
+    pages = pathlib.Path('/proc/self/statm')
+    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else 0
 
 
-def _let_go():
-    jax.clear_caches()
-    gc.collect()
-    libc = ctypes.util.find_library('c')
-    if hasattr(trim := libc and ctypes.CDLL(libc), 'malloc_trim'):
-        trim.malloc_trim(0)  # Else the freed memory stays with the process.
-
-
-@pytest.fixture(scope='module', autouse=True)
-def tidy():
-    """Compiled programs of a file are let go with it."""
-    yield
-    _let_go()
+@pytest.fixture(scope='session')
+def limit():
+    """Memory of a worker, in bytes, above which compiled programs are let go."""
+    return [1.25 * 2**30]
 
 
 @pytest.fixture(autouse=True)
-def tidy_within():
+def tidy(limit):
     yield
-    if next(DONE) % TOGETHER == 0:
-        _let_go()
+    if _resident() > limit[0]:
+        jax.clear_caches()
+        gc.collect()
+        libc = ctypes.util.find_library('c')
+        if hasattr(trim := libc and ctypes.CDLL(libc), 'malloc_trim'):
+            trim.malloc_trim(0)  # Else the freed memory stays with the process.
+        # What is left is not of programs.
+        limit[0] = max(limit[0], _resident() + 2**28)
 
 
 PEAKS = {}

@@ -12,8 +12,6 @@ from fdistill.diffusion import augment
 from fdistill.errors import UserError
 from fdistill.networks import NETWORKS
 
-pytestmark = pytest.mark.quick
-
 KEY = jax.random.key(5)
 warp = jax.jit(augment.warp)
 augmented = jax.jit(augment.augment, static_argnames=('probability', 'x_flip'))
@@ -169,6 +167,7 @@ def test_a_wave_is_the_analytic_one(name, pixels, error):
     assert np.max(np.abs(moved - exact)[inside]) < error
 
 
+@pytest.mark.optimised
 def test_constants_stay_and_moves_are_continuous_in_the_labels():
     drawn = np.asarray(augment.draw(KEY, 64, probability=1.0))
     np.testing.assert_allclose(warp(np.ones((64, 8, 8, 1), np.float32), drawn), 1, atol=1e-6)

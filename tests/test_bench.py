@@ -8,8 +8,6 @@ import pytest
 
 from fdistill.errors import UserError
 
-pytestmark = pytest.mark.quick
-
 ROOT = pathlib.Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location('bench', ROOT / 'experiments' / 'bench.py')
 bench = importlib.util.module_from_spec(spec)

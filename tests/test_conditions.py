@@ -17,8 +17,6 @@ from fdistill.diffusion import denoiser
 from fdistill.errors import UserError
 from fdistill.networks import Network
 
-pytestmark = pytest.mark.quick
-
 MEANS = np.array([[1.0, 0.0], [-0.5, 0.8], [-0.5, -0.8], [0.0, 0.0]], np.float32)
 WORDS = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
 LENGTHS = np.array([3, 2, 3, 1])

@@ -10,8 +10,6 @@ from fdistill.diffusion.corrections import analytic_init, time_shift, variance_w
 from fdistill.diffusion.denoiser import Denoiser, guide
 from fdistill.diffusion.oracle import mixture
 
-pytestmark = pytest.mark.quick
-
 
 def images(count=64, variance=0.25, size=3072):
     """Samples whose elements are +-1/2."""

@@ -19,8 +19,6 @@ from fdistill.diffusion.oracle import mixture
 from fdistill.methods import losses
 from fdistill.networks import Network
 
-pytestmark = pytest.mark.quick
-
 
 def two_modes():
     return mixture([0.35, 0.65], [[-1.2], [1.0]], [0.35, 0.5])

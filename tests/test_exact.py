@@ -16,6 +16,8 @@ from fdistill.diffusion.oracle import GaussianMixture
 from fdistill.errors import UserError
 from fdistill.methods import losses
 
+pytestmark = pytest.mark.optimised
+
 FILE = str(pathlib.Path(__file__).parents[1] / 'configs' / 'pair_exact.py')
 STD = np.sqrt(0.25**2 + 1 - 0.2**2)  # of the data
 

@@ -13,8 +13,6 @@ from fdistill.diffusion.oracle import mixture
 from fdistill.methods.generator import Steps, few_step, one_step, student
 from fdistill.training.lanes import Number
 
-pytestmark = pytest.mark.quick
-
 LEVELS = (2.5, 0.9, 0.3)
 MEAN, STD = np.array([0.3, -0.6]), 0.4
 KEY = jax.random.key(3)

@@ -20,8 +20,6 @@ from fdistill.diffusion.oracle import mixture
 from fdistill.errors import UserError
 from fdistill.files import disk
 
-pytestmark = pytest.mark.quick
-
 # Grids.
 
 GRIDS = {

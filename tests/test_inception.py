@@ -15,8 +15,6 @@ import pytest
 from fdistill.errors import UserError
 from fdistill.networks import inception
 
-pytestmark = pytest.mark.quick
-
 ROOT = pathlib.Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location(
     'bench_inception', ROOT / 'experiments' / 'bench_inception.py'

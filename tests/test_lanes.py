@@ -20,8 +20,6 @@ from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 from fdistill.types import Continuous
 
-pytestmark = pytest.mark.quick
-
 PAIR = configs.to_json(
     configs.load(str(pathlib.Path(__file__).parents[1] / 'configs' / 'pair_exact.py'))
 )

@@ -22,8 +22,6 @@ from fdistill.training import sharding
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
-pytestmark = pytest.mark.quick
-
 BATCH = 16
 RECORDED = pathlib.Path(__file__).parent / 'data' / 'one_step.json'
 LAW = dict(name='lognormal', mean=-1.0, std=1.0)

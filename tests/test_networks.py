@@ -13,8 +13,6 @@ from fdistill.networks.heads import conv_head
 from fdistill.networks.layers import attend, downsample, group_count, upsample
 from fdistill.networks.unet import adm, ddpmpp, ncsnpp
 
-pytestmark = pytest.mark.quick
-
 # Each function runs a few times only: compiled quickly rather than well.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from fdistill import build
 from fdistill.training import sharding
 
+pytestmark = pytest.mark.optimised
+
 DATA = pathlib.Path(__file__).parent / 'data' / 'run_folder_0_1.zip'
 
 

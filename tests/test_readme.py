@@ -14,8 +14,6 @@ from fdistill import config as configs
 from fdistill.evaluation.protocol import PROTOCOLS
 from fdistill.weights import CONVERTERS
 
-pytestmark = pytest.mark.quick
-
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 METHODS = (ROOT / 'docs' / 'methods.md').read_text()

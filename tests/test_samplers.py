@@ -16,8 +16,6 @@ from fdistill.diffusion import multistep, noise, samplers
 from fdistill.diffusion.oracle import mixture
 from fdistill.diffusion.samplers import BASES, COORDS, SAMPLERS
 
-pytestmark = pytest.mark.quick
-
 # Options under which a sampler draws noise.
 RANDOM = {
     'heun': {'s_churn': 10.0},
@@ -521,7 +519,7 @@ def assert_near(found, exact):
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.max(np.abs(exact)))
 
 
-@pytest.mark.well
+@pytest.mark.optimised
 @pytest.mark.parametrize(('name', 'options'), MODES)
 def test_jit_in_float32_is_float64_without_jit(name, options):
     """For a grid that is known and one that is traced."""
@@ -537,7 +535,7 @@ def test_jit_in_float32_is_float64_without_jit(name, options):
     assert_near(traced, exact)
 
 
-@pytest.mark.well
+@pytest.mark.optimised
 @pytest.mark.parametrize('steps', [18, 256])
 def test_edms_churn_is_algorithm_two(steps):
     """EDM's setting for ImageNet-64, of whose levels most lie in [s_min, s_max] and some do not,
@@ -566,7 +564,7 @@ def test_edms_churn_is_algorithm_two(steps):
     assert_near(traced, x)
 
 
-@pytest.mark.well
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ('name', 'options'),
     [

@@ -12,8 +12,6 @@ from fdistill.diffusion import noise, samplers
 from fdistill.diffusion.oracle import mixture
 from fdistill.diffusion.superposition import superpose
 
-pytestmark = pytest.mark.quick
-
 KEY = jax.random.key(3)
 
 

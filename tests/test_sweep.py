@@ -17,6 +17,8 @@ from fdistill import build, cli, divergences, sweep
 from fdistill.errors import NotFinite, UserError
 from fdistill.training import sharding
 
+pytestmark = pytest.mark.optimised
+
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = """
 from fdistill.config import load

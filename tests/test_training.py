@@ -31,8 +31,6 @@ from fdistill.training import checkpoint, loop, optim, sharding
 from fdistill.training.state import init_state
 from fdistill.training.step import ema_decay, make_step
 
-pytestmark = pytest.mark.quick
-
 BATCH = 8
 KEY = jax.random.key(0)
 

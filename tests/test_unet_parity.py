@@ -12,8 +12,6 @@ import pytest
 from fdistill.networks import NETWORKS
 from fdistill.networks.unet import edm_name
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture(scope='module')
 def goldens():
