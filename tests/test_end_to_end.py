@@ -129,6 +129,7 @@ def check_run(capsys, workdir, steps, nfe):
     return loaded
 
 
+@pytest.mark.optimised  # As it evaluates first, it trains the classifier, 1500 steps.
 def test_teacher(teacher, capsys):
     loaded = check_run(capsys, teacher, 20, 7)
     # Heun with twice the steps, and Euler, are other samples by other costs; the run in the folder

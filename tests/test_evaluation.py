@@ -20,6 +20,9 @@ from fdistill.evaluation.frechet import (
 from fdistill.evaluation.protocol import Protocol
 from fdistill.networks.classifier import classifier
 
+# A classifier takes 1500 steps.
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(scope='module')
 def digits():
