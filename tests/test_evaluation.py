@@ -452,21 +452,24 @@ def test_blocks_are_padded_and_cut(monkeypatch):
     np.testing.assert_allclose(values.std(axis=0), 1, rtol=1e-4)
 
 
-def test_classifier_is_kept_and_deterministic(digits, monkeypatch):
-    (path,) = (
-        file for file in cache.folder('classifiers').iterdir() if file.name.startswith('digits-')
-    )
-    first = np.load(path)
-    assert all(first[key].dtype == np.float32 for key in first)
+def test_classifier_is_kept_and_deterministic(monkeypatch):
+    source, folder = load('digits'), cache.folder('classifiers')
     images = to_float(load('digits', 'held_out').images, 16)
-    values = digits.features[0].apply(images)
+
+    def values():
+        return features.get('classifier', source, steps=50, progress=False).apply(images)
+
+    before = set(folder.iterdir())
+    first = values()
+    (path,) = set(folder.iterdir()) - before
+    assert path.name.startswith('digits-')
+    with np.load(path) as file:
+        assert all(file[key].dtype == np.float32 for key in file)
     monkeypatch.setattr(features, '_train', lambda *_: pytest.fail('trained again'))
-    np.testing.assert_array_equal(features.get('classifier', load('digits')).apply(images), values)
+    np.testing.assert_array_equal(values(), first)
     monkeypatch.undo()
     path.unlink()
-    np.testing.assert_array_equal(
-        features.get('classifier', load('digits'), progress=False).apply(images), values
-    )
+    np.testing.assert_array_equal(values(), first)
 
 
 def test_damaged_classifier_is_named(digits):
