@@ -130,14 +130,14 @@ def programs(plain, size):
     condition = {'label': label} if built.num_classes else {}
     batch = {'x': image, 'condition': condition}
     frozen = {name: jax.jit(built.parts[name].init)(key, image, condition) for name in built.frozen}
-    state = jax.jit(lambda frozen, key: states.init_state(method, optimizers, key, batch, frozen))(
-        frozen, key
-    )
-    update = jax.jit(
-        step.make_step(method, optimizers, step.ema_decay(1e5, size)),
-        static_argnames='roles',
-        donate_argnames='state',
-    )
+    advance = step.make_step(method, optimizers, step.ema_decay(1e5, size))
+
+    def init(frozen, key):
+        state = states.init_state(method, optimizers, key, batch, frozen)
+        return states.with_metrics(state, advance, frozen, batch, key)
+
+    state = jax.jit(init)(frozen, key)
+    update = jax.jit(advance, static_argnames='roles', donate_argnames='state')
     steps = {
         f'{role} step': (
             lambda state, role=role: update.lower(state, frozen, batch, key, roles=(role,)),

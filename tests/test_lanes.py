@@ -16,7 +16,7 @@ from fdistill.build.models import first_device
 from fdistill.diffusion import denoiser, noise
 from fdistill.methods import METHODS, Context, Method
 from fdistill.training import checkpoint, lanes, loop, memory, optim
-from fdistill.training.state import init_state
+from fdistill.training.state import init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
 from fdistill.types import Continuous
 
@@ -290,10 +290,12 @@ class Toy:
     def alone(self, lane):
         """The state of a run alone."""
         method, optimizers, decay = self.make(lane.settings)
-        step = jax.jit(make_step(method, optimizers, decay), static_argnames='roles')
+        step = make_step(method, optimizers, decay)
         key = jax.random.key(lane.seed)
         batch = next(lane.batches(0))
         state = init_state(method, optimizers, key, batch, {})
+        state = with_metrics(state, step, {}, batch, key)
+        step = jax.jit(step, static_argnames='roles')
         for _ in range(20):
             state = step(state, {}, batch, key, roles=('student',))
         return state

@@ -18,7 +18,7 @@ from fdistill.methods.generator import Steps
 from fdistill.methods.method import Tracking
 from fdistill.networks.mlp import mlp, mlp_head
 from fdistill.training import optim
-from fdistill.training.state import init_state
+from fdistill.training.state import init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
 
 BATCH, STEPS, SEEDS = 256, 1500, 3
@@ -64,19 +64,24 @@ def _variances(divergence):
     }
 
     # The seed is an argument, so that all seeds share one program.
+    update = make_step(method, optimizers, ema_decay(20e3, BATCH, 0.5))
+
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch, seed):
-        update = make_step(method, optimizers, ema_decay(20e3, BATCH, 0.5))
         return update(state, {}, batch, jax.random.key(seed), ('critic', 'student'))
+
+    @jax.jit
+    def init(batch, seed):
+        key = jax.random.key(seed)
+        state = init_state(method, optimizers, key, batch, {})
+        return with_metrics(state, update, {}, batch, key)
 
     def run(seed):
         batches = pipeline.batches(data, BATCH, seed)
-        state = jax.jit(
-            lambda batch: init_state(method, optimizers, jax.random.key(seed), batch, {})
-        )(next(batches))
+        state = init(next(batches), np.int32(seed))
         for _ in range(STEPS):
             state = step(state, next(batches), np.int32(seed))
-        matrix = np.asarray(state.ema['matrix'])
+        matrix = np.asarray(state.averages['ema']['matrix'])
         return (matrix.T @ matrix)[0, 0]
 
     return np.array([run(seed) for seed in range(SEEDS)])

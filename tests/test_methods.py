@@ -19,7 +19,7 @@ from fdistill import build, divergences
 from fdistill.config import parameters
 from fdistill.methods import METHODS, losses
 from fdistill.training import sharding
-from fdistill.training.state import init_state
+from fdistill.training.state import init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
 
 BATCH = 16
@@ -87,7 +87,9 @@ def _initial(name, dtype):
     method, optimizers, batch = _built(name)
 
     def init(batch, key):
+        step = make_step(method, optimizers, ema_decay(100.0, BATCH))
         state = init_state(method, optimizers, key, batch, {})
+        state = with_metrics(state, step, {}, batch, key)
         return jax.tree.map(
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
         )

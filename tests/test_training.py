@@ -28,7 +28,7 @@ from fdistill.methods import Method
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import make_cycle
 from fdistill.training import checkpoint, loop, optim, sharding
-from fdistill.training.state import init_state
+from fdistill.training.state import init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
 
 BATCH = 8
@@ -142,8 +142,9 @@ def train_toy(workdir, batches=None, **options):
 def toy_step():
     method = toy()
     step = make_step(method, OPTIMIZERS, ema_decay(30.0, BATCH), max_skipped=3)
-    step = functools.partial(jax.jit(step, static_argnames='roles'), key=KEY)
-    return init_state(method, OPTIMIZERS, KEY, toy_batch(), {}), step
+    state = init_state(method, OPTIMIZERS, KEY, toy_batch(), {})
+    state = with_metrics(state, step, {}, toy_batch(), KEY)
+    return state, functools.partial(jax.jit(step, static_argnames='roles'), key=KEY)
 
 
 def test_one_program_serves_all_seeds():

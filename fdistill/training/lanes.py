@@ -2,6 +2,7 @@
 a lane each, vmapped."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -129,7 +130,8 @@ def train(
     steps, indices = training.steps, jnp.arange(len(lanes))
     keys = jax.vmap(jax.random.key)(jnp.asarray([lane.seed for lane in lanes], jnp.int32))
     settings = {name: [lane.settings[name] for lane in lanes] for name in lanes[0].settings}
-    cycle = make(lanes[0].settings)[0].cycle
+    method = make(lanes[0].settings)[0]
+    cycle = method.cycle
 
     def parts(index):
         return make({name: Number(values, index) for name, values in settings.items()})
@@ -137,8 +139,8 @@ def train(
     def stacked(streams):
         return jax.tree.map(lambda *values: np.stack(values), *map(next, streams))
 
-    @jax.jit
-    def init(frozen, batch, keys, indices):
+    @functools.partial(jax.jit, inline=True)
+    def fresh(frozen, batch, keys, indices):
         empty = jax.tree.map(lambda value: jnp.zeros(value.shape[1:], value.dtype), batch)
 
         def one(key, index):
@@ -147,16 +149,26 @@ def train(
 
         return jax.vmap(one)(keys, indices)
 
-    def program(roles):
+    @jax.jit
+    def init(*given):
+        return fresh(*given)._replace(metrics=empty_metrics(metrics))
+
+    def of_all(roles):
         def one(state, frozen, batch, key, index):
             step = make_step(*parts(index), max_skipped=training.max_skipped)
             return step(state, frozen, batch, key, roles)
 
-        step = jax.jit(jax.vmap(one, in_axes=(0, None, 0, 0, 0)), donate_argnums=0)
+        return jax.vmap(one, in_axes=(0, None, 0, 0, 0))
+
+    def program(roles):
+        step = jax.jit(of_all(roles), donate_argnums=0)
         return step.lower(shapes, frozen, batch, keys, indices).compile()
 
     batch = stacked([lane.batches(0) for lane in lanes])
-    shapes = jax.eval_shape(init, frozen, batch, keys, indices)
+    shapes = jax.eval_shape(fresh, frozen, batch, keys, indices)
+    everything = of_all(tuple(method.losses))
+    metrics = jax.eval_shape(everything, shapes, frozen, batch, keys, indices).metrics
+    shapes = shapes._replace(metrics=metrics)
     programs = {roles: program(roles) for roles in dict.fromkeys(map(cycle, range(steps)))}
     # The teacher is there already.
     there = sum(value.nbytes for value in jax.tree.leaves(frozen))

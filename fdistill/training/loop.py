@@ -1,5 +1,6 @@
 """The training loop: set-up, restore, steps, logs and hooks, in the order in which they happen."""
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,17 +174,24 @@ def train(
         example,
     )
 
-    def init(frozen, key):
+    @functools.partial(jax.jit, inline=True)  # Traced once, for the shapes and for the program.
+    def fresh(frozen, key):
         batch = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), batch_shapes)
         return init_state(method, optimizers, key, batch, frozen)
 
-    shapes = jax.eval_shape(init, frozen, key)
+    def init(frozen, key):
+        return fresh(frozen, key)._replace(metrics=empty_metrics(metrics))
+
+    step = make_step(method, optimizers, decay(training), max_skipped=training.max_skipped)
+    everything = functools.partial(step, roles=tuple(method.losses))
+    shapes = jax.eval_shape(fresh, frozen, key)
+    # As the programs are lowered below, or the losses would be traced again there.
+    placed = checkpoint.abstract(shapes, sharding.state_sharding(shapes, mesh))
+    metrics = jax.eval_shape(everything, placed, frozen, batch_shapes, key).metrics
+    shapes = shapes._replace(metrics=metrics)
     shardings = sharding.state_sharding(shapes, mesh)
     step_function = jax.jit(
-        make_step(method, optimizers, decay(training), max_skipped=training.max_skipped),
-        static_argnames='roles',
-        donate_argnames='state',
-        out_shardings=shardings,
+        step, static_argnames='roles', donate_argnames='state', out_shardings=shardings
     )
     target, workdir = checkpoint.abstract(shapes, shardings), pathlib.Path(workdir)
     # Compiled before anything is written: what is wrong with a program leaves no folder behind.

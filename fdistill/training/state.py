@@ -1,6 +1,7 @@
 """The state of a run: arrays only, so that it can be sharded, donated and restored bit for bit."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
 
-from fdistill.methods.method import Context, Method
+from fdistill.methods.method import Method
 
 
 class TrainState(NamedTuple):
@@ -43,7 +44,7 @@ def average(value: jax.typing.ArrayLike, count: jax.typing.ArrayLike = 1) -> clu
 
 
 def empty_metrics(metrics: Any) -> Any:
-    """The same names, with nothing averaged yet."""
+    """The same names, with nothing averaged yet; from arrays or from their shapes."""
     return jax.tree.map(jnp.zeros_like, metrics)
 
 
@@ -55,6 +56,9 @@ def init_state(
     frozen: Mapping[str, Any],
 ) -> TrainState:
     """A fresh `TrainState`; trace it with jax.eval_shape or jit it with shardings.
+
+    It has no metrics yet: what is measured is known once a step has been traced, see
+    `with_metrics`.
 
     Args:
       method: `Method`.
@@ -69,15 +73,6 @@ def init_state(
         for name, average in method.averages.items()
     }
 
-    def names(role):
-        context = Context(frozen, averages, aux, jnp.zeros((), jnp.int32))
-        _, (metrics, _) = jax.eval_shape(lambda: method.losses[role](params, context, batch, key))
-        scalar = jax.ShapeDtypeStruct((), jnp.float32)
-        return {
-            name: average(jnp.zeros(value.shape), 0)
-            for name, value in {**metrics, 'grad_norm': scalar}.items()
-        }
-
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -86,5 +81,25 @@ def init_state(
         aux=aux,
         skipped={role: jnp.zeros((), jnp.int32) for role in method.losses},
         skipped_in_a_row={role: jnp.zeros((), jnp.int32) for role in method.losses},
-        metrics={role: names(role) for role in method.losses},
+        metrics={},
     )
+
+
+def with_metrics(
+    state: TrainState,
+    step: Callable[..., TrainState],
+    frozen: Mapping[str, Any],
+    batch: Any,
+    key: jax.Array,
+) -> TrainState:
+    """The state with the names that a step measures, nothing averaged yet: what all steps take and
+    give, so that a program serves them all.
+
+    Args:
+      state: of `init_state`.
+      step: of `make_step`.
+      frozen, batch, key: of the step.
+    """
+    everything = functools.partial(step, roles=tuple(state.skipped))
+    metrics = jax.eval_shape(everything, state, frozen, batch, key).metrics
+    return state._replace(metrics=empty_metrics(metrics))

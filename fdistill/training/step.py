@@ -1,6 +1,7 @@
 """One training step: a pure function of state, frozen networks and batch; all else is given when it
 is made."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -62,19 +63,20 @@ def make_step(
     """
     order = sorted(method.losses)
 
+    # Traced once for all programs of a role: for its metrics and for each set of roles.
+    @functools.partial(jax.jit, static_argnames='role', inline=True)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def gradient(params, others, context, batch, key, *, role):
+        return method.losses[role](others | {role: params}, context, batch, key)
+
     def step(state, frozen, batch, key, roles):
         for role in roles:
             # fold_in(key, 0) belongs to the initialisation.
             own = jax.random.fold_in(jax.random.fold_in(key, 1 + order.index(role)), state.step)
             context = Context(frozen, state.averages, state.aux, state.step)
-
-            # Called before the loop goes on.
-            def loss(params):
-                whole = state.params | {role: params}  # noqa: B023
-                return method.losses[role](whole, context, batch, own)  # noqa: B023
-
-            (value, (metrics, aux)), grads = jax.value_and_grad(loss, has_aux=True)(
-                state.params[role]
+            others = {name: params for name, params in state.params.items() if name != role}
+            (value, (metrics, aux)), grads = gradient(
+                state.params[role], others, context, batch, own, role=role
             )
             state = apply(role, state, grads, value, metrics, aux)
         return state._replace(step=state.step + 1)
@@ -99,12 +101,13 @@ def make_step(
             if kept.of == role:
                 d = (kept.decay or decay)(state.step)
                 averages[name] = choose(_moved(averages[name], params, d), averages[name])
-        measured = {
-            name: state.metrics[role][name].merge(average(value))
-            for name, value in {**metrics, 'grad_norm': grad_norm}.items()
+        metrics = {**metrics, 'grad_norm': grad_norm}
+        before = state.metrics.get(role) or {
+            name: average(jnp.zeros_like(value), 0) for name, value in metrics.items()
         }
+        measured = {name: before[name].merge(average(metrics[name])) for name in metrics}
         counts = applied | (in_a_row + 1 >= max_skipped)
-        measured = jax.tree.map(lambda a, b: jnp.where(counts, a, b), measured, state.metrics[role])
+        measured = jax.tree.map(lambda a, b: jnp.where(counts, a, b), measured, before)
         in_a_row = jnp.where(applied, 0, in_a_row + 1)
         return state._replace(
             params=state.params | {role: params},
