@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 
 # Compiled programs are kept between runs: the second `make demo` or `make test` compiles next to nothing.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
 
 .PHONY: help venv demo demo-short test test-slow bench lint clean
