@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stops
 from ml_collections import ConfigDict
 
 from fdistill import build, cli, networks
@@ -155,12 +156,8 @@ def test_a_student_through_everything(data, method, folder, tmp_path, capsys):
     """Trained on a mesh of 2 x 4, stopped and resumed bit for bit, evaluated and sampled."""
     teacher = trained(folder, data, 800 if data == 'worded' else 20)
     settings = student_config(data, teacher, method)
-    unbroken = build.train(settings, tmp_path / 'run', quiet=True)
-    for stop in (3, None):
-        resumed = build.train(settings, tmp_path / 'broken', quiet=True, stop_at=stop)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), unbroken, resumed
-    )
+    build.train(settings, tmp_path / 'run', quiet=True)
+    stops.check(settings, tmp_path / 'run', tmp_path / 'broken')
     assert (tmp_path / 'run' / 'samples' / '000000010.png').exists()
     workdir = tmp_path / 'run'
     assert cli.main(['evaluate', f'--workdir={workdir}', '--quiet']) == 0
