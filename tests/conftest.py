@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import gc
+import importlib.metadata
 import os
 import pathlib
 import resource
@@ -17,6 +18,11 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
+# The older emitters of loops compile a step in half the time; later versions have the new ones only.
+# `XLA_FLAGS= make test` compiles as users do.
+EMITTERS = 'xla_cpu_use_fusion_emitters'
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+    os.environ.setdefault('XLA_FLAGS', f'--{EMITTERS}=false')
 
 # Before anything imports absl: submitit's set-up of logging closes absl's handler, and with it the
 # stderr pytest captures.
@@ -45,6 +51,12 @@ def x64():
     """float64 while the test runs."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def as_users():
+    """Options to `jax.jit` with which an `optimised` test compiles exactly as users do."""
+    return {EMITTERS: True} if EMITTERS in os.environ.get('XLA_FLAGS', '') else {}
 
 
 @pytest.hookimpl(tryfirst=True)
