@@ -18,7 +18,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
-# The older emitters of loops compile a step in half the time; later versions have only the new ones.
+# The older emitters of loops compile a step in half the time; later versions have none.
 # `XLA_FLAGS= make test` compiles as users do.
 EMITTERS = 'xla_cpu_use_fusion_emitters'
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
