@@ -76,7 +76,7 @@ def main(words=None):
                 settings.update_from_flattened_dict({key.replace('__', '.'): value})
         print(f'\n== {title}', flush=True)
         started = time.perf_counter()
-        build.train_to_the_end(settings, folder)
+        build.train(settings, folder)
         return time.perf_counter() - started
 
     def steps(kind):

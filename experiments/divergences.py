@@ -74,7 +74,7 @@ def main(words=None):
         if comparison.teacher:
             teacher = config.load(str(CONFIGS / comparison.teacher))
             build.override(teacher, overrides)
-            build.train_to_the_end(teacher, folder / 'teacher')
+            build.train(teacher, folder / 'teacher')
             given.append(f'--config.teacher.workdir={folder / "teacher"}')
         sweep.run(
             str(CONFIGS / 'sweeps' / f'{name}.py'),

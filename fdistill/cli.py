@@ -11,7 +11,9 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +49,7 @@ Slurm and the local executor take submitit's parameters, as --slurm_partition=gp
 
 
 WORKDIR = 'folder of the run; required'
+PEER_SECONDS = 20
 
 
 class _Parser(argparse.ArgumentParser):
@@ -328,13 +331,23 @@ def _train(options, overrides):
 
 
 def _join_others():
+    """Joins the other processes of a run, as a launcher says, or JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     import jax
 
+    numbers = {}
+    for name in ('num_processes', 'process_id'):
+        value = os.environ.get(variable := f'JAX_{name.upper()}')
+        if value is not None and not value.isdecimal():
+            raise UserError(f'{variable}={value}: must be a whole number')
+        numbers[name] = None if value is None else int(value)
     try:
-        jax.distributed.initialize()  # Before anything touches a device.
-    except ValueError as error:
+        # Before anything touches a device. A peer that is gone ends the others within the time.
+        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=PEER_SECONDS)
+    except (ValueError, RuntimeError) as error:
         raise UserError(
-            f'--distributed: {error}; start the processes with srun or mpirun, or leave it out'
+            f'--distributed: {error}; start the processes with srun or mpirun, or set '
+            'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave it out'
         ) from error
 
 
@@ -347,7 +360,7 @@ def _first():
 
 def _among_many(environ):
     """Whether a launcher started this process as one of several."""
-    counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+    counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'JAX_NUM_PROCESSES')
     several = any(int(environ.get(name) or 1) > 1 for name in counts)
     return several or ',' in environ.get('TPU_WORKER_HOSTNAMES', '')
 
@@ -634,27 +647,39 @@ def main(words: Sequence[str] | None = None) -> int:
         words: without the program's name; default: those of this process.
     Returns:
         The exit code: 0, 1 if training stopped because the numbers were not finite, 2 for a user's
-        error, 130 after Ctrl-C.
+        error, 128 + the number of the signal that stopped it: 130 after Ctrl-C, 143 after SIGTERM.
     """
-    words = sys.argv[1:] if words is None else words
+    words, code = sys.argv[1:] if words is None else words, 1
     try:
         command, arguments = _parse(words)
         _keep_programs()
-        return command(*arguments) or 0
+        code = command(*arguments) or 0
     except (UserError, NotFinite) as error:
         print('fdistill: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        code = 2 if isinstance(error, UserError) else 1
     except OSError as error:
         if error.errno not in PLACES:
             raise
         print(
             f'fdistill: {error.filename}: {error.strerror}; {PLACES[error.errno]}', file=sys.stderr
         )
-        return 2
-    except KeyboardInterrupt:
-        again = shlex.join(['fdistill', *words])
-        print(
-            f'fdistill: interrupted; to go on, give the same command again: {again}',
-            file=sys.stderr,
-        )
-        return 130
+        code = 2
+    except KeyboardInterrupt as error:
+        again, said = shlex.join(['fdistill', *words]), str(error) or 'interrupted'
+        print(f'fdistill: {said}; to go on, give the same command again: {again}', file=sys.stderr)
+        code = 128 + getattr(error, 'signum', signal.SIGINT)
+    finally:
+        if code in (1, 2):
+            _leave_others(code)
+    return code
+
+
+def _leave_others(code):
+    """Ends this process at once where it is one of several, which wait for it: leaving in order
+    would wait for them, for minutes. They end when its connections do."""
+    if 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized():
+        if sys.exc_info()[0]:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,6 +1,8 @@
-"""Errors that are said in one line: what the user got wrong, and numbers that are not finite."""
+"""Errors that are said in one line: what the user got wrong, numbers that are not finite, and a
+stop that was asked for."""
 
 import difflib
+import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +15,15 @@ class UserError(ValueError):
 class NotFinite(RuntimeError):
     """Training stopped because a role's updates were not finite many times in a row; one line, exit
     code 1."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Training stopped before its last step, with a checkpoint, because of a signal; exit code 128
+    + its number, as of a process that it ended."""
+
+    def __init__(self, message: str = '', signum: int = signal.SIGINT):
+        super().__init__(message)
+        self.signum = signum
 
 
 def suggest(name: Any, known: Iterable[Any], prefix: str = '') -> str:

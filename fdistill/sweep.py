@@ -156,7 +156,7 @@ def run_trial(workdir: disk.Path, trial: Trial, references: dict | None = None) 
     folder, began = folder_of(workdir, trial), time.perf_counter()
     outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config)}
     try:
-        build.train_to_the_end(trial.config, folder, quiet=True)
+        build.train(trial.config, folder, quiet=True)
         row = build.evaluate(None, folder, quiet=True, against=_reference(trial.config, references))
         outcome |= {'status': 'done', 'row': row}
     except (NotFinite, UserError) as error:

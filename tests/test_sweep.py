@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fdistill import build, cli, divergences, sweep
-from fdistill.errors import NotFinite, UserError
+from fdistill.errors import NotFinite, Stopped, UserError
 from fdistill.training import sharding
 
 pytestmark = pytest.mark.optimised
@@ -216,14 +216,16 @@ def test_sigterm_ends_the_sweep_and_leaves_no_result(tmp_path, monkeypatch, caps
 
     def train(config, workdir, quiet):
         started.append(workdir)
-        return train_all(config, workdir, quiet=quiet, stop_at=None if len(started) > 1 else 7)
+        if len(started) > 1:
+            return train_all(config, workdir, quiet=quiet)
+        train_all(config, workdir, quiet=quiet, stop_at=7)
+        raise Stopped('stopped', signal.SIGTERM)
 
     train_all = build.train
-    # The function hides the module of its name.
-    monkeypatch.setattr(sys.modules['fdistill.build.train'], 'train', train)
+    monkeypatch.setattr(build, 'train', train)
     words = ['sweep', f'--config={path}', f'--workdir={tmp_path / "sweep"}']
     assert (
-        cli.main(words) == 130
+        cli.main(words) == 143
         and len(started) == 1
         and 'give the same command again' in capsys.readouterr().err
     )
@@ -407,7 +409,7 @@ def test_what_does_not_run_together_goes_in_halves(tmp_path, monkeypatch, capsys
         return [NotFinite('not finite') if seed == 1 else None for seed in seeds]
 
     monkeypatch.setattr(sweep.build, 'train_lanes', train_lanes)
-    monkeypatch.setattr(sweep.build, 'train_to_the_end', lambda *given, **options: None)
+    monkeypatch.setattr(sweep.build, 'train', lambda *given, **options: None)
     monkeypatch.setattr(sweep.build, 'evaluate', lambda *given, **options: {'loss': 1.0})
     monkeypatch.setattr(sweep, '_reference', lambda config, kept: None)
     path = write(tmp_path, {'seed': (0, 1, 2, 3, 4)})
@@ -450,7 +452,7 @@ def test_a_job_whose_time_is_up_leaves_no_result(tmp_path, monkeypatch):
         raise UncompletedJobError
 
     (trial,) = sweep.load(write(tmp_path, [{'seed': 0}]))
-    monkeypatch.setattr(sweep.build, 'train_to_the_end', end)
+    monkeypatch.setattr(sweep.build, 'train', end)
     with pytest.raises(UncompletedJobError):
         sweep.run_trial(tmp_path / 'w', trial)
     assert sweep.result(tmp_path / 'w', trial) is None

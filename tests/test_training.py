@@ -23,13 +23,15 @@ from jax.sharding import AxisType, PartitionSpec
 from ml_collections import ConfigDict
 
 from fdistill import build, cli, config
-from fdistill.errors import NotFinite, UserError
+from fdistill.errors import NotFinite, Stopped, UserError
+from fdistill.files import lock
 from fdistill.methods import Method
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import make_cycle
 from fdistill.training import checkpoint, loop, optim, sharding
 from fdistill.training.state import init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
+from fdistill.training.stop import SIGNALS
 
 BATCH = 8
 KEY = jax.random.key(0)
@@ -302,7 +304,7 @@ def large_state(seed):
 def saved(tmp_path_factory):
     """A run folder with checkpoints at steps 4 and 8."""
     workdir = tmp_path_factory.mktemp('saved')
-    with checkpoint.Checkpoints(workdir) as checkpoints:
+    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
         for step in (4, 8):
             checkpoints.save(step, large_state(step), {'seed': 0})
     return workdir
@@ -408,7 +410,7 @@ def test_a_damaged_checkpoint_is_written_again(workdir):
     """orbax saves nothing, and says nothing, at a step that exists."""
     flip(newest(workdir))
     assert restore(workdir)[0] == 4
-    with checkpoint.Checkpoints(workdir) as checkpoints:
+    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
         checkpoints.save(8, large_state(8), {'seed': 0})
     step, state = restore(workdir)
     assert step == 8
@@ -432,33 +434,133 @@ def test_keep_keeps_the_newest(tmp_path):
     assert sorted(int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()) == [9, 12]
 
 
-def test_digest_sees_any_word(x64):
+@pytest.mark.parametrize(
+    'change', [{'next_step': 0}, {'next_step': 7}, {'seal': ''}, {'seal': None}]
+)
+def test_a_position_that_was_changed_is_passed_over(workdir, change):
+    """Of the first version, the step alone can be compared, with the folder's name."""
+    path = newest(workdir) / 'position' / 'metadata'
+    position = {**json.loads(path.read_text()), **change}
+    if position['seal'] is None:
+        del position['seal']
+    path.write_text(json.dumps(position))
+    assert restore(workdir)[0] == 4
+
+
+def test_checkpoints_of_the_first_version_are_verified_too(workdir):
+    for folder in (workdir / checkpoint.FOLDER).iterdir():
+        path = folder / 'position' / 'metadata'
+        position = json.loads(path.read_text())
+        path.write_text(json.dumps({name: position[name] for name in ('next_step', 'digests')}))
+    assert restore(workdir)[0] == 8
+    flip(newest(workdir))
+    assert restore(workdir)[0] == 4
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (
+            lambda w: {},
+            r"state\.params\['student'\]\['w'\] is float32\[4\] in the .* and missing in the run",
+        ),
+        (
+            lambda w: {'w': w, 'x': w},
+            r"\['student'\]\['x'\] is missing in the checkpoint and float32\[4\] in",
+        ),
+        (lambda w: {'w': jnp.zeros(5)}, r'is float32\[4\] in the checkpoint and float32\[5\] in'),
+        (lambda w: {'w': w.astype(jnp.bfloat16)}, r'float32\[4\] in the .* and bfloat16\[4\] in'),
+    ],
+)
+def test_another_structure_names_the_array(workdir, change, said):
+    state = large_state(0)
+    state.params['student'] = change(state.params['student']['w'])
+    with checkpoint.Checkpoints(workdir) as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.restore(checkpoint.items(checkpoint.abstract(state)))
+
+
+def test_a_reader_leaves_a_training_alone(workdir):
+    """A save in flight is a folder that a writer would remove as left over; a reader whose step is
+    removed while it reads takes the next."""
+    flight = workdir / checkpoint.FOLDER / '000000012.orbax-checkpoint-tmp'
+    flight.mkdir()
+    before = sorted(workdir.rglob('*'))
+    assert restore(workdir)[0] == 8
+    assert sorted(workdir.rglob('*')) == before
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        folder = workdir / checkpoint.FOLDER
+        for step in (4, 8):
+            shutil.move(folder / f'{step:09}', workdir / str(step))
+        with checkpoint.Checkpoints(workdir, keep=2) as other:
+            other.save(16, large_state(16), {'seed': 0})
+        target = checkpoint.items(checkpoint.abstract(large_state(0)))
+        assert checkpoints.restore(target)[1]['next_step'] == 16
+    with checkpoint.Checkpoints(workdir / 'none') as checkpoints:
+        assert checkpoints.restore({}) is None
+    assert not (workdir / 'none').exists()
+
+
+def test_lost_checkpoints_are_no_new_run(teacher, tmp_path):
+    folder = pathlib.Path(shutil.copytree(teacher, tmp_path / 'run'))
+    shutil.rmtree(folder / checkpoint.FOLDER)
+    before = (folder / 'metrics.jsonl').read_bytes()
+    settings = config.load(str(pathlib.Path(teacher).parent / 'config.py'))
+    with pytest.raises(UserError, match='holds a run without its checkpoints/'):
+        build.train(settings, folder, quiet=True)
+    assert (folder / 'metrics.jsonl').read_bytes() == before
+
+
+def test_two_trainings_of_one_folder_are_refused(tmp_path):
+    with lock.held(tmp_path), pytest.raises(UserError, match='is writing there'):
+        train_toy(tmp_path)
+    train_toy(tmp_path)
+
+
+def test_checksum_sees_what_the_digest_does_not():
+    """Signs of two words: the digest's words differ by 2^31 times an odd number each."""
+    x = jnp.arange(1.0, 65.0).reshape(8, 8)
+    flipped = x.at[1, 2].multiply(-1).at[5, 0].multiply(-1)
+    assert checkpoint.digests(x) == checkpoint.digests(flipped)
+    assert checkpoint.checksums(x) != checkpoint.checksums(flipped)
+    swapped = x[::-1]
+    assert checkpoint.checksums(x) != checkpoint.checksums(swapped)
+    by_mesh = [
+        jax.device_put(x, sharding.batch_sharding(mesh_of(*axes))) for axes in ((1, 1), (2, 4))
+    ]
+    assert checkpoint.checksums(by_mesh[0]) == checkpoint.checksums(by_mesh[1])
+    assert checkpoint.checksums(x)[''].startswith('float32[8,8] ')
+
+
+@pytest.mark.parametrize('what', [checkpoint.digests, checkpoint.checksums])
+def test_digest_sees_any_word(what, x64):
     dtypes = {'a': jnp.float32, 'b': jnp.bfloat16, 'c': bool, 'd': jnp.float64, 'e': jnp.int8}
     tree = {name: jnp.arange(3).astype(dtype) for name, dtype in dtypes.items()}
-    digests = checkpoint.digests(tree)
+    digests = what(tree)
     assert list(digests) == [f"['{name}']" for name in dtypes]
     for name, leaf in tree.items():
         for i in range(leaf.size):
             changed = tree | {name: leaf.at[i].set(~leaf[i] if leaf.dtype == bool else leaf[i] + 1)}
-            found = checkpoint.digests(changed)
+            found = what(changed)
             assert [key for key in digests if found[key] != digests[key]] == [f"['{name}']"]
 
 
 # --- stops
 
 
-def test_sigterm_saves_and_the_next_run_goes_on(tmp_path):
+@pytest.mark.parametrize('signum', SIGNALS)
+def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, signum):
     unbroken = train_toy(tmp_path / 'unbroken')
 
     def batches(start):
         for done, batch in enumerate(toy_batches()(start), start + 1):
             if done == 7:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signum)
             yield batch
 
-    handler = signal.getsignal(signal.SIGTERM)
-    train_toy(tmp_path / 'broken', batches)
-    assert signal.getsignal(signal.SIGTERM) is handler
+    handler = signal.getsignal(signum)
+    with pytest.raises(Stopped, match='stopped at step 7 of 12') as stopped:
+        train_toy(tmp_path / 'broken', batches)
+    assert stopped.value.signum == signum and signal.getsignal(signum) is handler
     assert int(newest(tmp_path / 'broken').name) == 7
     resumed = train_toy(tmp_path / 'broken')
     assert_equal(jax.device_get(unbroken), jax.device_get(resumed))
@@ -498,7 +600,7 @@ def run_until(words, condition, how, log):
 
 @pytest.mark.slow
 def test_killed_processes_resume(tmp_path):
-    """SIGTERM: saved, exit code 0. SIGKILL while saving and training: goes on from the last whole
+    """SIGTERM: saved, exit code 143. SIGKILL while saving and training: goes on from the last whole
     checkpoint."""
     file, run, log = tmp_path / 'long.py', tmp_path / 'run', tmp_path / 'log'
     file.write_text(LONG)
@@ -512,13 +614,13 @@ def test_killed_processes_resume(tmp_path):
             else []
         )
 
-    assert run_until(words, lambda: len(logged()) > 3, signal.SIGTERM, log) == 0
+    assert run_until(words, lambda: len(logged()) > 3, signal.SIGTERM, log) == 143
     stopped = int(newest(run).name)
     assert stopped >= logged()[-1]
     for kill in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
         goal = logged()[-1] + 700
         code = run_until(words, lambda goal=goal: logged()[-1] > goal, kill, log)
-        assert code == (0 if kill == signal.SIGTERM else -kill)
+        assert code == (143 if kill == signal.SIGTERM else -kill)
     starts = [
         int(line.split()[7])
         for line in log.read_text().splitlines()

@@ -14,7 +14,7 @@ from fdistill.build.sections import load_data, replaced, resolve
 from fdistill.build.settings import common, comparable, complete, continuous, override
 from fdistill.build.superposed import superposed
 from fdistill.build.together import train_lanes
-from fdistill.build.train import train, train_to_the_end
+from fdistill.build.train import train
 
 __all__ = [
     'Experiment',
@@ -39,5 +39,4 @@ __all__ = [
     'superposed',
     'train',
     'train_lanes',
-    'train_to_the_end',
 ]

@@ -21,8 +21,9 @@ from fdistill.config import call, told
 from fdistill.data import pipeline
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
-from fdistill.files import CONFIG, disk
+from fdistill.files import CONFIG, disk, lock
 from fdistill.training import loop, sharding
+from fdistill.training.checkpoint import FOLDER
 from fdistill.training.loop import Training
 from fdistill.training.state import TrainState
 
@@ -56,9 +57,15 @@ def origin(source: Source, frozen: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_resumable(plain: Mapping[str, Any], workdir: str | pathlib.Path) -> None:
-    """Raises UserError where the folder holds a run of another experiment."""
+    """Raises UserError where the folder holds a run of another experiment, or has lost its
+    checkpoints: to begin anew would overwrite what is left."""
     if not (pathlib.Path(workdir) / CONFIG).is_file():
         return
+    if not (pathlib.Path(workdir) / FOLDER).is_dir():
+        raise UserError(
+            f'--workdir={workdir}: holds a run without its {FOLDER}/; bring them back from a copy, '
+            'or give another folder to start anew'
+        )
     before = configs.to_json(configs.read(workdir))
     # A run of 0.1 has no digests, so its places have to stay.
     places = 'origin' not in before
@@ -142,10 +149,15 @@ def train(
 
     Raises:
       UserError: on whatever the user can mend.
+      NotFinite, Stopped: see `loop.train`.
     """
     disk.folder_for(workdir, '--workdir')
+    if jax.process_index() == 0:
+        lock.check(workdir)
     mesh = call(sharding.make_mesh, plain_of(config.get('mesh', {})), 'config.mesh')
     made = ready(config, workdir, mesh)
+    if jax.process_count() > 1:
+        sharding.check_agreement(digest_of(made.plain))
     # Not by `call`: what a method says of its losses when they are traced is told likewise.
     with told('config.training'):
         return loop.train(
@@ -162,16 +174,3 @@ def train(
             quiet=quiet,
             stop_at=stop_at,
         )
-
-
-def train_to_the_end(
-    config: ConfigDict, workdir: str | pathlib.Path, *, quiet: bool = False
-) -> TrainState:
-    """Trains; raises KeyboardInterrupt if it stopped before its last step. There is a checkpoint
-    then, from which the same command goes on."""
-    state = train(config, workdir, quiet=quiet)
-    if int(state.step) < config.training.steps:
-        raise KeyboardInterrupt(
-            f'{workdir}: stopped at step {int(state.step)} of {config.training.steps}'
-        )
-    return state

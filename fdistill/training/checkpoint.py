@@ -1,11 +1,13 @@
 """Checkpoints: the one place that uses orbax.
 
 A step holds separate items, each of which can be restored alone: `state` (to resume), `ema` (to
-sample from), `config` and `position` (next batch, and a digest of every array). orbax restores a
-flipped bit without an error. Digests are therefore verified here, and a step whose digests do not
-fit is passed over: the newest that does fit is restored.
+sample from), `config` and `position` (next batch, and of every array its shape, type and checksum).
+orbax restores a flipped bit without an error. Checksums are therefore verified here, and a step
+that does not fit is passed over: the newest that does fit is restored.
 """
 
+import hashlib
+import json
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -55,29 +57,64 @@ def joined(arrays: Mapping[str, Any]) -> TrainState:
 
 
 def digests(tree: Any) -> dict[str, int]:
-    """{path: int}, a checksum of each array's bits: the sum of words times odd weights, modulo
-    2^32.
+    """{path: int}, by which weights are known: of each array the sum of its words times odd
+    weights, modulo 2^32, equal on every mesh.
 
-    Any single changed word changes the sum, and integer sums are equal on every mesh.
+    What changes in two places at once may leave it as it was; `checksums` see that.
     """
+    return {path: digest for path, (digest, _) in _sums_of(tree).items()}
+
+
+def checksums(tree: Any) -> dict[str, str]:
+    """{path: 'float32[3,4] 0123456789abcdef'}: type and shape of each array and a checksum of its
+    bits.
+
+    The checksum is sum_i mix(w_i xor (g i + seed)) modulo 2^32 of the words w_i, for two seeds,
+    where `mix` is the last step of MurmurHash3 and g the odd number next to 2^32 over the golden
+    ratio: a change, in however many words, goes unseen with a chance of 2^-64. Integer sums are
+    equal on every mesh.
+    """
+    return {path: checksum for path, (_, checksum) in _sums_of(tree).items()}
+
+
+def _sums_of(tree):
+    """{path: (digest, checksum)}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get(_checksums([leaf for _, leaf in leaves]))
-    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums)}
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    return {
+        jax.tree_util.keystr(path): (int(of[0]), f'{_kind(leaf)} {of[1]:08x}{of[2]:08x}')
+        for (path, leaf), of in zip(leaves, sums)
+    }
 
 
-def _checksum(x):
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(
-        x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    )
-    words = words.reshape(-1).astype(jnp.uint32)
-    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+def _kind(leaf):
+    return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
 
 @jax.jit
-def _checksums(leaves):
-    return [_checksum(leaf) for leaf in leaves]
+def _sums(leaves):
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+    found = []
+    for x in leaves:
+        if x.dtype == jnp.bool_:
+            x = x.astype(jnp.uint8)
+        words = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
+        words = words.reshape(-1).astype(jnp.uint32)
+        at = jnp.arange(words.size, dtype=jnp.uint32)
+        terms = [words * (2 * at + 1)]
+        for seed in (0x7F4A7C15, 0xF39CC060):
+            mixed = words ^ (at * jnp.uint32(0x9E3779B9) + jnp.uint32(seed))
+            for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+                mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+            terms.append(mixed ^ (mixed >> 16))
+        found.append(jnp.stack([jnp.sum(term, dtype=jnp.uint32) for term in terms]))
+    return found
+
+
+def _seal(position):
+    """Digest of all else that a position says."""
+    rest = {name: value for name, value in position.items() if name != 'seal'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def abstract(tree: Any, shardings: Any = None) -> Any:
@@ -103,20 +140,24 @@ class Checkpoints:
 
     Args:
       workdir: run folder; checkpoints lie in its `checkpoints/`.
-      keep: newest steps kept, >= 1.
+      keep: newest steps kept, >= 1; None to read only, beside a training that may go on: nothing in
+        the folder is then made, changed or removed.
 
     Raises:
       ValueError: if keep < 1.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
-        if keep < 1:
+    def __init__(self, workdir: str | pathlib.Path, keep: int | None = None):
+        if keep is not None and keep < 1:
             raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
+        writes = keep is not None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             step_format_fixed_length=9,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
+            create=writes,
+            cleanup_tmp_directories=writes,  # Another's would be the save it has in flight.
+            enable_async_checkpointing=writes,
+            save_root_metadata=writes,
         )
         # An array that several devices hold alike is written in parts, one by each; cutting off a
         # part is a program for each shape, which a small array is not worth.
@@ -128,7 +169,8 @@ class Checkpoints:
             handlers.add(name, ocp.args.PyTreeSave, arrays)
             handlers.add(name, ocp.args.PyTreeRestore, arrays)
         folder = pathlib.Path(workdir).absolute() / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
 
     def __enter__(self):
@@ -145,10 +187,13 @@ class Checkpoints:
         for damaged in [other for other in self._manager.all_steps() if other >= step]:
             self._manager.delete(damaged)
         arrays = items(state)
-        position = {
-            'next_step': step,
-            'digests': {name: digests(tree) for name, tree in arrays.items()},
-        }
+        sums = {name: _sums_of(tree) for name, tree in arrays.items()}
+        position = {'next_step': step}
+        for index, what in enumerate(('digests', 'checksums')):
+            position[what] = {
+                name: {path: both[index] for path, both in of.items()} for name, of in sums.items()
+            }
+        position['seal'] = _seal(position)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -170,28 +215,44 @@ class Checkpoints:
         Raises:
           UserError: if there are checkpoints and none can be restored.
         """
-        reasons = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                return self._verified(step, target)
-            except (
-                Exception
-            ) as error:  # Damage shows as anything from a KeyError to a tensorstore error.
-                reason = str(error).strip().split('\n')[0] or type(error).__name__
-                reasons.append(f'step {step}: {reason}')
-                logging.warning('checkpoint %s is passed over: %s', step, reason)
+        reasons = {}
+        while untried := sorted(set(self._manager.all_steps()) - set(reasons), reverse=True):
+            for step in untried:
+                try:
+                    return self._verified(step, target)
+                except (
+                    Exception
+                ) as error:  # Damage shows as anything from a KeyError to a tensorstore error.
+                    reasons[step] = str(error).strip().split('\n')[0] or type(error).__name__
+                    logging.warning('checkpoint %s is passed over: %s', step, reasons[step])
+            # A training that goes on may have removed them, having saved others.
+            self._manager.reload()
         if reasons:
+            said = '; '.join(f'step {step}: {reason}' for step, reason in reasons.items())
             raise UserError(
-                f'no checkpoint in {self._manager.directory} can be restored '
-                f'({"; ".join(reasons)[:500]}); bring one back from a copy, '
-                'or give another folder to start anew'
+                f'no checkpoint in {self._manager.directory} can be restored ({said[:500]}); '
+                'bring one back from a copy, or give another folder to start anew'
             )
         return None
 
     def _verified(self, step, target):
-        position = self._manager.restore(
-            step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
-        ).position
+        read = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))
+        position = read.position
+        # Runs of 0.1 have neither checksums nor a seal.
+        sealed = {'checksums', 'seal'} & position.keys()
+        if position['next_step'] != step or sealed and position['seal'] != _seal(position):
+            raise ValueError('its position is damaged: it does not fit its digest or its folder')
+        saved = position['checksums' if sealed else 'digests']
+        for name, tree in target.items():
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            wanted = {jax.tree_util.keystr(path): _kind(leaf) for path, leaf in leaves}
+            # A digest of a run of 0.1 says neither shape nor type.
+            had = {
+                path: str(of).split()[0] if sealed else wanted.get(path)
+                for path, of in saved[name].items()
+            }
+            if had != wanted:
+                raise ValueError(name + _difference(had, wanted))
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -212,9 +273,16 @@ class Checkpoints:
                     raise ValueError(
                         f'{name}{jax.tree_util.keystr(path)} is {leaf.dtype}, not {wanted.dtype}'
                     )
-            for path, value in digests(tree).items():
-                if value != position['digests'][name].get(path):
+            for path, both in _sums_of(tree).items():
+                if both[bool(sealed)] != saved[name][path]:
                     raise ValueError(
                         f'{name}{path} is damaged: its digest differs from the one saved'
                     )
         return restored, position
+
+
+def _difference(had, wanted):
+    """What is said of the first array that a checkpoint and a run do not have alike."""
+    path = min(path for path in had | wanted if had.get(path) != wanted.get(path))
+    of, to = (kinds.get(path, 'missing') for kinds in (had, wanted))
+    return f'{path} is {of} in the checkpoint and {to} in the run: of another config or version'

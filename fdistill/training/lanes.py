@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdistill.errors import NotFinite
-from fdistill.files import CONFIG, disk
+from fdistill.files import CONFIG, disk, lock
 from fdistill.files.progress import Progress
 from fdistill.training import checkpoint, loop, memory, writer
 from fdistill.training.loop import Training
@@ -183,8 +183,8 @@ def train(
         progress = stack.enter_context(Progress(steps, 0, size, quiet=quiet))
         outs, logs = [], []
         for lane in lanes:
+            stack.enter_context(lock.held(lane.workdir))
             out = stack.enter_context(writer.Writer(lane.workdir, training.wandb))
-            disk.write_json(pathlib.Path(lane.workdir) / CONFIG, lane.config)
             out.truncate(0)
             out.config(lane.config)
             outs.append(out)
@@ -210,8 +210,10 @@ def train(
             loop.Every(1, loop.pace(outs, progress)),
         ]
         state = loop.run(advance, init(frozen, batch, keys, indices), 0, steps, actions)
-    for index, lane in enumerate(lanes):
-        if not failed[index]:
-            with checkpoint.Checkpoints(lane.workdir, training.keep) as checkpoints:
-                checkpoints.save(steps, _lane(state, index), lane.config)
+        for index, lane in enumerate(lanes):
+            if not failed[index]:
+                with checkpoint.Checkpoints(lane.workdir, training.keep) as checkpoints:
+                    checkpoints.save(steps, _lane(state, index), lane.config)
+                # Where this is, there are checkpoints: not before, for a group that is killed.
+                disk.write_json(pathlib.Path(lane.workdir) / CONFIG, lane.config)
     return failed

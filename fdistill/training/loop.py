@@ -1,5 +1,6 @@
 """The training loop: set-up, restore, steps, logs and hooks, in the order in which they happen."""
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -13,14 +14,14 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from fdistill import divergences
-from fdistill.errors import NotFinite
-from fdistill.files import CONFIG, disk
+from fdistill.errors import NotFinite, Stopped
+from fdistill.files import CONFIG, disk, lock
 from fdistill.files.progress import Progress
 from fdistill.methods.method import Method
 from fdistill.training import checkpoint, sharding, writer
 from fdistill.training.state import TrainState, empty_metrics, init_state
 from fdistill.training.step import ema_decay, make_step
-from fdistill.training.stop import Stop
+from fdistill.training.stop import Stop, watchdog
 from fdistill.types import Continuous, Free
 
 
@@ -35,6 +36,8 @@ class Training(NamedTuple):
     evaluate_every: in steps, how often the averaged weights are measured; 0 for never.
     keep: checkpoints kept.
     max_skipped: non-finite updates of a role in a row that stop the run.
+    hang_seconds: without a finished step that end the process, with the stacks of its threads;
+      what is done now and then, as an evaluation, counts to the step before it. 0: never.
     wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
     """
 
@@ -49,13 +52,14 @@ class Training(NamedTuple):
     evaluate_every: Annotated[int, Free] = 0
     keep: Annotated[int, Free] = 2
     max_skipped: Annotated[int, Free] = 10
+    hang_seconds: Annotated[float, Free] = 3600.0
     wandb: Annotated[str | None, Free] = None
 
 
 def check(training: Training, mesh: Mesh | None = None) -> None:
     """Raises ValueError on settings out of range, or a batch that the mesh cannot share evenly."""
     least = {'steps': 1, 'log_every': 1, 'keep': 1, 'max_skipped': 1, 'microbatches': 1}
-    least |= {'checkpoint_every': 0, 'sample_every': 0, 'evaluate_every': 0}
+    least |= {'checkpoint_every': 0, 'sample_every': 0, 'evaluate_every': 0, 'hang_seconds': 0}
     for name, low in least.items():
         if (value := getattr(training, name)) < low:
             raise ValueError(f'{name}={value}: must be >= {low}')
@@ -150,7 +154,7 @@ def train(
       seed: of the run; one program serves all.
       hooks: out -> what else is done now and then, as previews.
       quiet: no progress on stderr.
-      stop_at: stop after this step with a checkpoint, as a SIGTERM would.
+      stop_at: stop after this step with a checkpoint, as a SIGTERM would, and return.
 
     Returns:
       The final `TrainState`.
@@ -158,6 +162,8 @@ def train(
     Raises:
       NotFinite: after max_skipped non-finite updates in a row; names the role and the loss. Nothing
         of them was kept.
+      Stopped: on a signal before the last step; there is a checkpoint of the step it came in.
+      UserError: another process trains there, or no checkpoint there can be restored.
       ValueError: on settings out of range or a checkpoint that cannot be restored.
     """
     check(training, mesh)
@@ -201,9 +207,11 @@ def train(
         programs[roles] = lowered.compile()
 
     with (
+        lock.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
         writer.Writer(workdir, training.wandb) as out,
         checkpoint.Checkpoints(workdir, training.keep) as checkpoints,
         Stop() as stop,
+        watchdog(training.hang_seconds) as alive,
     ):
         restored = checkpoints.restore(checkpoint.items(target))
         if jax.process_index() == 0:
@@ -229,7 +237,8 @@ def train(
             return programs[roles](state, frozen, batch, key)
 
         def stopped(done):
-            return stop.requested or done == stop_at
+            alive()
+            return stop.requested(done) or done == stop_at
 
         def save(state, done):
             check_finite(state, training.max_skipped, done)
@@ -243,7 +252,11 @@ def train(
                 *hooks(out),
                 Every(training.checkpoint_every, save, at_a_stop=True),
             )
-            return run(advance, state, start, training.steps, actions, stopped)
+            state = run(advance, state, start, training.steps, actions, stopped)
+    done = int(state.step)
+    if stop.signum and done < training.steps:
+        raise Stopped(f'{workdir}: stopped at step {done} of {training.steps}', stop.signum)
+    return state
 
 
 def log(

@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fdistill.errors import UserError
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -62,6 +65,20 @@ def state_sharding(tree: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
         return PartitionSpec()
 
     return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf)), tree)
+
+
+def check_agreement(digest: str) -> None:
+    """Raises UserError in every process of a run unless all give the same digest, hexadecimal.
+
+    With other settings in one of them, they would train on with wrong weights and without a word.
+    """
+    ours = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    theirs = multihost_utils.process_allgather(ours)
+    if others := np.flatnonzero(np.any(theirs != theirs[0], axis=1)).tolist():
+        raise UserError(
+            f'process {", ".join(map(str, others))}: has another config, data or frozen weights '
+            'than process 0; start all with the same command, files and version'
+        )
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

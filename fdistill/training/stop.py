@@ -1,34 +1,83 @@
-"""When to stop early: on SIGTERM, which a scheduler sends before it takes the machine."""
+"""When to stop early: on a signal, which a scheduler sends before it takes the machine, or a user
+who has seen enough; and when nothing has happened for too long."""
 
+import contextlib
+import faulthandler
+import math
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stop:
-    """Whether to stop after the present step: set by SIGTERM, which a scheduler sends before it
-    takes the machine.
+    """Whether to stop after the present step, with a checkpoint: asked for by SIGTERM, Ctrl-C or
+    the end of the terminal. The same signal once more has its usual effect.
 
-    Used as a context, in the main thread of a lone process only. Several processes would have to
-    stop at the same step, which orbax's own preemption check would have to arrange; there JAX
-    catches the signal.
+    Used as a context, in the main thread. Several processes stop at the same step: JAX catches the
+    SIGTERM of any of them, and its preemption service says at which step all have it; the other
+    signals keep their usual effect there.
+
+    Attributes:
+      signum: number of the signal, 0 before there was one.
     """
 
     def __init__(self):
-        self.requested = False
-        self._previous = None
-        self._possible = (
-            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        )
+        self.signum = 0
+        self._several = jax.process_count() > 1
+        self._previous = {}
 
     def __enter__(self):
-        if self._possible:
-            self._previous = signal.signal(
-                signal.SIGTERM, lambda *_: setattr(self, 'requested', True)
-            )
+        if not self._several and threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_):
-        if self._possible:
-            signal.signal(signal.SIGTERM, self._previous)
+        self._restore()
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step; in several processes asked once a step, by all."""
+        if self._several and multihost_utils.reached_preemption_sync_point(step):
+            self.signum = signal.SIGTERM
+        return bool(self.signum)
+
+    def _note(self, number, _):
+        self.signum = number
+        self._restore()
+        name = signal.Signals(number).name
+        print(f'{name}: stops after this step, with a checkpoint', file=sys.stderr, flush=True)
+
+    def _restore(self):
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+
+@contextlib.contextmanager
+def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
+    """Ends this process with exit code 1 and the stacks of its threads on stderr when the function
+    that it gives has not been called for so many seconds; 0: never.
+
+    A collective whose peer is stuck hangs for ever, and nothing else ends it.
+    """
+    # pytest replaces sys.stderr by what has no file descriptor.
+    file, set_at = sys.__stderr__, -math.inf
+
+    def alive():
+        nonlocal set_at
+        # Setting it starts a thread, which every step need not do.
+        if seconds and (now := time.monotonic()) - set_at > min(1, seconds / 10):
+            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+            set_at = now
+
+    alive()
+    try:
+        yield alive
+    finally:
+        if seconds:
+            faulthandler.cancel_dump_traceback_later()
