@@ -26,6 +26,8 @@ PLACES = {
     errno.EROFS: 'choose another place',
     errno.ENOSPC: 'make room there, or choose another place',
     errno.EDQUOT: 'make room there, or choose another place',
+    errno.EFBIG: 'allow larger files there, or choose another place',
+    errno.EIO: 'mend that disk, or choose another place',
     errno.EISDIR: 'give the name of a file',
     errno.ENOTDIR: 'give the name of a folder',
 }
@@ -660,9 +662,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in PLACES:
             raise
-        print(
-            f'fdistill: {error.filename}: {error.strerror}; {PLACES[error.errno]}', file=sys.stderr
-        )
+        # A file that was open when the disk became full has no name.
+        place = error.filename or ' '.join(w for w in words if w.startswith('--workdir=')) or '?'
+        print(f'fdistill: {place}: {error.strerror}; {PLACES[error.errno]}', file=sys.stderr)
         code = 2
     except KeyboardInterrupt as error:
         again, said = shlex.join(['fdistill', *words]), str(error) or 'interrupted'

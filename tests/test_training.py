@@ -510,6 +510,43 @@ def test_lost_checkpoints_are_no_new_run(teacher, tmp_path):
     assert (folder / 'metrics.jsonl').read_bytes() == before
 
 
+def test_a_full_disk_ends_the_run_and_leaves_what_was_saved(tmp_path, monkeypatch):
+    def full(folder):
+        there = [path for path in folder.iterdir() if path.name.isdigit()]
+        return usage(folder)._replace(free=0) if there else usage(folder)
+
+    usage = shutil.disk_usage
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, 'disk_usage', full)
+        with pytest.raises(OSError, match='No space left on device') as found:
+            train_toy(tmp_path)
+    assert found.value.filename == str(tmp_path / checkpoint.FOLDER)
+    assert int(newest(tmp_path).name) == 4
+    unbroken = train_toy(tmp_path.with_name('unbroken'))
+    assert_equal(jax.device_get(unbroken), jax.device_get(train_toy(tmp_path)))
+
+
+# As much of a disk that is full as can be had anywhere: no file may grow beyond so many bytes.
+LIMITED = """
+import resource, sys
+from fdistill import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_file_that_may_not_be_written_ends_the_run(tmp_path):
+    (tmp_path / 'long.py').write_text(LONG)
+    words = ['train', f'--config={tmp_path}/long.py', f'--workdir={tmp_path}/run']
+    words += ['--config.training.steps=600', '--config.training.log_every=600']
+    done = subprocess.run(
+        [sys.executable, '-c', LIMITED, '4000', *words], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and 'File too large; allow larger files' in done.stderr
+    assert cli.main(words) == 0
+
+
 def test_two_trainings_of_one_folder_are_refused(tmp_path):
     with lock.held(tmp_path), pytest.raises(UserError, match='is writing there'):
         train_toy(tmp_path)
