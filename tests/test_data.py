@@ -1,6 +1,8 @@
 import io
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -281,6 +283,52 @@ def test_tfds_errors(tfds_folder):
         load('tfds', dataset='tiny_grey', data_dir=tfds_folder, train='train[:0]')
     with pytest.raises(UserError, match='no_images.*no single image feature: it has kind'):
         load('tfds', dataset='no_images', data_dir=tfds_folder)
+
+
+def nested(name):
+    """A feature of that class as TFDS before 4.5 wrote it."""
+    return {'type': name, 'content': {}, 'proto_cls': ''}
+
+
+DICT = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
+
+
+@pytest.mark.parametrize(
+    'file, features',
+    [
+        ('features.json', nested('intruder.Feature')),
+        ('features.json', {'pythonClassName': 'intruder.Feature', 'jsonFeature': {'json': '{}'}}),
+        ('features.json', {'type': DICT, 'content': {'image': nested('intruder.Feature')}}),
+        (
+            'features.json',
+            {
+                'pythonClassName': DICT,
+                'jsonFeature': {'json': json.dumps({'image': nested('intruder.Feature')})},
+            },
+        ),
+        ('dataset_info.json', {'pythonClassName': 'intruder.Feature', 'text': {}}),
+    ],
+)
+@pytest.mark.parametrize('by_name', [False, True])
+def test_tfds_imports_nothing_that_its_files_name(
+    tmp_path, tfds_folder, monkeypatch, file, features, by_name
+):
+    shutil.copytree(tfds_folder / 'tiny_grey', tmp_path / 'set')
+    place = tmp_path / 'set' / '1.2.3'
+    if file == 'dataset_info.json':
+        features = {**json.loads((place / file).read_text()), 'features': features}
+    (place / file).write_text(json.dumps(features))
+    (tmp_path / 'intruder.py').write_text('raise SystemExit("ran")')
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {'dataset': 'set', 'data_dir': tmp_path} if by_name else {'data_dir': place}
+    with pytest.raises(UserError, match="'intruder.Feature', which is not read.*Image") as error:
+        load('tfds', **given)
+    assert '\n' not in str(error.value)
+
+
+def test_tfds_fetches_no_code():
+    with pytest.raises(UserError, match="'huggingface:mnist' has a namespace.*data_dir"):
+        load('tfds', dataset='huggingface:mnist')
 
 
 @pytest.mark.parametrize('levels', [1, 16, 255])

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import stat
+import unittest.mock
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ OTHER_MODES = {
     'I;16': '16 bits',
     'CMYK': "a printer's four colours",
 }
+FEATURES = 'BBoxFeature ClassLabel FeaturesDict Image Scalar Sequence Tensor Text'.split()
 LABELS = 'dataset.json'
 MAX_BYTES = 2**28  # No larger file is opened: no image of a training set needs it, a trap may.
 MAX_CLASSES = 2**16  # A slip in a label must not become a one-hot code that fills the memory.
@@ -271,26 +273,36 @@ def tfds(
 
     The files must be ArrayRecord: `tfds build --file_format=array_record`, or
     `download_and_prepare(file_format=...)`. The images are decoded once and kept below
-    $FDISTILL_CACHE.
+    $FDISTILL_CACHE. Nothing that the files name is imported: a feature is one of FEATURES.
 
     Raises:
       UserError: missing or unreadable data set, unknown split, no images, images of several sizes.
     """
     import tensorflow_datasets
+    from tensorflow_datasets.core import naming
 
     if dataset is None and data_dir is None:
         raise UserError('tfds: give dataset (a TFDS name), data_dir (a folder), or both')
     try:
-        if dataset is None:
-            builder = tensorflow_datasets.builder_from_directory(data_dir)
-        else:
-            builder = tensorflow_datasets.builder(dataset, data_dir=data_dir, try_gcs=False)
+        with _known_features(tensorflow_datasets.features):
+            if dataset is None:
+                builder = tensorflow_datasets.builder_from_directory(data_dir)
+            # Of another's namespace, TFDS would fetch the code and run it.
+            elif naming.parse_builder_name_kwargs(dataset)[0].namespace:
+                raise UserError(
+                    f'tfds: dataset={dataset!r} has a namespace: prepare it, and give its folder '
+                    'as data_dir alone'
+                )
+            else:
+                builder = tensorflow_datasets.builder(dataset, data_dir=data_dir, try_gcs=False)
         image_key = _only(builder.info, tensorflow_datasets.features.Image)
         label_key = _only(builder.info, tensorflow_datasets.features.ClassLabel)
         encoded = {image_key: tensorflow_datasets.decode.SkipDecoding()} if image_key else None
         records = builder.as_data_source(
             split={'train': train, 'held_out': held_out}[split], decoders=encoded
         )
+    except UserError:
+        raise
     except Exception as error:
         where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
         raise UserError(
@@ -316,6 +328,29 @@ def tfds(
     images, labels = _decoded(full_name, identity, len(records), read, lambda i: f'example {i}')
     num_classes = features[label_key].num_classes if label_key else 1
     return Source(images, labels, num_classes, 255, builder.info.name)
+
+
+def _known_features(features):
+    """While it is open, TFDS finds the class of a feature in a closed table; else it would import
+    whatever module features.json or dataset_info.json name.
+
+    It takes the place of the one function of TFDS that turns such a name into a class, for those
+    files have several forms.
+    """
+    known = {}
+    for feature in (getattr(features, name) for name in FEATURES):
+        for name in (f'{feature.__module__}.{feature.__name__}', *feature.ALIASES):
+            known[name] = feature
+
+    def find(name):
+        if name not in known:
+            raise UserError(
+                f'tfds: a feature of the data set is {name!r:.80}, which is not read; known: '
+                f'{", ".join(FEATURES)}; prepare it without that feature'
+            )
+        return known[name]
+
+    return unittest.mock.patch.object(features.FeatureConnector, 'cls_from_name', find)
 
 
 def _only(info, kind):
