@@ -2,6 +2,7 @@
 nothing in them is run."""
 
 import copy
+import functools
 import json
 import os
 import pathlib
@@ -347,6 +348,78 @@ def test_limits_count_what_is_made_again_and_again(put):
         (nested, 5_000_000),
     ):
         assert 'unpacks to more' in unreadable(path, total=total)
+
+
+LIST = files.items(*[files.NONE] * 1000) + b'q\x01'
+STATE = files.pairs({str(i): files.NONE for i in range(1000)})
+LONG = files.text('a' * 10_000) + b'q\x01'
+OBJECT = files.pairs({'type': files.text('class'), 'class_name': files.text('A'), 'state': STATE})
+WIDE = files.view(files.storage('0', 10_000), (100, 100), (1, 100))
+PAIR = files.items(*[files.items(files.text(str(i)), files.NONE) for i in range(1000)]) + b'q\x01'
+# {what is made out of one thing again and again: (the thing, what makes it, how often)}
+AGAIN = {
+    'device': (LONG, files.name('torch', 'device') + files.MARK + 100 * b'h\x01' + b'tR', 50),
+    'set': (LIST, files.name('builtins', 'set') + b'h\x01\x85R', 1000),
+    'size': (LIST, files.name('torch', 'Size') + b'h\x01\x85R', 1000),
+    'dict': (PAIR, files.ORDERED + b'h\x01\x85R', 1000),
+    'object': (
+        OBJECT + b'q\x01',
+        files.name('torch_utils.persistence', '_reconstruct_persistent_obj') + b'h\x01\x85R',
+        1000,
+    ),
+    'arguments': (
+        LIST + files.name('torch', 'Size') + b'h\x01\x85Rq\x01',
+        files.name('torch', 'device') + b'h\x01R',
+        1000,
+    ),
+    'class': (files.text('__torch__.' + 'a' * 10_000) + b'q\x01', b'h\x01h\x01\x930', 1000),
+    'encode': (LONG, files.reduce(files.name('_codecs', 'encode'), b'h\x01'), 1000),
+    'array': (
+        files.raw(bytes(40_000)) + b'q\x01',
+        files.numpy_array('f4', (10_000,), b'h\x01'),
+        100,
+    ),
+    'nested': (
+        files.raw(files.legacy(files.text('a' * 10_000))) + b'q\x01',
+        files.LOAD + b'h\x01\x85R',
+        200,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', AGAIN)
+def test_a_small_file_does_not_become_large(put, name):
+    once, again, times = AGAIN[name]
+    data = files.program(once + b'0' + files.items(*[again] * times))
+    assert 'unpacks to more' in unreadable(put(data))
+
+
+def test_copies_of_one_storage_are_counted(put):
+    data = files.saved(files.items(*[WIDE] * 100), {'0': bytes(40_000)})
+    assert 'unpacks to more' in unreadable(put(data))
+
+
+def test_a_tuple_that_shares_its_parts_is_not_written(put):
+    """As text it has 2^20 entries; with a few levels more it would never end."""
+    levels = b''.join(b'h%ch%c\x86q%c0' % (i, i, i + 1) for i in range(20))
+    dtype = files.reduce(files.name('numpy', 'dtype'), b'h\x14')
+    data = files.program(files.EMPTY + b'q\x000' + levels + dtype)
+    assert 'dtype a tuple' in unreadable(put(data))
+
+
+def test_names_of_arrays_are_bounded(put, monkeypatch, tmp_path):
+    monkeypatch.setattr(reader, 'MAX_NAMES', 100)
+    value = files.pairs({f'{i:099}': files.nested(np.zeros(1, np.float32)) for i in range(2)})
+    path = put(files.program(value))
+    call = functools.partial(weights.convert, 'inception', path, tmp_path / 'out.safetensors')
+    assert 'more than 100 characters' in refused(call, path)
+
+
+def test_arrays_of_one_name_are_refused(put, tmp_path):
+    array = files.nested(np.zeros(1, np.float32))
+    path = put(files.program(files.pairs({'a.b': array, 'a': files.pairs({'b': array})})))
+    call = functools.partial(weights.convert, 'inception', path, tmp_path / 'out.safetensors')
+    assert "two arrays have the name 'a.b'" in refused(call, path)
 
 
 def test_levels_of_shared_lists_add_up(put):

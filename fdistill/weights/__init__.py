@@ -55,9 +55,9 @@ def convert(kind: str, source: disk.Path, out: disk.Path) -> dict[str, str]:
     """
     converter = pick(CONVERTERS, kind, 'weights')
     source, out = pathlib.Path(source), disk.file_for(out, 'OUT')
-    arrays = reader.flatten(reader.read(source))
-    renamed = converter.rename(arrays)
+    tree = reader.read(source)
     try:
+        renamed = converter.rename(reader.flatten(tree))
         store.check(renamed, converter.shapes())
     except ValueError as error:
         raise UserError(

@@ -74,10 +74,20 @@ _MALFORMED = (
 )
 
 
+# Bytes that any file may become, and of an entry of a list or dict that is made again, at most.
+_FREE, _ENTRY = 1 << 20, 64
+
+
+# Of all names that `flatten` makes; a network's are of some hundred characters each.
+MAX_NAMES = 1 << 26
+
+
 class Limits(NamedTuple):
     """What reading one file may cost.
 
     file, array, total: bytes of the file, of one array, and of all data and arrays made out of it.
+    growth: times the size of the file that all data and arrays may have, each counted as often as
+      it is made; whole files of every format stay below five.
     members: entries of a zip archive.
     opcodes: of all its pickles; nodes: of the tree, each counted as often as it is reached.
     depth: of the tree; nesting: of pickles in byte strings of pickles (a storage of NVIDIA's is
@@ -87,6 +97,7 @@ class Limits(NamedTuple):
     file: int = 8 << 30
     array: int = 8 << 30
     total: int = 32 << 30
+    growth: int = 16
     members: int = 20_000
     opcodes: int = 2_000_000
     nodes: int = 2_000_000
@@ -106,10 +117,11 @@ class _Refused(Exception):
 
 
 class _Budget:
-    """Counts against Limits."""
+    """Counts against Limits, for a file of that size."""
 
-    def __init__(self, limits):
+    def __init__(self, limits, size):
         self.limits, self.opcodes, self.bytes = limits, 0, 0
+        self.most = min(limits.total, limits.growth * size + _FREE)
 
     def step(self):
         self.opcodes += 1
@@ -118,8 +130,8 @@ class _Budget:
 
     def spend(self, size):
         self.bytes += size
-        if self.bytes > self.limits.total:
-            raise _Refused(f'unpacks to more than {self.limits.total} bytes', _LIMITS)
+        if self.bytes > self.most:
+            raise _Refused(f'unpacks to more than {self.most} bytes', _LIMITS)
 
     def count(self, nodes):
         if nodes > self.limits.nodes:
@@ -198,9 +210,10 @@ def _typed(data, dtype):
     return data.view(dtype)
 
 
-def _show(text):
-    """Text out of a file, fit for one line."""
-    return repr(str(text)[:80])
+def _show(value):
+    """Something out of a file, fit for one line. Of a tuple only the type: parts that it shares
+    would be written as often as they are reached."""
+    return repr(str(value)[:80]) if type(value) in (str, int) else f'a {type(value).__name__}'
 
 
 def _is(node, kind):
@@ -222,6 +235,7 @@ def _ordered_dict(machine, items=()):
         type(item) in (list, tuple) and len(item) == 2 for item in items
     ):
         raise _Refused('builds a dict of something other than pairs')
+    machine.budget.spend(_ENTRY * len(items))
     _insert(target, [part for item in items for part in item])
     return target
 
@@ -233,8 +247,14 @@ def _sequence(machine, items):
     return items
 
 
+def _size(machine, shape):
+    machine.budget.spend(_ENTRY * len(_sequence(machine, shape)))
+    return tuple(shape)
+
+
 def _set(machine, items=()):
-    return _Node('set', list(_sequence(machine, items)))
+    machine.budget.spend(_ENTRY * len(_sequence(machine, items)))
+    return _Node('set', list(items))
 
 
 def _tagged(machine, value, tag):
@@ -250,7 +270,11 @@ def _encode(machine, text, codec='latin1'):
 
 
 def _device(machine, *name):
-    return ':'.join(map(str, name)) if all(type(part) in (str, int) for part in name) else 'unknown'
+    if not all(type(part) in (str, int) for part in name):
+        return 'unknown'
+    parts = [str(part) for part in name]
+    machine.budget.spend(sum(map(len, parts)))
+    return ':'.join(parts)
 
 
 def _tensor(machine, storage, offset, shape, stride, requires_grad, hooks, metadata=None):
@@ -318,6 +342,7 @@ def _persistent(machine, meta):
     state = meta.get('state')
     if type(state) is not dict:
         raise _Refused('has a persistent object without a state')
+    machine.budget.spend(_ENTRY * len(state))
     init = state.get('_init_args', ()), state.get('_init_kwargs', {})
     state = {
         name: value for name, value in state.items() if name not in ('_init_args', '_init_kwargs')
@@ -431,7 +456,7 @@ _GLOBALS = {
     ('torch._utils', '_rebuild_parameter'): ('function', _parameter),
     ('torch.storage', '_load_from_bytes'): ('function', _nested),
     ('torch.storage', 'UntypedStorage'): ('storage type', np.dtype(np.uint8)),
-    ('torch', 'Size'): ('function', lambda machine, shape: tuple(_sequence(machine, shape))),
+    ('torch', 'Size'): ('function', _size),
     ('torch', 'device'): ('function', _device),
     ('torch.jit._pickle', 'restore_type_tag'): ('function', _tagged),
     **{
@@ -608,6 +633,7 @@ class _Machine:
     def find(self, module, name):
         if type(module) is not str or type(name) is not str:
             raise _Refused('has a global name that is no text')
+        self.budget.spend(len(module) + len(name))
         self.push(_find(module, name))
 
     def extend(self, items):
@@ -626,6 +652,7 @@ class _Machine:
         function, arguments = self.pop_many(2)
         if not _is(function, kind) or type(arguments) is not tuple:
             raise _Refused('calls something that cannot be called', _EXPORT)
+        self.budget.spend(_ENTRY * len(arguments))
         self.push(function.value(self, *arguments))
 
     def build(self):
@@ -959,7 +986,7 @@ def read(path: str | os.PathLike, limits: Limits = LIMITS) -> Any:
             if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= size - 8:
                 return store.read(path)[0]
             file.seek(0)
-            budget = _Budget(limits)
+            budget = _Budget(limits, size)
             return _Finish(budget)(_format(head)(file, size, budget))[0]
     except _Refused as error:
         raise UserError(f'{path}: {error}; {error.remedy}') from error
@@ -978,15 +1005,19 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     a module; all but arrays is left out.
 
     Raises:
-      ValueError: two arrays of one name.
+      ValueError: two arrays of one name, or names of more than MAX_NAMES characters together.
     """
-    found = {}
+    found, left = {}, MAX_NAMES
 
     def visit(node, *path):
+        nonlocal left
         if isinstance(node, np.ndarray):
+            left -= sum(map(len, path))
+            if left < 0:
+                raise ValueError(f'names of arrays have more than {MAX_NAMES} characters')
             name = '.'.join(path)
             if name in found:
-                raise ValueError(f'two arrays have the name {name!r}: flatten a part of the tree')
+                raise ValueError(f'two arrays have the name {_show(name)}')
             found[name] = node
         elif isinstance(node, dict):
             if tuple(node) == MODULE:
