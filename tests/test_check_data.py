@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import pathlib
 import re
 import struct
@@ -231,6 +232,27 @@ def test_permissions_and_links(tmp_path, monkeypatch):
     assert looked(root)[0]['errors'] == [
         'cat: cannot be read (Permission denied): mend its permissions or remove it'
     ]
+
+
+@pytest.mark.parametrize('name', ['cat/x.png', 'dataset.json'])
+@pytest.mark.parametrize('kind', ['pipe', 'device'])
+def test_what_is_no_file_is_not_read(tmp_path, monkeypatch, kind, name):
+    """A pipe would be waited for, and a device read without end."""
+    root = folder(tmp_path / 'data', {'cat': 5})
+    if kind == 'pipe':
+        os.mkfifo(root / name)
+    else:
+        (root / name).symlink_to('/dev/zero')
+    read = pathlib.Path.read_bytes
+    monkeypatch.setattr(
+        pathlib.Path,
+        'read_bytes',
+        lambda path: read(path) if path.is_file() else pytest.fail('was read'),
+    )
+    said = 'is a pipe, a device or a link to one: remove it'
+    assert looked(root)[0]['errors'] == [f'{name}: {said}']
+    with pytest.raises(UserError, match=f"'{name}' in .* {said}"):
+        sources.load('image_folder', path=root)
 
 
 def member(**fields):

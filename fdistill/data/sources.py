@@ -498,7 +498,11 @@ def _folder(root):
             except OSError as error:
                 note(error)
             else:
-                members[(above / name).as_posix()] = status.st_size, status.st_mtime_ns
+                name = (above / name).as_posix()
+                if stat.S_ISREG(status.st_mode):
+                    members[name] = status.st_size, status.st_mtime_ns
+                else:  # Reading it may never end.
+                    problems.append((name, 'is a pipe, a device or a link to one: remove it'))
     return members, folders, lambda name: (root / name).read_bytes(), problems
 
 
