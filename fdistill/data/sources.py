@@ -39,6 +39,8 @@ OTHER_MODES = {
 FEATURES = 'BBoxFeature ClassLabel FeaturesDict Image Scalar Sequence Tensor Text'.split()
 LABELS = 'dataset.json'
 MAX_BYTES = 2**28  # No larger file is opened: no image of a training set needs it, a trap may.
+# Of dataset.json, free and an image beside its name: read, JSON may take twenty times its bytes.
+FREE_LABELS, LABEL_BYTES = 2**20, 256
 MAX_CLASSES = 2**16  # A slip in a label must not become a one-hot code that fills the memory.
 CACHE_VERSION = 2
 
@@ -537,7 +539,7 @@ def _sorted_out(root, members, folders, read, problems):
         if name != name.encode(errors='replace').decode():
             shown = name.encode(errors='backslashreplace').decode()
             problems.append((shown, 'has a name that is not UTF-8: rename it'))
-        elif size > MAX_BYTES:
+        elif size > MAX_BYTES and name != LABELS:
             problems.append(
                 (name, f'has {size} bytes, more than the {MAX_BYTES} of an image: remove it')
             )
@@ -545,8 +547,8 @@ def _sorted_out(root, members, folders, read, problems):
             names.append(name)
         elif name != LABELS:
             problems.append((name, 'is not a PNG or JPEG file: remove or convert it'))
-    if LABELS in members and members[LABELS][0] <= MAX_BYTES:
-        labels, classes, wrong = _edm_labels(read, names)
+    if LABELS in members:
+        labels, classes, wrong = _edm_labels(read, members[LABELS][0], names)
     else:
         classes = [name for name in folders if '/' not in name]
         numbers = {name: number for number, name in enumerate(classes)}
@@ -572,12 +574,18 @@ def _sorted_out(root, members, folders, read, problems):
     return Files(name, names, labels, classes, identity, image, problems + wrong)
 
 
-def _edm_labels(read, names):
-    """(classes of the images, names of the classes, problems) from dataset.json."""
+def _edm_labels(read, size, names):
+    """(classes of the images, names of the classes, problems) from dataset.json of that size."""
     none = [0] * len(names), []
+    most = FREE_LABELS + sum(LABEL_BYTES + len(name.encode()) for name in names)
+    if size > most:
+        what = f'has {size} bytes, more than the {most} that classes of {len(names)} images need'
+        return *none, [(LABELS, f'{what}: write it anew')]
     try:
         labels = json.loads(read(LABELS))['labels']
-        pairs = [] if labels is None else [(name, label) for name, label in labels]
+        if labels is not None and type(labels) is not list:
+            raise TypeError(f'labels are a {type(labels).__name__}')
+        pairs = [(name, label) for name, label in labels or []]
     except Exception as error:
         what = "holds no {'labels': [[name, class], ...]}"
         return *none, [(LABELS, f'{what} ({type(error).__name__}: {_reason(error)}): write it so')]
