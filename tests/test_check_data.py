@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import struct
+import tracemalloc
 import warnings
 import zipfile
 import zlib
@@ -288,6 +289,16 @@ def test_members_that_do_not_belong_in_a_zip(tmp_path, fields, message):
     assert error.startswith(message)
     with pytest.raises(UserError, match='in the zip|of the zip|link'):
         sources.load('image_folder', path=path)
+
+
+def test_a_deep_member_takes_no_more_than_its_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'deep.zip', 'w') as archive:
+        archive.writestr('a/' * 5000 + 'x.png', encoded(image(1)))
+    tracemalloc.start()
+    with sources.opened(tmp_path / 'deep.zip') as files:
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert files.classes == ['a'] and peak < 5e6
 
 
 def test_encrypted_and_damaged_members(tmp_path):

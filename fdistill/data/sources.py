@@ -478,7 +478,7 @@ def opened(path: disk.Path) -> Iterator[Files]:
 
 
 def _folder(root):
-    """({name: (bytes, stamp)} of the files, names of the folders, read(name) -> bytes,
+    """({name: (bytes, stamp)} of the files, names of the folders at the top, read(name) -> bytes,
     problems)."""
     members, folders, problems = {}, [], []
 
@@ -491,7 +491,8 @@ def _folder(root):
     for place, inner, files in os.walk(root, onerror=note):
         inner[:] = sorted(name for name in inner if not name.startswith('.'))
         above = pathlib.Path(place).relative_to(root)
-        folders += [(above / name).as_posix() for name in inner]
+        if not above.parts:
+            folders = inner
         for name in files:
             if name.startswith('.'):
                 continue
@@ -526,7 +527,8 @@ def _archive(archive):
         elif name in members:
             problems.append((name, 'is in the zip twice: make the zip anew'))
         else:
-            folders |= {'/'.join(parts[:depth]) for depth in range(1, len(parts) + info.is_dir())}
+            if len(parts) > 1 or info.is_dir():
+                folders.add(parts[0])
             if not info.is_dir():
                 members[name] = info.file_size, info.CRC
     return members, sorted(folders), archive.read, problems
@@ -550,7 +552,7 @@ def _sorted_out(root, members, folders, read, problems):
     if LABELS in members:
         labels, classes, wrong = _edm_labels(read, members[LABELS][0], names)
     else:
-        classes = [name for name in folders if '/' not in name]
+        classes = folders
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers.get(name.split('/')[0], 0) for name in names]
         wrong = [
