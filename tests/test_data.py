@@ -219,6 +219,64 @@ def test_image_folder_sees_a_changed_file(tmp_path):
     assert load('image_folder', path=tmp_path).images.min() == 255
 
 
+def changed(data):
+    """The bytes with one bit of the last changed."""
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    'suffix, damage',
+    [
+        ('-images.npy', changed),
+        ('-images.npy', lambda data: data[:-1]),
+        ('-labels.npy', changed),
+        ('-labels.npy', None),
+        ('.json', changed),
+        ('.json', lambda data: b'[]'),
+        ('.json', lambda data: data.replace(b'stored', b'told')),
+    ],
+)
+def test_a_damaged_cache_is_made_anew(tmp_path, monkeypatch, capsys, suffix, damage):
+    monkeypatch.setenv('FDISTILL_CACHE', str(tmp_path / 'cache'))
+    path = write_images(tmp_path / 'data', {'a': 6, 'b': 6})
+    first = load('image_folder', path=path, held_out=0.1)
+    pixels = sources.fingerprint(first)  # Before the file below them changes.
+    (file,) = cache.folder('data').glob(f'*{suffix}')
+    if damage:
+        file.write_bytes(damage(file.read_bytes()))
+    else:
+        file.unlink()
+    assert capsys.readouterr().err == ''
+    again = load('image_folder', path=path, held_out=0.1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "decoded images of 'data' in" in line and 'made anew' in line
+    assert sources.fingerprint(again) == pixels and again.stored == first.stored
+    load('image_folder', path=path, held_out=0.1)
+    assert capsys.readouterr().err == ''
+
+
+def test_stored_images_are_known_wherever_and_however_they_are_read(tmp_path, monkeypatch):
+    one = write_images(tmp_path / 'one', {'a': 9, 'b': 9}, suffix='jpg')
+    kept = load('image_folder', path=one)
+    shutil.make_archive(str(tmp_path / 'packed'), 'zip', one)
+    shutil.copytree(one, tmp_path / 'two')
+    monkeypatch.setattr(sources, 'CACHE_VERSION', 'another')
+    decode = sources.decode
+    monkeypatch.setattr(sources, 'decode', lambda data: decode(data) ^ 1)  # Another library.
+    for path in (one, tmp_path / 'two', tmp_path / 'packed.zip'):
+        assert load('image_folder', path=path).stored == kept.stored
+    assert load('image_folder', 'held_out', path=one).stored != kept.stored
+    shutil.copy(one / 'a' / '0.jpg', tmp_path / 'two' / 'a' / '1.jpg')
+    assert load('image_folder', path=tmp_path / 'two').stored != kept.stored
+
+
+def test_only_what_is_computed_is_not_stored(options):
+    found = {name: load(name, **given).stored for name, given in options.items()}
+    assert {name for name, digest in found.items() if len(digest) == 64} == options.keys() - {
+        'mixture'
+    }
+
+
 def broken_folder(tmp_path, kind):
     write_images(tmp_path, {'cat': 12})
     if kind == 'mixed sizes':

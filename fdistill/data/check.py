@@ -114,7 +114,7 @@ def unusable(path: disk.Path) -> list[str]:
         errors = [f'{_shown(name)}: {what}' for name, what in files.problems]
         for name in files.names:
             try:
-                shapes.setdefault(files.image(name).shape, []).append(name)
+                shapes.setdefault(sources.decode(files.read(name)).shape, []).append(name)
             except UserError as error:
                 errors.append(f'{_shown(name)}: {error}')
             bar.update()

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import stat
+import sys
 import unittest.mock
 import warnings
 import zipfile
@@ -42,7 +43,7 @@ MAX_BYTES = 2**28  # No larger file is opened: no image of a training set needs 
 # Of dataset.json, free and an image beside its name: read, JSON may take twenty times its bytes.
 FREE_LABELS, LABEL_BYTES = 2**20, 256
 MAX_CLASSES = 2**16  # A slip in a label must not become a one-hot code that fills the memory.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
 class Source(NamedTuple):
@@ -55,6 +56,8 @@ class Source(NamedTuple):
     name: what the data is called in results.
     given: further conditions by name, [N, ...] each, as embedded text or pictures of low
       resolution.
+    stored: hex SHA-256 of the images as they are stored, before any library has decoded them; ''
+      where they are computed.
     """
 
     images: np.ndarray
@@ -63,6 +66,7 @@ class Source(NamedTuple):
     levels: int
     name: str
     given: Mapping[str, Any] = {}
+    stored: str = ''
 
     def condition(self, index: Any) -> dict[str, np.ndarray]:
         """What the samples of an index are to be like, {name: [n, ...]}; the label where there are
@@ -169,7 +173,8 @@ def digits(split: str) -> Source:
         data.images[chosen, ..., None].astype(np.uint8),
         data.target[chosen].astype(np.int32),
     )
-    return Source(images, labels, 10, 16, 'digits')
+    stored = hashlib.sha256(images).hexdigest()
+    return Source(images, labels, 10, 16, 'digits', stored=stored)
 
 
 def _ring():
@@ -320,16 +325,16 @@ def tfds(
     def read(start, stop):
         examples = records.__getitems__(range(start, stop))
         labels = [example[label_key] if label_key else 0 for example in examples]
-        return [
-            _named(decode, example[image_key], f'an image of {full_name!r}') for example in examples
-        ], labels
+        return [example[image_key] for example in examples], labels
 
     files = sorted(pathlib.Path(builder.data_path).iterdir())
     identity = [full_name, train if split == 'train' else held_out]
     identity += [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    images, labels = _decoded(full_name, identity, len(records), read, lambda i: f'example {i}')
+    images, labels, stored = _decoded(
+        full_name, identity, len(records), read, lambda i: f'example {i} of {full_name!r}'
+    )
     num_classes = features[label_key].num_classes if label_key else 1
-    return Source(images, labels, num_classes, 255, builder.info.name)
+    return Source(images, labels, num_classes, 255, builder.info.name, stored=stored)
 
 
 def _known_features(features):
@@ -432,7 +437,7 @@ class Files(NamedTuple):
     labels: class of each image.
     classes: names of the classes, empty if there is but one.
     identity: something printable for each image, which changes when the image does.
-    image: name -> uint8 [H, W, C], or a UserError whose message follows the name.
+    read: name -> bytes for `decode`, or a UserError whose message follows the name.
     problems: [(name, what is wrong)] of all other files.
     """
 
@@ -441,7 +446,7 @@ class Files(NamedTuple):
     labels: list[int]
     classes: list[str]
     identity: list[Any]
-    image: Callable[[str], np.ndarray]
+    read: Callable[[str], bytes]
     problems: list[tuple[str, str]]
 
 
@@ -562,18 +567,17 @@ def _sorted_out(root, members, folders, read, problems):
         ]
         wrong = wrong if classes else []
 
-    def image(name):
+    def read_image(name):
         try:
-            data = read(name)
+            return read(name)
         except Exception as error:  # So do its decompressors.
             raise UserError(
                 f'cannot be read ({_reason(error)}): mend its permissions, repair or remove it'
             ) from error
-        return decode(data)
 
     identity = [(name, label, *members[name]) for name, label in zip(names, labels)]
     name = root.resolve().name.removesuffix('.zip')
-    return Files(name, names, labels, classes, identity, image, problems + wrong)
+    return Files(name, names, labels, classes, identity, read_image, problems + wrong)
 
 
 def _edm_labels(read, size, names):
@@ -653,19 +657,18 @@ def image_folder(split: str, path: Annotated[str, Place], held_out: float = 0.1)
                 'files there'
             )
 
+        def where(i):
+            return f'{files.names[chosen[i]]!r} in {str(path)!r}'
+
         def read(start, stop):
-            part = chosen[start:stop]
             images = [
-                _named(files.image, files.names[i], f'{files.names[i]!r} in {str(path)!r}')
-                for i in part
+                _named(files.read, files.names[chosen[i]], where(i)) for i in range(start, stop)
             ]
-            return images, [files.labels[i] for i in part]
+            return images, [files.labels[i] for i in chosen[start:stop]]
 
         identity = [str(pathlib.Path(path).resolve())] + [files.identity[i] for i in chosen]
-        images, labels = _decoded(
-            files.name, identity, len(chosen), read, lambda i: repr(files.names[chosen[i]])
-        )
-        return Source(images, labels, max(len(files.classes), 1), 255, files.name)
+        images, labels, stored = _decoded(files.name, identity, len(chosen), read, where)
+        return Source(images, labels, max(len(files.classes), 1), 255, files.name, stored=stored)
 
 
 def split_of(name: str, held_out: float) -> str:
@@ -681,28 +684,36 @@ def _unit_hash(text):
 def _decoded(name, identity, count, read, where, chunk=1000):
     """Decodes images once to a memory-mapped uint8 array in the cache.
 
+    A note, written last, has the digests of the arrays: what does not fit it is made anew.
+
     Args:
       name: what to call the data in messages.
       identity: printable description of the encoded files; another identity is another cache entry.
       count: number of images, >= 1.
-      read: read(start, stop) -> (list of uint8 [H, W, C], list of int).
+      read: read(start, stop) -> (list of bytes for `decode`, list of int).
       where: where(i) names image i in messages.
 
     Returns:
-      (uint8 [count, H, W, C], int32 [count]).
+      (uint8 [count, H, W, C], int32 [count], `Source.stored`).
 
     Raises:
-      UserError: an image unlike the first one.
+      UserError: an image that cannot be decoded, or is unlike the first one.
     """
     key = hashlib.sha256(repr((CACHE_VERSION, identity)).encode()).hexdigest()[:32]
-    images_path, labels_path = (
-        cache.folder('data') / f'{key}-{kind}.npy' for kind in ('images', 'labels')
-    )
-    if not (images_path.exists() and labels_path.exists()):
-        labels = np.empty(count, np.int32)
+    paths = {kind: cache.folder('data') / f'{key}-{kind}.npy' for kind in ('images', 'labels')}
+    note = cache.folder('data') / f'{key}.json'
+    known = _noted(note, paths)
+    if known is None:
+        if note.exists():
+            print(
+                f'fdistill: the decoded images of {name!r} in {note.parent} are not those that '
+                'were written; they are made anew',
+                file=sys.stderr,
+            )
+        labels, stored = np.empty(count, np.int32), hashlib.sha256()
 
         def save(temporary):
-            shape = read(0, 1)[0][0].shape
+            shape = _named(decode, read(0, 1)[0][0], where(0)).shape
             images = np.lib.format.open_memmap(
                 temporary, mode='w+', dtype=np.uint8, shape=(count,) + shape
             )
@@ -713,21 +724,36 @@ def _decoded(name, identity, count, read, where, chunk=1000):
                 for start in range(0, count, chunk):
                     stop = min(start + chunk, count)
                     block, labels[start:stop] = read(start, stop)
-                    for i, image in enumerate(block, start):
-                        if image.shape != shape or image.dtype != np.uint8:
+                    for i, data in enumerate(block, start):
+                        image = _named(decode, data, where(i))
+                        if image.shape != shape:
                             raise UserError(
-                                f'{where(i)} of {name!r} is {image.dtype} {image.shape}, but the '
-                                'first is '
-                                f'uint8 {shape}: make all images the same size and kind'
+                                f'{where(i)} is {image.shape}, but the first is {shape}: make all '
+                                'images the same size and kind'
                             )
                         images[i] = image
+                        stored.update(hashlib.sha256(data).digest())
                     bar.update(stop - start)
             images.flush()
 
-        disk.write(images_path, save)
-        disk.write(labels_path, lambda temporary: np.save(temporary, labels))
+        disk.write(paths['images'], save)
+        disk.write(paths['labels'], lambda temporary: np.save(temporary, labels))
+        known = {kind: disk.sha256(path) for kind, path in paths.items()}
+        known['stored'] = stored.hexdigest()
+        disk.write_json(note, known)
     # asarray, because indexing a memmap object gives memmap objects, which are slow.
-    return np.asarray(np.load(images_path, mmap_mode='r')), np.load(labels_path)
+    images = np.asarray(np.load(paths['images'], mmap_mode='r'))
+    return images, np.load(paths['labels']), known['stored']
+
+
+def _noted(note, paths):
+    """What the note of an entry of the cache says, or None where its arrays are not so."""
+    try:
+        known = json.loads(note.read_bytes())
+        found = {kind: disk.sha256(path) for kind, path in paths.items()}
+        return known if known == {**found, 'stored': str(known['stored'])} else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 SOURCES = {'digits': digits, 'mixture': mixture, 'tfds': tfds, 'image_folder': image_folder}
