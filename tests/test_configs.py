@@ -12,7 +12,7 @@ import pytest
 
 from fdistill import build, config, networks
 from fdistill.build import models
-from fdistill.build.train import check_resumable
+from fdistill.build.train import check_resumable, origin
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
 from fdistill.files import CONFIG, disk
@@ -167,7 +167,8 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
             'teacher': {'workdir': place},
             'training': {'log_every': log_every, 'steps': 5},
         }
-        return {'seed': 0, **sections, 'origin': {'data': 'ab', 'teacher': 'cd'}, **others}
+        digests = {'data': 'ab', 'images': 'ef', 'teacher': 'cd'}
+        return {'seed': 0, **sections, 'origin': digests, **others}
 
     disk.write_json(tmp_path / 'config.json', plain('here', 10))
     check_resumable(plain('there', 20), tmp_path)
@@ -177,15 +178,32 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
             {'training': {'log_every': 10, 'steps': 6}},
             'holds a run with config.training.steps=5, now 6',
         ),
-        ({'origin': {'data': 'ba', 'teacher': 'cd'}}, 'began with other data'),
-        ({'origin': {'data': 'ab', 'teacher': 'dc'}}, 'began with other weights of its teacher'),
+        ({'origin': {'data': 'ba', 'images': 'ef', 'teacher': 'cd'}}, 'began with other data'),
+        ({'origin': {'data': 'ab', 'images': 'fe', 'teacher': 'cd'}}, 'began with other images'),
+        (
+            {'origin': {'data': 'ab', 'images': 'ef', 'teacher': 'dc'}},
+            'began with other weights of its teacher',
+        ),
     ):
         with pytest.raises(UserError, match=message):
             check_resumable(plain('there', 20, **other), tmp_path)
-    # Nothing says what lay there when a run of 0.1 began.
+    # A run of before noted the labels alone.
     known = plain('here', 10)
+    del known['origin']['images']
+    disk.write_json(tmp_path / 'config.json', known)
+    check_resumable(plain('there', 10), tmp_path)
+    # Nothing says what lay there when a run of 0.1 began.
     del known['origin']
     disk.write_json(tmp_path / 'config.json', known)
     check_resumable(plain('here', 10), tmp_path)
     with pytest.raises(UserError, match="config.data.path='here', now 'there'"):
         check_resumable(plain('there', 10), tmp_path)
+
+
+def test_a_run_begins_with_its_images_as_they_are_stored():
+    source = Source(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int32), 1, 255, 'grey')
+    known = origin(source, {'teacher': 'weights'})
+    assert known.keys() == {'data', 'teacher'}
+    one, other = (origin(source._replace(stored=digest), {}) for digest in ('ab', 'cd'))
+    assert one.keys() == {'data', 'images'} and one['images'] != other['images']
+    assert one['data'] == other['data'] == known['data']

@@ -42,18 +42,20 @@ class Ready(NamedTuple):
 
 
 def origin(source: Source, frozen: Mapping[str, Any]) -> dict[str, str]:
-    """{'data', and the name of each network that is not trained}: digests of what a run is made
-    from, which do not depend on where it is stored.
+    """{'data', 'images', and the name of each network that is not trained}: digests of what a run
+    is made from, which do not depend on where it is stored.
 
     Args:
-      source: its labels and other conditions stand for it: pixels may be decoded a little
-        differently by another library.
+      source: 'data' has its labels and other conditions, 'images' its images as they are stored:
+        their pixels may be decoded a little differently by another library. Without 'images' where
+        they are computed, as the config says them all.
       frozen: {name: what identifies its weights}.
     """
     data = source.labels.tolist()
     if source.given:
         data = [data, {name: digest_of(np.asarray(v).tolist()) for name, v in source.given.items()}]
-    return {name: digest_of(part) for name, part in {'data': data, **frozen}.items()}
+    parts = {'data': data, **({'images': source.stored} if source.stored else {}), **frozen}
+    return {name: digest_of(part) for name, part in parts.items()}
 
 
 def check_resumable(plain: Mapping[str, Any], workdir: str | pathlib.Path) -> None:
@@ -78,7 +80,7 @@ def check_resumable(plain: Mapping[str, Any], workdir: str | pathlib.Path) -> No
             )
     for name, digest in before.get('origin', {}).items():
         if digest != plain['origin'].get(name):
-            what = 'other data' if name == 'data' else f'other weights of its {name}'
+            what = f'other {name}' if name in ('data', 'images') else f'other weights of its {name}'
             raise UserError(
                 f'--workdir={workdir}: its run began with {what}; go on with the same or give '
                 'another folder'
