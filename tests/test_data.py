@@ -384,6 +384,37 @@ def test_tfds_imports_nothing_that_its_files_name(
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    'name, damage, message',
+    [
+        ('features.json', lambda data: data.replace(b'"3"', b'"70000"'), 'has 70000 classes'),
+        ('features.json', lambda data: data.replace(b'"numClasses": "3"', b''), 'has 0 classes'),
+        ('*-train.*', lambda data: data[:240] + bytes(160) + data[400:], 'cannot be read .*anew'),
+        ('*-train.*', lambda data: b'', 'cannot be read .*anew'),
+    ],
+)
+def test_damaged_tfds_files_are_one_line(tmp_path, tfds_folder, name, damage, message):
+    place = shutil.copytree(tfds_folder / 'tiny_grey' / '1.2.3', tmp_path / 'set')
+    (file,) = place.glob(name)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=f"data set 'tiny_grey/1.2.3' {message}") as error:
+        load('tfds', data_dir=place)
+    assert '\n' not in str(error.value)
+
+
+def test_a_copied_data_set_is_not_taken_for_the_other(tmp_path, tfds_folder):
+    """Its files have the names, sizes and times of the other's."""
+    place = shutil.copytree(tfds_folder / 'tiny_grey' / '1.2.3', tmp_path / 'set')
+    load('tfds', data_dir=tfds_folder / 'tiny_grey' / '1.2.3')
+    (train,) = place.glob('*-train.*')
+    status = train.stat()
+    data = train.read_bytes()
+    train.write_bytes(data[:240] + bytes(160) + data[400:])
+    os.utime(train, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match='cannot be read'):
+        load('tfds', data_dir=place)
+
+
 def test_tfds_fetches_no_code():
     with pytest.raises(UserError, match="'huggingface:mnist' has a namespace.*data_dir"):
         load('tfds', dataset='huggingface:mnist')

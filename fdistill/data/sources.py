@@ -322,18 +322,29 @@ def tfds(
             f'data set {full_name!r} has no single image feature: it has {", ".join(features)}'
         )
 
+    num_classes = (features[label_key].num_classes or 0) if label_key else 1
+    if not 0 < num_classes <= MAX_CLASSES:
+        raise UserError(
+            f'data set {full_name!r} has {num_classes} classes: it must be 1 to {MAX_CLASSES}'
+        )
+
     def read(start, stop):
-        examples = records.__getitems__(range(start, stop))
+        try:
+            examples = records.__getitems__(range(start, stop))
+        except Exception as error:  # Of damaged files its readers raise all sorts.
+            raise UserError(
+                f'data set {full_name!r} cannot be read ({_reason(error)}): prepare it anew'
+            ) from error
         labels = [example[label_key] if label_key else 0 for example in examples]
         return [example[image_key] for example in examples], labels
 
-    files = sorted(pathlib.Path(builder.data_path).iterdir())
-    identity = [full_name, train if split == 'train' else held_out]
+    place = pathlib.Path(builder.data_path).resolve()
+    files = sorted(place.iterdir())
+    identity = [full_name, str(place), train if split == 'train' else held_out]
     identity += [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     images, labels, stored = _decoded(
         full_name, identity, len(records), read, lambda i: f'example {i} of {full_name!r}'
     )
-    num_classes = features[label_key].num_classes if label_key else 1
     return Source(images, labels, num_classes, 255, builder.info.name, stored=stored)
 
 
