@@ -170,6 +170,7 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
         digests = {'data': 'ab', 'images': 'ef', 'teacher': 'cd'}
         return {'seed': 0, **sections, 'origin': digests, **others}
 
+    (tmp_path / 'checkpoints').mkdir()
     disk.write_json(tmp_path / 'config.json', plain('here', 10))
     check_resumable(plain('there', 20), tmp_path)
     for other, message in (

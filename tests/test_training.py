@@ -565,7 +565,7 @@ def test_checksum_sees_what_the_digest_does_not():
         jax.device_put(x, sharding.batch_sharding(mesh_of(*axes))) for axes in ((1, 1), (2, 4))
     ]
     assert checkpoint.checksums(by_mesh[0]) == checkpoint.checksums(by_mesh[1])
-    assert checkpoint.checksums(x)[''].startswith('float32[8,8] ')
+    assert checkpoint.checksums(x)[''].startswith('float32[8, 8] ')
 
 
 @pytest.mark.parametrize('what', [checkpoint.digests, checkpoint.checksums])

@@ -71,7 +71,7 @@ def digests(tree: Any) -> dict[str, int]:
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """{path: 'float32[3,4] 0123456789abcdef'}: type and shape of each array and a checksum of its
+    """{path: 'float32[3, 4] 0123456789abcdef'}: type and shape of each array and a checksum of its
     bits.
 
     The checksum is sum_i mix(w_i xor (g i + seed)) modulo 2^32 of the words w_i, for two seeds,
@@ -87,13 +87,12 @@ def _sums_of(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
     return {
-        jax.tree_util.keystr(path): (int(of[0]), f'{_kind(leaf)} {of[1]:08x}{of[2]:08x}')
+        jax.tree_util.keystr(path): (
+            int(of[0]),
+            f'{leaf.dtype}{list(leaf.shape)} {of[1]:08x}{of[2]:08x}',
+        )
         for (path, leaf), of in zip(leaves, sums)
     }
-
-
-def _kind(leaf):
-    return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
 
 @jax.jit
@@ -278,10 +277,13 @@ class Checkpoints:
         saved = position['checksums' if sealed else 'digests']
         for name, tree in target.items():
             leaves = jax.tree_util.tree_leaves_with_path(tree)
-            wanted = {jax.tree_util.keystr(path): _kind(leaf) for path, leaf in leaves}
+            wanted = {
+                jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}'
+                for path, leaf in leaves
+            }
             # A digest of a run of 0.1 says neither shape nor type.
             had = {
-                path: str(of).split()[0] if sealed else wanted.get(path)
+                path: str(of).rpartition(' ')[0] if sealed else wanted.get(path)
                 for path, of in saved[name].items()
             }
             if had != wanted:
