@@ -85,6 +85,11 @@ def _parsers():
         '--config', metavar='FILE', help='Python file with get_config(), as configs/x.py; required'
     )
     train.add_argument(
+        '--change',
+        action='store_true',
+        help='go on with other settings of the optimizers than the run has, and record them',
+    )
+    train.add_argument(
         '--distributed', action='store_true', help='one of several processes; automatic under srun'
     )
 
@@ -329,7 +334,7 @@ def _train(options, overrides):
     if options.distributed or _among_many(os.environ):
         _join_others()
 
-    build.train(config, options.workdir)
+    build.train(config, options.workdir, change=options.change)
 
 
 def _join_others():

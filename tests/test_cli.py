@@ -15,7 +15,7 @@ def calls(monkeypatch):
     """What the commands ask of fdistill.build, which is not run here."""
     made = []
     build = types.SimpleNamespace(
-        train=lambda config, workdir: made.append((config, workdir)),
+        train=lambda config, workdir, change: made.append((config, workdir)),
         evaluate=lambda config, workdir, **options: (
             made.append((config, workdir, options)) or {'fd': 0.5, 'bad': float('nan')}
         ),
@@ -152,7 +152,7 @@ def test_user_errors_are_one_line_and_bugs_keep_their_traceback(calls, capsys, p
     words = ['train', f'--config={path}', '--workdir=w']
 
     def fail(error):
-        def train(config, workdir):
+        def train(config, workdir, change):
             raise error
 
         monkeypatch.setattr(fdistill.build, 'train', train)

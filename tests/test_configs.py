@@ -12,7 +12,7 @@ import pytest
 
 from fdistill import build, config, networks
 from fdistill.build import models
-from fdistill.build.train import check_resumable, origin
+from fdistill.build.resume import check_resumable, origin
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
 from fdistill.files import CONFIG, disk

@@ -667,6 +667,40 @@ def test_killed_processes_resume(tmp_path):
     assert logged() == list(range(50, logged()[-1] + 1, 50)), 'each step is logged once'
 
 
+@pytest.mark.parametrize(
+    ('setting', 'value'), [('learning_rate', 2e-3), ('clip', 1e-12), ('weight_decay', 0.1)]
+)
+def test_settings_of_the_optimizers_change_only_when_asked_and_are_recorded(
+    tmp_path, setting, value
+):
+    (tmp_path / 'config.py').write_text(TEACHER)
+    settings, run = config.load(str(tmp_path / 'config.py')), tmp_path / 'run'
+    build.train(settings, run, quiet=True, stop_at=2)
+    shutil.copytree(run, tmp_path / 'unchanged')
+    unchanged = build.train(settings, tmp_path / 'unchanged', quiet=True)
+    with settings.unlocked():
+        settings.optimizer.student[setting] = value
+    with pytest.raises(
+        UserError, match=rf'optimizer.student.{setting}=.*, now {value}; .*--change'
+    ):
+        build.train(settings, run, quiet=True)
+    state = build.train(settings, run, quiet=True, change=True)
+    assert int(state.step) == 3
+    assert jax.tree.structure(state) == jax.tree.structure(unchanged)
+    leaves = [jax.tree.leaves(jax.device_get(one.params)) for one in (state, unchanged)]
+    assert any((one != other).any() for one, other in zip(*leaves, strict=True))
+    kept = json.loads((run / 'config.json').read_text())
+    change = {'step': 2, 'setting': f'optimizer.student.{setting}', 'after': value}
+    assert [one | change for one in kept['changes']] == kept['changes']
+    assert kept['optimizer']['student'][setting] == value
+    with settings.unlocked():
+        settings.optimizer.student[setting] = value / 2
+        settings.seed = 1
+    with pytest.raises(UserError, match='config.seed=0, now 1'):
+        build.train(settings, run, quiet=True, change=True)
+    assert json.loads((run / 'config.json').read_text()) == kept
+
+
 # --- a student of a trained teacher, on any mesh
 
 

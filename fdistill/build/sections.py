@@ -40,6 +40,7 @@ SECTIONS = (
     'evaluation',
     'image',
     'origin',
+    'changes',
 )
 
 

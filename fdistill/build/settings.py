@@ -24,7 +24,7 @@ from fdistill.training.loop import Training
 from fdistill.types import Continuous, Free, Place
 
 # Sections that may differ between a run and its resumption; single settings say `Free` themselves.
-FREE = ('mesh', 'evaluation', 'origin')
+FREE = ('mesh', 'evaluation', 'origin', 'changes')
 # Sections that take a row of a table by name.
 NAMED = {
     'data': sources.SOURCES,

@@ -336,7 +336,7 @@ def check_finite(state: TrainState, max_skipped: int, step: int) -> None:
             raise NotFinite(
                 f'step {step}: {", ".join(bad) or "the update"} of role {role!r} not finite '
                 f'{count} times in a row; the weights and the last checkpoint are clean. Lower '
-                f'config.optimizer.{role}.learning_rate or set its clip, then run again'
+                f'config.optimizer.{role}.learning_rate or set its clip, and go on with --change'
             )
 
 

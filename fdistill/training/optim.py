@@ -72,6 +72,21 @@ def adam(
     return optax.chain(optax.clip_by_global_norm(clip), base) if clip else base
 
 
+def continued(
+    begun: optax.GradientTransformation, now: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The updates of `now` with the state of `begun`, as checkpoints of the run have it; both are
+    of `adam`, whose settings change the shape of the state but not the arrays in it."""
+
+    def update(gradient, state, params=None):
+        structure = jax.tree.structure(jax.eval_shape(now.init, params))
+        own = jax.tree.unflatten(structure, jax.tree.leaves(state))
+        updates, own = now.update(gradient, own, params)
+        return updates, jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(own))
+
+    return optax.GradientTransformation(begun.init, update)
+
+
 def _decayed(params):
     """All parameters but the Fourier frequencies of NCSN++: these are constants without a gradient,
     which decay would change."""
