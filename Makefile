@@ -11,7 +11,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
 
-.PHONY: help venv demo demo-short test test-slow bench lint clean
+.PHONY: help venv demo demo-short test test-slow test-faults bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -29,6 +29,9 @@ test: $(STAMP)  ## all tests but the slow ones, a file at a time on each core
 
 test-slow: $(STAMP)  ## the slow tests
 	$(RUN) -m pytest -m slow
+
+test-faults: $(STAMP)  ## kills, damage, hangs and the like on purpose
+	$(RUN) -m pytest -m faults
 
 bench: $(STAMP)  ## speed
 	$(RUN) experiments/bench.py

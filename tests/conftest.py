@@ -1,5 +1,6 @@
 """Every test sees eight simulated CPU devices and caches of its own."""
 
+import collections
 import ctypes
 import ctypes.util
 import gc
@@ -94,7 +95,13 @@ def tidy(limit):
         limit[0] = max(limit[0], _resident() + 2**28)
 
 
-PEAKS = {}
+PEAKS, SURVIVED = {}, collections.Counter()
+
+
+@pytest.fixture
+def survived():
+    """survived(kind, count=1) notes faults that did no harm, to be said at the end."""
+    return lambda kind, count=1: SURVIVED.update({kind: count})
 
 
 def pytest_sessionfinish(session):
@@ -113,3 +120,6 @@ def pytest_terminal_summary(terminalreporter):
     if PEAKS:
         said = ', '.join(f'{name} {peak:.1f} GiB' for name, peak in sorted(PEAKS.items()))
         terminalreporter.write_line(f'memory of the workers at most: {said}')
+    if SURVIVED:
+        said = ', '.join(f'{count} x {kind}' for kind, count in SURVIVED.items())
+        terminalreporter.write_line(f'{SURVIVED.total()} faults survived: {said}')

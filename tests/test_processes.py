@@ -15,7 +15,7 @@ import pytest
 from fdistill.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 CONFIG = """
 import os, time
@@ -110,7 +110,7 @@ def said(folder, k):
     return (folder / f'{k}.log').read_text()
 
 
-def test_sigterm_of_one_stops_both_at_one_step_and_the_run_goes_on(launch, tmp_path):
+def test_sigterm_of_one_stops_both_at_one_step_and_the_run_goes_on(launch, tmp_path, survived):
     long = '--config.training.steps=1000000'
     processes = launch(long)
     wait_for(lambda: len(steps_of(tmp_path)) > 3)
@@ -124,39 +124,44 @@ def test_sigterm_of_one_stops_both_at_one_step_and_the_run_goes_on(launch, tmp_p
     assert codes(processes)[0] == [143, 143]
     assert f'going on from the checkpoint at step {stops[0]}' in said(tmp_path, 0)
     assert steps_of(tmp_path) == list(range(10, steps_of(tmp_path)[-1] + 1, 10))
+    survived('SIGTERM in two processes')
 
 
 @pytest.mark.parametrize('who', [0, 1])
-def test_an_exception_in_one_ends_both(launch, tmp_path, who):
+def test_an_exception_in_one_ends_both(launch, tmp_path, who, survived):
     processes = launch(WHO=str(who), WHAT='raise RuntimeError("of one")')
     found, seconds = codes(processes, 60)
     assert found[who] == 1 and found[1 - who] != 0 and seconds < 30
     assert 'RuntimeError: of one' in said(tmp_path, who)
     assert codes(launch())[0] == [0, 0] and steps_of(tmp_path)[-1] == 100
+    survived('an exception in one of two processes')
 
 
 @pytest.mark.parametrize('who', [0, 1])
-def test_a_dead_peer_ends_the_other_within_thirty_seconds(launch, tmp_path, who):
+def test_a_dead_peer_ends_the_other_within_thirty_seconds(launch, tmp_path, who, survived):
     processes = launch(WHO=str(who), WHAT='os.kill(os.getpid(), 9)')
     found, seconds = codes(processes, 60)
     assert found[who] == -9 and found[1 - who] != 0 and seconds < 30
     assert codes(launch())[0] == [0, 0] and steps_of(tmp_path)[-1] == 100
+    survived('a dead peer')
 
 
-def test_a_hang_ends_both_with_stacks(launch, tmp_path):
+def test_a_hang_ends_both_with_stacks(launch, tmp_path, survived):
     processes = launch(WHO='1', WHAT='time.sleep(1000)')
     found, seconds = codes(processes, 60)
     assert 0 not in found and seconds < 30
     assert 'Timeout' in said(tmp_path, 1) and 'in slowly' in said(tmp_path, 1)
+    survived('a hang')
 
 
-def test_other_settings_in_one_are_refused_by_both(launch, tmp_path):
+def test_other_settings_in_one_are_refused_by_both(launch, tmp_path, survived):
     rate = '--config.optimizer.student.learning_rate='
     processes = launch(each=((rate + '1e-3',), (rate + '2e-3',)))
     assert codes(processes)[0] == [2, 2]
     for k in range(2):
         assert 'process 1: has another config' in said(tmp_path, k)
     assert not (tmp_path / 'run').exists()
+    survived('other settings in one of two processes')
 
 
 @pytest.mark.parametrize('count', [1, 2])

@@ -536,7 +536,8 @@ sys.exit(cli.main(sys.argv[2:]))
 
 
 @pytest.mark.slow
-def test_a_file_that_may_not_be_written_ends_the_run(tmp_path):
+@pytest.mark.faults
+def test_a_file_that_may_not_be_written_ends_the_run(tmp_path, survived):
     (tmp_path / 'long.py').write_text(LONG)
     words = ['train', f'--config={tmp_path}/long.py', f'--workdir={tmp_path}/run']
     words += ['--config.training.steps=600', '--config.training.log_every=600']
@@ -545,6 +546,7 @@ def test_a_file_that_may_not_be_written_ends_the_run(tmp_path):
     )
     assert done.returncode == 2 and 'File too large; allow larger files' in done.stderr
     assert cli.main(words) == 0
+    survived('a file that may not grow')
 
 
 def test_two_trainings_of_one_folder_are_refused(tmp_path):
@@ -636,7 +638,8 @@ def run_until(words, condition, how, log):
 
 
 @pytest.mark.slow
-def test_killed_processes_resume(tmp_path):
+@pytest.mark.faults
+def test_killed_processes_resume(tmp_path, survived):
     """SIGTERM: saved, exit code 143. SIGKILL while saving and training: goes on from the last whole
     checkpoint."""
     file, run, log = tmp_path / 'long.py', tmp_path / 'run', tmp_path / 'log'
@@ -665,6 +668,7 @@ def test_killed_processes_resume(tmp_path):
     ]
     assert len(starts) == 3 and starts[0] == stopped and starts == sorted(starts)
     assert logged() == list(range(50, logged()[-1] + 1, 50)), 'each step is logged once'
+    survived('SIGTERM or kill -9', 4)
 
 
 @pytest.mark.parametrize(

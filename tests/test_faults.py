@@ -1,0 +1,204 @@
+"""Faults on purpose, many of a kind: what was saved stays, and a run goes on as if nothing had been.
+
+`make test-faults` runs these and those of `test_processes.py`, and says how many it tried.
+"""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_training
+from ml_collections import ConfigDict
+
+from fdistill import build
+from fdistill import config as configs
+from fdistill.build.train import ready
+from fdistill.training import checkpoint
+from fdistill.training.state import init_state, with_metrics
+from fdistill.training.step import ema_decay, make_step
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+KILLS = 20
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict(dict(
+        seed=0,
+        data=dict(name='mixture', mixture='ring', labelled=False, n=1000),
+        network=dict(name='mlp', width=16, blocks=1, embedding=8),
+        method=dict(name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)),
+        optimizer=dict(student=dict(learning_rate=1e-3)),
+        training=dict(steps=20000, batch_size=64, ema_half_life=1e3, log_every=50,
+                      checkpoint_every=100, sample_every=0),
+        evaluation=dict(samples=100),
+    ))
+"""
+
+
+def last_log(folder):
+    path = folder / 'metrics.jsonl'
+    lines = path.read_text().splitlines() if path.exists() else []
+    # The last may be torn.
+    return len(lines) - 1
+
+
+def test_kills_at_random_lose_the_save_in_flight_at_most(tmp_path, survived):
+    """Each time it goes on from the newest checkpoint that was whole before the kill, or a later
+    one; its end is, bit for bit, that of a run which nobody killed."""
+    (tmp_path / 'config.py').write_text(CONFIG)
+    words = ['train', f'--config={tmp_path}/config.py']
+    random, run = np.random.default_rng(0), tmp_path / 'run'
+    command = [sys.executable, '-m', 'fdistill', *words]
+    for _ in range(KILLS):
+        before = last_log(run)
+        with open(tmp_path / 'log', 'w') as log:
+            process = subprocess.Popen(
+                [*command, f'--workdir={run}'], stdout=log, stderr=subprocess.STDOUT
+            )
+            while last_log(run) <= before + 2 and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.4))
+            whole = checkpoint.newest(run)
+            process.kill()
+            assert process.wait() == -9, (tmp_path / 'log').read_text()
+        assert checkpoint.newest(run) >= whole
+        survived('kill -9')
+    for name in ('run', 'unbroken'):
+        subprocess.run([*command, f'--workdir={tmp_path / name}'], check=True, capture_output=True)
+    found = [tmp_path / name / 'metrics.jsonl' for name in ('run', 'unbroken')]
+    assert found[0].read_bytes() == found[1].read_bytes()
+    states = [position_of(path.parent) for path in found]
+    assert states[0]['checksums'] == states[1]['checksums']
+
+
+def position_of(folder):
+    newest = max((folder / checkpoint.FOLDER).iterdir())
+    return json.loads((newest / 'position' / 'metadata').read_text())
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A run folder with checkpoints at steps 4 and 8, and its config."""
+    folder = tmp_path_factory.mktemp('trained')
+    config = ConfigDict(
+        dict(
+            seed=0,
+            data=dict(name='mixture', mixture='ring', labelled=False, n=1000),
+            network=dict(name='mlp', width=16, blocks=1, embedding=8),
+            method=dict(
+                name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)
+            ),
+            optimizer=dict(student=dict(learning_rate=1e-3)),
+            training=dict(
+                steps=8, batch_size=64, ema_half_life=1e3, checkpoint_every=4, sample_every=0
+            ),
+            evaluation=dict(samples=100),
+        )
+    )
+    build.train(config, folder / 'run', quiet=True)
+    return folder / 'run', config
+
+
+def damages(content, random):
+    flipped = bytearray(content)
+    flipped[random.integers(len(content))] ^= 1 << int(random.integers(8))
+    yield 'a flipped bit', bytes(flipped)
+    yield 'a cut file', content[: len(content) // 2]
+    yield 'an empty file', b''
+    yield 'a missing file', None
+
+
+def test_damage_of_each_file_in_turn_is_noticed_or_harmless(trained, tmp_path, survived):
+    """What is read is one of the two states that were saved."""
+    source, _ = trained
+    weights = {}
+    for step in (4, 8):
+        folder = shutil.copytree(source, tmp_path / str(step))
+        for other in (folder / checkpoint.FOLDER).iterdir():
+            if int(other.name) != step:
+                shutil.rmtree(other)
+        run = build.from_workdir(folder)
+        assert run.step == step
+        weights[step] = checkpoint.checksums(run.params)
+    folder = shutil.copytree(source, tmp_path / 'run')
+    newest, random = max((folder / checkpoint.FOLDER).iterdir()), np.random.default_rng(0)
+    files = sorted(path for path in newest.rglob('*') if path.is_file())
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        for what, damaged in damages(content, random) if content else ():
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            run = build.from_workdir(folder)
+            assert checkpoint.checksums(run.params) == weights[run.step], f'{path}: {what}'
+            path.write_bytes(content)
+            survived(what)
+
+
+@pytest.fixture(scope='module')
+def distilled(tmp_path_factory):
+    """f-distill of a trained teacher with ratio and discriminator: (state, batch, frozen) and
+    step(state, batch, frozen)."""
+    folder = tmp_path_factory.mktemp('distilled')
+    (folder / 'config.py').write_text(test_training.TEACHER)
+    build.train(configs.load(str(folder / 'config.py')), folder / 'teacher', quiet=True)
+    made = ready(test_training.student_config(str(folder / 'teacher')), folder / 'student')
+    step = make_step(made.built.method, made.optimizers, ema_decay(100.0, 16))
+    batch, key = next(made.batches(0)), jax.random.key(0)
+    state = init_state(made.built.method, made.optimizers, key, batch, made.frozen)
+    state = with_metrics(state, step, made.frozen, batch, key)
+    jitted = jax.jit(functools.partial(step, roles=tuple(made.built.method.losses)))
+    return (state, batch, made.frozen), lambda s, b, f: jitted(s, f, b, key)
+
+
+def bad(tree):
+    """A tree of which each floating array has a NaN."""
+    return jax.tree.map(
+        lambda leaf: (
+            leaf.at[(0,) * leaf.ndim].set(jnp.nan)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf
+        ),
+        jax.tree.map(jnp.asarray, tree),
+    )
+
+
+@pytest.mark.parametrize(
+    ('place', 'roles'),
+    [
+        ('batch', {'critic'}),
+        ('teacher', {'critic', 'student'}),
+        ('fake_score', {'critic', 'student'}),
+        ('discriminator', {'critic', 'student'}),
+    ],
+)
+def test_what_is_not_finite_enters_no_weights(distilled, place, roles, survived):
+    """Neither weights nor their average nor the state of an optimizer, of any role that it
+    reaches. The discriminator's logits are the ratio; the student sees no images of the batch."""
+    (state, batch, frozen), step = distilled
+    if place == 'batch':
+        batch = {**batch, 'x': np.full_like(batch['x'], np.nan)}
+    elif place == 'teacher':
+        frozen = bad(frozen)
+    else:
+        critic = state.params['critic']
+        critic = {**critic, place: bad(critic[place])}
+        state = state._replace(params={**state.params, 'critic': critic})
+    after = step(state, batch, frozen)
+    assert {role for role, count in after.skipped.items() if count} == roles
+    for role in roles:
+        for name in ('params', 'opt_state'):
+            trees = [getattr(one, name)[role] for one in (state, after)]
+            jax.tree.map(np.testing.assert_array_equal, *trees)
+    if 'student' in roles:
+        jax.tree.map(np.testing.assert_array_equal, state.averages, after.averages)
+    healthy = [after.params['student'], after.opt_state, after.averages, after.aux]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(healthy))
+    survived('a NaN')
