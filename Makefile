@@ -11,7 +11,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
 
-.PHONY: help venv demo demo-short test test-slow test-faults bench lint clean
+.PHONY: help venv demo demo-short test test-slow test-faults test-slurm bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -32,6 +32,9 @@ test-slow: $(STAMP)  ## the slow tests
 
 test-faults: $(STAMP)  ## kills, damage, hangs and the like on purpose
 	$(RUN) -m pytest -m faults
+
+test-slurm: $(STAMP)  ## the Slurm launcher on a Slurm of this machine: root, munge slurmctld slurmd slurm-client
+	$(RUN) -m pytest -m slurm -rs
 
 bench: $(STAMP)  ## speed
 	$(RUN) experiments/bench.py

@@ -41,7 +41,14 @@ def test_slurm_dry_run_is_a_script_that_bash_reads(capsys):
     text = dry(capsys, 'slurm', '--nodes=4', '--gpus=8', '--partition=gpu', '--time=1:00:00')
     lines = text.splitlines()
     assert lines[0] == '#!/bin/bash'
-    for wanted in ('nodes=4', 'gpus-per-node=8', 'partition=gpu', 'time=1:00:00', 'requeue'):
+    for wanted in (
+        'nodes=4',
+        'ntasks-per-node=8',
+        'gpus-per-node=8',
+        'partition=gpu',
+        'time=1:00:00',
+        'requeue',
+    ):
         assert f'#SBATCH --{wanted}' in lines
     assert "fdistill train --config=c.py '--workdir=runs/a b' --distributed" in text
     subprocess.run(['bash', '-n'], input=text, text=True, check=True)
