@@ -10,7 +10,6 @@ Any run made by a pre-training config will do. Killed and started again it goes 
 
 import argparse
 import hashlib
-import json
 import pathlib
 import re
 import statistics
@@ -130,7 +129,7 @@ def main(words=None):
     asked = {'step': run.step, 'grid': config.to_json(settings.method.grid), 'samples': samples}
     asked |= {'config': hashlib.sha256((workdir / CONFIG).read_bytes()).hexdigest()}
     file = out / 'samplers.json'
-    report = json.loads(file.read_text()) if file.exists() else {}
+    report = disk.read_json(file) if file.exists() else {}
     if report.get('of') != asked:
         report = {'of': asked, 'points': {}}
 
@@ -232,6 +231,8 @@ def picture(lines, path, title):
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
+    from fdistill.files import disk
+
     column = measure(lines)
     families = {
         name: [label for label in family if label in lines] for name, family in FAMILIES.items()
@@ -267,8 +268,7 @@ def picture(lines, path, title):
         axis.legend(fontsize=7)
     axes[0, 0].set_ylabel(f'{column} (lower is better)')
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    disk.write(path, lambda temporary: figure.savefig(temporary, dpi=110))
     pyplot.close(figure)
 
 

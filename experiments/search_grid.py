@@ -264,11 +264,12 @@ def _resumed(path, settings, fresh):
     """The state in a file, or a fresh one where there is no file; refuses that of another
     search."""
     from fdistill.diffusion import search
+    from fdistill.files import disk
 
     if not path.is_file():
         return fresh
     try:
-        values = json.loads(path.read_text())
+        values = disk.read_json(path)
         state = search.restore(values['search'])
         old = {**values['settings'], **state.settings}
     except (KeyError, TypeError, ValueError) as error:

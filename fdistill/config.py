@@ -4,20 +4,47 @@ signature, and kept as JSON."""
 import contextlib
 import importlib.util
 import inspect
-import json
 import pathlib
 import re
 import traceback
 import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fdistill.errors import UserError, suggest
-from fdistill.files import CONFIG
+from fdistill.files import CONFIG, disk
+from fdistill.types import misfit
+
+
+class Image(TypedDict):
+    """What a sample is: its shape, the classes (0 for none) and shapes of its other conditions."""
+
+    shape: list[int]
+    num_classes: int
+    given: NotRequired[dict[str, list[int]]]
+
+
+class Sections(TypedDict, total=False):
+    """The sections of a config, as JSON keeps them; see `build.sections`."""
+
+    seed: int
+    data: dict
+    network: dict | str
+    denoiser: dict | str
+    fake_score: dict | str
+    teacher: dict
+    method: dict
+    discriminator: dict | str
+    optimizer: dict[str, dict]
+    training: dict
+    mesh: dict
+    evaluation: dict
+    image: Image
+    origin: dict[str, str]
+    changes: list[dict]
 
 
 def load(path: str) -> ConfigDict:
@@ -92,17 +119,18 @@ def read(workdir: str | pathlib.Path, where: str = '--workdir') -> ConfigDict:
     """The config a run was started with.
 
     Raises:
-        UserError: `workdir` is no run folder.
+        UserError: `workdir` is no run folder, or its config is damaged.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.is_file():
         raise UserError(
             f'{where}={workdir}: has no {CONFIG}; give the folder of a run made by `fdistill train`'
         )
+    values = disk.read_json(path, Sections)
     try:
-        return from_json(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f'{where}={workdir}: {CONFIG} is damaged: {error}') from error
+        return from_json(values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # As of a key with a dot.
+        raise UserError(f'{path} is damaged: {error}; {disk.AGAIN}') from error
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:
@@ -261,50 +289,16 @@ def told(where: str) -> Iterator[None]:
         raise UserError(f'{where}: {error}') from error
 
 
-# What a config can hold; anything else, such as a number of several lanes, was put there by us.
-PLAIN = (bool, int, float, str, tuple, list, dict, types.NoneType)
-
-
 def _check_type(value, parameter, where):
     annotation = parameter.annotation
     if annotation is parameter.empty and isinstance(
         parameter.default, (bool, int, float, str, tuple)
     ):
         annotation = type(parameter.default)  # A default says as much as an annotation would.
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    if value is None and parameter.default is None or _fits(value, annotation):
+    if value is None and parameter.default is None:
         return
-    wanted = (
-        annotation.__name__
-        if isinstance(annotation, type) and not typing.get_args(annotation)
-        else annotation
-    )
-    raise UserError(f'{where}: {value!r} is of type {type(value).__name__}; expected {wanted}')
-
-
-def _fits(value, annotation):
-    """Whether a value has a type made of int, float, bool, str, None and tuple; it fits any other
-    type."""
-    if not isinstance(value, PLAIN):
-        return True
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if annotation is tuple or origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if not arguments:
-            return True
-        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        return len(kinds) == len(value) and all(map(_fits, value, kinds))
-    if annotation is None:
-        return value is None
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, annotation) if annotation in (bool, str, types.NoneType) else True
+    if found := misfit(value, annotation, where):
+        raise UserError(found)
 
 
 def to_json(config: Any, where: str = 'config') -> Any:

@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -32,12 +32,38 @@ from fdistill import build
 from fdistill import config as configs
 from fdistill.errors import NotFinite, UserError
 from fdistill.evaluation import evaluate as evaluation
+from fdistill.evaluation.subject import Row
 from fdistill.files import disk
 from fdistill.files.text import clock, table
 from fdistill.training import checkpoint
 
 RESULT = 'result.json'
-Outcome = dict[str, Any]  # Of a trial, as in that file.
+LIST = 'sweep.json'
+AGAIN = 'delete it, and the trial runs again'
+NAME = re.compile(r'(?!\.+$)[\w=.,()+-]+')
+
+
+class Overrides(TypedDict, total=False):
+    """{dotted key: value} of a trial."""
+
+    seed: int
+
+
+class Outcome(TypedDict):
+    """What a trial came to, as in that file."""
+
+    overrides: Overrides
+    fingerprint: str
+    status: Literal['done', 'failed']
+    row: NotRequired[Row]
+    error: NotRequired[str]
+    seconds: float
+
+
+class Listed(TypedDict):
+    """The trials of a sweep, as in `sweep.json`: {name: overrides}."""
+
+    trials: dict[str, dict]
 
 
 class Trial(NamedTuple):
@@ -103,6 +129,11 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[Trial, ...]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f'--config={path}: get_sweep() returns the trial {name} twice')
+        if not _is_name(name):
+            raise UserError(
+                f'--config={path}: get_sweep() returns a trial of the name {name[:80]}..., which '
+                'is too long for a folder; vary fewer keys, or give shorter values'
+            )
     return tuple(trials)
 
 
@@ -110,6 +141,11 @@ def _name(overrides):
     """The name of a trial's folder: the last part of each key that differs, and its value."""
     parts = (f'{key.rpartition(".")[2]}={value}' for key, value in overrides.items())
     return re.sub(r'[^\w=.,()+-]', '_', ','.join(parts)) or 'base'
+
+
+def _is_name(text):
+    """Whether a trial can be called so: a folder right below `trials/`."""
+    return bool(NAME.fullmatch(text)) and len(text.encode()) <= 255
 
 
 def fingerprint(config: configs.ConfigDict) -> str:
@@ -131,12 +167,7 @@ def result(workdir: disk.Path, trial: Trial) -> Outcome | None:
     file = folder_of(workdir, trial) / RESULT
     if not file.is_file():
         return None
-    try:
-        known = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f'{file}: damaged ({error}); delete it, and the trial runs again'
-        ) from error
+    known = disk.read_json(file, Outcome, AGAIN)
     if known['fingerprint'] != fingerprint(trial.config):
         raise UserError(
             f'{file}: is of another config than the sweep now has; give another --workdir'
@@ -297,9 +328,21 @@ def note(path: str, workdir: disk.Path, trials: Iterable[Trial]) -> None:
     """Leaves `sweep.json` for the report."""
     if jax.process_index() == 0:
         listed = {trial.name: trial.overrides for trial in trials}
-        disk.write_json(
-            pathlib.Path(workdir) / 'sweep.json', {'config': str(path), 'trials': listed}
-        )
+        disk.write_json(pathlib.Path(workdir) / LIST, {'config': str(path), 'trials': listed})
+
+
+def listed(workdir: disk.Path) -> list[str]:
+    """Names of the trials that `sweep.json` lists; [] where there is none.
+
+    Raises:
+      UserError: it is damaged, or a name is of no folder of a trial.
+    """
+    file = pathlib.Path(workdir) / LIST
+    names = list(disk.read_json(file, Listed)['trials']) if file.is_file() else []
+    for name in names:
+        if not _is_name(name):
+            raise UserError(f'{file} is damaged: no trial is called {name!r}; {disk.AGAIN}')
+    return names
 
 
 def finished(workdir: disk.Path, trials: Iterable[Trial]) -> list[tuple[Trial, Outcome]]:

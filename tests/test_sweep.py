@@ -466,3 +466,9 @@ def test_shipped_sweeps_load(name):
     assert len({trial.name for trial in trials}) == len(trials) >= 15
     for trial in trials:
         divergences.weighting(trial.config.method.divergence)
+
+
+def test_a_name_too_long_for_a_folder_is_refused(tmp_path):
+    path = write(tmp_path, [{'method.divergence': 'js' * 150}, {'method.divergence': 'js'}])
+    with pytest.raises(UserError, match='is too long for a folder'):
+        sweep.load(path)

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from fdistill.build.run import digest_of, from_workdir
 from fdistill.build.sections import load_data
 from fdistill.data.sources import Source
 from fdistill.evaluation import evaluate as evaluation
-from fdistill.evaluation.subject import Subject
+from fdistill.evaluation.subject import Row, Subject
 from fdistill.files import disk
 from fdistill.training import checkpoint, sharding
 
@@ -91,7 +92,10 @@ def measure(
     if jax.process_index() == 0:
         path = pathlib.Path(workdir) / 'eval' / f'step-{subject.step:09d}{suffix}.json'
         if path.is_file():
-            row = chosen.merged(json.loads(path.read_text()), row)
+            try:
+                row = chosen.merged(disk.read_json(path, Row), row)
+            except (KeyError, ValueError) as error:  # The new numbers are worth more.
+                print(f'{path}: is written anew, for it was damaged: {error}', file=sys.stderr)
         disk.write_json(path, row)
     return json.loads(json.dumps(disk.plain(row)))
 

@@ -15,6 +15,7 @@ evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evalu
 import copy
 import functools
 import operator
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,24 +25,9 @@ from fdistill import config as configs
 from fdistill.config import call
 from fdistill.data import sources
 from fdistill.errors import UserError, pick, suggest
+from fdistill.types import misfit
 
-SECTIONS = (
-    'seed',
-    'data',
-    'network',
-    'denoiser',
-    'fake_score',
-    'teacher',
-    'method',
-    'discriminator',
-    'optimizer',
-    'training',
-    'mesh',
-    'evaluation',
-    'image',
-    'origin',
-    'changes',
-)
+SECTIONS = typing.get_type_hints(configs.Sections)
 
 
 def plain_of(section: Any) -> dict[str, Any]:
@@ -71,6 +57,8 @@ def section_of(config: Mapping[str, Any], name: str) -> Any:
         raise UserError(
             f'config.{name}: missing; this section is needed, see the files in configs/'
         )
+    if found := misfit(configs.to_json(config[name]), SECTIONS[name], f'config.{name}'):
+        raise UserError(found)
     return config[name]
 
 
@@ -92,6 +80,8 @@ def resolve(config: Mapping[str, Any], source: sources.Source) -> dict[str, Any]
             raise UserError(
                 f'config.{name}: unknown section{suggest(name, SECTIONS, prefix="config.")}'
             )
+    if found := misfit(plain, configs.Sections, 'config'):
+        raise UserError(found)
     # A name alone is a section without the rest.
     for name in ('network', 'denoiser', 'fake_score', 'discriminator'):
         if isinstance(plain.get(name), str):

@@ -21,7 +21,7 @@ from fdistill.files import disk
 from fdistill.methods import METHODS
 from fdistill.training import optim, sharding
 from fdistill.training.loop import Training
-from fdistill.types import Continuous, Free, Place
+from fdistill.types import PLAIN, Continuous, Free, Place
 
 # Sections that may differ between a run and its resumption; single settings say `Free` themselves.
 FREE = ('mesh', 'evaluation', 'origin', 'changes')
@@ -48,10 +48,12 @@ def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., An
 
     for path, table in NAMED.items():
         section = at(path)
-        if isinstance(section, Mapping) and (row := table.get(section.get('name'))):
+        name = section.get('name') if isinstance(section, Mapping) else None
+        if row := table.get(name) if isinstance(name, str) else None:
             yield path, row
     for path in ('denoiser', 'fake_score'):
-        if row := DENOISERS.get((at(path) or {}).get('name', 'edm')):
+        name = (at(path) or {}).get('name', 'edm')
+        if row := DENOISERS.get(name) if isinstance(name, str) else None:
             yield path, row
     for name, row in TEACHERS.items():
         if name in plain.get('teacher', {}):
@@ -129,7 +131,7 @@ def _defaults(config):
                 annotation = typing.get_args(annotation)[0]
             kinds = [kind for kind in typing.get_args(annotation) if kind in (int, float, str)]
             value = config_dict.placeholder(kinds[0]) if kinds else parameter.empty
-        plain_value = isinstance(value, configs.PLAIN) and not hasattr(value, '_fields')
+        plain_value = isinstance(value, PLAIN) and not hasattr(value, '_fields')
         if plain_value or isinstance(value, config_dict.FieldReference):
             found[name] = value
     # It has no default in a signature, because it decides which signature holds.

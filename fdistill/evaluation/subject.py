@@ -1,7 +1,7 @@
-"""What is measured: a generator and what is known of it."""
+"""What is measured, a generator and what is known of it, and the rows that come of it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 
 class Subject(NamedTuple):
@@ -22,3 +22,38 @@ class Subject(NamedTuple):
     step: int = 0
     digest: str = ''
     given: Callable[[Any], Mapping[str, Any]] = lambda index: {}
+
+
+class Rules(TypedDict):
+    """The published protocol that a row was measured under."""
+
+    name: str
+
+
+class File(TypedDict, total=False):
+    """A file that a row was measured with."""
+
+    sha256: str
+    reference: str
+
+
+class Details(TypedDict, total=False):
+    """How a row was measured, besides the full names of its numbers."""
+
+    rules: Rules
+    detector: File
+    statistics: File
+    digests: dict[str, list[str]]
+    over_ranges: dict[str, Any]
+    ranges: list[dict]
+    versions: dict[str, str]
+    checkpoint: str
+
+
+class Row(TypedDict):
+    """A row as `eval/` and `result.json` keep it; what has a key in `protocol` is a number, or the
+    name of one that is not finite."""
+
+    step: int
+    protocol: dict[str, str]
+    details: NotRequired[Details]

@@ -1,5 +1,6 @@
 """Files that are whole or absent, the places to put them, JSON, and digests."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,8 +17,14 @@ import numpy as np
 
 import fdistill
 from fdistill.errors import UserError
+from fdistill.types import misfit
 
 Path = str | os.PathLike
+
+# Of JSON that a stranger may have written: bytes of a file, levels of lists and dicts in it.
+MOST_BYTES = 2**28
+MOST_DEPTH = 32
+AGAIN = 'bring it back from a copy, or remove it'
 
 
 def write(path: Path, save: Callable[[str], Any]) -> None:
@@ -34,7 +41,7 @@ def write(path: Path, save: Callable[[str], Any]) -> None:
     # A name of its own, so that two writers do not meet; hidden, for it may outlive this process.
     temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(8)}{path.suffix}')
     try:
-        temporary.touch()
+        temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         save(str(temporary))
         os.chmod(temporary, mode)  # safetensors' files are for no one else to read.
@@ -55,6 +62,84 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `plain(value)` to a file as `write` does."""
     write_bytes(path, (json.dumps(plain(value), indent=2, allow_nan=False) + '\n').encode())
+
+
+def from_json(data: bytes | str, shape: Any = dict) -> Any:
+    """The value that JSON stands for, whoever wrote it.
+
+    Args:
+        data: UTF-8.
+        shape: the type it must have, see `types.misfit`.
+
+    Raises:
+        ValueError: no JSON, nested too deeply, a number that 64 bits do not hold, text that is no
+          Unicode, or another shape.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError(f'is nested more than {MOST_DEPTH} deep') from None
+    _check_json(value, MOST_DEPTH)
+    if found := misfit(value, shape):
+        raise ValueError(found.removeprefix(': '))
+    return value
+
+
+def _check_json(value, depth):
+    if isinstance(value, (dict, list)):
+        if not depth:
+            raise ValueError(f'is nested more than {MOST_DEPTH} deep')
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            _check_json(part, depth - 1)
+    elif isinstance(value, str):
+        value.encode()  # Of half a surrogate pair there is no UTF-8.
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError('holds an integer of more than 64 bits')
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError('holds a number that is not finite')  # Ours are strings, see `plain`.
+
+
+def read_json(path: Path, shape: Any = dict, remedy: str = AGAIN) -> Any:
+    """What a JSON file holds that anyone may have written.
+
+    Args:
+        path: of the file.
+        shape: the type that its value must have, see `types.misfit`.
+        remedy: what the user can do about a damaged file.
+
+    Raises:
+        UserError: it is damaged, or of another shape.
+    """
+    try:
+        return from_json(_read(path), shape)
+    except ValueError as error:
+        raise UserError(f'{path} is damaged: {error}; {remedy}') from error
+
+
+def read_json_lines(path: Path, shape: Any = dict, remedy: str = AGAIN) -> list[Any]:
+    """What the lines of a file hold, each as of `read_json`; [] where there is no file.
+
+    A last line that is not whole is left out: it is being written, or a crash tore it.
+    """
+    found, lines = [], []
+    try:
+        *lines, last = _read(path).split(b'\n') if pathlib.Path(path).is_file() else [b'']
+        for line in lines:
+            found.append(from_json(line, shape))
+    except ValueError as error:
+        where = f'line {len(found) + 1}: ' if lines else ''
+        raise UserError(f'{path} is damaged: {where}{error}; {remedy}') from error
+    with contextlib.suppress(ValueError):
+        found.append(from_json(last, shape))
+    return found
+
+
+def _read(path):
+    with open(path, 'rb') as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f'has more than {MOST_BYTES:,} bytes')
+    return data
 
 
 def plain(value: Any) -> Any:

@@ -1,10 +1,10 @@
 """Reports: of any set of run and sweep folders, one page that needs nothing else, the same as
 Markdown, and all its numbers."""
 
-import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import tqdm
@@ -12,6 +12,12 @@ import tqdm
 from fdistill.errors import UserError
 from fdistill.files import disk
 from fdistill.report import collect, page, pictures, plots, summary
+
+
+class Earlier(TypedDict):
+    """Of the report.json of an earlier report: the figures beside it."""
+
+    figures: list[str]
 
 
 def write(
@@ -64,10 +70,10 @@ def write(
 def _earlier(path):
     """Names of the figures of the report that lies at a path, if there is one."""
     try:
-        names = json.loads(path.read_text()).get('figures', ())
-    except (OSError, ValueError, AttributeError):
+        names = disk.read_json(path, Earlier)['figures']
+    except (OSError, UserError):
         return ()
-    return [name for name in names if re.fullmatch(r'\d+-\d+-[a-z0-9-]*\.png', str(name))]
+    return [name for name in names if re.fullmatch(r'\d+-\d+-[a-z0-9-]*\.png', name)]
 
 
 def _figures(comparison, notes, quiet):
@@ -146,7 +152,11 @@ def _figures(comparison, notes, quiet):
     if left_out:
         notes.append(f'without a curve h(r), being unknown: {", ".join(left_out)}.')
     if lines:
-        first = {group['divergence']: colour[group['name']] for group in reversed(groups)}
+        first = {
+            name: colour[group['name']]
+            for group in reversed(groups)
+            if isinstance(name := group['divergence'], str)
+        }
         job(
             'divergences',
             'h',

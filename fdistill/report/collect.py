@@ -1,6 +1,5 @@
 """From folders to runs: settings, results and logs."""
 
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -11,8 +10,12 @@ import numpy as np
 from fdistill import build, sweep
 from fdistill import config as configs
 from fdistill.errors import UserError
+from fdistill.evaluation import evaluate
+from fdistill.evaluation.subject import Row
 from fdistill.files import CONFIG, disk
+from fdistill.training.writer import Line
 
+AGAIN = 'delete it, and run `fdistill evaluate` again'
 # Of the data: what changes neither the real data nor what samples are compared with.
 SAME_DATA = ('data.flip', 'data.data_dir', 'data.labelled')
 
@@ -81,11 +84,7 @@ def _below(path):
     trials = path / 'trials'
     if not trials.is_dir():
         raise UserError(f'report {path}: no run there; give the folder of a run or of a sweep')
-    listed = (
-        list(_json(path / 'sweep.json').get('trials', {}))
-        if (path / 'sweep.json').is_file()
-        else []
-    )
+    listed = sweep.listed(path)
     # Others are of an earlier version of the sweep, and no less a result.
     names = [
         *listed,
@@ -118,7 +117,7 @@ def _completed(trials):
 
 def _overrides(run):
     file = run.folder / sweep.RESULT
-    return _json(file).get('overrides', {}) if file.is_file() else {}
+    return _result(file)['overrides'] if file.is_file() else {}
 
 
 def _run(folder):
@@ -126,7 +125,7 @@ def _run(folder):
     settings = _without_seed(build.comparable(config)) if config else {}
     known = {'status': 'missing'}
     if (folder / sweep.RESULT).is_file():
-        known = _json(folder / sweep.RESULT)
+        known = _result(folder / sweep.RESULT)
         # Evaluated again later, under another protocol.
         row, measured = known.get('row'), _rows(folder)
         if row and (more := measured.get(row.get('step'))):
@@ -165,7 +164,7 @@ def _rows(folder):
     """
     rows = {}
     for path in sorted((folder / 'eval').glob('step-*.json')):
-        row = _json(path)
+        row = _checked(path, disk.read_json(path, Row, AGAIN))
         merged = rows.setdefault(row['step'], {'protocol': {}, 'details': {}})
         rules = row.get('details', {}).get('rules', {}).get('name')
         for key, name in row.get('protocol', {}).items():
@@ -198,11 +197,20 @@ def _data(settings):
     }
 
 
-def _json(path):
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f'{path}: damaged: {error}') from error
+def _result(path):
+    known = disk.read_json(path, sweep.Outcome, sweep.AGAIN)
+    if known['status'] == 'done':
+        _checked(path, known.get('row', {'protocol': {}}))
+    return known
+
+
+def _checked(path, row):
+    """A row, once it is known that it has what its protocol names."""
+    absent = [key for key in row['protocol'] if key not in row]
+    if absent or not evaluate.numbers(row):
+        what = f'no {absent[0]!r}' if absent else 'no number'
+        raise UserError(f'{path} is damaged: has {what}; {AGAIN}')
+    return row
 
 
 def _number(value):
@@ -221,21 +229,21 @@ def logged(run: Run) -> Curves:
       interpolated between the lines of timing.jsonl; the clock of a resumed run begins anew there,
       and goes on here.
     """
-    lines = _lines(run.folder / 'metrics.jsonl')
+    lines = disk.read_json_lines(run.folder / 'metrics.jsonl', Line)
     keys = dict.fromkeys(key for line in lines for key in line if key != 'step')
-    steps = [int(line['step']) for line in lines]
+    steps = [line['step'] for line in lines]
     metrics = {key: [_number(line.get(key)) for line in lines] for key in keys}
     return steps, metrics, _seconds(run, steps)
 
 
 def _seconds(run, steps):
     known, offset, last = [(0, 0.0)], 0.0, 0.0
-    for line in _lines(run.folder / 'timing.jsonl'):
+    for line in disk.read_json_lines(run.folder / 'timing.jsonl', Line):
         seconds = _number(line.get('seconds'))
         if math.isfinite(seconds):
             offset += last if seconds < last else 0.0
             last = seconds
-            known.append((int(line['step']), offset + seconds))
+            known.append((line['step'], offset + seconds))
     return None if len(known) < 2 else [_between(known, step) for step in steps]
 
 
@@ -269,12 +277,20 @@ def histograms(run: Run) -> dict[str, tuple[list[float], np.ndarray]]:
     Returns:
       {metric: (edges [cells + 1], counts float [levels, cells])}; empty for a run that logged none.
     """
-    lines = _lines(run.folder / 'histograms.jsonl')
+    path = run.folder / 'histograms.jsonl'
+    lines = disk.read_json_lines(path, Line)
     late = [line for line in lines if 2 * line['step'] > lines[-1]['step']]
     found = {}
-    for line in late:
-        for name in line.keys() - {'step', 'edges'}:
-            found[name] = found.get(name, 0.0) + np.asarray(line[name], np.float64)
+    try:
+        for line in late:
+            edges = np.asarray(line['edges'], np.float64)
+            for name in line.keys() - {'step', 'edges'}:
+                counts = np.asarray(line[name], np.float64)
+                if edges.ndim != 1 or counts.ndim != 2 or counts.shape[1] != len(edges) - 1:
+                    raise ValueError(f'{name!r} are not counts [levels, cells]')
+                found[name] = found.get(name, 0.0) + counts
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{path} is damaged: {error}; {disk.AGAIN}') from error
     return {name: (late[-1]['edges'], found[name]) for name in sorted(found)}
 
 
@@ -286,14 +302,3 @@ def _between(known, step):
             (x0, y0), (x1, y1) = (a, y), (b, z)
             break
     return y0 + (y1 - y0) * (step - x0) / max(x1 - x0, 1)
-
-
-def _lines(path):
-    """The whole lines of a .jsonl file; the last may be incomplete while the run is going on."""
-    found = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found

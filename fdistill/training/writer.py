@@ -9,13 +9,19 @@ import pathlib
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 
 from fdistill.errors import UserError
 from fdistill.files import disk
+
+
+class Line(TypedDict):
+    """A line of one of its files; the other keys are what was logged."""
+
+    step: int
 
 
 class Writer:
@@ -96,7 +102,7 @@ class Writer:
 
     def _line(self, name, values):
         with open(self._workdir / name, 'a') as file:
-            file.write(json.dumps(disk.plain(values), allow_nan=False) + '\n')
+            file.write(_text(values))
 
     def histograms(self, step: int, counts: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
         """Writes counts of values by noise level to histograms.jsonl and TensorBoard; reproducible.
@@ -217,14 +223,10 @@ def _wandb_run(wandb, project, workdir):
 
 
 def _truncate(path, step):
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)['step'] > step:
-                break
-        except json.JSONDecodeError:  # Torn: a proper prefix of an object is never JSON.
-            break
-        kept.append(line + '\n')
-    disk.write_bytes(path, ''.join(kept).encode())
+    if path.exists():
+        kept = [line for line in disk.read_json_lines(path, Line) if line['step'] <= step]
+        disk.write_bytes(path, ''.join(map(_text, kept)).encode())
+
+
+def _text(values):
+    return json.dumps(disk.plain(values), allow_nan=False) + '\n'
