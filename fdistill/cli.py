@@ -30,6 +30,7 @@ PLACES = {
     errno.EIO: 'mend that disk, or choose another place',
     errno.EISDIR: 'give the name of a file',
     errno.ENOTDIR: 'give the name of a folder',
+    errno.ELOOP: 'remove the link or choose another place',
 }
 
 # jax, ml_collections and fdistill.build are imported only by a command that runs, so that --help is

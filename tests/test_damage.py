@@ -10,6 +10,7 @@ import test_report
 from fdistill import cli
 from fdistill.errors import UserError
 from fdistill.files import disk
+from fdistill.training import writer
 
 TRIAL = 'trials/0/'
 HISTOGRAM = {'step': 2, 'edges': [0, 1, 2], 'student/log_h': [[1, 2], [3, 4]]}
@@ -133,6 +134,31 @@ def test_trials_lie_in_the_folder_of_their_sweep(name, folder, capsys):
     (folder / 'sweep.json').write_text(json.dumps({'trials': {name: {}}}))
     code, (line,) = said(capsys, 'report', folder, '--quiet')
     assert code == 2 and 'sweep.json is damaged: no trial is called' in line
+
+
+def test_links_are_not_written_through(folder, tmp_path, capsys):
+    """Neither that of a file nor, where the user did not name it, that of a folder."""
+    victim = tmp_path / 'victim'
+    (victim / 'inner').mkdir(parents=True)
+    (victim / 'file').write_text('mine')
+    for name in ('report.html', 'report.md', 'report.json'):
+        (folder / 'report' / name).unlink(missing_ok=True)
+        (folder / 'report' / name).symlink_to(victim / 'file')
+    assert said(capsys, 'report', folder, '--quiet') == (0, [])
+    shutil.rmtree(folder / 'report')
+    (folder / 'report').symlink_to(victim / 'inner')
+    code, (line,) = said(capsys, 'report', folder, '--quiet')
+    assert code == 2 and f'--out={folder / "report"}: is a link; remove it' in line
+    # A log is appended to: of a link to nothing, what it names would be made.
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'metrics.jsonl').symlink_to(victim / 'made')
+    with writer.Writer(tmp_path / 'run') as out:
+        out.truncate(0)
+        with pytest.raises(OSError) as error:
+            out.metrics(1, {'loss': 1.0})
+    assert error.value.errno in cli.PLACES
+    assert (victim / 'file').read_text() == 'mine' and not list((victim / 'inner').iterdir())
+    assert not (victim / 'made').exists()
 
 
 def test_lines_may_be_torn_at_their_end_alone(tmp_path):

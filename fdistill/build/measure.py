@@ -55,7 +55,7 @@ def evaluate(
     section = given if 'protocol' in given else {**config.get('evaluation', {}), **given}
     chosen, _ = evaluator(section)
     # Before an hour of samples, not after it.
-    disk.folder_for(pathlib.Path(workdir) / 'eval', '--workdir')
+    disk.folder_for(pathlib.Path(workdir) / 'eval', '--workdir', ours=True)
     mesh = sharding.make_mesh() if chosen.sharded else None
     run = from_workdir(workdir, mesh=mesh)
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)

@@ -59,6 +59,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     write(path, lambda temporary: pathlib.Path(temporary).write_bytes(data))
 
 
+def append(path: Path, text: str) -> None:
+    """Adds text to a file, which is made when missing; OSError where there is a link in its place,
+    which may have been planted."""
+    with open(path, 'a', opener=_no_link) as file:
+        file.write(text)
+
+
+def _no_link(path, flags):
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `plain(value)` to a file as `write` does."""
     write_bytes(path, (json.dumps(plain(value), indent=2, allow_nan=False) + '\n').encode())
@@ -180,7 +191,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def folder_for(path: Path, where: str) -> pathlib.Path:
+def folder_for(path: Path, where: str, ours: bool = False) -> pathlib.Path:
     """A folder that can be written to, or made; checking leaves nothing behind.
 
     To be called before the work whose results go there.
@@ -188,6 +199,7 @@ def folder_for(path: Path, where: str) -> pathlib.Path:
     Args:
         path: as the user gave it.
         where: what the user calls it, such as '--out'.
+        ours: the user gave the folder above it; a link in its place may have been planted.
 
     Returns:
         pathlib.Path of the folder.
@@ -195,6 +207,8 @@ def folder_for(path: Path, where: str) -> pathlib.Path:
     Raises:
         UserError: the path is empty, there is a file in its way, or it may not be written to.
     """
+    if ours and os.path.islink(path):
+        raise UserError(f'{where}={path}: is a link; remove it or choose another place')
     return _place(path, where, _named(path, where, 'folder'))
 
 

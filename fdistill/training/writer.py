@@ -101,8 +101,7 @@ class Writer:
             self._wandb.log(values, step=int(step))
 
     def _line(self, name, values):
-        with open(self._workdir / name, 'a') as file:
-            file.write(_text(values))
+        disk.append(self._workdir / name, _text(values))
 
     def histograms(self, step: int, counts: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
         """Writes counts of values by noise level to histograms.jsonl and TensorBoard; reproducible.
