@@ -634,6 +634,11 @@ def _parse(words):
             raise UserError(
                 f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`'
             )
+    for name, value in vars(options).items():
+        if isinstance(value, (int, float)) and not -(2**31) < value < 2**31:
+            raise UserError(
+                f'--{name.replace("_", "-")}={value}: is out of range; give a number within +-2^31'
+            )
     return COMMANDS[options.command], (options, overrides, *([unknown] if unknown else []))
 
 

@@ -11,12 +11,15 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fdistill.errors import UserError, suggest
 from fdistill.files import CONFIG, disk
 from fdistill.types import misfit
+
+FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Image(TypedDict):
@@ -299,6 +302,22 @@ def _check_type(value, parameter, where):
         return
     if found := misfit(value, annotation, where):
         raise UserError(found)
+    # A default that is infinite says that the setting may be.
+    if not (isinstance(value, float) and value == parameter.default):
+        check_range(value, where, whole=bool(misfit(0.5, annotation)))
+
+
+def check_range(value: Any, where: str, whole: bool = True) -> None:
+    """Raises UserError where a number, or one in a tuple or list, is beyond what the arrays of a
+    run hold: int32, and float32 where it need not be `whole`."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            check_range(part, where, whole)
+    elif isinstance(value, (int, float)):
+        most = 2**31 - 1 if whole else FLOAT32
+        if not -most <= value <= most:
+            kind = 'an integer' if whole else 'a finite number'
+            raise UserError(f'{where}: {value} is out of range; give {kind} within +-{most:g}')
 
 
 def to_json(config: Any, where: str = 'config') -> Any:

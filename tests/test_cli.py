@@ -109,6 +109,9 @@ def test_sample(calls):
         (['train', '--workdir=w', '--config=nosuch.py'], '--config=nosuch.py: no such file'),
         (['train', 'x.py', '--workdir=w'], 'unknown argument x.py'),
         (['evaluate', '--workdir=nosuch', '--config.steps=3'], 'has no config.json'),
+        (['sample', '--workdir=w', f'--seed={2**63}'], f'--seed={2**63}: is out of range'),
+        (['evaluate', '--workdir=w', f'--batch-size={10**20}'], '--batch-size=1000'),
+        (['sample', '--workdir=w', '--temperature=nan'], '--temperature=nan: is out of range'),
         (
             ['evaluate', '--workdir=w', '--samples=few'],
             "argument --samples: invalid int value: 'few'",

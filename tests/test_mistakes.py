@@ -1,5 +1,7 @@
 """What a user gets wrong in a config is one line with a remedy, and leaves no folder."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -25,10 +27,15 @@ def config(method, **sections):
     )
     for name, values in sections.items():
         known = plain.get(name)
-        plain[name] = known | values if isinstance(known, dict) and values else values
+        both = isinstance(known, dict) and isinstance(values, dict) and values
+        plain[name] = known | values if both else values
     return ConfigDict(plain).lock()
 
 
+RATES = [
+    {role: dict(learning_rate=rate) for role in ('student', 'critic')}
+    for rate in (math.inf, math.nan, 1e39, 10**400)
+]
 JS = dict(name='f_distill', divergence='js', features='fake_score')
 
 
@@ -51,6 +58,34 @@ JS = dict(name='f_distill', divergence='js', features='fake_score')
             "config.denoiser.schedule.name: unknown 'cosin'",
         ),
         (config(dict(name='sim'), teacher={}), 'give one of workdir, oracle'),
+        (config(dict(name='sim'), data='digits'), "config.data: 'digits' is of type str"),
+        (config(dict(name='sim'), seed=2**63), 'config.seed: 9223372036854775808 is out of range'),
+        (config(dict(name='sim'), seed=-1), 'seed=-1, start_step=0: must not be negative'),
+        (config(dict(name='sim'), data=dict(n=-5)), 'config.data: n=-5, seed=0: n must be in 1..'),
+        (config(dict(name='sim'), data=dict(n=0)), 'config.data: n=0, seed=0: n must be in 1..'),
+        (config(dict(name='sim'), data=dict(seed=-1)), 'seed=-1: n must be in .*seed >= 0'),
+        (config(dict(name='sim'), training=dict(steps=10**22)), 'config.training.steps: 1000.* is'),
+        (config(dict(name='sim'), training=dict(steps=2**30)), 'steps=1073741824: must be at most'),
+        (config(dict(name='sim'), training=dict(keep=10**20)), 'config.training.keep: 1000.* is'),
+        (config(dict(name='sim'), optimizer=RATES[0]), 'learning_rate: inf is out of range'),
+        (config(dict(name='sim'), optimizer=RATES[1]), 'learning_rate: nan is out of range'),
+        (config(dict(name='sim'), optimizer=RATES[2]), 'learning_rate: 1e.39 is out of range'),
+        (
+            config(dict(name='sim'), optimizer=RATES[3]),
+            'learning_rate: 1000.* is out of range; give a finite number',
+        ),
+        (
+            config(dict(name='sim', levels=(math.nan,))),
+            'config.method.levels: nan is out of range',
+        ),
+        (
+            config(dict(name='sim'), network=dict(width=10**9)),
+            'config.network: the network takes .* GiB, .* are free; make it smaller',
+        ),
+        (
+            config(dict(name='sim'), network=dict(width=2**31 - 1, blocks=8)),
+            'config.network: the network takes .* GiB, .* are free; make it smaller',
+        ),
         (config(dict(name='sim', from_teacher=True)), 'an oracle has no network to start from'),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from fdistill.build.models import fitting
 from fdistill.build.parts import PARTS, Site
 from fdistill.build.sections import chosen, section_of
 from fdistill.config import call, parameters
@@ -60,7 +61,8 @@ def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
 
 
 def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
-    """Raises UserError where a config has a section that its method has no use for."""
+    """Raises UserError where a config has a section that its method has no use for, or a network
+    that is larger than the memory there is."""
     # The mixture of a method of closed forms is made from the section of the teacher.
     wanted = {'teacher', *built.parts} if 'mixture' in built.parts else set(built.parts)
     for name in ('teacher', 'fake_score', 'discriminator'):
@@ -68,12 +70,14 @@ def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
             raise UserError(
                 f'config.{name}: the method {plain["method"]["name"]!r} has none; leave it out'
             )
+    call(fitting, {}, 'config.network', model=built.student, image=built.image)
 
 
 def optimizers(plain: Mapping[str, Any], method: Method) -> dict[str, optax.GradientTransformation]:
     """{role: optimizer}, each told how often its role is trained."""
     section = dict(section_of(plain, 'optimizer'))
-    counts = optim.role_updates(method.cycle, section_of(plain, 'training').get('steps', 0))
+    steps = section_of(plain, 'training').get('steps', 0)
+    counts = call(optim.role_updates, {'steps': steps}, 'config.training', cycle=method.cycle)
     for role in section:
         if role not in method.losses:
             raise UserError(f'config.optimizer.{role}: no such role{suggest(role, method.losses)}')

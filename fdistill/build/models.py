@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from fdistill import config as configs
 from fdistill import networks
-from fdistill.build.sections import named, plain_of
+from fdistill.build.sections import named, plain_of, section_of
+from fdistill.config import call
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError, pick
-from fdistill.training import checkpoint, sharding
+from fdistill.training import checkpoint, memory, sharding
 
 # What turns a network into a denoiser.
 DENOISERS = {'edm': denoisers.precondition, 'prediction': denoisers.from_prediction}
@@ -82,6 +83,14 @@ def first_device() -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
+def fitting(model: Denoiser, image: Mapping[str, Any]) -> Any:
+    """Shapes of the parameters of a network; ValueError where no device has memory for them."""
+    x = jax.ShapeDtypeStruct((1, *image['shape']), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x, conditions(image, 1))
+    memory.check(shapes, 'the network')
+    return shapes
+
+
 def load_ema(
     model: Denoiser, workdir: str | pathlib.Path, mesh: Mesh | None = None
 ) -> tuple[Any, dict[str, Any]]:
@@ -90,9 +99,8 @@ def load_ema(
     Raises:
       UserError: if there is no run or no checkpoint.
     """
-    image = configs.to_json(configs.read(workdir))['image']
-    x = jax.ShapeDtypeStruct((1, *image['shape']), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x, conditions(image, 1))
+    image = section_of(configs.to_json(configs.read(workdir)), 'image')
+    shapes = call(fitting, {}, f'{workdir}', model=model, image=image)
     if not (pathlib.Path(workdir) / checkpoint.FOLDER).is_dir():
         raise UserError(f'{workdir}: has no checkpoint yet; run `fdistill train` on it first')
     placed = (

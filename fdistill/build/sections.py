@@ -57,9 +57,11 @@ def section_of(config: Mapping[str, Any], name: str) -> Any:
         raise UserError(
             f'config.{name}: missing; this section is needed, see the files in configs/'
         )
-    if found := misfit(configs.to_json(config[name]), SECTIONS[name], f'config.{name}'):
+    section = config[name]
+    values = section.to_dict() if isinstance(section, ConfigDict) else section
+    if found := misfit(values, SECTIONS[name], f'config.{name}'):
         raise UserError(found)
-    return config[name]
+    return section
 
 
 def load_data(config: Mapping[str, Any], split: str) -> sources.Source:
@@ -82,6 +84,7 @@ def resolve(config: Mapping[str, Any], source: sources.Source) -> dict[str, Any]
             )
     if found := misfit(plain, configs.Sections, 'config'):
         raise UserError(found)
+    configs.check_range(plain.get('seed', 0), 'config.seed')
     # A name alone is a section without the rest.
     for name in ('network', 'denoiser', 'fake_score', 'discriminator'):
         if isinstance(plain.get(name), str):

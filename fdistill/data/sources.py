@@ -42,6 +42,7 @@ LABELS = 'dataset.json'
 MAX_BYTES = 2**28  # No larger file is opened: no image of a training set needs it, a trap may.
 # Of dataset.json, free and an image beside its name: read, JSON may take twenty times its bytes.
 FREE_LABELS, LABEL_BYTES = 2**20, 256
+MAX_POINTS = 10**8
 MAX_CLASSES = 2**16  # A slip in a label must not become a one-hot code that fills the memory.
 CACHE_VERSION = 3
 
@@ -244,10 +245,15 @@ def mixture(
     Args:
       split: the two splits are independent draws.
       mixture: a name `mixture_parameters` knows.
-      n: number of points of the split.
+      n: number of points of the split, in 1..MAX_POINTS.
       seed: integer >= 0.
       labelled: the label of a point is its component; otherwise there is a single class.
+
+    Raises:
+      ValueError: on values out of range.
     """
+    if not 1 <= n <= MAX_POINTS or seed < 0:
+        raise ValueError(f'n={n}, seed={seed}: n must be in 1..{MAX_POINTS}, seed >= 0')
     weights, means, stds = mixture_parameters(mixture)
     rng = np.random.default_rng([seed, SPLITS[split]])
     component = rng.choice(len(weights), size=n, p=weights)

@@ -8,6 +8,8 @@ import optax
 
 from fdistill.types import Continuous
 
+MOST_STEPS = 10**8
+
 
 def adam(
     *,
@@ -96,7 +98,10 @@ def _decayed(params):
 
 
 def role_updates(cycle: Callable[[int], tuple[str, ...]], steps: int) -> dict[str, int]:
-    """How often each role is trained in `steps` steps, {role: count}."""
+    """How often each role is trained in `steps` steps, {role: count}; ValueError where they are too
+    many to be counted."""
+    if steps > MOST_STEPS:
+        raise ValueError(f'steps={steps}: must be at most {MOST_STEPS}')
     counts = {}
     for step in range(steps):
         for role in cycle(step):
