@@ -10,19 +10,22 @@ A sweep is a config file with two functions:
 Its folder holds `sweep.json` and, below `trials/`, one run folder for each trial with
 `result.json`: the status (done or failed), the row of its evaluation or the error, and the
 seconds. Results are written whole or not at all. A trial that is killed in the middle has none, and
-resumes from its own checkpoint.
+resumes from its own checkpoint after the others; one that ends its process twice at the same
+checkpoint has failed. One sweep at a time runs in a folder, and one process a trial.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import re
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import jax
@@ -33,12 +36,16 @@ from fdistill import config as configs
 from fdistill.errors import NotFinite, UserError
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.evaluation.subject import Row
-from fdistill.files import disk
+from fdistill.files import disk, lock
 from fdistill.files.text import clock, table
 from fdistill.training import checkpoint
 
 RESULT = 'result.json'
 LIST = 'sweep.json'
+# In the folder of a trial while it runs: how often it has begun at its checkpoint. It outlives a
+# process that dies.
+BEGUN = 'begun.json'
+MOST_TRIES = 2
 AGAIN = 'delete it, and the trial runs again'
 NAME = re.compile(r'(?!\.+$)[\w=.,()+-]+')
 
@@ -58,6 +65,13 @@ class Outcome(TypedDict):
     row: NotRequired[Row]
     error: NotRequired[str]
     seconds: float
+
+
+class Begun(TypedDict):
+    """How often a trial has begun at a step, as in that file."""
+
+    step: int
+    times: int
 
 
 class Listed(TypedDict):
@@ -165,7 +179,10 @@ def result(workdir: disk.Path, trial: Trial) -> Outcome | None:
       UserError: the folder holds the result of another config of that name.
     """
     file = folder_of(workdir, trial) / RESULT
-    if not file.is_file():
+    try:
+        if not file.is_file():
+            return None
+    except OSError:  # Of a folder that is closed to us the trial itself will say so.
         return None
     known = disk.read_json(file, Outcome, AGAIN)
     if known['fingerprint'] != fingerprint(trial.config):
@@ -177,7 +194,7 @@ def result(workdir: disk.Path, trial: Trial) -> Outcome | None:
 
 def run_trial(workdir: disk.Path, trial: Trial, references: dict | None = None) -> Outcome:
     """Trains and evaluates a trial, or resumes it; writes and returns its result. An exception is
-    recorded as the trial's result.
+    recorded as the trial's result, unless it is that another process runs the trial.
 
     Args:
       workdir: of the sweep.
@@ -187,9 +204,13 @@ def run_trial(workdir: disk.Path, trial: Trial, references: dict | None = None) 
     folder, began = folder_of(workdir, trial), time.perf_counter()
     outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config)}
     try:
-        build.train(trial.config, folder, quiet=True)
-        row = build.evaluate(None, folder, quiet=True, against=_reference(trial.config, references))
+        with _begun(folder):
+            build.train(trial.config, folder, quiet=True)
+            against = _reference(trial.config, references)
+            row = build.evaluate(None, folder, quiet=True, against=against)
         outcome |= {'status': 'done', 'row': row}
+    except lock.Held as error:
+        return outcome | {'status': 'failed', 'error': str(error), 'seconds': 0.0}
     except (NotFinite, UserError) as error:
         outcome |= {'status': 'failed', 'error': ' '.join(str(error).split())}
     except Exception as error:  # One divergence's bug must not cost the others' night.
@@ -203,10 +224,60 @@ def run_trial(workdir: disk.Path, trial: Trial, references: dict | None = None) 
     return _written(folder, outcome, time.perf_counter() - began)
 
 
+@contextlib.contextmanager
+def _begun(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the folder of a trial while it runs, and leaves a note there for those who come after
+    a process that died.
+
+    Raises:
+      Held: another process runs the trial.
+      UserError: processes died of it before.
+    """
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(lock.held(folder, 'trial', '.trial'))
+                _count(folder)
+                stack.callback((folder / BEGUN).unlink, missing_ok=True)
+            except (OSError, UserError) as error:
+                refused = error
+        # The others would wait for process 0 in vain.
+        if _of_first(np.array(refused is not None)):
+            raise refused or UserError(f'{folder}: process 0 does not run it')
+        yield
+
+
+def _count(folder):
+    """Counts in `BEGUN` how often a trial has begun since its last checkpoint."""
+    file, step = folder / BEGUN, checkpoint.newest(folder)
+    known = disk.read_json(file, Begun) if file.is_file() else {'step': step, 'times': 0}
+    times = known['times'] if known['step'] == step else 0
+    if times >= MOST_TRIES:
+        file.unlink()
+        raise UserError(
+            f'its process ended {times} times at step {step} without a result, as where memory '
+            'is short; --retry runs it again'
+        )
+    disk.write_json(file, {'step': step, 'times': times + 1})
+
+
+def _of_first(values):
+    """An array as process 0 has it, in all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        values = multihost_utils.broadcast_one_to_all(values)
+    return values
+
+
 def _written(folder, outcome, seconds):
     outcome['seconds'] = seconds
     if jax.process_index() == 0:
-        disk.write_json(folder / RESULT, outcome)
+        try:
+            disk.write_json(folder / RESULT, outcome)
+        except OSError as error:  # It must not cost the others their turn.
+            outcome |= {'status': 'failed', 'error': f'its result cannot be kept: {error}'}
     # The next trial's programs are others, and a sweep may have hundreds.
     jax.clear_caches()
     return outcome
@@ -227,10 +298,14 @@ def run_lanes(
     if len(trials) == 1:
         return [run_trial(workdir, trials[0], references)]
     began = time.perf_counter()
+    folders = [folder_of(workdir, trial) for trial in trials]
     try:
-        failed = build.train_lanes(
-            [(trial.config, folder_of(workdir, trial)) for trial in trials], quiet=True
-        )
+        with contextlib.ExitStack() as stack:
+            for folder in folders:
+                stack.enter_context(_begun(folder))
+            failed = build.train_lanes(
+                [(trial.config, folder) for trial, folder in zip(trials, folders)], quiet=True
+            )
     except Exception as error:
         # Only its text: the error itself holds on to the arrays that did not fit.
         reason = f'{type(error).__name__}: ' + ' '.join(str(error).split())[:200]
@@ -259,13 +334,14 @@ def _after(workdir, trial, error, seconds, references):
 def lanes(workdir: disk.Path, trials: Iterable[Trial]) -> list[list[Trial]]:
     """Trials in groups that differ only in their seed and continuous settings (`types.Continuous`).
 
-    A trial that has a checkpoint is a group of its own, and resumes; so is one that is evaluated
-    during training.
+    A trial that has begun is a group of its own, and resumes; so is one that is evaluated during
+    training.
     """
     groups = {}
     for trial in trials:
         common = build.common(configs.to_json(trial.config))
-        begun = (folder_of(workdir, trial) / checkpoint.FOLDER).exists()
+        folder = folder_of(workdir, trial)
+        begun = any(os.path.exists(folder / name) for name in (checkpoint.FOLDER, BEGUN))
         alone = trial.name if begun or trial.config.training.get('evaluate_every') else None
         groups.setdefault((json.dumps(common, sort_keys=True), alone), []).append(trial)
     return list(groups.values())
@@ -303,25 +379,33 @@ def run(
       quiet: no progress on stderr.
 
     Returns:
-      [(Trial, its result)] of all trials that have one.
+      as `finished`, of all trials.
 
     Raises:
-      UserError: on whatever the user can mend before the first trial.
+      UserError: on whatever the user can mend before the first trial, as another sweep that runs
+        in the folder; single trials may run side by side.
     """
     disk.folder_for(workdir, '--workdir')
     trials = load(path, overrides)
     chosen = select(trials, only)
-    waiting = missing(workdir, chosen, retry)
-    note(path, workdir, trials)
-    progress = Progress(workdir, chosen, waiting, quiet)
-    references = {}
-    if vmap_seeds and any(trial.config.training.get('evaluate_every') for trial in waiting):
-        progress.say('trials with evaluate_every are trained one by one')
-    for group in lanes(workdir, waiting) if vmap_seeds else [[trial] for trial in waiting]:
-        progress.start(*group)
-        for outcome in run_lanes(workdir, group, references, progress.say):
-            progress.done(outcome)
-    return finished(workdir, trials)
+    with _held(workdir, only):
+        waiting = missing(workdir, chosen, retry)
+        note(path, workdir, trials)
+        progress = Progress(workdir, chosen, waiting, quiet)
+        references = {}
+        if vmap_seeds and any(trial.config.training.get('evaluate_every') for trial in waiting):
+            progress.say('trials with evaluate_every are trained one by one')
+        for group in lanes(workdir, waiting) if vmap_seeds else [[trial] for trial in waiting]:
+            progress.start(*group)
+            for outcome in run_lanes(workdir, group, references, progress.say):
+                progress.done(outcome)
+        return finished(workdir, trials, waiting)
+
+
+def _held(workdir, only):
+    """Holds the folder of a sweep, process 0 for all; single trials may run side by side."""
+    alone = not only and jax.process_index() == 0
+    return lock.held(workdir) if alone else contextlib.nullcontext()
 
 
 def note(path: str, workdir: disk.Path, trials: Iterable[Trial]) -> None:
@@ -345,8 +429,13 @@ def listed(workdir: disk.Path) -> list[str]:
     return names
 
 
-def finished(workdir: disk.Path, trials: Iterable[Trial]) -> list[tuple[Trial, Outcome]]:
-    return [(trial, known) for trial in trials if (known := result(workdir, trial))]
+def finished(
+    workdir: disk.Path, trials: Iterable[Trial], tried: Sequence[Trial] = ()
+) -> list[tuple[Trial, Outcome]]:
+    """[(Trial, its result)] of the trials that have one; one that was tried and has none failed."""
+    lost = {'status': 'failed', 'error': 'it left no result', 'seconds': 0.0}
+    known = ((trial, result(workdir, trial) or (trial in tried and lost)) for trial in trials)
+    return [(trial, outcome) for trial, outcome in known if outcome]
 
 
 def select(trials: Sequence[Trial], only: Sequence[str] | None) -> Sequence[Trial]:
@@ -358,15 +447,14 @@ def select(trials: Sequence[Trial], only: Sequence[str] | None) -> Sequence[Tria
 
 
 def missing(workdir: disk.Path, trials: Sequence[Trial], retry: bool = False) -> list[Trial]:
-    """The trials to run: those without a result, and with `retry` those that failed. All hosts get
-    process 0's answer."""
+    """The trials to run: those without a result, and with `retry` those that failed; last those
+    whose process died. All hosts get process 0's answer."""
     known = [result(workdir, trial) for trial in trials]
-    wanted = np.array([not found or (retry and found['status'] == 'failed') for found in known])
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        wanted = multihost_utils.broadcast_one_to_all(wanted)
-    return [trial for trial, run in zip(trials, wanted) if run]
+    wanted = [not found or (retry and found['status'] == 'failed') for found in known]
+    died = [os.path.exists(folder_of(workdir, trial) / BEGUN) for trial in trials]
+    wanted, died = _of_first(np.array([wanted, died]))
+    order = sorted(np.flatnonzero(wanted), key=lambda index: died[index])
+    return [trials[index] for index in order]
 
 
 class Progress:
@@ -518,7 +606,8 @@ def submit(
     """Runs the missing trials in processes of their own, through submitit; arguments as of `run`
     and `executor`.
 
-    Slurm gets one array job, and this returns when it is queued. Local processes are waited for.
+    Slurm gets one array job, and this returns when it is queued. Local processes are waited for; a
+    trial that ends its own without a word has failed.
     """
     path, workdir = (
         str(pathlib.Path(path.split(':')[0]).absolute()) + ''.join(path.partition(':')[1:]),
@@ -526,40 +615,47 @@ def submit(
     )
     trials = load(path, overrides)
     chosen = select(trials, only)
-    waiting = missing(workdir, chosen, retry)
     made = executor(cluster, workdir, parallel, **parameters)
-    note(path, workdir, trials)
-    if cluster == 'slurm':
-        with made.batch():
-            jobs = [
-                made.submit(_job, path, workdir, trial.name, tuple(overrides)) for trial in waiting
-            ]
-        print(
-            f'queued {len(jobs)} trials as job {jobs[0].job_id.split("_")[0]}'
-            if jobs
-            else 'nothing to run'
-        )
-        return finished(workdir, trials)
-    progress, running, queue = Progress(workdir, chosen, waiting, quiet), {}, list(waiting)
-    while queue or running:
-        while queue and len(running) < parallel:
-            trial = queue.pop(0)
-            running[trial.name] = (
-                trial,
-                made.submit(_job, path, workdir, trial.name, tuple(overrides)),
-                time.perf_counter(),
+    with _held(workdir, only):
+        waiting = missing(workdir, chosen, retry)
+        note(path, workdir, trials)
+        if cluster == 'slurm':
+            with made.batch():
+                jobs = [
+                    made.submit(_job, path, workdir, trial.name, tuple(overrides))
+                    for trial in waiting
+                ]
+            print(
+                f'queued {len(jobs)} trials as job {jobs[0].job_id.split("_")[0]}'
+                if jobs
+                else 'nothing to run'
             )
-            progress.start(trial)
-        for name, (trial, job, began) in list(running.items()):
-            if job.done():
-                del running[name]
-                # A killed process leaves no result; the next call runs it again.
-                lost = {
-                    'status': 'failed',
-                    'error': f'its process ended without a result; see {job.paths.stderr}',
-                }
-                progress.done(
-                    result(workdir, trial) or lost | {'seconds': time.perf_counter() - began}
+            return finished(workdir, trials)
+        progress, running, queue = Progress(workdir, chosen, waiting, quiet), {}, list(waiting)
+        while queue or running:
+            while queue and len(running) < parallel:
+                trial = queue.pop(0)
+                running[trial.name] = (
+                    trial,
+                    made.submit(_job, path, workdir, trial.name, tuple(overrides)),
+                    time.perf_counter(),
                 )
-        time.sleep(0.2)
-    return finished(workdir, trials)
+                progress.start(trial)
+            for name, (trial, job, began) in list(running.items()):
+                if job.done():
+                    del running[name]
+                    progress.done(result(workdir, trial) or _lost(workdir, trial, job, began))
+            time.sleep(0.2)
+        return finished(workdir, trials, waiting)
+
+
+def _lost(workdir, trial, job, began):
+    """The result of a trial that left none. One whose process died has failed; one whose time was
+    up, of which submitit knows, goes on at the next call."""
+    error = f'its process ended without a result; see {job.paths.stderr}'
+    outcome = {'overrides': trial.overrides, 'fingerprint': fingerprint(trial.config)}
+    outcome |= {'status': 'failed', 'error': error, 'seconds': time.perf_counter() - began}
+    if job.paths.result_pickle.exists():
+        return outcome
+    (folder_of(workdir, trial) / BEGUN).unlink(missing_ok=True)
+    return _written(folder_of(workdir, trial), outcome, outcome['seconds'])

@@ -15,6 +15,7 @@ import pytest
 
 from fdistill import build, cli, divergences, sweep
 from fdistill.errors import NotFinite, Stopped, UserError
+from fdistill.files import disk, lock
 from fdistill.training import sharding
 
 pytestmark = pytest.mark.optimised
@@ -62,6 +63,21 @@ def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sweep')
     path = write(folder)
     return path, folder / 'w', sweep.run(path, folder / 'w', quiet=True)
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """Trials that take no time; gives the folders of those that were trained."""
+    trained = []
+
+    def train(config, folder, quiet):
+        trained.append(folder)
+
+    row = {'step': 20, 'protocol': {'loss': 'loss[x]'}, 'loss': 1.0}
+    monkeypatch.setattr(sweep.build, 'train', train)
+    monkeypatch.setattr(sweep.build, 'evaluate', lambda *given, **options: row)
+    monkeypatch.setattr(sweep, '_reference', lambda config, kept: None)
+    return trained
 
 
 def test_trials_of_a_grid_and_of_a_list(tmp_path):
@@ -397,7 +413,7 @@ def test_groups(tmp_path):
     assert sorted(len(group) for group in sweep.lanes(tmp_path / 'w', trials)) == [1, 1, 2]
 
 
-def test_what_does_not_run_together_goes_in_halves(tmp_path, monkeypatch, capsys):
+def test_what_does_not_run_together_goes_in_halves(tmp_path, monkeypatch, instant, capsys):
     """No more than two lanes fit, and one of five fails."""
     trained = []
 
@@ -409,9 +425,6 @@ def test_what_does_not_run_together_goes_in_halves(tmp_path, monkeypatch, capsys
         return [NotFinite('not finite') if seed == 1 else None for seed in seeds]
 
     monkeypatch.setattr(sweep.build, 'train_lanes', train_lanes)
-    monkeypatch.setattr(sweep.build, 'train', lambda *given, **options: None)
-    monkeypatch.setattr(sweep.build, 'evaluate', lambda *given, **options: {'loss': 1.0})
-    monkeypatch.setattr(sweep, '_reference', lambda config, kept: None)
     path = write(tmp_path, {'seed': (0, 1, 2, 3, 4)})
     sweep.run(path, tmp_path / 'w', vmap_seeds=True)
     assert trained == [[0, 1], [3, 4]]
@@ -472,3 +485,90 @@ def test_a_name_too_long_for_a_folder_is_refused(tmp_path):
     path = write(tmp_path, [{'method.divergence': 'js' * 150}, {'method.divergence': 'js'}])
     with pytest.raises(UserError, match='is too long for a folder'):
         sweep.load(path)
+
+
+def test_one_sweep_a_folder(tmp_path, instant, capsys):
+    path, workdir = write(tmp_path, {'seed': (0, 1)}), tmp_path / 'w'
+    words = ['sweep', f'--config={path}', f'--workdir={workdir}']
+    with lock.held(workdir):
+        for more in ([], ['--executor=local']):
+            assert cli.main([*words, *more]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f'process {os.getpid()} is writing there' in line
+        assert not instant and not (workdir / 'trials').exists()
+        # As a scheduler runs them, side by side.
+        assert cli.main([*words, '--only=seed=1']) == 0
+    assert cli.main(words) == 0 and len(instant) == 2
+
+
+def test_a_trial_that_another_process_runs_is_left_to_it(tmp_path, instant, capsys):
+    path, workdir = write(tmp_path, {'seed': (0, 1, 2)}), tmp_path / 'w'
+    words = ['sweep', f'--config={path}', f'--workdir={workdir}']
+    held = sweep.folder_of(workdir, sweep.load(path)[1])
+    with lock.held(held, name='.trial'):
+        assert cli.main(words) == 1
+    captured = capsys.readouterr()
+    assert '2 trials done, 1 failed: seed=1' in captured.out
+    assert f'process {os.getpid()} is writing there' in captured.err
+    assert not (held / 'result.json').exists() and held not in instant
+    assert cli.main(words) == 0 and held in instant
+
+
+def test_a_folder_that_cannot_be_written_costs_its_own_trial_alone(tmp_path, instant, capsys):
+    path, workdir = write(tmp_path, {'seed': (0, 1, 2)}), tmp_path / 'w'
+    first = sweep.folder_of(workdir, sweep.load(path)[0])
+    first.parent.mkdir(parents=True)
+    first.write_text('')
+    assert cli.main(['sweep', f'--config={path}', f'--workdir={workdir}']) == 1
+    captured = capsys.readouterr()
+    assert '2 trials done, 1 failed: seed=0' in captured.out
+    assert 'FAILED: its result cannot be kept' in captured.err
+    assert len(instant) == 2
+
+
+def test_a_trial_whose_process_dies_does_not_keep_the_others(tmp_path, instant, capsys):
+    """It is tried again after them, fails at its second death at one checkpoint, and is run again
+    where that is asked for."""
+    path, workdir = write(tmp_path, {'seed': (0, 1, 2)}), tmp_path / 'w'
+    words = ['sweep', f'--config={path}', f'--workdir={workdir}']
+    deadly = 'import os, sys; from fdistill import build, cli; '
+    deadly += 'build.train = lambda *given, **options: os.abort(); '
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    died = subprocess.run(
+        [sys.executable, '-c', deadly + f'cli.main({words})'], env=environment, capture_output=True
+    )
+    first = sweep.folder_of(workdir, sweep.load(path)[0])
+    assert died.returncode == -signal.SIGABRT and not (first / 'result.json').exists()
+    assert [trial.config.seed for trial in sweep.missing(workdir, sweep.load(path))] == [1, 2, 0]
+    begun = json.loads((first / sweep.BEGUN).read_text())
+    disk.write_json(first / sweep.BEGUN, begun | {'times': begun['times'] + 1})
+    assert cli.main(words) == 1 and first not in instant and len(instant) == 2
+    captured = capsys.readouterr()
+    assert 'its process ended 2 times at step 0 without a result' in captured.err
+    assert '2 trials done, 1 failed: seed=0' in captured.out
+    assert cli.main([*words, '--retry']) == 0 and instant[-1] == first
+    assert not list(workdir.rglob(sweep.BEGUN))
+
+
+def test_a_checkpoint_since_it_began_gives_a_trial_another_chance(tmp_path, instant):
+    path, workdir = write(tmp_path, [{'seed': 0}]), tmp_path / 'w'
+    (trial,) = sweep.load(path)
+    folder = sweep.folder_of(workdir, trial)
+    disk.write_json(folder / sweep.BEGUN, {'step': 0, 'times': 2})
+    (folder / 'checkpoints' / '000000010').mkdir(parents=True)
+    ((_, outcome),) = sweep.run(path, workdir, quiet=True)
+    assert outcome['status'] == 'done' and not (folder / sweep.BEGUN).exists()
+
+
+def test_a_process_of_its_own_that_dies_is_a_failure(tmp_path, monkeypatch, capsys):
+    path, workdir = write(tmp_path, [{'seed': 0}]), tmp_path / 'w'
+    with open(path, 'a') as file:
+        file.write('\nimport os\nif "SUBMITIT_LOCAL_JOB_ID" in os.environ:\n    os.abort()\n')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    words = ['sweep', f'--config={path}', f'--workdir={workdir}', '--executor=local']
+    for _ in range(2):  # It is not run again.
+        assert cli.main(words) == 1
+        assert '0 trials done, 1 failed: base' in capsys.readouterr().out
+    ((_, outcome),) = sweep.finished(workdir, sweep.load(path))
+    assert 'its process ended without a result' in outcome['error']
+    assert len(list((workdir / 'jobs').glob('*_submitted.pkl'))) == 1

@@ -15,8 +15,12 @@ NAME = '.lock'
 WITHOUT = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
 
 
+class Held(UserError):
+    """Another process is writing there."""
+
+
 def check(folder: Path, where: str = '--workdir') -> None:
-    """Raises UserError where another process holds the folder; makes nothing.
+    """Raises Held where another process holds the folder; makes nothing.
 
     To be called before long work at whose end `held` is asked for.
 
@@ -30,7 +34,7 @@ def check(folder: Path, where: str = '--workdir') -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path, where: str = '--workdir') -> Iterator[None]:
+def held(folder: Path, where: str = '--workdir', name: str = NAME) -> Iterator[None]:
     """Holds a folder, which is made when missing, against every other process of this machine.
 
     The system gives the lock back when the process ends, however it ends; the file stays. Network
@@ -39,18 +43,20 @@ def held(folder: Path, where: str = '--workdir') -> Iterator[None]:
     Args:
         folder: to be written to.
         where: what the user calls it.
+        name: of the file; one who holds the folder for longer than its writer has another.
 
     Raises:
-        UserError: another process holds it.
+        Held: another process holds it.
+        UserError: there is something else in the file's place.
     """
-    path = pathlib.Path(folder) / NAME
+    path = pathlib.Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Not through a link, which may have been planted.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
         raise UserError(
-            f'{where}={folder}: its {NAME} cannot be opened ({error.strerror}); remove it or give '
+            f'{where}={folder}: its {name} cannot be opened ({error.strerror}); remove it or give '
             'another folder'
         ) from error
     try:
@@ -60,7 +66,7 @@ def held(folder: Path, where: str = '--workdir') -> Iterator[None]:
             os.write(file, f'{os.getpid()}\n'.encode())
         except BlockingIOError:
             holder = os.read(file, 32).decode('ascii', 'replace').strip()
-            raise UserError(
+            raise Held(
                 f'{where}={folder}: process {holder or "?"} is writing there; wait for it, or give '
                 'another folder'
             ) from None
