@@ -130,7 +130,11 @@ def read(workdir: str | pathlib.Path, where: str = '--workdir') -> ConfigDict:
             f'{where}={workdir}: has no {CONFIG}; give the folder of a run made by `fdistill train`'
         )
     values = disk.read_json(path, Sections)
+    image = values.get('image', {'shape': [], 'num_classes': 0})
+    shapes = [image['shape'], *image.get('given', {}).values()]
     try:
+        if min([size - 1 for shape in shapes for size in shape] + [image['num_classes']]) < 0:
+            raise ValueError(f'image is {image}, which no sample can be')
         return from_json(values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # As of a key with a dot.
         raise UserError(f'{path} is damaged: {error}; {disk.AGAIN}') from error

@@ -2,12 +2,15 @@
 what is wrong in one line."""
 
 import json
+import re
 import shutil
 
 import pytest
+import test_mistakes
 import test_report
 
 from fdistill import cli
+from fdistill import config as configs
 from fdistill.errors import UserError
 from fdistill.files import disk
 from fdistill.training import writer
@@ -111,6 +114,8 @@ SHAPES = [
     ('histograms.jsonl', ('edges',), [[0, 1]]),
     ('histograms.jsonl', ('student/log_h',), [[1, 2, 3]]),
     ('histograms.jsonl', ('student/log_h',), 'many'),
+    ('histograms.jsonl', ('student/log_h',), [[None, 1]]),
+    ('histograms.jsonl', ('student/log_h',), [[1e300, 1]]),
 ]
 
 
@@ -126,6 +131,30 @@ def test_values_of_another_shape_are_one_line(name, path, value, folder, capsys)
     file.write_text(json.dumps(whole) + '\n')
     code, lines = said(capsys, 'report', folder, '--quiet')
     assert not code or f'{file} is damaged' in lines[0]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(network=dict(width=10**9)), 'the network takes .* GiB, .* are free'),
+        (dict(network=dict(width=10**12)), 'config.network.width: 1000.* is out of range'),
+        (dict(image=dict(shape=[-2], num_classes=0)), 'is damaged: image is .* no sample can be'),
+        (dict(image=dict(shape=[2], num_classes=-1)), 'is damaged: image is .* no sample can be'),
+        (
+            dict(image=dict(shape=[2], num_classes=0, given=dict(x=[0]))),
+            'is damaged: image is .* no sample can be',
+        ),
+        (dict(image=dict(shape=[2**40], num_classes=0)), 'the network takes .* GiB, .* are free'),
+        (dict(image=dict(shape=[2], num_classes=10**12)), 'the network takes .* GiB, .* are free'),
+    ],
+)
+def test_a_config_of_another_size_is_one_line(settings, message, tmp_path, capsys):
+    plain = configs.to_json(test_mistakes.config(dict(name='sim'), **settings))
+    plain.setdefault('image', {'shape': [2], 'num_classes': 0})
+    disk.write_json(tmp_path / 'config.json', plain)
+    for command in ('sample', 'evaluate'):
+        code, (line,) = said(capsys, command, f'--workdir={tmp_path}')
+        assert code == 2 and re.search(message, line), line
 
 
 @pytest.mark.parametrize('name', ['../../outside', '..', '.', '', 'a/b', '/tmp', 'x\0', 'n' * 999])

@@ -288,6 +288,8 @@ def histograms(run: Run) -> dict[str, tuple[list[float], np.ndarray]]:
                 counts = np.asarray(line[name], np.float64)
                 if edges.ndim != 1 or counts.ndim != 2 or counts.shape[1] != len(edges) - 1:
                     raise ValueError(f'{name!r} are not counts [levels, cells]')
+                if not ((counts >= 0) & (counts < 2**53)).all():
+                    raise ValueError(f'{name!r} are not counts, but {counts.min()} and more')
                 found[name] = found.get(name, 0.0) + counts
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path} is damaged: {error}; {disk.AGAIN}') from error
