@@ -30,17 +30,23 @@ class Image(TypedDict):
     given: NotRequired[dict[str, list[int]]]
 
 
+class Named(TypedDict, total=False):
+    """A section that is a row of a table, with the settings of that row."""
+
+    name: str
+
+
 class Sections(TypedDict, total=False):
     """The sections of a config, as JSON keeps them; see `build.sections`."""
 
     seed: int
-    data: dict
-    network: dict | str
-    denoiser: dict | str
-    fake_score: dict | str
+    data: Named
+    network: Named | str
+    denoiser: Named | str
+    fake_score: Named | str
     teacher: dict
-    method: dict
-    discriminator: dict | str
+    method: Named
+    discriminator: Named | str
     optimizer: dict[str, dict]
     training: dict
     mesh: dict

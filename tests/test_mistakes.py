@@ -60,7 +60,6 @@ JS = dict(name='f_distill', divergence='js', features='fake_score')
         (config(dict(name='sim'), teacher={}), 'give one of workdir, oracle'),
         (config(dict(name='sim'), data='digits'), "config.data: 'digits' is of type str"),
         (config(dict(name='sim'), seed=2**63), 'config.seed: 9223372036854775808 is out of range'),
-        (config(dict(name='sim'), seed=-1), 'seed=-1, start_step=0: must not be negative'),
         (config(dict(name='sim'), data=dict(n=-5)), 'config.data: n=-5, seed=0: n must be in 1..'),
         (config(dict(name='sim'), data=dict(n=0)), 'config.data: n=0, seed=0: n must be in 1..'),
         (config(dict(name='sim'), data=dict(seed=-1)), 'seed=-1: n must be in .*seed >= 0'),
