@@ -677,6 +677,12 @@ def main(words: Sequence[str] | None = None) -> int:
         place = error.filename or ' '.join(w for w in words if w.startswith('--workdir=')) or '?'
         print(f'fdistill: {place}: {error.strerror}; {PLACES[error.errno]}', file=sys.stderr)
         code = 2
+    except MemoryError as error:
+        print(
+            f'fdistill: memory is short ({error}); lower the batch size or the number of samples',
+            file=sys.stderr,
+        )
+        code = 2
     except KeyboardInterrupt as error:
         again, said = shlex.join(['fdistill', *words]), str(error) or 'interrupted'
         print(f'fdistill: {said}; to go on, give the same command again: {again}', file=sys.stderr)

@@ -225,3 +225,13 @@ def test_module_is_the_command():
         2,
         'fdistill: unknown command trian; did you mean train?\n',
     )
+
+
+def test_short_memory_is_one_line(monkeypatch, capsys):
+    def allocate(options, overrides):
+        raise MemoryError('Unable to allocate 16.0 GiB')
+
+    monkeypatch.setitem(cli.COMMANDS, 'report', allocate)
+    assert cli.main(['report', 'x']) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'memory is short (Unable to allocate 16.0 GiB); lower the batch size' in line

@@ -81,6 +81,13 @@ JS = dict(name='f_distill', divergence='js', features='fake_score')
             config(dict(name='sim'), network=dict(width=10**9)),
             'config.network: the network takes .* GiB, .* are free; make it smaller',
         ),
+        (config(dict(name='sim'), network=dict(blocks=10**9)), 'blocks=1000000000, .* <= 1000'),
+        (config(JS, discriminator=dict(name='mlp', width=10**9)), 'mlp_head: width=1000000000'),
+        (config(JS, discriminator=dict(name='mlp', layers=10**9)), 'layers=1000000000, '),
+        (
+            config(JS | dict(bins=10**9), discriminator=dict(name='mlp', width=8)),
+            'bins=1000000000 must be in 1..10000',
+        ),
         (
             config(dict(name='sim'), network=dict(width=2**31 - 1, blocks=8)),
             'config.network: the network takes .* GiB, .* are free; make it smaller',

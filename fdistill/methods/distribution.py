@@ -42,6 +42,9 @@ class Ratio(NamedTuple):
     bins_decay: Annotated[float, Continuous()] = 0.9
 
 
+MOST_BINS = 10_000
+
+
 def distribution_matching(
     student: Denoiser,
     teacher: Denoiser,
@@ -91,10 +94,10 @@ def distribution_matching(
             f'ratio_low={low}, ratio_high={high}, logit_clip={ratio.logit_clip}: '
             'need 0 < low < 1 < high, clip > 0'
         )
-    if ratio.bins < 1 or not 0 <= ratio.bins_decay < 1 or gan.gan_weight < 0:
+    if not 1 <= ratio.bins <= MOST_BINS or not 0 <= ratio.bins_decay < 1 or gan.gan_weight < 0:
         raise ValueError(
-            f'bins={ratio.bins} must be >= 1, bins_decay={ratio.bins_decay} in [0, 1), '
-            f'gan_weight={gan.gan_weight} >= 0'
+            f'bins={ratio.bins} must be in 1..{MOST_BINS}, '
+            f'bins_decay={ratio.bins_decay} in [0, 1), gan_weight={gan.gan_weight} >= 0'
         )
     if not needs_ratio and not gan.gan_weight:
         discriminator = None

@@ -8,6 +8,10 @@ import jax.numpy as jnp
 
 from fdistill.types import Condition
 
+# No network has more: blocks in a row, of which each is traced, and channels of a layer.
+MOST_BLOCKS = 1000
+MOST_WIDTH = 2**16
+
 
 class Network(NamedTuple):
     """A network as two pure functions; it knows neither the noise schedule nor the mesh.

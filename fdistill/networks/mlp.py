@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdistill.networks import Head, Network, label_of
+from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, Head, Network, label_of
 
 
 def _fourier(values, count):
@@ -89,7 +89,7 @@ def mlp(
     Args:
       num_classes: labels 0..num_classes-1; 0 for none.
       width: of the residual stream, >= 1.
-      blocks: residual blocks, >= 1; `features` of the network are their outputs.
+      blocks: residual blocks, in 1..MOST_BLOCKS; `features` of the network are their outputs.
       embedding: width of the conditioning vector.
       fourier: octaves of Fourier features of the input, for points in the plane; 0 for images.
       dropout: in [0, 1), active when a key is given.
@@ -98,10 +98,11 @@ def mlp(
     Raises:
       ValueError: on values out of range.
     """
-    if width < 1 or blocks < 1 or embedding < 1 or fourier < 0 or not 0 <= dropout < 1:
+    counted = width >= 1 and 1 <= blocks <= MOST_BLOCKS and embedding >= 1 and fourier >= 0
+    if not counted or not 0 <= dropout < 1:
         raise ValueError(
-            f'mlp: width={width}, blocks={blocks}, embedding={embedding} must be >= 1, '
-            f'fourier={fourier} >= 0, dropout={dropout} in [0, 1)'
+            f'mlp: width={width}, blocks={blocks}, embedding={embedding} must be >= 1, blocks '
+            f'<= {MOST_BLOCKS}, fourier={fourier} >= 0, dropout={dropout} in [0, 1)'
         )
     module = _ResidualMLP(
         width, blocks, embedding, fourier, num_classes, dropout, jnp.bfloat16 if bfloat16 else None
@@ -152,15 +153,16 @@ def mlp_head(*, num_classes: int = 0, width: int = 64, layers: int = 3, fourier:
 
     Args:
       num_classes: labels 0..num_classes-1; 0 for none.
-      width, layers: of the MLP, >= 1.
+      width, layers: of the MLP, >= 1 and at most `MOST_WIDTH`, `MOST_BLOCKS`.
       fourier: octaves of Fourier features of the features, for raw points in the plane.
 
     Raises:
       ValueError: on values out of range.
     """
-    if width < 1 or layers < 1 or fourier < 0:
+    if not 1 <= width <= MOST_WIDTH or not 1 <= layers <= MOST_BLOCKS or not 0 <= fourier < 64:
         raise ValueError(
-            f'mlp_head: width={width}, layers={layers} must be >= 1, fourier={fourier} >= 0'
+            f'mlp_head: width={width}, layers={layers}, fourier={fourier} must be in '
+            f'1..{MOST_WIDTH}, 1..{MOST_BLOCKS}, 0..63'
         )
     module = _MLPHead(width, layers, fourier, num_classes)
 

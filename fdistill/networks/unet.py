@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdistill.networks import Network, label_of
+from fdistill.networks import MOST_BLOCKS, Network, label_of
 from fdistill.networks.layers import (
     KAIMING,
     NORMAL,
@@ -336,6 +336,8 @@ def _network(
     ):
         if value < least:
             raise ValueError(f'{name}={value}: must be >= {least}')
+    if num_blocks > MOST_BLOCKS:
+        raise ValueError(f'num_blocks={num_blocks}: must be <= {MOST_BLOCKS}')
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout={dropout}: must lie in [0, 1)')
 
