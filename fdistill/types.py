@@ -68,8 +68,13 @@ def misfit(value: Any, annotation: Any, name: str = '') -> str:
         fits = any(type(value) is type(known) and value == known for known in arguments)
     elif typing.is_typeddict(annotation):
         fits = isinstance(value, dict)
-        if fits:
-            return _misfit_within(value, annotation, name)
+        kinds = typing.get_type_hints(annotation, include_extras=True) if fits else {}
+        for key, kind in kinds.items():
+            where = f'{name}.{key}' if name else key
+            if key not in value and key in annotation.__required_keys__:
+                return f'{where}: missing'
+            if key in value and (found := misfit(value[key], kind, where)):
+                return found
     elif annotation in (list, dict) or origin in (list, dict):
         kind = origin or annotation
         fits = isinstance(value, kind)
@@ -94,15 +99,3 @@ def misfit(value: Any, annotation: Any, name: str = '') -> str:
     wanted = annotation.__name__ if isinstance(annotation, type) and not arguments else annotation
     shown = repr(value) if len(repr(value)) <= 80 else f'{repr(value)[:80]}...'
     return f'{name}: {shown} is of type {type(value).__name__}; expected {wanted}'
-
-
-def _misfit_within(value, annotation, name):
-    """`misfit` of the entries of a dict that has keys of its own."""
-    for key, kind in typing.get_type_hints(annotation, include_extras=True).items():
-        where = f'{name}.{key}' if name else key
-        if key in value:
-            if found := misfit(value[key], kind, where):
-                return found
-        elif key in annotation.__required_keys__:
-            return f'{where}: missing'
-    return ''

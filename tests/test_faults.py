@@ -1,4 +1,4 @@
-"""Faults on purpose, many of a kind: what was saved stays, and a run goes on as if nothing had been.
+"""Faults on purpose, many of a kind: what was saved stays, and a run goes on as if none had been.
 
 `make test-faults` runs these and those of `test_processes.py`, and says how many it tried.
 """

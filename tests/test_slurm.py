@@ -65,7 +65,7 @@ def wait_for(condition, seconds=120):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A Slurm of one node with two cores, on the loopback; its function runs one of its commands."""
+    """A Slurm of one node with two cores, on the loopback: runs one of its commands."""
     monkeypatch.setenv('PATH', PATH)
     for name in ('state', 'spool'):
         (tmp_path / name).mkdir()

@@ -4,10 +4,10 @@
         [--dry-run] -- train --config=configs/cifar10_sim.py --workdir=runs/sim
 
 What follows `--` is a command line of `fdistill`. Each GPU has a process: under Slurm, JAX gives a
-process the one GPU of its number alone; it finds the others by Slurm's variables. Two minutes before the time is up, or when the job is preempted, the
-processes get SIGTERM: they save and stop at one step with exit code 143, and the job is put into
-the queue again and goes on. So it is after a failure, at most --restarts times; not after a wrong
-command (exit code 2).
+process the one GPU of its number alone; it finds the others by Slurm's variables. Two minutes
+before the time is up, or when the job is preempted, the processes get SIGTERM: they save and stop
+at one step with exit code 143, and the job is put into the queue again and goes on. So it is after
+a failure, at most --restarts times; not after a wrong command (exit code 2).
 """
 
 import argparse

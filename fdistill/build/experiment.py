@@ -70,7 +70,7 @@ def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
             raise UserError(
                 f'config.{name}: the method {plain["method"]["name"]!r} has none; leave it out'
             )
-    call(fitting, {}, 'config.network', model=built.student, image=built.image)
+    call(fitting, {}, 'config.network', model=built.parts['student'], image=built.image)
 
 
 def optimizers(plain: Mapping[str, Any], method: Method) -> dict[str, optax.GradientTransformation]:

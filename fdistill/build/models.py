@@ -1,6 +1,7 @@
 """From sections to networks that fit the data, and from run folders to their weights."""
 
 import inspect
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -84,10 +85,17 @@ def first_device() -> jax.sharding.Sharding:
 
 
 def fitting(model: Denoiser, image: Mapping[str, Any]) -> Any:
-    """Shapes of the parameters of a network; ValueError where no device has memory for them."""
+    """Shapes of the parameters of a network; ValueError where all devices together have no memory
+    for them."""
     x = jax.ShapeDtypeStruct((1, *image['shape']), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x, conditions(image, 1))
-    memory.check(shapes, 'the network')
+    # In Python's integers: the products of shapes may exceed 64 bits.
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if size > (most := memory.free() * jax.device_count()):
+        raise ValueError(
+            f'the network takes {size / 2**30:,.0f} GiB, {most / 2**30:,.0f} GiB are free; make it '
+            'smaller'
+        )
     return shapes
 
 

@@ -1,6 +1,7 @@
 """Scores under a published protocol: samples by index, its rounding, resize and network, and every
 number under its name."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
@@ -97,8 +98,8 @@ def _infinity(collected, real, progress):
     return {f'{_frechet_name(real)}_infinity': limit.value}
 
 
-def _kept(fewest):
-    return lambda real: real.features is not None and len(real.features) >= fewest
+def _kept(fewest, real):
+    return real.features is not None and len(real.features) >= fewest
 
 
 # In the order in which the first that was measured is what a report ranks by.
@@ -136,14 +137,14 @@ METRICS = {
         {'kid': Measure('kernel inception distance', 'squared MMD', -1)},
         needs=('pool',),
         fewest=1000,
-        present=_kept(1000),
+        present=functools.partial(_kept, 1000),
         distance=True,
     ),
     'mmd': Metric(
         _mmd,
         {'mmd': Measure('Gaussian MMD between directions of features', '1000 squared MMD', -1)},
         needs=('pool',),
-        present=_kept(2),
+        present=functools.partial(_kept, 2),
         distance=True,
     ),
     'is': Metric(
@@ -166,7 +167,7 @@ METRICS = {
         },
         needs=('pool',),
         fewest=6,
-        present=_kept(6),
+        present=functools.partial(_kept, 6),
     ),
 }
 MEASURES = {name: kind for metric in METRICS.values() for name, kind in metric.numbers.items()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -86,28 +87,30 @@ def from_json(data: bytes | str, shape: Any = dict) -> Any:
         ValueError: no JSON, nested too deeply, a number that 64 bits do not hold, text that is no
           Unicode, or another shape.
     """
+    if len(data) > MOST_BYTES:
+        raise ValueError(f'has more than {MOST_BYTES:,} bytes')
     try:
         value = json.loads(data)
     except RecursionError:
         raise ValueError(f'is nested more than {MOST_DEPTH} deep') from None
-    _check_json(value, MOST_DEPTH)
+    level, depth = [value], 0
+    while level:
+        inside = [part for part in level if isinstance(part, (dict, list))]
+        if inside and depth == MOST_DEPTH:
+            raise ValueError(f'is nested more than {MOST_DEPTH} deep')
+        for part in level:
+            if isinstance(part, str):
+                part.encode()  # Of half a surrogate pair there is no UTF-8.
+            elif isinstance(part, int) and part.bit_length() > 63:
+                raise ValueError('holds an integer of more than 64 bits')
+            elif isinstance(part, float) and not math.isfinite(part):
+                # Ours are strings, see `plain`.
+                raise ValueError('holds a number that is not finite')
+        parts = ((*part, *part.values()) if isinstance(part, dict) else part for part in inside)
+        level, depth = list(itertools.chain.from_iterable(parts)), depth + 1
     if found := misfit(value, shape):
         raise ValueError(found.removeprefix(': '))
     return value
-
-
-def _check_json(value, depth):
-    if isinstance(value, (dict, list)):
-        if not depth:
-            raise ValueError(f'is nested more than {MOST_DEPTH} deep')
-        for part in (*value, *value.values()) if isinstance(value, dict) else value:
-            _check_json(part, depth - 1)
-    elif isinstance(value, str):
-        value.encode()  # Of half a surrogate pair there is no UTF-8.
-    elif isinstance(value, int) and value.bit_length() > 63:
-        raise ValueError('holds an integer of more than 64 bits')
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError('holds a number that is not finite')  # Ours are strings, see `plain`.
 
 
 def read_json(path: Path, shape: Any = dict, remedy: str = AGAIN) -> Any:
@@ -122,7 +125,8 @@ def read_json(path: Path, shape: Any = dict, remedy: str = AGAIN) -> Any:
         UserError: it is damaged, or of another shape.
     """
     try:
-        return from_json(_read(path), shape)
+        with open(path, 'rb') as file:
+            return from_json(file.read(MOST_BYTES + 1), shape)
     except ValueError as error:
         raise UserError(f'{path} is damaged: {error}; {remedy}') from error
 
@@ -132,9 +136,14 @@ def read_json_lines(path: Path, shape: Any = dict, remedy: str = AGAIN) -> list[
 
     A last line that is not whole is left out: it is being written, or a crash tore it.
     """
-    found, lines = [], []
+    if not pathlib.Path(path).is_file():
+        return []
+    with open(path, 'rb') as file:
+        *lines, last = file.read(MOST_BYTES + 1).split(b'\n')
+    found = []
     try:
-        *lines, last = _read(path).split(b'\n') if pathlib.Path(path).is_file() else [b'']
+        if sum(map(len, lines)) + len(last) > MOST_BYTES:
+            raise ValueError(f'has more than {MOST_BYTES:,} bytes')
         for line in lines:
             found.append(from_json(line, shape))
     except ValueError as error:
@@ -143,14 +152,6 @@ def read_json_lines(path: Path, shape: Any = dict, remedy: str = AGAIN) -> list[
     with contextlib.suppress(ValueError):
         found.append(from_json(last, shape))
     return found
-
-
-def _read(path):
-    with open(path, 'rb') as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f'has more than {MOST_BYTES:,} bytes')
-    return data
 
 
 def plain(value: Any) -> Any:
@@ -209,7 +210,7 @@ def folder_for(path: Path, where: str, ours: bool = False) -> pathlib.Path:
     """
     if ours and os.path.islink(path):
         raise UserError(f'{where}={path}: is a link; remove it or choose another place')
-    return _place(path, where, _named(path, where, 'folder'))
+    return _place(path, where, pathlib.Path(path))
 
 
 def file_for(path: Path, where: str, suffixes: tuple[str, ...] = ()) -> pathlib.Path:
@@ -218,7 +219,7 @@ def file_for(path: Path, where: str, suffixes: tuple[str, ...] = ()) -> pathlib.
     Args:
         suffixes: those the file may have; none: any.
     """
-    file = _named(path, where, 'file')
+    file = pathlib.Path(path)
     if suffixes and file.suffix not in suffixes:
         raise UserError(f'{where}={path}: give the name of a {" or ".join(suffixes)} file')
     if _exists(file, path, where) and not file.is_file():
@@ -228,13 +229,9 @@ def file_for(path: Path, where: str, suffixes: tuple[str, ...] = ()) -> pathlib.
     return file
 
 
-def _named(path, where, kind):
-    if not os.fspath(path):
-        raise UserError(f"{where}='': is empty; give the name of a {kind}")
-    return pathlib.Path(path)
-
-
 def _exists(place, path, where):
+    if not os.fspath(path):
+        raise UserError(f"{where}='': is empty; give the name of a file or folder")
     try:
         return place.exists()
     except OSError as error:  # As of a name that is too long.

@@ -44,16 +44,15 @@ class InceptionFeatures(NamedTuple):
     logits: jax.Array
 
 
-def _block_a(pool):
-    return {
-        'branch1x1': (64, 1, 1),
-        'branch5x5_1': (48, 1, 1),
-        'branch5x5_2': (64, 5, 5),
-        'branch3x3dbl_1': (64, 1, 1),
-        'branch3x3dbl_2': (96, 3, 3),
-        'branch3x3dbl_3': (96, 3, 3),
-        'branch_pool': (pool, 1, 1),
-    }
+_BLOCK_A = {
+    'branch1x1': (64, 1, 1),
+    'branch5x5_1': (48, 1, 1),
+    'branch5x5_2': (64, 5, 5),
+    'branch3x3dbl_1': (64, 1, 1),
+    'branch3x3dbl_2': (96, 3, 3),
+    'branch3x3dbl_3': (96, 3, 3),
+    'branch_pool': (64, 1, 1),
+}
 
 
 def _block_c(width):
@@ -107,9 +106,9 @@ _STEM = {
 # Block -> (input channels, {branch: (features, height, width of its kernel)}). A branch's layers
 # _2, _3, ... read the one numbered before; all others read the block's input.
 _BLOCKS = {
-    'Mixed_5b': (192, _block_a(32)),
-    'Mixed_5c': (256, _block_a(64)),
-    'Mixed_5d': (288, _block_a(64)),
+    'Mixed_5b': (192, _BLOCK_A | {'branch_pool': (32, 1, 1)}),
+    'Mixed_5c': (256, _BLOCK_A),
+    'Mixed_5d': (288, _BLOCK_A),
     'Mixed_6a': (288, _BLOCK_B),
     'Mixed_6b': (768, _block_c(128)),
     'Mixed_6c': (768, _block_c(160)),

@@ -5,6 +5,7 @@ Parameters correspond one to one to those of EDM's PyTorch networks (Karras et a
 2206.00364): `edm_name`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -69,21 +70,17 @@ class Architecture(NamedTuple):
     output: str
 
 
-def _song_mapping(frequencies):
+def _song_mapping(frequencies, c_noise, label, augment, noise_channels, emb_channels):
     """emb = silu(W1 silu(W0 h)),
     h = [sin, cos](c_noise freqs) + sqrt(K) W_label label + W_augment augment."""
-
-    def mapping(c_noise, label, augment, noise_channels, emb_channels):
-        angles = c_noise[:, None] * frequencies(noise_channels)
-        h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        if label is not None:
-            h = h + dense(label * math.sqrt(label.shape[-1]), noise_channels, XAVIER, 'map_label')
-        if augment is not None:
-            h = h + dense(augment, noise_channels, XAVIER, 'map_augment', use_bias=False)
-        h = nn.silu(dense(h, emb_channels, XAVIER, 'map_layer0'))
-        return nn.silu(dense(h, emb_channels, XAVIER, 'map_layer1'))
-
-    return mapping
+    angles = c_noise[:, None] * frequencies(noise_channels)
+    h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    if label is not None:
+        h = h + dense(label * math.sqrt(label.shape[-1]), noise_channels, XAVIER, 'map_label')
+    if augment is not None:
+        h = h + dense(augment, noise_channels, XAVIER, 'map_augment', use_bias=False)
+    h = nn.silu(dense(h, emb_channels, XAVIER, 'map_layer0'))
+    return nn.silu(dense(h, emb_channels, XAVIER, 'map_layer1'))
 
 
 def _dhariwal_mapping(c_noise, label, augment, noise_channels, emb_channels):
@@ -100,7 +97,9 @@ def _dhariwal_mapping(c_noise, label, augment, noise_channels, emb_channels):
 
 
 _DDPMPP = Architecture(
-    mapping=_song_mapping(lambda channels: positional_frequencies(channels, endpoint=True)),
+    mapping=functools.partial(
+        _song_mapping, lambda channels: positional_frequencies(channels, endpoint=True)
+    ),
     noise_multiplier=1,
     style=BlockStyle(
         taps=(1, 1),
@@ -118,7 +117,9 @@ _DDPMPP = Architecture(
     output='dec_{0}x{0}_aux',
 )
 _NCSNPP = _DDPMPP._replace(
-    mapping=_song_mapping(lambda channels: FourierFrequencies(channels, name='map_noise')()),
+    mapping=functools.partial(
+        _song_mapping, lambda channels: FourierFrequencies(channels, name='map_noise')()
+    ),
     noise_multiplier=2,
     style=_DDPMPP.style._replace(taps=(1, 3, 3, 1)),
     residual_encoder=True,

@@ -6,7 +6,6 @@ orbax restores a flipped bit without an error. Checksums are therefore verified 
 that does not fit is passed over: the newest that does fit is restored.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -182,22 +181,20 @@ class Checkpoints:
 
     def __exit__(self, *error):
         # Waits: an error of an asynchronous save appears only here.
-        with self._written():
-            self._manager.close()
-
-    @contextlib.contextmanager
-    def _written(self):
-        """What the system says of a save that failed, as an OSError: tensorstore gives its number
-        within a message."""
         try:
-            yield
+            self._manager.close()
         except Exception as error:
-            found = re.search(r"os_error_code='(\d+)'", str(error))
-            number = int(found[1]) if found else getattr(error, 'errno', None)
-            if number is None:
-                raise
-            # The cause is many lines of other threads, and the same thing.
-            raise OSError(number, os.strerror(number), str(self._manager.directory)) from None
+            self._raise(error)
+
+    def _raise(self, error):
+        """Raises what the system says of a save that failed, as an OSError, else the error itself:
+        tensorstore gives its number within a message."""
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(found[1]) if found else getattr(error, 'errno', None)
+        if number is None:
+            raise error
+        # The cause is many lines of other threads, and the same thing.
+        raise OSError(number, os.strerror(number), str(self._manager.directory)) from None
 
     def save(self, step: int, state: TrainState, config: Mapping[str, Any]) -> None:
         """Saves in the background; the arrays may be donated right after.
@@ -205,13 +202,15 @@ class Checkpoints:
         Raises:
           OSError: no room, or this or the last save could not be written; those before are whole.
         """
-        with self._written():
+        try:
             self._manager.wait_until_finished()
             # Asked for before: a save that runs out of room fails in many threads.
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             if shutil.disk_usage(self._manager.directory).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._save(step, state, config)
+        except Exception as error:
+            self._raise(error)
 
     def _save(self, step, state, config):
         # Steps not before this one were passed over as damaged; orbax would silently save nothing

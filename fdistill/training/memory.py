@@ -20,23 +20,6 @@ def free() -> float:
     return int(lines['MemAvailable'].split()[0]) * 1024 if 'MemAvailable' in lines else math.inf
 
 
-def check(arrays: Any, what: str) -> None:
-    """Raises ValueError where arrays are larger than the memory of all devices together.
-
-    Args:
-        arrays: a tree with shapes and types; nothing is allocated.
-        what: they are, for the message.
-    """
-    leaves = jax.tree.leaves(arrays)
-    # In Python's integers: the products of shapes may exceed 64 bits.
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    if size > (most := free() * jax.device_count()):
-        raise ValueError(
-            f'{what} takes {size / 2**30:,.0f} GiB, {most / 2**30:,.0f} GiB are free; make it '
-            'smaller'
-        )
-
-
 def needed(program: Any) -> int:
     """Bytes that a compiled program takes with its arguments and results."""
     sizes = program.memory_analysis()

@@ -10,7 +10,7 @@ import numpy as np
 
 from fdistill.errors import UserError, pick
 from fdistill.files import disk
-from fdistill.weights import reader, store
+from fdistill.weights import store
 from fdistill.weights.detectors import DETECTORS
 
 
@@ -53,6 +53,8 @@ def convert(kind: str, source: disk.Path, out: disk.Path) -> dict[str, str]:
       UserError: unknown kind, unreadable source, its arrays are not those of the network, or `out`
         holds something else.
     """
+    from fdistill.weights import reader  # What reads a stranger's file is there only for that.
+
     converter = pick(CONVERTERS, kind, 'weights')
     source, out = pathlib.Path(source), disk.file_for(out, 'OUT')
     tree = reader.read(source)
