@@ -108,7 +108,7 @@ def _step(name, shape, dtype, microbatches):
     # Small enough that arrays of this tiny network are split over the axis fsdp.
     shardings = sharding.state_sharding(_initial(name, dtype), mesh, min_size=64)
     step = jax.jit(
-        make_step(method, optimizers, ema_decay(100.0, BATCH)),
+        make_step(method, optimizers, ema_decay(100.0, BATCH), mesh=mesh),
         static_argnames='roles',
         donate_argnames='state',
         out_shardings=shardings,

@@ -28,7 +28,7 @@ from fdistill.files import lock
 from fdistill.methods import Method
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import make_cycle
-from fdistill.training import checkpoint, loop, optim, sharding
+from fdistill.training import checkpoint, cost, loop, optim, sharding
 from fdistill.training.state import init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
 from fdistill.training.stop import SIGNALS
@@ -881,6 +881,55 @@ def test_state_sharding_splits_big_arrays_by_the_largest_divisible_axis():
     assert all(
         s.spec == PartitionSpec() for s in sharding.state_sharding(tree, mesh_of(8, 1)).values()
     )
+
+
+WIDE = dict(name='mlp', width=256, blocks=1, embedding=64)
+
+
+@functools.lru_cache
+def compiled_step(data, fsdp, batch_size):
+    """(Program of a student step with a teacher and a fake score, of networks with arrays large
+    enough to be split; the student's parameters), on a mesh of a shape (data, fsdp)."""
+    law, mesh = dict(name='lognormal'), mesh_of(data, fsdp)
+    plain = dict(
+        image=dict(shape=[2], num_classes=0),
+        network=WIDE,
+        teacher=dict(workdir='none', network=WIDE, denoiser={}),
+        method=dict(name='diff_instruct', student_law=law, critic_law=law),
+        optimizer={role: dict(learning_rate=1e-3) for role in ('student', 'critic')},
+        training=dict(steps=10),
+    )
+    built = build.experiment(plain)
+    optimizers = build.optimizers(plain, built.method)
+    training = loop.Training(10, batch_size, 1e3)
+    batch = {'x': jax.ShapeDtypeStruct((batch_size, 2), jnp.float32), 'condition': {}}
+    frozen = {'teacher': jax.eval_shape(built.parts['teacher'].init, KEY, batch['x'], {})}
+    frozen = checkpoint.abstract(frozen, sharding.state_sharding(frozen, mesh))
+    batch = checkpoint.abstract(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
+    made = loop.programs(built.method, optimizers, training, frozen, batch, KEY, mesh)
+    lowered = made.step.lower(made.state, frozen, batch, KEY, roles=('student',))
+    return lowered.compile(), made.state.params['student']
+
+
+def test_fsdp_moves_weights_and_no_activations():
+    """Each array that is split is gathered once for each of three networks, each gradient summed
+    once, and nothing else of note is sent: the communication of FSDP (arXiv 2304.11277)."""
+    program, params = compiled_step(1, 8, batch_size=64)
+    sent = cost.collectives(program.as_text())
+    assert set(sent) <= {'all-gather', 'all-reduce', 'reduce-scatter'}
+    leaves = jax.tree.leaves(params)
+    every = sum(4 * leaf.size for leaf in leaves)
+    split = sum(4 * leaf.size for leaf in leaves if any(leaf.sharding.spec))
+    assert split > 0.7 * every
+    assert sent['all-gather'].bytes == pytest.approx(3 * split * 7 / 8, rel=0.1)
+    # XLA sums and then splits gradients on a CPU, which sends twice what a reduce-scatter does.
+    gradients = 2 * sent.get('reduce-scatter', cost.Collective()).bytes + sent['all-reduce'].bytes
+    assert gradients == pytest.approx(2 * every * 7 / 8, rel=0.1)
+
+
+def test_fsdp_computes_nothing_twice():
+    alike = [compiled_step(*shape, 2048)[0].cost_analysis()['flops'] for shape in ((8, 1), (1, 8))]
+    assert alike[1] == pytest.approx(alike[0], rel=0.02)
 
 
 def test_batch_has_to_divide():

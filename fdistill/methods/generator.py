@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.shard_alike import shard_alike
 from jax.lax import stop_gradient
 
 from fdistill.diffusion import corrections, samplers
@@ -67,7 +68,10 @@ def student(denoiser: Denoiser, steps: Steps) -> Generator:
 
 
 def _noise(key, batch):
-    return jax.random.normal(key, batch['x'].shape, batch['x'].dtype)
+    x = batch['x']
+    # Else each device would make the samples of all, for nothing says where those without a
+    # condition belong.
+    return shard_alike(jax.random.normal(key, x.shape, x.dtype), x)[0]
 
 
 def one_step(denoiser: Denoiser, sigma_init: float) -> Generator:

@@ -124,6 +124,61 @@ def run(
     return state
 
 
+class Programs(NamedTuple):
+    """What a run computes on a mesh, to be lowered for arrays or for their shapes alone.
+
+    state: `TrainState` of shapes, dtypes and shardings.
+    init: jitted, (frozen, key) -> state. It is created sharded: no device ever holds all of it.
+    step: jitted, (state, frozen, batch, key, roles) -> state.
+    """
+
+    state: TrainState
+    init: Callable[..., Any]
+    step: Callable[..., Any]
+
+
+def programs(
+    method: Method,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    training: Training,
+    frozen: Mapping[str, Any],
+    batch: Any,
+    key: jax.Array,
+    mesh: Mesh,
+) -> Programs:
+    """The `Programs` of a run; nothing is compiled yet.
+
+    Args:
+      method, optimizers, training, mesh: as of `train`.
+      frozen, key: as of `train`, or their shapes, dtypes and shardings.
+      batch: shapes, dtypes and shardings.
+    """
+
+    @functools.partial(jax.jit, inline=True)  # Traced once, for the shapes and for the program.
+    def fresh(frozen, key):
+        empty = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), batch)
+        return init_state(method, optimizers, key, empty, frozen)
+
+    def init(frozen, key):
+        return fresh(frozen, key)._replace(metrics=empty_metrics(metrics))
+
+    step = make_step(
+        method, optimizers, decay(training), max_skipped=training.max_skipped, mesh=mesh
+    )
+    everything = functools.partial(step, roles=tuple(method.losses))
+    shapes = jax.eval_shape(fresh, frozen, key)
+    # As the step is lowered later, or the losses would be traced again there.
+    placed = checkpoint.abstract(shapes, sharding.state_sharding(shapes, mesh))
+    metrics = jax.eval_shape(everything, placed, frozen, batch, key).metrics
+    shapes = shapes._replace(metrics=metrics)
+    shardings = sharding.state_sharding(shapes, mesh)
+    return Programs(
+        checkpoint.abstract(shapes, shardings),
+        jax.jit(init, out_shardings=shardings),
+        jax.jit(step, static_argnames='roles', donate_argnames='state', out_shardings=shardings),
+    )
+
+
 def train(
     method: Method,
     optimizers: Mapping[str, optax.GradientTransformation],
@@ -170,7 +225,6 @@ def train(
     by_batch = sharding.batch_sharding(mesh)
     key = jax.random.key(seed)
 
-    # The state is created sharded: no device ever holds all of it.
     frozen = jax.device_put(frozen, sharding.state_sharding(frozen, mesh))
     example = next(batches(0))
     batch_shapes = jax.tree.map(
@@ -180,31 +234,13 @@ def train(
         example,
     )
 
-    @functools.partial(jax.jit, inline=True)  # Traced once, for the shapes and for the program.
-    def fresh(frozen, key):
-        batch = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), batch_shapes)
-        return init_state(method, optimizers, key, batch, frozen)
-
-    def init(frozen, key):
-        return fresh(frozen, key)._replace(metrics=empty_metrics(metrics))
-
-    step = make_step(method, optimizers, decay(training), max_skipped=training.max_skipped)
-    everything = functools.partial(step, roles=tuple(method.losses))
-    shapes = jax.eval_shape(fresh, frozen, key)
-    # As the programs are lowered below, or the losses would be traced again there.
-    placed = checkpoint.abstract(shapes, sharding.state_sharding(shapes, mesh))
-    metrics = jax.eval_shape(everything, placed, frozen, batch_shapes, key).metrics
-    shapes = shapes._replace(metrics=metrics)
-    shardings = sharding.state_sharding(shapes, mesh)
-    step_function = jax.jit(
-        step, static_argnames='roles', donate_argnames='state', out_shardings=shardings
-    )
-    target, workdir = checkpoint.abstract(shapes, shardings), pathlib.Path(workdir)
+    made = programs(method, optimizers, training, frozen, batch_shapes, key, mesh)
+    target, workdir = made.state, pathlib.Path(workdir)
     # Compiled before anything is written: what is wrong with a program leaves no folder behind.
-    programs, first = {}, checkpoint.newest(workdir)
+    compiled, first = {}, checkpoint.newest(workdir)
     for roles in dict.fromkeys(map(method.cycle, range(first, stop_at or training.steps))):
-        lowered = step_function.lower(target, frozen, batch_shapes, key, roles=roles)
-        programs[roles] = lowered.compile()
+        lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
+        compiled[roles] = lowered.compile()
 
     with (
         lock.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
@@ -217,7 +253,7 @@ def train(
         if jax.process_index() == 0:
             disk.write_json(workdir / CONFIG, config)
         if restored is None:
-            state, start = jax.jit(init, out_shardings=shardings)(frozen, key), 0
+            state, start = made.init(frozen, key), 0
             out.truncate(0)
             out.config(config)
         else:
@@ -231,10 +267,10 @@ def train(
         def advance(state, step):
             batch, roles = sharding.put_batch(next(stream), by_batch), method.cycle(step)
             # Where a damaged checkpoint was passed over, a step before `first` may be another.
-            if roles not in programs:
-                lowered = step_function.lower(target, frozen, batch_shapes, key, roles=roles)
-                programs[roles] = lowered.compile()
-            return programs[roles](state, frozen, batch, key)
+            if roles not in compiled:
+                lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
+                compiled[roles] = lowered.compile()
+            return compiled[roles](state, frozen, batch, key)
 
         def stopped(done):
             alive()

@@ -81,6 +81,21 @@ def check_agreement(digest: str) -> None:
         )
 
 
+def gather(tree: Any, mesh: Mesh | None) -> Any:
+    """The arrays of a tree, within a program, whole on every device. Without it XLA keeps weights
+    split and moves activations, which are larger."""
+    if mesh is None or mesh.shape['fsdp'] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def scatter(tree: Any, mesh: Mesh | None) -> Any:
+    """The arrays of a tree, within a program, as `state_sharding` places them."""
+    if mesh is None or mesh.shape['fsdp'] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, state_sharding(tree, mesh))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError where the devices or processes cannot share a batch evenly."""
     devices = mesh.size

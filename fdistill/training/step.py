@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from fdistill.methods.method import Context, Method
+from fdistill.training import sharding
 from fdistill.training.state import TrainState, average
 
 
@@ -44,6 +46,7 @@ def make_step(
     decay: Callable[[jax.Array], jax.Array],
     *,
     max_skipped: int = 10,
+    mesh: Mesh | None = None,
 ) -> Callable[..., TrainState]:
     """step(state, frozen, batch, key, roles) -> state: one update of each of `roles`, in order, and
     of the averages of their parameters.
@@ -60,8 +63,12 @@ def make_step(
       optimizers: {role: optax.GradientTransformation}.
       decay: step -> decay of the averages that have none of their own, see `ema_decay`.
       max_skipped: > 0.
+      mesh: where its axis `fsdp` splits the state, a loss gets whole weights and gradients are
+        split again; None on one device.
     """
     order = sorted(method.losses)
+
+    whole = functools.partial(sharding.gather, mesh=mesh)
 
     # Traced once for all programs of a role: for its metrics and for each set of roles.
     @functools.partial(jax.jit, static_argnames='role', inline=True)
@@ -73,12 +80,12 @@ def make_step(
         for role in roles:
             # fold_in(key, 0) belongs to the initialisation.
             own = jax.random.fold_in(jax.random.fold_in(key, 1 + order.index(role)), state.step)
-            context = Context(frozen, state.averages, state.aux, state.step)
-            others = {name: params for name, params in state.params.items() if name != role}
+            context = Context(whole(frozen), whole(state.averages), state.aux, state.step)
+            others = {name: whole(tree) for name, tree in state.params.items() if name != role}
             (value, (metrics, aux)), grads = gradient(
-                state.params[role], others, context, batch, own, role=role
+                whole(state.params[role]), others, context, batch, own, role=role
             )
-            state = apply(role, state, grads, value, metrics, aux)
+            state = apply(role, state, sharding.scatter(grads, mesh), value, metrics, aux)
         return state._replace(step=state.step + 1)
 
     def apply(role, state, grads, value, metrics, aux):
