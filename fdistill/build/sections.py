@@ -64,17 +64,28 @@ def section_of(config: Mapping[str, Any], name: str) -> Any:
     return section
 
 
-def load_data(config: Mapping[str, Any], split: str) -> sources.Source:
-    """The `Source` of a split."""
+def load_data(
+    config: Mapping[str, Any],
+    split: str,
+    table: Mapping[str, Callable[..., sources.Source]] = sources.SOURCES,
+) -> sources.Source:
+    """The `Source` of a split; a row of `sources.OUTLINES` has black images."""
     section = plain_of(section_of(config, 'data'))
     section.pop('flip', None)
-    return named(sources.SOURCES, section, 'config.data', split=split)
+    return named(table, section, 'config.data', split=split)
 
 
-def resolve(config: Mapping[str, Any], source: sources.Source) -> dict[str, Any]:
+def resolve(
+    config: Mapping[str, Any], source: sources.Source, known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The config that a run keeps: plain values, complete without the teacher's folder or the data.
 
     A network or denoiser that is left out is the teacher's. `image` notes what a sample is.
+
+    Args:
+      config: sections.
+      source: its data.
+      known: the resolved config of the teacher; default: the one kept in its folder.
     """
     plain = configs.to_json(config)
     for name in plain:
@@ -99,7 +110,8 @@ def resolve(config: Mapping[str, Any], source: sources.Source) -> dict[str, Any]
         }
     teacher = plain.get('teacher', {})
     if 'workdir' in teacher:
-        known = configs.to_json(configs.read(teacher['workdir'], 'config.teacher.workdir'))
+        if known is None:
+            known = configs.to_json(configs.read(teacher['workdir'], 'config.teacher.workdir'))
         if known['image'] != plain['image']:
             raise UserError(
                 f'config.teacher.workdir={teacher["workdir"]}: was trained on {known["image"]}, '

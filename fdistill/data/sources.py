@@ -292,36 +292,14 @@ def tfds(
       UserError: missing or unreadable data set, unknown split, no images, images of several sizes.
     """
     import tensorflow_datasets
-    from tensorflow_datasets.core import naming
 
-    if dataset is None and data_dir is None:
-        raise UserError('tfds: give dataset (a TFDS name), data_dir (a folder), or both')
-    try:
-        with _known_features(tensorflow_datasets.features):
-            if dataset is None:
-                builder = tensorflow_datasets.builder_from_directory(data_dir)
-            # Of another's namespace, TFDS would fetch the code and run it.
-            elif naming.parse_builder_name_kwargs(dataset)[0].namespace:
-                raise UserError(
-                    f'tfds: dataset={dataset!r} has a namespace: prepare it, and give its folder '
-                    'as data_dir alone'
-                )
-            else:
-                builder = tensorflow_datasets.builder(dataset, data_dir=data_dir, try_gcs=False)
-        image_key = _only(builder.info, tensorflow_datasets.features.Image)
-        label_key = _only(builder.info, tensorflow_datasets.features.ClassLabel)
+    builder = _builder(dataset, data_dir)
+    with _unreadable(dataset, data_dir):
+        image_key, label_key = _keys(builder.info)
         encoded = {image_key: tensorflow_datasets.decode.SkipDecoding()} if image_key else None
         records = builder.as_data_source(
             split={'train': train, 'held_out': held_out}[split], decoders=encoded
         )
-    except UserError:
-        raise
-    except Exception as error:
-        where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
-        raise UserError(
-            f'cannot read the data set {where} ({_reason(error)}): check the names, '
-            "or prepare it there with file_format='array_record'"
-        ) from error
     full_name, features = builder.info.full_name, builder.info.features
     if image_key is None:
         raise UserError(
@@ -375,6 +353,73 @@ def _known_features(features):
         return known[name]
 
     return unittest.mock.patch.object(features.FeatureConnector, 'cls_from_name', find)
+
+
+def tfds_outline(
+    split: str,
+    dataset: str | None = None,
+    data_dir: Annotated[str | None, Free] = None,
+    train: str = 'train',
+    held_out: str = 'test',
+) -> Source:
+    """What `tfds` would give, but for its images, without reading any: they are black, and one
+    byte of memory.
+
+    Args: as of `tfds`. Of a name that TFDS knows, nothing needs to lie on disk.
+
+    Raises:
+      UserError: an unknown data set, or one without images of one size.
+    """
+    builder = _builder(dataset, data_dir)
+    features = builder.info.features
+    image_key, label_key = _keys(builder.info)
+    shape = features[image_key].shape if image_key else ()
+    if len(shape) != 3 or None in shape:
+        raise UserError(f'data set {builder.info.full_name!r} has no images of one size')
+    images = np.broadcast_to(np.uint8(0), (1, *shape))
+    num_classes = features[label_key].num_classes if label_key else 1
+    return Source(images, np.zeros(1, np.int32), num_classes, 255, builder.info.name)
+
+
+def _builder(dataset, data_dir):
+    import tensorflow_datasets
+    from tensorflow_datasets.core import naming
+
+    if dataset is None and data_dir is None:
+        raise UserError('tfds: give dataset (a TFDS name), data_dir (a folder), or both')
+    with _unreadable(dataset, data_dir), _known_features(tensorflow_datasets.features):
+        if dataset is None:
+            return tensorflow_datasets.builder_from_directory(data_dir)
+        # Of another's namespace, TFDS would fetch the code and run it.
+        if naming.parse_builder_name_kwargs(dataset)[0].namespace:
+            raise UserError(
+                f'tfds: dataset={dataset!r} has a namespace: prepare it, and give its folder as '
+                'data_dir alone'
+            )
+        return tensorflow_datasets.builder(dataset, data_dir=data_dir, try_gcs=False)
+
+
+@contextlib.contextmanager
+def _unreadable(dataset, data_dir):
+    """Whatever goes wrong there, as one line for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        where = ' in '.join(repr(str(part)) for part in (dataset, data_dir) if part is not None)
+        raise UserError(
+            f'cannot read the data set {where} ({_reason(error)}): check the names, '
+            "or prepare it there with file_format='array_record'"
+        ) from error
+
+
+def _keys(info):
+    """(Key of the image, of the label) of a data set, None where there is not one of them."""
+    import tensorflow_datasets
+
+    kinds = tensorflow_datasets.features.Image, tensorflow_datasets.features.ClassLabel
+    return tuple(_only(info, kind) for kind in kinds)
 
 
 def _only(info, kind):
@@ -774,3 +819,6 @@ def _noted(note, paths):
 
 
 SOURCES = {'digits': digits, 'mixture': mixture, 'tfds': tfds, 'image_folder': image_folder}
+# Of those that would be read from disk, what is known without: the rows of `SOURCES` but for their
+# images.
+OUTLINES = SOURCES | {'tfds': tfds_outline}
