@@ -1,4 +1,4 @@
-"""The command `fdistill`: train, evaluate, sample, sweep, report, check-data, convert, stats.
+"""The command `fdistill`: train, plan, evaluate, sample, sweep, report, check-data, convert, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
 """
@@ -53,6 +53,12 @@ Slurm and the local executor take submitit's parameters, as --slurm_partition=gp
 
 WORKDIR = 'folder of the run; required'
 PEER_SECONDS = 20
+# Options that a command needs; of others the workdir, if it has one.
+REQUIRED = {
+    'train': ('config', 'workdir'),
+    'sweep': ('config', 'workdir'),
+    'plan': ('config', 'topology'),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -233,6 +239,34 @@ def _parsers():
     )
     check.add_argument('--json', action='store_true', help='print check_data.json and not a table')
 
+    plan = _command(
+        commands,
+        'plan',
+        'Compiles what a config describes for devices that need not be there, and says what it '
+        'would need of each.',
+        OVERRIDES,
+    )
+    plan.add_argument(
+        '--config', metavar='FILE', help='Python file with get_config(), as configs/x.py; required'
+    )
+    plan.add_argument(
+        '--topology',
+        metavar='POD',
+        help='as v5e:16x16 (also v4, v5p, v6e), or cpu:64, simulated; required',
+    )
+    plan.add_argument(
+        '--teacher',
+        metavar='FILE',
+        help="the teacher's config, where its folder is not there; default: its network is the "
+        "student's",
+    )
+    plan.add_argument(
+        '--search', action='store_true', help='where it does not fit, try what makes it smaller'
+    )
+    plan.add_argument(
+        '--out', metavar='DIR', default='plan', help='folder to write to; default: %(default)s'
+    )
+
     description = 'Makes one page of the results of runs and sweeps: scores, tests, plots, samples.'
     report = _command(commands, 'report', description)
     report.add_argument('paths', nargs='+', metavar='PATH', help='folder of a run or of a sweep')
@@ -336,6 +370,18 @@ def _train(options, overrides):
         _join_others()
 
     build.train(config, options.workdir, change=options.change)
+
+
+def _plan(options, overrides):
+    from fdistill import build
+    from fdistill import config as configs
+
+    config = configs.load(options.config)
+    build.override(config, overrides)
+    given = {'teacher': options.teacher, 'search': options.search}
+    result = build.plan(config, options.topology, options.out, **given)
+    print(build.page(result), end='')
+    return 0 if result.get('fits', True) else 1
 
 
 def _join_others():
@@ -586,6 +632,7 @@ STATS = {
 }
 COMMANDS = {
     'train': _train,
+    'plan': _plan,
     'evaluate': _evaluate,
     'sample': _sample,
     'sweep': _sweep,
@@ -629,7 +676,7 @@ def _parse(words):
             f'{options.command}: unknown argument {unknown[0]}{suggest(flag, known, prefix="--")}'
         )
     # Not argparse's `required`, which would hide the better message about a misspelt name.
-    for name in ('config', 'workdir') if options.command in ('train', 'sweep') else ('workdir',):
+    for name in REQUIRED.get(options.command, ('workdir',)):
         if not getattr(options, name, True):
             raise UserError(
                 f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`'

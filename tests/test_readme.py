@@ -25,6 +25,7 @@ SHORT = {
     'sample': [],
     'report': ['--quiet'],
     'check-data': [],
+    'plan': [],
     'sweep': ['--config.training.steps=2', '--only=divergence=js,seed=0'],
 }
 

@@ -1,13 +1,14 @@
 """From a config to objects, and from a workdir to a model: the only reader of configs.
 
-sections < models < teachers < parts < experiment < settings < run < measure < train < together;
-here is the face of all.
+sections < models < teachers < parts < experiment < settings < run < measure < train < together,
+plan; here is the face of all.
 """
 
 from fdistill.build.draw import sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
 from fdistill.build.measure import evaluate
+from fdistill.build.plan import page, plan
 from fdistill.build.real import make_statistics
 from fdistill.build.run import Run, from_workdir, guided, has_solver
 from fdistill.build.sections import load_data, replaced, resolve
@@ -32,6 +33,8 @@ __all__ = [
     'make_statistics',
     'optimizers',
     'override',
+    'page',
+    'plan',
     'reference',
     'replaced',
     'resolve',

@@ -1,7 +1,8 @@
-"""What a compiled program moves between devices, read from its text."""
+"""What a compiled program moves between devices, read from its text, and how long a chip takes."""
 
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # XLA's operations between devices -> bytes that a device of a ring of n sends for a byte that it
@@ -98,3 +99,47 @@ def _group(rest):
 def _size(kind, shape):
     bits = 8 if kind == 'pred' else int(re.search(r'\d+', kind)[0])
     return math.prod(int(n) for n in shape.split(',') if n) * bits // 8
+
+
+class Chip(NamedTuple):
+    """What a chip can do at most.
+
+    flops: per second, of products in bfloat16.
+    memory: bytes.
+    bandwidth: bytes per second between chip and memory.
+    interconnect: bytes per second that it sends in a ring along one axis of the torus, both ways
+      round, which takes two of its ports.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    interconnect: float
+
+
+# docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; of v4, arXiv 2304.01433, table 4. An interconnect of
+# P ports that moves B bytes both ways sends B/P along an axis.
+CHIPS = {
+    'v4': Chip(275e12, 32 * 2**30, 1200e9, 600e9 / 6),
+    'v5e': Chip(197e12, 16 * 2**30, 819e9, 400e9 / 4),
+    'v5p': Chip(459e12, 95 * 2**30, 2765e9, 1200e9 / 6),
+    'v6e': Chip(918e12, 32 * 2**30, 1638e9, 800e9 / 4),
+}
+
+
+def seconds(
+    chip: Chip, flops: float, accessed: float, moved: Mapping[str, Collective]
+) -> dict[str, float]:
+    """{'products', 'memory', 'interconnect'}: seconds that each takes at the chip's best; a step
+    takes at least the largest (roofline, DOI 10.1145/1498765.1498785).
+
+    Args:
+      chip: of `CHIPS`.
+      flops, accessed: operations, and bytes to and from memory, of a device.
+      moved: of `collectives`.
+    """
+    return {
+        'products': flops / chip.flops,
+        'memory': accessed / chip.bandwidth,
+        'interconnect': sum(one.bytes for one in moved.values()) / chip.interconnect,
+    }

@@ -1,6 +1,7 @@
 """Placement on a mesh ('data', 'fsdp') by rule; networks and methods know nothing of it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,12 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     Raises:
       ValueError: if data * fsdp is not the number of devices.
     """
-    devices = jax.device_count()
+    return mesh_over(jax.devices(), data, fsdp)
+
+
+def mesh_over(those: Sequence[jax.Device], data: int = -1, fsdp: int = 1) -> Mesh:
+    """The same of given devices, which need not be there: see `topology.devices`."""
+    devices = len(those)
     if fsdp < 1 or (data != -1 and data < 1):
         raise ValueError(
             f'mesh data={data}, fsdp={fsdp}: need fsdp >= 1 and data >= 1 (or -1 for the rest)'
@@ -39,7 +45,8 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         )
     # make_mesh defaults to Explicit axes, under which a concatenate of differently sharded operands
     # is an error.
-    return jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto))
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, fsdp), ('data', 'fsdp'), axis_types=kinds, devices=those)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

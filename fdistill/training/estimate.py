@@ -1,0 +1,129 @@
+"""What a run would need of each device, from its programs compiled for devices that need not be
+there."""
+
+import collections
+import functools
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from fdistill.files.text import clock
+from fdistill.methods.method import Method
+from fdistill.training import checkpoint, cost, loop, memory, sharding
+from fdistill.training.loop import Training
+
+# XLA's error when a program does not fit a chip; it also says what the chip leaves to programs.
+_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
+
+ASSUMPTIONS = (
+    'seconds are a lower bound: products at the peak of bfloat16, each byte of memory at full '
+    'bandwidth, and all that is sent in a ring along one axis of the torus, the three at once',
+    'what is in a loop over microbatches counts as often as the loop turns, the optimizer with it',
+    'logs, checkpoints, previews, evaluations and reading the data are not in it',
+)
+
+
+def estimate(
+    method: Method,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    training: Training,
+    frozen: Any,
+    batch: Any,
+    *,
+    mesh: Mesh,
+    chip: cost.Chip | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What each device needs for a run, as plain values: 'memory' in bytes, 'programs', seconds.
+
+    Args:
+      method, optimizers, training, mesh: as of `loop.train`.
+      frozen, batch: shapes and dtypes; the whole batch.
+      chip: what a device can do; None: nothing is said of seconds or of what fits.
+      say: is told how far it is, for compiling takes minutes.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = checkpoint.abstract(key, sharding.replicated(mesh))
+    frozen = checkpoint.abstract(frozen, sharding.state_sharding(frozen, mesh))
+    by_batch = sharding.batch_sharding(mesh)
+    batch = checkpoint.abstract(batch, jax.tree.map(lambda _: by_batch, batch))
+    say('tracing')
+    made = loop.programs(method, optimizers, training, frozen, batch, key, mesh)
+    turns = collections.Counter(map(method.cycle, range(training.steps)))
+    lower = {'init': functools.partial(made.init.lower, frozen, key)}
+    for roles in turns:
+        given = functools.partial(made.step.lower, made.state, frozen, batch, key, roles=roles)
+        lower[' + '.join(roles)] = given
+    programs = {}
+    for name, make in lower.items():
+        say(f'{name}: compiling for {mesh.size} devices')
+        programs[name] = _analysed(make, training.microbatches if name != 'init' else 1, chip)
+        say(f'{name}: compiled in {clock(programs[name]["compile_seconds"])}')
+    parts = {
+        'parameters': made.state.params,
+        'optimizer': made.state.opt_state,
+        'averages': made.state.averages,
+        'frozen': frozen,
+        'batch': batch,
+    }
+    sizes = {name: _bytes(tree) for name, tree in parts.items()}
+    needed = max(one['memory'] for one in programs.values())
+    sizes |= {'activations': max(needed - sum(sizes.values()), 0), 'needed': needed}
+    result = {'devices': mesh.size, 'mesh': dict(mesh.shape), 'memory': sizes, 'programs': programs}
+    for roles, count in turns.items():
+        programs[' + '.join(roles)]['share'] = count / training.steps
+    if chip:
+        sizes['chip'] = chip.memory
+        result['fits'] = all(one['fits'] for one in programs.values())
+        if all('flops' in one for one in programs.values()):
+            times = [
+                (max(one['seconds'].values()), one.get('share', 0)) for one in programs.values()
+            ]
+            result['seconds_a_step'] = sum(seconds * share for seconds, share in times)
+            result['hours'] = result['seconds_a_step'] * training.steps / 3600
+    return result | {'assumptions': list(ASSUMPTIONS)}
+
+
+def _analysed(lower, microbatches, chip):
+    """What one program needs, or what the compiler says of it where it does not fit."""
+    began = time.monotonic()
+    try:
+        program = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = _TOO_LARGE.search(str(error))
+        if not found:
+            raise
+        used = float(found[1]) * _UNITS[found[2]]
+        return {'compile_seconds': time.monotonic() - began, 'memory': used, 'fits': False}
+    spent = time.monotonic() - began
+    counted = program.cost_analysis()
+    moved = cost.collectives(program.as_text())
+    # XLA counts what is in a loop once.
+    flops, accessed = (counted.get(name, 0) * microbatches for name in ('flops', 'bytes accessed'))
+    needed = memory.needed(program) + program.memory_analysis().generated_code_size_in_bytes
+    result = {
+        'compile_seconds': spent,
+        'memory': needed,
+        'flops': flops,
+        'bytes_accessed': accessed,
+        'sent': {kind: one._asdict() for kind, one in moved.items()},
+    }
+    if chip:
+        result['fits'] = needed <= chip.memory
+        result['seconds'] = cost.seconds(chip, flops, accessed, moved)
+    return result
+
+
+def _bytes(tree):
+    """Bytes of a tree of shapes on each device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

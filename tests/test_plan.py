@@ -1,0 +1,202 @@
+"""A run tried on devices that are not there: what its programs send and need."""
+
+import importlib.util
+import json
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from fdistill import build, cli
+from fdistill.build.plan import outline, remedies
+from fdistill.errors import UserError
+from fdistill.training import cost, estimate, topology
+
+# Two programs as XLA writes them: a loop that turns three times, a branch, the ways to name a
+# group, and a TPU's reduce-scatter and gather in two phases.
+PROGRAM = """
+HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %x = f32[8,4]{1,0:T(8,128)S(1)} get-tuple-element(%p), index=1
+  %all-reduce.1 = f32[8,4] all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}
+  ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%i, %all-reduce.1)
+}
+
+%all-reduce-scatter.7 (q: f32[16]) -> f32[4] {
+  %q = f32[16]{0} parameter(0)
+  %all-reduce.2 = f32[16] all-reduce(%q), channel_id=2, replica_groups=[2,4]<=[8]
+  ROOT %cut = f32[4]{0} dynamic-slice(%all-reduce.2, %i), dynamic_slice_sizes={4}
+}
+
+%begin (r: bf16[2,8]) -> bf16[16,8] {
+  %r = bf16[2,8]{1,0} parameter(0)
+  ROOT %all-gather.3 = bf16[16,8] all-gather(%r), channel_id=3, replica_groups=mesh['a'=8] {'a'}
+}
+
+%end (s: bf16[2,8]) -> bf16[16,8] {
+  %s = bf16[2,8]{1,0} parameter(0)
+  ROOT %all-gather.4 = bf16[16,8] all-gather(%s), channel_id=3, replica_groups=mesh['a'=8] {'a'}
+}
+
+ENTRY %main (u: f32[16], v: bf16[2,8]) -> f32[4] {
+  %u = f32[16]{0} parameter(0)
+  %v = bf16[2,8]{1,0} parameter(1)
+  %w = (s32[], f32[8,4]{1,0}) while(%i), body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %f = bf16[16,8]{1,0} fusion(%v), kind=kCustom, calls=%begin
+  %g = bf16[16,8]{1,0} fusion(%v), kind=kCustom, calls=%end
+  %permuted = f32[16] collective-permute(%u), channel_id=4, source_target_pairs={{0,1},{1,0}}
+  %m = pred[16] all-gather-start(%flags), channel_id=5, replica_groups=mesh['a'=8] {'a':(2)4}
+  ROOT %o = f32[4]{0} fusion(%u), kind=kCustom, calls=%all-reduce-scatter.7
+  %flags = pred[4]{0} constant({...})
+}
+"""
+
+
+def test_what_a_program_sends_is_counted_from_its_text():
+    sent = cost.collectives(PROGRAM)
+    assert sent == {
+        'all-gather': (2, 7 * 2 * 8 * 2 + 3 * 4),  # Of 8 devices, two bytes; of 4, one byte.
+        'all-reduce': (3, 3 * 2 * 1 / 2 * 8 * 4 * 4),
+        'collective-permute': (1, 16 * 4),
+        'reduce-scatter': (1, 3 / 4 * 16 * 4),
+    }
+    chip = cost.Chip(flops=10.0, memory=1.0, bandwidth=4.0, interconnect=100.0)
+    assert cost.seconds(chip, 20.0, 2.0, {'all-gather': cost.Collective(1, 50.0)}) == {
+        'products': 2.0,
+        'memory': 0.5,
+        'interconnect': 0.5,
+    }
+
+
+def config(**changes):
+    law = dict(name='lognormal')
+    network = dict(name='mlp', width=256, blocks=1, embedding=8)
+    sections = dict(
+        data=dict(name='mixture', mixture='ring', labelled=False, n=100),
+        network=network,
+        teacher=dict(workdir='none'),
+        method=dict(
+            name='diff_instruct', student_law=law, critic_law=law, cycle='dmd2', student_every=3
+        ),
+        optimizer={role: dict(learning_rate=1e-3) for role in ('student', 'critic')},
+        training=dict(steps=10, batch_size=16, ema_half_life=100.0),
+        mesh=dict(fsdp=8),
+    )
+    return ConfigDict(sections | changes)
+
+
+def test_a_plan_says_what_each_device_needs(tmp_path, capsys):
+    """Sizes are known from the shapes: three networks, one of them frozen, another's average, two
+    moments of two. Neither the teacher's folder nor the data's is there."""
+    result = build.plan(config(), 'cpu:8', tmp_path / 'out')
+    written = json.loads((tmp_path / 'out' / 'plan.json').read_text())
+    assert written == json.loads(json.dumps(result))
+    # Of 256 x 256 weights an eighth; the rest of a network is on every device.
+    one = result['memory']['averages']
+    assert 2 * 4 * 256**2 / 8 < one < 4 * 4 * 256**2 / 8
+    memory = result['memory']
+    assert memory['parameters'] == 2 * one and memory['frozen'] == one
+    assert memory['optimizer'] == pytest.approx(4 * one, abs=100)
+    assert memory['batch'] == 16 * 2 * 4 / 8
+    assert memory['needed'] >= 8 * one and 'fits' not in result
+    assert sum(memory.values()) == pytest.approx(2 * memory['needed'])
+    shares = {name: program.get('share') for name, program in result['programs'].items()}
+    assert shares == {'init': None, 'student + critic': 0.4, 'critic': 0.6}
+    for name in ('critic', 'student + critic'):
+        program = result['programs'][name]
+        assert program['flops'] > 0 and program['sent']['all-gather']['bytes'] > 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 + 2 * 3 and all(line.startswith('cpu:8: ') for line in said)
+    page = (tmp_path / 'out' / 'plan.txt').read_text()
+    assert 'data 1 x fsdp 8' in page and 'student + critic' in page
+
+
+def test_a_program_that_does_not_fit_is_told_by_the_compiler():
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory '
+                'space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.'
+            )
+
+    found = estimate._analysed(Lowered, 1, cost.CHIPS['v5e'])
+    assert found['memory'] == 20.5 * 2**30 and not found['fits']
+
+
+def test_outline_needs_neither_data_nor_teacher(tmp_path):
+    data = dict(name='tfds', dataset='cifar10', data_dir=str(tmp_path))
+    plain = outline(config(data=data))
+    assert plain['image'] == {'shape': [32, 32, 3], 'num_classes': 10}
+    assert plain['teacher']['network'] == plain['network']
+    without = config()
+    del without.network
+    with pytest.raises(UserError, match='workdir=none: has no config.json .* --teacher=FILE'):
+        outline(without)
+    file = tmp_path / 'teacher.py'
+    file.write_text(
+        'from ml_collections import ConfigDict\n'
+        'def get_config():\n'
+        "    data = dict(name='mixture', mixture='ring', labelled=False, n=100)\n"
+        "    return ConfigDict(dict(data=data, network=dict(name='mlp', width=32)))\n"
+    )
+    plain = outline(without, str(file))
+    assert plain['network'] == plain['teacher']['network'] == {'name': 'mlp', 'width': 32}
+
+
+def test_remedies_leave_the_numbers_as_they_are_as_long_as_they_can():
+    network = dict(name='adm', model_channels=64, bfloat16=False)
+    plain = dict(network=network, training=dict(batch_size=64), mesh=dict(fsdp=1))
+    assert list(remedies(plain, 16)) == [
+        {'mesh.fsdp': 8},
+        {'network.remat': True},
+        {'training.microbatches': 2},
+        {'training.microbatches': 4},
+        {'network.bfloat16': True},
+    ]
+    done = dict(network=network | dict(remat=True, bfloat16=True), mesh=dict(fsdp=8))
+    assert not list(remedies(done | dict(training=dict(batch_size=16)), 16))
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ((), 'plan: --topology is missing; see `fdistill plan --help`'),
+        (('--topology=v5e',), '--topology=v5e: give a kind of chip and its shape'),
+        (('--topology=cpu:2x2',), '--topology=cpu:2x2: give a kind of chip'),
+        (('--topology=cpu:9',), '--topology=cpu:9: this process has only 8 simulated devices'),
+        (('--topology=v9:2x2',), "--topology: unknown 'v9'; known: v4, v5e, v5p, v6e"),
+        (('--topology=v5e:2x2',), "is missing; pip install 'fdistill[plan]'"),
+        (('--topology=cpu:8', '--search'), '--search: what cpu:8 holds is not known'),
+        (('--topology=cpu:8', '--config.mesh.fsdp=3'), 'fsdp=3: does not divide the 8 devices'),
+        (('--topology=cpu:8', '--config.training.batch_size=9'), 'batch_size=9 is not divisible'),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, words, message
+):
+    monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
+    file = 'configs/ring.py'
+    assert cli.main(['plan', f'--config={file}', f'--out={tmp_path / "out"}', *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and message in error
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason="needs pip install 'fdistill[plan]'"
+)
+def test_a_pod_of_tpus(tmp_path):
+    """Gradients are scattered there, not summed whole."""
+    result = build.plan(config(mesh=dict(fsdp=4)), 'v5e:2x2', tmp_path)
+    assert result['fits'] and result['memory']['chip'] == 16 * 2**30
+    assert 0 < result['seconds_a_step'] < 0.1
+    assert result['programs']['student + critic']['sent']['reduce-scatter']['bytes'] > 0
