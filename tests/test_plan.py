@@ -1,7 +1,10 @@
 """A run tried on devices that are not there: what its programs send and need."""
 
 import importlib.util
+import itertools
 import json
+import pathlib
+import sys
 
 import jax
 import pytest
@@ -165,6 +168,32 @@ def test_remedies_leave_the_numbers_as_they_are_as_long_as_they_can():
     assert not list(remedies(done | dict(training=dict(batch_size=16)), 16))
 
 
+def test_a_search_stops_at_what_fits(tmp_path, monkeypatch, capsys):
+    """Remedies are laid on top of one another; exit code 1 where nothing fits."""
+    module = sys.modules['fdistill.build.plan']
+    sizes = itertools.chain((9, 7, 6, 3), itertools.repeat(9))
+    chip = cost.Chip(1.0, 4.0, 1.0, 1.0)
+
+    def estimate(method, optimizers, training, frozen, batch, *, mesh, chip, say):
+        needed = next(sizes)
+        memory = {'needed': needed, 'chip': chip.memory}
+        common = {'programs': {}, 'assumptions': [], 'mesh': dict(mesh.shape), 'devices': 8}
+        return common | {'memory': memory, 'fits': needed <= chip.memory}
+
+    monkeypatch.setattr(module, 'estimate', estimate)
+    monkeypatch.setattr(topology, 'devices', lambda pod: (jax.devices(), chip))
+    small = config(training=dict(steps=1, batch_size=64, ema_half_life=1.0), mesh={})
+    found = build.plan(small, 'v5e:2x4', tmp_path, search=True)
+    assert found['fits'] and found['changes'] == {'mesh.fsdp': 8, 'training.microbatches': 4}
+    assert [one['needed'] for one in found['tried']] == [9, 7, 6]
+    assert not build.plan(small, 'v5e:2x4', tmp_path)['fits']
+    assert 'DOES NOT FIT' in (page := (tmp_path / 'plan.txt').read_text())
+    assert 'what makes it smaller: --config.mesh.fsdp=8' in page
+    file = pathlib.Path(__file__).parents[1] / 'configs' / 'ring.py'
+    words = [f'--config={file}', '--topology=v5e:2x4', '--search', f'--out={tmp_path}']
+    assert cli.main(['plan', *words]) == 1
+
+
 @pytest.mark.parametrize(
     'words, message',
     [
@@ -183,7 +212,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     tmp_path, monkeypatch, capsys, words, message
 ):
     monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
-    file = 'configs/ring.py'
+    file = pathlib.Path(__file__).parents[1] / 'configs' / 'ring.py'
     assert cli.main(['plan', f'--config={file}', f'--out={tmp_path / "out"}', *words]) == 2
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and message in error
