@@ -243,7 +243,7 @@ def _parsers():
         commands,
         'plan',
         'Compiles what a config describes for devices that need not be there, and says what it '
-        'would need of each.',
+        'would need of each; exit code 1 where it does not fit.',
         OVERRIDES,
     )
     plan.add_argument(

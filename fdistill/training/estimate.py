@@ -88,7 +88,7 @@ def estimate(
             ]
             result['seconds_a_step'] = sum(seconds * share for seconds, share in times)
             result['hours'] = result['seconds_a_step'] * training.steps / 3600
-    return result | {'assumptions': list(ASSUMPTIONS)}
+    return result | {'assumptions': list(ASSUMPTIONS if chip else ASSUMPTIONS[1:])}
 
 
 def _analysed(lower, microbatches, chip):
