@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fdistill import build, config, networks
@@ -126,7 +127,7 @@ def test_config_is_complete(file):
     settings = config.load(str(FOLDER / file))
     training = settings.training.to_dict()
     assert set(training) <= set(loop.Training._fields)
-    sharding.check_batch_size(training['batch_size'], sharding.make_mesh(**settings.mesh.to_dict()))
+    loop.check(loop.Training(**training), sharding.make_mesh(**settings.mesh.to_dict()))
     text = (FOLDER / file).read_text()
     assert f'fdistill train --config=configs/{file}' in text
     assert len(text.splitlines()) <= 75, 'a config fits on one screen'

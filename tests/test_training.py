@@ -934,12 +934,13 @@ def test_fsdp_computes_nothing_twice():
 
 def test_batch_has_to_divide():
     mesh = mesh_of(2, 4)
-    sharding.check_batch_size(16, mesh)
+    training = loop.Training(steps=1, batch_size=16, ema_half_life=1.0)
+    loop.check(training, mesh)
     for size, remedy in ((12, 'use e.g. 16'), (0, 'use e.g. 8'), (3, 'use e.g. 8')):
         with pytest.raises(
             ValueError, match=f'batch_size={size} is not divisible by the 8 devices; {remedy}'
         ):
-            sharding.check_batch_size(size, mesh)
+            loop.check(training._replace(batch_size=size), mesh)
     for bad in ({'fsdp': 3}, {'fsdp': 0}, {'data': 3}, {'data': -2}):
         with pytest.raises(ValueError, match='mesh'):
             sharding.make_mesh(**bad)

@@ -56,10 +56,14 @@ def estimate(
     batch = checkpoint.abstract(batch, jax.tree.map(lambda _: by_batch, batch))
     say('tracing')
     made = loop.programs(method, optimizers, training, frozen, batch, key, mesh)
+    everything = functools.partial(made.step, roles=tuple(method.losses))
+    metrics = jax.eval_shape(everything, made.state, frozen, batch, key).metrics
+    metrics = checkpoint.abstract(metrics, sharding.state_sharding(metrics, mesh))
+    state = made.state._replace(metrics=metrics)
     turns = collections.Counter(map(method.cycle, range(training.steps)))
     lower = {'init': functools.partial(made.init.lower, frozen, key)}
     for roles in turns:
-        given = functools.partial(made.step.lower, made.state, frozen, batch, key, roles=roles)
+        given = functools.partial(made.step.lower, state, frozen, batch, key, roles=roles)
         lower[' + '.join(roles)] = given
     programs = {}
     for name, make in lower.items():
@@ -67,9 +71,9 @@ def estimate(
         programs[name] = _analysed(make, training.microbatches if name != 'init' else 1, chip)
         say(f'{name}: compiled in {clock(programs[name]["compile_seconds"])}')
     parts = {
-        'parameters': made.state.params,
-        'optimizer': made.state.opt_state,
-        'averages': made.state.averages,
+        'parameters': state.params,
+        'optimizer': state.opt_state,
+        'averages': state.averages,
         'frozen': frozen,
         'batch': batch,
     }

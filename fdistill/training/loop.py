@@ -64,10 +64,12 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
         if (value := getattr(training, name)) < low:
             raise ValueError(f'{name}={value}: must be >= {low}')
     decay(training)
-    size = training.batch_size
-    if mesh is not None:
-        sharding.check_batch_size(size, mesh)
-    devices = 1 if mesh is None else mesh.size
+    size, devices = training.batch_size, 1 if mesh is None else mesh.size
+    if size < 1 or size % devices:
+        nearest = max(devices, round(size / devices) * devices)
+        raise ValueError(
+            f'batch_size={size} is not divisible by the {devices} devices; use e.g. {nearest}'
+        )
     if size % (training.microbatches * devices):
         raise ValueError(
             f'microbatches={training.microbatches}: does not divide batch_size={size} on '
@@ -127,9 +129,9 @@ def run(
 class Programs(NamedTuple):
     """What a run computes on a mesh, to be lowered for arrays or for their shapes alone.
 
-    state: `TrainState` of shapes, dtypes and shardings.
+    state: `TrainState` of shapes, dtypes and shardings, whose metrics have no names yet.
     init: jitted, (frozen, key) -> state. It is created sharded: no device ever holds all of it.
-    step: jitted, (state, frozen, batch, key, roles) -> state.
+    step: jitted, (state, frozen, batch, key, roles) -> state, with the names of its metrics.
     """
 
     state: TrainState
@@ -146,7 +148,7 @@ def programs(
     key: jax.Array,
     mesh: Mesh,
 ) -> Programs:
-    """The `Programs` of a run; nothing is compiled yet.
+    """The `Programs` of a run; no loss is traced yet.
 
     Args:
       method, optimizers, training, mesh: as of `train`.
@@ -159,23 +161,17 @@ def programs(
         empty = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), batch)
         return init_state(method, optimizers, key, empty, frozen)
 
-    def init(frozen, key):
-        return fresh(frozen, key)._replace(metrics=empty_metrics(metrics))
-
     step = make_step(
         method, optimizers, decay(training), max_skipped=training.max_skipped, mesh=mesh
     )
-    everything = functools.partial(step, roles=tuple(method.losses))
     shapes = jax.eval_shape(fresh, frozen, key)
-    # As the step is lowered later, or the losses would be traced again there.
-    placed = checkpoint.abstract(shapes, sharding.state_sharding(shapes, mesh))
-    metrics = jax.eval_shape(everything, placed, frozen, batch, key).metrics
-    shapes = shapes._replace(metrics=metrics)
     shardings = sharding.state_sharding(shapes, mesh)
+    # All metrics are placed as the counter is: on every device.
+    after = shardings._replace(metrics=shardings.step)
     return Programs(
         checkpoint.abstract(shapes, shardings),
-        jax.jit(init, out_shardings=shardings),
-        jax.jit(step, static_argnames='roles', donate_argnames='state', out_shardings=shardings),
+        jax.jit(fresh, out_shardings=shardings),
+        jax.jit(step, static_argnames='roles', donate_argnames='state', out_shardings=after),
     )
 
 
@@ -235,7 +231,10 @@ def train(
     )
 
     made = programs(method, optimizers, training, frozen, batch_shapes, key, mesh)
-    target, workdir = made.state, pathlib.Path(workdir)
+    everything = functools.partial(made.step, roles=tuple(method.losses))
+    metrics = jax.eval_shape(everything, made.state, frozen, batch_shapes, key).metrics
+    metrics = checkpoint.abstract(metrics, sharding.state_sharding(metrics, mesh))
+    target, workdir = made.state._replace(metrics=metrics), pathlib.Path(workdir)
     # Compiled before anything is written: what is wrong with a program leaves no folder behind.
     compiled, first = {}, checkpoint.newest(workdir)
     for roles in dict.fromkeys(map(method.cycle, range(first, stop_at or training.steps))):
@@ -254,6 +253,7 @@ def train(
             disk.write_json(workdir / CONFIG, config)
         if restored is None:
             state, start = made.init(frozen, key), 0
+            state = state._replace(metrics=empty_metrics(metrics))
             out.truncate(0)
             out.config(config)
         else:

@@ -61,17 +61,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_sharding(tree: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
     """Shardings for a pytree of shapes: the largest divisible axis of an array of min_size elements
     over `fsdp`."""
-    shards = mesh.shape['fsdp']
-
-    def spec(leaf):
-        shape = leaf.shape
-        if shards > 1 and math.prod(shape) >= min_size:
-            for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
-                if shape[axis] % shards == 0:
-                    return PartitionSpec(*('fsdp' if i == axis else None for i in range(axis + 1)))
-        return PartitionSpec()
-
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf)), tree)
+    shards, placed = mesh.shape['fsdp'], []
+    leaves, structure = jax.tree.flatten(tree)
+    for shape in (leaf.shape for leaf in leaves):
+        large = shards > 1 and math.prod(shape) >= min_size
+        axes = [axis for axis, size in enumerate(shape) if large and size % shards == 0]
+        axis = max(axes, key=lambda axis: shape[axis], default=None)
+        spec = () if axis is None else (*[None] * axis, 'fsdp')
+        placed.append(NamedSharding(mesh, PartitionSpec(*spec)))
+    return jax.tree.unflatten(structure, placed)
 
 
 def check_agreement(digest: str) -> None:
@@ -88,29 +86,15 @@ def check_agreement(digest: str) -> None:
         )
 
 
-def gather(tree: Any, mesh: Mesh | None) -> Any:
+def gather(tree: Any, mesh: Mesh) -> Any:
     """The arrays of a tree, within a program, whole on every device. Without it XLA keeps weights
     split and moves activations, which are larger."""
-    if mesh is None or mesh.shape['fsdp'] == 1:
-        return tree
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
-def scatter(tree: Any, mesh: Mesh | None) -> Any:
+def scatter(tree: Any, mesh: Mesh) -> Any:
     """The arrays of a tree, within a program, as `state_sharding` places them."""
-    if mesh is None or mesh.shape['fsdp'] == 1:
-        return tree
     return jax.lax.with_sharding_constraint(tree, state_sharding(tree, mesh))
-
-
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError where the devices or processes cannot share a batch evenly."""
-    devices = mesh.size
-    if batch_size < 1 or batch_size % devices:
-        nearest = max(devices, round(batch_size / devices) * devices)
-        raise ValueError(
-            f'batch_size={batch_size} is not divisible by the {devices} devices; use e.g. {nearest}'
-        )
 
 
 def put_batch(batch: Any, sharding: NamedSharding) -> Any:

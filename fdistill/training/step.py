@@ -66,9 +66,10 @@ def make_step(
       mesh: where its axis `fsdp` splits the state, a loss gets whole weights and gradients are
         split again; None on one device.
     """
-    order = sorted(method.losses)
-
-    whole = functools.partial(sharding.gather, mesh=mesh)
+    order, whole, split = sorted(method.losses), lambda tree: tree, lambda tree: tree
+    if mesh is not None and mesh.shape['fsdp'] > 1:
+        whole = functools.partial(sharding.gather, mesh=mesh)
+        split = functools.partial(sharding.scatter, mesh=mesh)
 
     # Traced once for all programs of a role: for its metrics and for each set of roles.
     @functools.partial(jax.jit, static_argnames='role', inline=True)
@@ -85,7 +86,7 @@ def make_step(
             (value, (metrics, aux)), grads = gradient(
                 whole(state.params[role]), others, context, batch, own, role=role
             )
-            state = apply(role, state, sharding.scatter(grads, mesh), value, metrics, aux)
+            state = apply(role, state, split(grads), value, metrics, aux)
         return state._replace(step=state.step + 1)
 
     def apply(role, state, grads, value, metrics, aux):
