@@ -155,7 +155,7 @@ def newest(workdir: str | pathlib.Path) -> int:
 
 
 ITEMS = ('state', 'ema')
-SMALL = 2**16
+SMALL = 2**14  # words of an array that is summed with others: a scatter of many is slow
 
 
 class Checkpoints:
