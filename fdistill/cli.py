@@ -415,7 +415,7 @@ def _first():
 def _among_many(environ):
     """Whether a launcher started this process as one of several."""
     counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'JAX_NUM_PROCESSES')
-    several = any(int(environ.get(name) or 1) > 1 for name in counts)
+    several = any(environ.get(name, '') not in ('', '0', '1') for name in counts)
     return several or ',' in environ.get('TPU_WORKER_HOSTNAMES', '')
 
 

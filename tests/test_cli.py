@@ -200,6 +200,12 @@ def test_distributed(calls, path, monkeypatch, environ, expected):
     assert len(joined) == expected + 1
 
 
+def test_a_number_of_processes_that_is_none_is_one_line(path, monkeypatch, capsys):
+    monkeypatch.setenv('JAX_NUM_PROCESSES', 'x')
+    words = ['train', f'--config={path}', '--workdir=w']
+    assert refused(capsys, words) == 'fdistill: JAX_NUM_PROCESSES=x: must be a whole number'
+
+
 def test_help_is_quick():
     code = (
         'import sys\nfrom fdistill.cli import main\n'

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import optax
 
-from fdistill.build.models import fitting
 from fdistill.build.parts import PARTS, Site
 from fdistill.build.sections import chosen, section_of
 from fdistill.config import call, parameters
@@ -61,8 +60,7 @@ def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
 
 
 def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
-    """Raises UserError where a config has a section that its method has no use for, or a network
-    that is larger than the memory there is."""
+    """Raises UserError where a config has a section that its method has no use for."""
     # The mixture of a method of closed forms is made from the section of the teacher.
     wanted = {'teacher', *built.parts} if 'mixture' in built.parts else set(built.parts)
     for name in ('teacher', 'fake_score', 'discriminator'):
@@ -70,7 +68,6 @@ def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
             raise UserError(
                 f'config.{name}: the method {plain["method"]["name"]!r} has none; leave it out'
             )
-    call(fitting, {}, 'config.network', model=built.parts['student'], image=built.image)
 
 
 def optimizers(plain: Mapping[str, Any], method: Method) -> dict[str, optax.GradientTransformation]:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment, check_wanted, experiment, optimizers
 from fdistill.build.hooks import hooks
+from fdistill.build.models import fitting
 from fdistill.build.resume import as_begun, check_resumable, origin
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of, resolve, section_of
@@ -56,6 +57,7 @@ def ready(
     call(loop.check, {}, 'config.training', training=training, mesh=mesh)
     built = experiment(plain, training.microbatches)
     check_wanted(plain, built)
+    call(fitting, {}, 'config.network', model=built.parts['student'], image=built.image)
     roles = optimizers(plain, built.method)
     flip, seed = plain['data'].get('flip', False), plain.get('seed', 0)
 
