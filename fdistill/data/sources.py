@@ -811,7 +811,7 @@ def _decoded(name, identity, count, read, where, chunk=1000):
 def _noted(note, paths):
     """What the note of an entry of the cache says, or None where its arrays are not so."""
     try:
-        known = json.loads(note.read_bytes())
+        known = disk.read_json(note)
         found = {kind: disk.sha256(path) for kind, path in paths.items()}
         return known if known == {**found, 'stored': str(known['stored'])} else None
     except (OSError, ValueError, LookupError, TypeError):

@@ -154,7 +154,6 @@ def newest(workdir: str | pathlib.Path) -> int:
     return max((int(path.name) for path in folder.glob('[0-9]*') if path.name.isdigit()), default=0)
 
 
-ITEMS = ('state', 'ema')
 SMALL = 2**14  # words of an array that is summed with others: a scatter of many is slow
 
 
@@ -187,7 +186,7 @@ class Checkpoints:
         handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
         types = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for name in ITEMS:
+        for name in ARRAYS:
             arrays = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
             handlers.add(name, ocp.args.PyTreeSave, arrays)
             handlers.add(name, ocp.args.PyTreeRestore, arrays)

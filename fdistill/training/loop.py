@@ -215,7 +215,7 @@ def train(
         of them was kept.
       Stopped: on a signal before the last step; there is a checkpoint of the step it came in.
       UserError: another process trains there, or no checkpoint there can be restored.
-      ValueError: on settings out of range or a checkpoint that cannot be restored.
+      ValueError: on settings out of range.
     """
     check(training, mesh)
     by_batch = sharding.batch_sharding(mesh)
@@ -235,11 +235,13 @@ def train(
     metrics = jax.eval_shape(everything, made.state, frozen, batch_shapes, key).metrics
     metrics = checkpoint.abstract(metrics, sharding.state_sharding(metrics, mesh))
     target, workdir = made.state._replace(metrics=metrics), pathlib.Path(workdir)
+
+    def program(roles):
+        return made.step.lower(target, frozen, batch_shapes, key, roles=roles).compile()
+
     # Compiled before anything is written: what is wrong with a program leaves no folder behind.
-    compiled, first = {}, checkpoint.newest(workdir)
-    for roles in dict.fromkeys(map(method.cycle, range(first, stop_at or training.steps))):
-        lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
-        compiled[roles] = lowered.compile()
+    to_come = range(checkpoint.newest(workdir), stop_at or training.steps)
+    compiled = {roles: program(roles) for roles in dict.fromkeys(map(method.cycle, to_come))}
 
     with (
         lock.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
@@ -266,10 +268,9 @@ def train(
 
         def advance(state, step):
             batch, roles = sharding.put_batch(next(stream), by_batch), method.cycle(step)
-            # Where a damaged checkpoint was passed over, a step before `first` may be another.
+            # Where a damaged checkpoint was passed over, a step before the newest may be another.
             if roles not in compiled:
-                lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
-                compiled[roles] = lowered.compile()
+                compiled[roles] = program(roles)
             return compiled[roles](state, frozen, batch, key)
 
         def stopped(done):
