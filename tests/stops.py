@@ -1,12 +1,45 @@
-"""What a stop must leave alone, for tests of several files."""
+"""What a stop must leave alone, and what is stopped, for tests of several files."""
 
 import pathlib
+import time
 
 import jax
 import numpy as np
 
 from fdistill import build
 from fdistill.training import checkpoint
+
+# A run of points in the plane. Of a million steps, it goes on for minutes unless it is stopped.
+RING = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict(dict(
+        seed=0,
+        data=dict(name='mixture', mixture='ring', labelled=False, n=1000),
+        network=dict(name='mlp', width=16, blocks=1, embedding=8),
+        method=dict(name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)),
+        optimizer=dict(student=dict(learning_rate=1e-3)),
+        training=dict({training}),
+        mesh=dict(data=-1, fsdp=1),
+        evaluation=dict(samples=100),
+    ))
+"""
+
+
+def ring(**training):
+    """Text of the config file of `RING`, with these settings of the training."""
+    settings = dict(steps=10**6, batch_size=64, ema_half_life=1e3, log_every=50)
+    settings |= dict(checkpoint_every=500, sample_every=0, max_skipped=5) | training
+    return RING.replace('{training}', f'**{settings!r}')
+
+
+def wait_for(condition, seconds=120):
+    """What a condition says once it is not false."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
 
 
 def check(config, unbroken, broken):

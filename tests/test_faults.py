@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stops
 import test_training
-from ml_collections import ConfigDict
 
 from fdistill import build
 from fdistill import config as configs
@@ -27,20 +27,6 @@ from fdistill.training.step import ema_decay, make_step
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 KILLS = 20
-CONFIG = """
-from ml_collections import ConfigDict
-def get_config():
-    return ConfigDict(dict(
-        seed=0,
-        data=dict(name='mixture', mixture='ring', labelled=False, n=1000),
-        network=dict(name='mlp', width=16, blocks=1, embedding=8),
-        method=dict(name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)),
-        optimizer=dict(student=dict(learning_rate=1e-3)),
-        training=dict(steps=20000, batch_size=64, ema_half_life=1e3, log_every=50,
-                      checkpoint_every=100, sample_every=0),
-        evaluation=dict(samples=100),
-    ))
-"""
 
 
 def last_log(folder):
@@ -53,7 +39,7 @@ def last_log(folder):
 def test_kills_at_random_lose_the_save_in_flight_at_most(tmp_path, survived):
     """Each time it goes on from the newest checkpoint that was whole before the kill, or a later
     one; its end is, bit for bit, that of a run which nobody killed."""
-    (tmp_path / 'config.py').write_text(CONFIG)
+    (tmp_path / 'config.py').write_text(stops.ring(steps=20000, checkpoint_every=100))
     words = ['train', f'--config={tmp_path}/config.py']
     random, run = np.random.default_rng(0), tmp_path / 'run'
     command = [sys.executable, '-m', 'fdistill', *words]
@@ -86,25 +72,11 @@ def position_of(folder):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A run folder with checkpoints at steps 4 and 8, and its config."""
+    """A run folder with checkpoints at steps 4 and 8."""
     folder = tmp_path_factory.mktemp('trained')
-    config = ConfigDict(
-        dict(
-            seed=0,
-            data=dict(name='mixture', mixture='ring', labelled=False, n=1000),
-            network=dict(name='mlp', width=16, blocks=1, embedding=8),
-            method=dict(
-                name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)
-            ),
-            optimizer=dict(student=dict(learning_rate=1e-3)),
-            training=dict(
-                steps=8, batch_size=64, ema_half_life=1e3, checkpoint_every=4, sample_every=0
-            ),
-            evaluation=dict(samples=100),
-        )
-    )
-    build.train(config, folder / 'run', quiet=True)
-    return folder / 'run', config
+    (folder / 'config.py').write_text(stops.ring(steps=8, checkpoint_every=4))
+    build.train(configs.load(str(folder / 'config.py')), folder / 'run', quiet=True)
+    return folder / 'run'
 
 
 def damages(content, random):
@@ -118,17 +90,16 @@ def damages(content, random):
 
 def test_damage_of_each_file_in_turn_is_noticed_or_harmless(trained, tmp_path, survived):
     """What is read is one of the two states that were saved."""
-    source, _ = trained
     weights = {}
     for step in (4, 8):
-        folder = shutil.copytree(source, tmp_path / str(step))
+        folder = shutil.copytree(trained, tmp_path / str(step))
         for other in (folder / checkpoint.FOLDER).iterdir():
             if int(other.name) != step:
                 shutil.rmtree(other)
         run = build.from_workdir(folder)
         assert run.step == step
         weights[step] = checkpoint.checksums(run.params)
-    folder = shutil.copytree(source, tmp_path / 'run')
+    folder = shutil.copytree(trained, tmp_path / 'run')
     newest, random = max((folder / checkpoint.FOLDER).iterdir()), np.random.default_rng(0)
     files = sorted(path for path in newest.rglob('*') if path.is_file())
     assert len(files) > 10

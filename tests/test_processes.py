@@ -11,16 +11,15 @@ import time
 
 import numpy as np
 import pytest
+import stops
 
 from fdistill.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
-CONFIG = """
+SLOWLY = """
 import os, time
-import numpy as np
-from ml_collections import ConfigDict
 from fdistill.data import pipeline
 
 def slowly(*given, **named):
@@ -31,19 +30,6 @@ def slowly(*given, **named):
         yield batch
 
 batches, pipeline.batches = pipeline.batches, slowly
-
-def get_config():
-    return ConfigDict(dict(
-        seed=0,
-        data=dict(name='mixture', mixture='ring', labelled=False, n=1000),
-        network=dict(name='mlp', width=16, blocks=1, embedding=8),
-        method=dict(name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)),
-        optimizer=dict(student=dict(learning_rate=1e-3)),
-        training=dict(steps=100, batch_size=64, ema_half_life=1e3, log_every=10,
-                      checkpoint_every=50, sample_every=0, max_skipped=5, hang_seconds=15.0),
-        mesh=dict(data=-1, fsdp=1),
-        evaluation=dict(samples=100),
-    ))
 """
 
 
@@ -51,7 +37,8 @@ def get_config():
 def launch(tmp_path):
     """launch(*words, count=2, each=(), **environment) -> processes of `fdistill train`, whose
     output is in `0.log` and `1.log`."""
-    (tmp_path / 'config.py').write_text(CONFIG)
+    often = dict(steps=100, log_every=10, checkpoint_every=50, hang_seconds=15.0)
+    (tmp_path / 'config.py').write_text(SLOWLY + stops.ring(**often))
     started = []
 
     def start(*words, count=2, each=((), ()), **environment):
@@ -99,13 +86,6 @@ def steps_of(folder):
     return [json.loads(line)['step'] for line in path.read_text().splitlines()]
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def said(folder, k):
     return (folder / f'{k}.log').read_text()
 
@@ -113,16 +93,16 @@ def said(folder, k):
 def test_sigterm_of_one_stops_both_at_one_step_and_the_run_goes_on(launch, tmp_path, survived):
     long = '--config.training.steps=1000000'
     processes = launch(long)
-    wait_for(lambda: len(steps_of(tmp_path)) > 3)
+    stops.wait_for(lambda: len(steps_of(tmp_path)) > 3)
     processes[1].send_signal(signal.SIGTERM)
     assert codes(processes)[0] == [143, 143], said(tmp_path, 1)
-    stops = [said(tmp_path, k).split('stopped at step ')[1].split()[0] for k in range(2)]
-    assert stops[0] == stops[1] == str(checkpoint.newest(tmp_path / 'run'))
+    ends = [said(tmp_path, k).split('stopped at step ')[1].split()[0] for k in range(2)]
+    assert ends[0] == ends[1] == str(checkpoint.newest(tmp_path / 'run'))
     processes = launch(long)
-    wait_for(lambda: steps_of(tmp_path)[-1] > int(stops[0]) + 20)
+    stops.wait_for(lambda: steps_of(tmp_path)[-1] > int(ends[0]) + 20)
     processes[0].send_signal(signal.SIGTERM)
     assert codes(processes)[0] == [143, 143]
-    assert f'going on from the checkpoint at step {stops[0]}' in said(tmp_path, 0)
+    assert f'going on from the checkpoint at step {ends[0]}' in said(tmp_path, 0)
     assert steps_of(tmp_path) == list(range(10, steps_of(tmp_path)[-1] + 1, 10))
     survived('SIGTERM in two processes')
 

@@ -10,9 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
+import stops
 import test_faults
 
 from fdistill.training import checkpoint
@@ -55,14 +55,6 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return found
-
-
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """A Slurm of one node with two cores, on the loopback: runs one of its commands."""
@@ -89,7 +81,7 @@ def slurm(tmp_path, monkeypatch):
     def run(*words):
         return subprocess.run(words, capture_output=True, text=True, timeout=30).stdout
 
-    wait_for(lambda: 'idle' in run('sinfo'))
+    stops.wait_for(lambda: 'idle' in run('sinfo'))
     yield run
     run('scancel', '--user=root')
     for process in [*daemons, *([munge] if munge else [])]:
@@ -100,8 +92,8 @@ def slurm(tmp_path, monkeypatch):
 def test_two_processes_are_preempted_queued_again_and_go_on(slurm, tmp_path):
     """SIGTERM, as before the time is up: both save one step and end with 143; Slurm starts the job
     again, and its end is that of a run which nobody stopped."""
-    (tmp_path / 'config.py').write_text(test_faults.CONFIG)
-    train = ['train', f'--config={tmp_path}/config.py', '--config.training.steps=3000']
+    (tmp_path / 'config.py').write_text(stops.ring(steps=3000, checkpoint_every=100))
+    train = ['train', f'--config={tmp_path}/config.py']
     launcher = ROOT / 'experiments' / 'launch' / 'slurm.py'
     command = [sys.executable, str(launcher), '--tasks=2', '--time=30', '--', *train]
     given = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '1'}
@@ -123,19 +115,19 @@ def test_two_processes_are_preempted_queued_again_and_go_on(slurm, tmp_path):
         return said.split('JobState=')[1].split()[0] if 'JobState=' in said else ''
 
     job = submit(run)
-    wait_for(lambda: test_faults.last_log(run) > 2)
+    stops.wait_for(lambda: test_faults.last_log(run) > 2)
     slurm('scancel', '--signal=TERM', job)
-    wait_for(lambda: state_of(job) == 'PENDING')
+    stops.wait_for(lambda: state_of(job) == 'PENDING')
     log = (tmp_path / f'fdistill-{job}.log').read_text()
-    stops = [part.split()[0] for part in log.split('stopped at step ')[1:]]
-    assert len(stops) == 2 and set(stops) == {str(checkpoint.newest(run))}
+    ends = [part.split()[0] for part in log.split('stopped at step ')[1:]]
+    assert len(ends) == 2 and set(ends) == {str(checkpoint.newest(run))}
     assert log.count('Exited with exit code 143') == 2
     slurm('scontrol', 'update', f'job={job}', 'StartTime=now')  # It would wait two minutes.
-    wait_for(lambda: state_of(job) == 'COMPLETED')
+    stops.wait_for(lambda: state_of(job) == 'COMPLETED')
     log = (tmp_path / f'fdistill-{job}.log').read_text()
-    assert f'going on from the checkpoint at step {stops[0]} of 3000' in log
+    assert f'going on from the checkpoint at step {ends[0]} of 3000' in log
     other = submit(unbroken)
-    wait_for(lambda: state_of(other) == 'COMPLETED')
+    stops.wait_for(lambda: state_of(other) == 'COMPLETED')
     rows = [
         [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
         for folder in (run, unbroken)
@@ -151,5 +143,5 @@ def test_a_wrong_command_is_not_queued_again(slurm, tmp_path):
         command, env=given, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     job = done.stdout.split()[-1]
-    wait_for(lambda: 'JobState=FAILED' in slurm('scontrol', 'show', 'job', job))
+    stops.wait_for(lambda: 'JobState=FAILED' in slurm('scontrol', 'show', 'job', job))
     assert 'none.py' in (tmp_path / f'fdistill-{job}.log').read_text()

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stops
 from jax.sharding import AxisType, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -538,7 +539,7 @@ sys.exit(cli.main(sys.argv[2:]))
 @pytest.mark.slow
 @pytest.mark.faults
 def test_a_file_that_may_not_be_written_ends_the_run(tmp_path, survived):
-    (tmp_path / 'long.py').write_text(LONG)
+    (tmp_path / 'long.py').write_text(stops.ring())
     words = ['train', f'--config={tmp_path}/long.py', f'--workdir={tmp_path}/run']
     words += ['--config.training.steps=600', '--config.training.log_every=600']
     done = subprocess.run(
@@ -605,25 +606,6 @@ def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, signum):
     assert_equal(jax.device_get(unbroken), jax.device_get(resumed))
 
 
-# Runs for minutes unless it is stopped.
-LONG = """
-from ml_collections import ConfigDict
-def get_config():
-    return ConfigDict(dict(
-        seed=0,
-        data=dict(name='mixture', mixture='ring', labelled=False, n=1000),
-        network=dict(name='mlp', width=16, blocks=1, embedding=8),
-        method=dict(name='pretrain', law=dict(name='lognormal'), grid=dict(name='karras', steps=3)),
-        optimizer=dict(student=dict(learning_rate=1e-3)),
-        training=dict(steps=10**6, batch_size=64, ema_half_life=1e3, log_every=50,
-        checkpoint_every=500, sample_every=0,
-                      max_skipped=5, keep=2),
-        mesh=dict(data=-1, fsdp=1),
-        evaluation=dict(samples=100),
-    ))
-"""
-
-
 def run_until(words, condition, how, log):
     """Starts the command line, ends it with a signal once a condition holds; its exit code."""
     with open(log, 'a') as file:
@@ -643,7 +625,7 @@ def test_killed_processes_resume(tmp_path, survived):
     """SIGTERM: saved, exit code 143. SIGKILL while saving and training: goes on from the last whole
     checkpoint."""
     file, run, log = tmp_path / 'long.py', tmp_path / 'run', tmp_path / 'log'
-    file.write_text(LONG)
+    file.write_text(stops.ring())
     words = ['train', f'--config={file}', f'--workdir={run}']
 
     def logged():
@@ -953,7 +935,7 @@ def test_batch_has_to_divide():
 def command(tmp_path, capsys):
     """command(*overrides) -> (exit code, the lines on stderr, the workdir)."""
     short, workdir = tmp_path / 'config.py', tmp_path / 'run'
-    short.write_text(LONG.replace('10**6', '20'))
+    short.write_text(stops.ring(steps=20))
 
     def run(*overrides, file=short):
         code = cli.main(['train', f'--config={file}', f'--workdir={workdir}', *overrides])
@@ -1010,7 +992,7 @@ def test_a_mistake_about_the_evaluation_is_found_before_training(
     command, tmp_path, section, message
 ):
     file = tmp_path / 'mistaken.py'
-    file.write_text(LONG.replace('samples=100', section))
+    file.write_text(stops.ring().replace('samples=100', section))
     code, lines, workdir = command(file=file)
     assert code == 2 and len(lines) == 1 and message in lines[0]
     assert not workdir.exists()
