@@ -10,8 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.shard_alike import shard_alike
-from jax.lax import stop_gradient
+from jax.lax import stop_gradient, with_sharding_constraint
+from jax.sharding import PartitionSpec, get_abstract_mesh
 
 from fdistill.diffusion import corrections, samplers
 from fdistill.diffusion import denoiser as denoisers
@@ -69,9 +69,11 @@ def student(denoiser: Denoiser, steps: Steps) -> Generator:
 
 def _noise(key, batch):
     x = batch['x']
-    # Else each device would make the samples of all, for nothing says where those without a
-    # condition belong.
-    return shard_alike(jax.random.normal(key, x.shape, x.dtype), x)[0]
+    noise, axes = jax.random.normal(key, x.shape, x.dtype), get_abstract_mesh().axis_names
+    # As the batch is placed: else each device would make the samples of all, for nothing says where
+    # those without a condition belong. (`shard_alike` counts its uses, so that a program traced
+    # again would not be found among the compiled ones.)
+    return with_sharding_constraint(noise, PartitionSpec(axes)) if axes else noise
 
 
 def one_step(denoiser: Denoiser, sigma_init: float) -> Generator:

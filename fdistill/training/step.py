@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, get_abstract_mesh, use_abstract_mesh
 
 from fdistill.methods.method import Context, Method
 from fdistill.training import sharding
@@ -83,9 +83,10 @@ def make_step(
             own = jax.random.fold_in(jax.random.fold_in(key, 1 + order.index(role)), state.step)
             context = Context(whole(frozen), whole(state.averages), state.aux, state.step)
             others = {name: whole(tree) for name, tree in state.params.items() if name != role}
-            (value, (metrics, aux)), grads = gradient(
-                whole(state.params[role]), others, context, batch, own, role=role
-            )
+            with use_abstract_mesh(mesh.abstract_mesh if mesh else get_abstract_mesh()):
+                (value, (metrics, aux)), grads = gradient(
+                    whole(state.params[role]), others, context, batch, own, role=role
+                )
             state = apply(role, state, split(grads), value, metrics, aux)
         return state._replace(step=state.step + 1)
 
