@@ -697,7 +697,7 @@ def _keep_programs():
     own = pathlib.Path.home() / '.cache' / 'fdistill'  # As of `data.cache`, without importing it.
     folder = pathlib.Path(os.environ.get('FDISTILL_CACHE') or own) / 'programs'
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
-    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 
 def main(words: Sequence[str] | None = None) -> int:

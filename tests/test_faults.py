@@ -5,6 +5,9 @@
 
 import functools
 import json
+import os
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +29,7 @@ from fdistill.training.step import ema_decay, make_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 KILLS = 20
 
 
@@ -63,6 +67,52 @@ def test_kills_at_random_lose_the_save_in_flight_at_most(tmp_path, survived):
     assert found[0].read_bytes() == found[1].read_bytes()
     states = [position_of(path.parent) for path in found]
     assert states[0]['checksums'] == states[1]['checksums']
+
+
+COUNTED = """
+import collections, sys, time
+began, count = time.monotonic(), collections.Counter()
+from fdistill import cli
+cli._keep_programs()
+import jax
+from fdistill.training import loop
+
+jax.monitoring.register_event_listener(lambda event, **_: count.update([event.split('/')[-1]]))
+
+def timed(advance, *rest):
+    def first(state, step, seen=[]):
+        state = jax.block_until_ready(advance(state, step))
+        seen or print('first step', time.monotonic() - began, file=sys.stderr)
+        seen.append(step)
+        return state
+    return run(first, *rest)
+
+run, loop.run = loop.run, timed
+code = cli.main(sys.argv[1:])
+print('compiled', count['cache_misses'], 'found', count['cache_hits'], file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_a_restart_after_a_kill_compiles_nothing(tmp_path, survived):
+    """With what the command line sets by itself, on the digits' teacher of configs/."""
+    run, log = tmp_path / 'run', tmp_path / 'log'
+    words = [f'--config={CONFIGS}/digits_teacher.py', f'--workdir={run}']
+    words += ['--config.training.steps=200', '--config.training.checkpoint_every=20']
+    words += ['--config.training.sample_every=20']
+    known = {name: value for name, value in os.environ.items() if 'JAX_' not in name}
+    known |= {'FDISTILL_CACHE': str(tmp_path / 'cache'), 'JAX_PLATFORMS': 'cpu'}
+    command = [sys.executable, '-c', COUNTED, 'train', *words]
+    with open(log, 'w') as out:
+        process = subprocess.Popen(command, env=known, stdout=out, stderr=out)
+        stops.wait_for(lambda: checkpoint.newest(run) >= 20 or process.poll() is not None)
+        process.kill()
+        assert process.wait() == -9, log.read_text()
+    survived('kill -9')
+    said = subprocess.run(command, env=known, check=True, capture_output=True, text=True)
+    assert 'going on from the checkpoint at step' in said.stdout
+    assert re.search(r'compiled 0 found [1-9]', said.stderr), said.stderr
+    assert float(re.search(r'first step (\S+)', said.stderr)[1]) < 20
 
 
 def position_of(folder):

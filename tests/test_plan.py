@@ -124,7 +124,7 @@ def test_a_plan_says_what_each_device_needs(tmp_path, capsys):
 
 def test_a_program_that_does_not_fit_is_told_by_the_compiler():
     class Lowered:
-        def compile(self):
+        def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError(
                 'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory '
                 'space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.'

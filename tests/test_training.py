@@ -29,7 +29,7 @@ from fdistill.files import lock
 from fdistill.methods import Method
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import make_cycle
-from fdistill.training import checkpoint, cost, loop, optim, sharding
+from fdistill.training import checkpoint, cost, loop, memory, optim, sharding
 from fdistill.training.state import init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
 from fdistill.training.stop import SIGNALS
@@ -148,6 +148,22 @@ def toy_step():
     state = init_state(method, OPTIMIZERS, KEY, toy_batch(), {})
     state = with_metrics(state, step, {}, toy_batch(), KEY)
     return state, functools.partial(jax.jit(step, static_argnames='roles'), key=KEY)
+
+
+def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    """By its size, or by a compiler that knows what the chip has."""
+    monkeypatch.setattr(memory, 'free', lambda: 100)
+    with pytest.raises(ValueError, match=r'a step takes [\d.]+ \(parameters 0.0.*fdistill plan'):
+        train_toy(tmp_path / 'run')
+    monkeypatch.undo()
+
+    def exhausted(lowered):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm.')
+
+    monkeypatch.setattr(jax.stages.Lowered, 'compile', exhausted)
+    with pytest.raises(ValueError, match='a step does not fit a device; lower batch_size'):
+        train_toy(tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_one_program_serves_all_seeds():

@@ -85,7 +85,11 @@ def checksums(tree: Any) -> dict[str, str]:
 def _sums_of(tree):
     """{path: (digest, checksum)}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    words = [leaf.size * max(1, leaf.dtype.itemsize // 4) for _, leaf in leaves]
+    small = [size for size in words if size < SMALL]
+    # An argument: the compiler would work for seconds on a constant, or on what makes it.
+    which = np.repeat(np.arange(len(small), dtype=np.int32), small)
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves], which))
     return {
         jax.tree_util.keystr(path): (
             int(of[0]),
@@ -96,11 +100,11 @@ def _sums_of(tree):
 
 
 @jax.jit
-def _sums(leaves):
+def _sums(leaves, which):
     """uint32 [leaves, 3]: of each the digest and both halves of the checksum.
 
     Small arrays, which every device holds, are summed as one: a loop for each of hundreds takes
-    seconds to compile.
+    seconds to compile. `which` of them each of their words belongs to.
     """
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
     words = []
@@ -115,7 +119,6 @@ def _sums(leaves):
         of, at = jnp.concatenate([words[index] for index in group]), 0
         if group is together:
             sizes = np.array([words[index].size for index in group])
-            which = jnp.repeat(jnp.arange(len(group)), sizes, total_repeat_length=of.size)
             at = jnp.asarray(np.cumsum(sizes) - sizes)[which]
         at = (jnp.arange(of.size) - at).astype(jnp.uint32)
         odd, mixed = 2 * at + 1, of ^ (at * jnp.uint32(0x9E3779B9))

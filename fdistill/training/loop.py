@@ -18,7 +18,7 @@ from fdistill.errors import NotFinite, Stopped
 from fdistill.files import CONFIG, disk, lock
 from fdistill.files.progress import Progress
 from fdistill.methods.method import Method
-from fdistill.training import checkpoint, sharding, writer
+from fdistill.training import checkpoint, memory, sharding, writer
 from fdistill.training.state import TrainState, empty_metrics, init_state
 from fdistill.training.step import ema_decay, make_step
 from fdistill.training.stop import Stop, watchdog
@@ -54,6 +54,12 @@ class Training(NamedTuple):
     max_skipped: Annotated[int, Free] = 10
     hang_seconds: Annotated[float, Free] = 3600.0
     wandb: Annotated[str | None, Free] = None
+
+
+REMEDY = (
+    'lower batch_size or raise microbatches, or set network.remat or mesh.fsdp: '
+    '`fdistill plan --search` tries them'
+)
 
 
 def check(training: Training, mesh: Mesh | None = None) -> None:
@@ -215,7 +221,7 @@ def train(
         of them was kept.
       Stopped: on a signal before the last step; there is a checkpoint of the step it came in.
       UserError: another process trains there, or no checkpoint there can be restored.
-      ValueError: on settings out of range.
+      ValueError: on settings out of range, or a step for which there is no memory.
     """
     check(training, mesh)
     by_batch = sharding.batch_sharding(mesh)
@@ -237,11 +243,24 @@ def train(
     target, workdir = made.state._replace(metrics=metrics), pathlib.Path(workdir)
 
     def program(roles):
-        return made.step.lower(target, frozen, batch_shapes, key, roles=roles).compile()
+        lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            raise ValueError(f'a step does not fit a device; {REMEDY}') from error
 
     # Compiled before anything is written: what is wrong with a program leaves no folder behind.
     to_come = range(checkpoint.newest(workdir), stop_at or training.steps)
     compiled = {roles: program(roles) for roles in dict.fromkeys(map(method.cycle, to_come))}
+    needed = max(map(memory.needed, compiled.values()), default=0)
+    sizes = memory.by_part(target, frozen, batch_shapes, needed)
+    # What is frozen is there already.
+    if needed - sizes['frozen'] > (left := memory.free()):
+        raise ValueError(
+            f'a step takes {_mib(sizes)} MiB of each device, of which {left / 2**30:,.3g} are free; {REMEDY}'
+        )
 
     with (
         lock.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
@@ -264,6 +283,7 @@ def train(
             out.truncate(start)
         if not quiet and jax.process_index() == 0:
             _describe(state, start, training.steps)
+            print(f'memory of each device, MiB: {_mib(sizes)}', flush=True)
         stream = batches(start)
 
         def advance(state, step):
@@ -375,6 +395,12 @@ def check_finite(state: TrainState, max_skipped: int, step: int) -> None:
                 f'{count} times in a row; the weights and the last checkpoint are clean. Lower '
                 f'config.optimizer.{role}.learning_rate or set its clip, and go on with --change'
             )
+
+
+def _mib(sizes):
+    """'2,048.0 (parameters 512.0, activations 1,536.0)' of `memory.by_part`."""
+    parts = (f'{name} {size / 2**20:,.1f}' for name, size in sizes.items() if name != 'needed')
+    return f'{sizes["needed"] / 2**20:,.1f} ({", ".join(parts)})'
 
 
 def _describe(state, start, steps):

@@ -8,8 +8,8 @@ import jax
 
 
 def free() -> float:
-    """Bytes that the first device has left, or its host where it has no memory of its own; infinite
-    where neither tells."""
+    """Bytes that the first device has left, or its share of the host's where it has no memory of
+    its own; infinite where neither tells."""
     stats = jax.local_devices()[0].memory_stats()
     if stats:
         return stats['bytes_limit'] - stats['bytes_in_use']
@@ -17,7 +17,8 @@ def free() -> float:
     lines = (
         dict(line.split(':') for line in file.read_text().splitlines()) if file.is_file() else {}
     )
-    return int(lines['MemAvailable'].split()[0]) * 1024 if 'MemAvailable' in lines else math.inf
+    left = int(lines['MemAvailable'].split()[0]) * 1024 if 'MemAvailable' in lines else math.inf
+    return left / jax.local_device_count()
 
 
 def needed(program: Any) -> int:
@@ -28,4 +29,29 @@ def needed(program: Any) -> int:
         + sizes.output_size_in_bytes
         - sizes.alias_size_in_bytes
         + sizes.temp_size_in_bytes
+    )
+
+
+def by_part(state: Any, frozen: Any, batch: Any, needed: float) -> dict[str, float]:
+    """Bytes on each device of what a step takes, by part: what is left of `needed`, which it takes
+    in all, are activations.
+
+    Args:
+      state: `TrainState`; as frozen and batch, of arrays or of their shapes, with shardings.
+    """
+    parts = {
+        'parameters': state.params,
+        'optimizer': state.opt_state,
+        'averages': state.averages,
+        'frozen': frozen,
+        'batch': batch,
+    }
+    sizes = {name: _bytes(tree) for name, tree in parts.items()}
+    return sizes | {'activations': max(needed - sum(sizes.values()), 0), 'needed': needed}
+
+
+def _bytes(tree):
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
