@@ -2,6 +2,7 @@
 trace."""
 
 import functools
+import importlib.util
 import pathlib
 
 import jax
@@ -50,13 +51,28 @@ def traced_once(monkeypatch):
     )
 
 
-def resolved(file):
-    """The resolved config of a file, of which neither data nor teacher are there; its teacher is
-    that of the config named like the teacher's folder."""
+def loaded(file):
+    """(A config, the file of its teacher's: the one named like the teacher's folder.)"""
     settings = config.load(str(FOLDER / file))
     name = pathlib.Path(settings.get('teacher', {}).get('workdir', '')).name
-    teacher = str(FOLDER / (name.replace('-', '_') + '.py')) if name else None
-    return outline(settings, teacher)
+    return settings, str(FOLDER / (name.replace('-', '_') + '.py')) if name else None
+
+
+def resolved(file):
+    """The resolved config of a file, of which neither data nor teacher are there."""
+    return outline(*loaded(file))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason="needs pip install 'fdistill[plan]'"
+)
+@pytest.mark.parametrize('file', FILES)
+def test_config_compiles_for_a_pod_and_fits(file, tmp_path):
+    settings, teacher = loaded(file)
+    result = build.plan(settings, 'v5e:4x4', tmp_path, teacher=teacher)
+    assert result['fits'] and 0 < result['memory']['needed'] < 16 * 2**30
+    assert all(one['flops'] > 0 for name, one in result['programs'].items() if name != 'init')
 
 
 def count(tree):

@@ -166,6 +166,24 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / 'run').exists()
 
 
+def test_nothing_is_compiled_after_the_second_cycle(tmp_path):
+    """Neither by a step nor by logs, checkpoints and what else is done now and then."""
+    compiled, after = [], {}
+
+    def listen(event, seconds, **_):
+        if event == '/jax/core/compile/backend_compile_duration':
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        note = loop.Every(1, lambda state, done: after.update({done: len(compiled)}))
+        settings = dict(steps=20, log_every=2, checkpoint_every=4)
+        train_toy(tmp_path / 'run', hooks=lambda out: (note,), **settings)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert after[1] > 0 and after[20] == after[6]
+
+
 def test_one_program_serves_all_seeds():
     step = jax.jit(make_step(toy(), OPTIMIZERS, ema_decay(30.0, BATCH)), static_argnames='roles')
     for seed in range(3):

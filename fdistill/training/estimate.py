@@ -17,8 +17,10 @@ from fdistill.methods.method import Method
 from fdistill.training import checkpoint, cost, loop, memory, sharding
 from fdistill.training.loop import Training
 
-# XLA's error when a program does not fit a chip; it also says what the chip leaves to programs.
-_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+# What a program that does not fit a chip takes, in XLA's errors: all of it, or what is temporary.
+_TOO_LARGE = re.compile(
+    r'RESOURCE_EXHAUSTED.*(?:Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\))', re.DOTALL
+)
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 # A plan compiles in a tenth of the time so. Nothing of FLOPs changes by it, memory by some per cent.
@@ -98,7 +100,8 @@ def _analysed(lower, microbatches, chip):
         found = _TOO_LARGE.search(str(error))
         if not found:
             raise
-        used = float(found[1]) * _UNITS[found[2]]
+        number, unit = filter(None, found.groups())
+        used = float(number) * _UNITS[unit]
         return {'compile_seconds': time.monotonic() - began, 'memory': used, 'fits': False}
     spent = time.monotonic() - began
     counted = program.cost_analysis()
