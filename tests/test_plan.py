@@ -39,9 +39,15 @@ HloModule jit_step
   ROOT %cut = f32[4]{0} dynamic-slice(%all-reduce.2, %i), dynamic_slice_sizes={4}
 }
 
+%all-reduce-scatter.8 (q: f32[16]) -> f32[4] {
+  %q.1 = f32[16]{0} parameter(0)
+  %all-reduce.3 = f32[16] all-reduce(%q.1), channel_id=2, replica_groups=[2,4]<=[8]
+  ROOT %cut.1 = f32[4]{0} dynamic-slice(%all-reduce.3, %i), dynamic_slice_sizes={4}
+}
+
 %begin (r: bf16[2,8]) -> bf16[16,8] {
   %r = bf16[2,8]{1,0} parameter(0)
-  ROOT %all-gather.3 = bf16[16,8] all-gather(%r), channel_id=3, replica_groups=mesh['a'=8] {'a'}
+  ROOT %all-gather.3 = bf16[16,8] all-gather(%r), channel_id=3, replica_groups=mesh['a'=8,'b'=2], device_ids=([2,8]T(1,0)) {'a'}
 }
 
 %end (s: bf16[2,8]) -> bf16[16,8] {
@@ -57,6 +63,7 @@ ENTRY %main (u: f32[16], v: bf16[2,8]) -> f32[4] {
   %g = bf16[16,8]{1,0} fusion(%v), kind=kCustom, calls=%end
   %permuted = f32[16] collective-permute(%u), channel_id=4, source_target_pairs={{0,1},{1,0}}
   %m = pred[16] all-gather-start(%flags), channel_id=5, replica_groups=mesh['a'=8] {'a':(2)4}
+  %n = f32[4]{0} fusion(%u), kind=kCustom, calls=%all-reduce-scatter.8
   ROOT %o = f32[4]{0} fusion(%u), kind=kCustom, calls=%all-reduce-scatter.7
   %flags = pred[4]{0} constant({...})
 }
@@ -69,7 +76,7 @@ def test_what_a_program_sends_is_counted_from_its_text():
         'all-gather': (2, 7 * 2 * 8 * 2 + 3 * 4),  # Of 8 devices, two bytes; of 4, one byte.
         'all-reduce': (3, 3 * 2 * 1 / 2 * 8 * 4 * 4),
         'collective-permute': (1, 16 * 4),
-        'reduce-scatter': (1, 3 / 4 * 16 * 4),
+        'reduce-scatter': (2, 2 * 3 / 4 * 16 * 4),
     }
     chip = cost.Chip(flops=10.0, memory=1.0, bandwidth=4.0, interconnect=100.0)
     assert cost.seconds(chip, 20.0, 2.0, {'all-gather': cost.Collective(1, 50.0)}) == {
@@ -234,9 +241,21 @@ def test_a_mistake_is_one_line_before_anything_is_written(
 @pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason="needs pip install 'fdistill[plan]'"
 )
-def test_a_pod_of_tpus(tmp_path):
-    """Gradients are scattered there, not summed whole."""
-    result = build.plan(config(mesh=dict(fsdp=4)), 'v5e:2x2', tmp_path)
-    assert result['fits'] and result['memory']['chip'] == 16 * 2**30
-    assert 0 < result['seconds_a_step'] < 0.1
-    assert result['programs']['student + critic']['sent']['reduce-scatter']['bytes'] > 0
+def test_pods_of_tpus_compute_alike_and_send_what_fsdp_does(tmp_path):
+    """At as much of a batch a chip, from 8 chips to 256. A critic's step gathers two networks, and
+    scatters the gradients of one (arXiv 2304.11277)."""
+    pods = {'v5e:2x4': 8, 'v5e:16x16': 256, 'v4:4x4x4': 64, 'v5p:4x4x4': 64, 'v6e:16x16': 256}
+    assert {pod.split(':')[0] for pod in pods} == set(cost.CHIPS)
+    network, split, flops = dict(name='mlp', width=1024, blocks=2, embedding=8), 4 * 4 * 2**20, []
+    for pod, devices in pods.items():
+        training = dict(steps=10, batch_size=64 * devices, ema_half_life=100.0)
+        result = build.plan(
+            config(mesh=dict(fsdp=8), network=network, training=training), pod, tmp_path
+        )
+        assert result['fits'] and 0 < result['seconds_a_step'] < 0.1
+        program = result['programs']['critic']
+        sent = {kind: one['bytes'] for kind, one in program['sent'].items()}
+        assert sent['all-gather'] == pytest.approx(2 * split * 7 / 8, rel=0.1)
+        assert sent['reduce-scatter'] == pytest.approx(split * 7 / 8, rel=0.1)
+        flops.append(program['flops'])
+    assert max(flops) <= 1.02 * min(flops)

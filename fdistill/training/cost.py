@@ -21,7 +21,8 @@ _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # The devices of a group: listed; [groups, devices of a group]; or axes of a mesh.
 _GROUPS = re.compile(
-    r'replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})'
+    r'replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]'
+    r'|mesh\[([^\]]*)\](?:, device_ids=[^{]*)? \{([^}]*)\})'
 )
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 _ARRAY = re.compile(r'\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]')
@@ -56,9 +57,13 @@ def collectives(text: str) -> dict[str, Collective]:
             made, types[made], kind, given, rest = match.groups()
             if (kind := kind.removesuffix('-start')) in KINDS:
                 operands = re.findall(r'%([\w.\-]+)', given)
-                # A TPU's reduce-scatter is a sum within a computation of this name.
-                kind = 'reduce-scatter' if name.startswith('all-reduce-scatter') else kind
-                inside.setdefault(name, []).append((kind, operands, rest))
+                channel = _CHANNEL.search(rest)
+                key = channel[1] if channel else operands[0]
+                # A TPU's reduce-scatter is a sum within a computation of this name; all may have
+                # one channel.
+                if name.startswith('all-reduce-scatter'):
+                    kind, key = 'reduce-scatter', name
+                inside.setdefault(name, []).append((kind, key, operands, rest))
             turns = int(_TURNS.search(rest)[1]) if kind == 'while' and _TURNS.search(rest) else 1
             others = _CALLED.findall(rest)
             others += [o.strip(' %') for b in _BRANCHES.findall(rest) for o in b.split(',')]
@@ -66,12 +71,10 @@ def collectives(text: str) -> dict[str, Collective]:
     total, seen = {}, {}
 
     def run(name, times):
-        for kind, operands, rest in inside.get(name, ()):
-            channel = _CHANNEL.search(rest)
-            key = kind, channel[1] if channel else operands[0]
+        for kind, key, operands, rest in inside.get(name, ()):
             # A TPU begins, awaits and ends one operation in several places.
-            more = max(times - seen.get(key, 0), 0)
-            seen[key] = seen.get(key, 0) + more
+            more = max(times - seen.get((kind, key), 0), 0)
+            seen[kind, key] = seen.get((kind, key), 0) + more
             old, sent = total.get(kind, Collective()), KINDS[kind](_group(rest))
             held = sum(_size(*array) for o in operands for array in _ARRAY.findall(types[o]))
             total[kind] = Collective(old.count + more, old.bytes + more * sent * held)
