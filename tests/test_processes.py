@@ -1,8 +1,10 @@
-"""Runs of two processes, through the command line: what one of them meets, both end with."""
+"""Runs of two processes, through the command line: what one of them meets, both end with; and what
+is saved on some devices goes on on others."""
 
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,13 +37,13 @@ batches, pipeline.batches = pipeline.batches, slowly
 
 @pytest.fixture
 def launch(tmp_path):
-    """launch(*words, count=2, each=(), **environment) -> processes of `fdistill train`, whose
-    output is in `0.log` and `1.log`."""
+    """launch(*words, count=2, devices=1, each=(), **environment) -> processes of `fdistill train`
+    with so many devices each, whose output is in `0.log` and `1.log`."""
     often = dict(steps=100, log_every=10, checkpoint_every=50, hang_seconds=15.0)
     (tmp_path / 'config.py').write_text(SLOWLY + stops.ring(**often))
     started = []
 
-    def start(*words, count=2, each=((), ()), **environment):
+    def start(*words, count=2, devices=1, each=((), ()), **environment):
         with socket.socket() as free:
             free.bind(('localhost', 0))
             port = free.getsockname()[1]
@@ -50,6 +52,7 @@ def launch(tmp_path):
             own = {'JAX_PROCESS_ID': str(k), 'JAX_NUM_PROCESSES': str(count)}
             own |= {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}'} if count > 1 else {}
             own |= {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+            environment |= {'JAX_NUM_CPU_DEVICES': str(devices)}
             command = ['-m', 'fdistill', 'train', f'--config={tmp_path}/config.py']
             with open(tmp_path / f'{k}.log', 'a') as log:
                 process = subprocess.Popen(
@@ -160,3 +163,104 @@ def test_one_and_two_processes_give_the_same_curve(launch, tmp_path, count):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert codes(launch(*words, count=3 - count))[0] == [0] * (3 - count)
     assert 'going on from the checkpoint at step 20 of 20' in said(tmp_path, 0)
+
+
+KEPT = """
+import os
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from fdistill.training import loop
+
+def kept(advance, state, start, steps, hooks, stop):
+    '''Some steps of a run, and in files of their own the state before and after.'''
+    def keep(name, state):
+        split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        whole = multihost_utils.process_allgather([leaf for _, leaf in leaves], tiled=True)
+        if jax.process_index() == 0:
+            arrays = {jax.tree_util.keystr(path): x for (path, _), x in zip(leaves, whole)}
+            np.savez(os.environ[name], split=split, start=start, **arrays)
+    keep('BEFORE', state)
+    # Simulated devices may wait for one another for ever where several steps are under way.
+    blocking = lambda *given: jax.block_until_ready(advance(*given))
+    end = start + int(os.environ['STEPS'])
+    state = run(blocking, state, start, steps, hooks, lambda done: done == end)
+    keep('AFTER', state)
+    return state
+
+run, loop.run = loop.run, kept
+"""
+
+# f-distill with ratio bins and discriminator; weights of 256 x 256 are split.
+WIDE = """
+from ml_collections import ConfigDict
+def get_config():
+    law = dict(name='lognormal', mean=-1.0, std=1.0)
+    rate = dict(learning_rate=1e-3, eps=1e-4)
+    return ConfigDict(dict(
+        seed=3,
+        data=dict(name='mixture', mixture='ring', labelled=False, n=100),
+        network=dict(name='mlp', width=256, blocks=1, embedding=8),
+        denoiser=dict(sigma_data=0.7),
+        teacher=dict(oracle='ring'),
+        method=dict(
+            name='f_distill', divergence='js', sigma_init=1.0, from_teacher=False,
+            student_law=law, critic_law=law, gan_weight=0.1, student_every=3,
+        ),
+        discriminator=dict(name='mlp', width=16, layers=1),
+        optimizer=dict(student=rate, critic=rate),
+        training=dict(
+            steps=100, batch_size=16, ema_half_life=100.0, log_every=100, checkpoint_every=0,
+            sample_every=0,
+        ),
+        mesh=dict(data=-1, fsdp=1),
+    ))
+"""
+
+# Processes, devices of each, size of the axis fsdp; with 8 of it, no process holds a whole array.
+TOPOLOGIES = {
+    '8 devices': (1, 8, 4),
+    'transposed': (1, 8, 2),
+    '4 devices': (1, 4, 4),
+    '2 devices': (1, 2, 2),
+    '1 device': (1, 1, 1),
+    '2 processes': (2, 4, 8),
+}
+
+
+@pytest.mark.parametrize(
+    ('saved', 'others'),
+    [
+        ('8 devices', ('transposed', '4 devices', '2 devices', '1 device', '2 processes')),
+        ('2 processes', ('8 devices', '4 devices', '1 device')),
+    ],
+)
+def test_a_state_is_restored_on_any_devices(launch, tmp_path, saved, others, survived):
+    """Bit for bit, and a step further it is where the devices that saved it would be."""
+    (tmp_path / 'config.py').write_text(KEPT + WIDE)
+
+    def train(folder, topology, steps):
+        """The states before and after some steps, {path: array}."""
+        count, devices, fsdp = TOPOLOGIES[topology]
+        files = {name: str(tmp_path / f'{name}.npz') for name in ('BEFORE', 'AFTER')}
+        words = f'--workdir={folder}', f'--config.mesh.fsdp={fsdp}'
+        started = launch(*words, count=count, devices=devices, STEPS=str(steps), **files)
+        assert codes(started)[0] == [0] * count, said(tmp_path, 0)
+        states = [dict(np.load(file)) for file in files.values()]
+        assert [bool(state.pop('split')) for state in states] == [fsdp > 1] * 2
+        return states
+
+    _, left = train(tmp_path / 'run', saved, 4)
+    assert left['.step'] == 4 and any(x.any() for path, x in left.items() if '.metrics' in path)
+    wanted = None
+    for topology in (saved, *others):
+        before, after = train(shutil.copytree(tmp_path / 'run', tmp_path / topology), topology, 1)
+        assert before.pop('start') == after.pop('start') == 4
+        for path, array in before.items():
+            np.testing.assert_array_equal(array, left[path], err_msg=f'{topology}: {path}')
+        wanted = wanted or after
+        for path, array in after.items():
+            scale = np.max(np.abs(wanted[path]), initial=1)
+            difference = np.max(np.abs(array / scale - wanted[path] / scale), initial=0)
+            assert difference <= 1e-6, f'{topology}: {path}'
+        survived('a restore on other devices')
