@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import stops
 
+from fdistill import build
+from fdistill import config as configs
 from fdistill.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -191,31 +193,52 @@ def kept(advance, state, start, steps, hooks, stop):
 run, loop.run = loop.run, kept
 """
 
-# f-distill with ratio bins and discriminator; weights of 256 x 256 are split.
+# A teacher and students of it: f-distill with ratio bins and discriminator, and SIM. Of arrays of
+# 256 x 256 those that a run changes are split over the axis fsdp.
 WIDE = """
 from ml_collections import ConfigDict
-def get_config():
-    law = dict(name='lognormal', mean=-1.0, std=1.0)
-    rate = dict(learning_rate=1e-3, eps=1e-4)
-    return ConfigDict(dict(
+def get_config(method):
+    law, rate = dict(name='lognormal', mean=-1.0, std=1.0), dict(learning_rate=1e-3)
+    plain = dict(
         seed=3,
-        data=dict(name='mixture', mixture='ring', labelled=False, n=100),
-        network=dict(name='mlp', width=256, blocks=1, embedding=8),
-        denoiser=dict(sigma_data=0.7),
-        teacher=dict(oracle='ring'),
-        method=dict(
-            name='f_distill', divergence='js', sigma_init=1.0, from_teacher=False,
-            student_law=law, critic_law=law, gan_weight=0.1, student_every=3,
-        ),
-        discriminator=dict(name='mlp', width=16, layers=1),
-        optimizer=dict(student=rate, critic=rate),
+        data=dict(name='digits'),
         training=dict(
-            steps=100, batch_size=16, ema_half_life=100.0, log_every=100, checkpoint_every=0,
-            sample_every=0,
+            steps=20, batch_size=16, ema_half_life=100.0, checkpoint_every=0, sample_every=0
         ),
         mesh=dict(data=-1, fsdp=1),
-    ))
+    )
+    if method == 'pretrain':
+        own = dict(law=law, grid=dict(name='karras', steps=3))
+        plain |= dict(network=dict(name='mlp', width=256, blocks=1, embedding=8))
+        plain |= dict(denoiser=dict(sigma_data=0.75), optimizer=dict(student=rate))
+    else:
+        own = dict(sigma_init=1.0, student_law=law, critic_law=law)
+        plain |= dict(teacher=dict(workdir=''), optimizer=dict(student=rate, critic=rate))
+    if method == 'f_distill':
+        own |= dict(divergence='js', gan_weight=0.1, r1_weight=0.1, student_every=3)
+        plain |= dict(discriminator=dict(name='mlp', width=16, layers=1))
+    return ConfigDict(plain | dict(method=dict(name=method, **own)))
 """
+
+
+@pytest.fixture(scope='module')
+def wide(tmp_path_factory):
+    """wide(folder, method, topology) -> words and options for `launch`, once `folder` has the
+    config; the teacher is trained."""
+    made = tmp_path_factory.mktemp('wide')
+    (made / 'config.py').write_text(WIDE)
+    teacher = configs.load(f'{made}/config.py:pretrain')
+    build.train(teacher, made / 'teacher', quiet=True)
+
+    def of(folder, method, topology):
+        count, devices, fsdp = TOPOLOGIES[topology]
+        words = [f'--config={folder}/config.py:{method}', f'--config.mesh.fsdp={fsdp}']
+        if method != 'pretrain':
+            words += [f'--config.teacher.workdir={made}/teacher']
+        return words, dict(count=count, devices=devices)
+
+    return of
+
 
 # Processes, devices of each, size of the axis fsdp; with 8 of it, no process holds a whole array.
 TOPOLOGIES = {
@@ -235,19 +258,18 @@ TOPOLOGIES = {
         ('2 processes', ('8 devices', '4 devices', '1 device')),
     ],
 )
-def test_a_state_is_restored_on_any_devices(launch, tmp_path, saved, others, survived):
+def test_a_state_is_restored_on_any_devices(launch, wide, tmp_path, saved, others, survived):
     """Bit for bit, and a step further it is where the devices that saved it would be."""
     (tmp_path / 'config.py').write_text(KEPT + WIDE)
 
     def train(folder, topology, steps):
         """The states before and after some steps, {path: array}."""
-        count, devices, fsdp = TOPOLOGIES[topology]
         files = {name: str(tmp_path / f'{name}.npz') for name in ('BEFORE', 'AFTER')}
-        words = f'--workdir={folder}', f'--config.mesh.fsdp={fsdp}'
-        started = launch(*words, count=count, devices=devices, STEPS=str(steps), **files)
-        assert codes(started)[0] == [0] * count, said(tmp_path, 0)
+        words, options = wide(tmp_path, 'f_distill', topology)
+        started = launch(f'--workdir={folder}', *words, STEPS=str(steps), **options, **files)
+        assert set(codes(started)[0]) == {0}, said(tmp_path, 0)
         states = [dict(np.load(file)) for file in files.values()]
-        assert [bool(state.pop('split')) for state in states] == [fsdp > 1] * 2
+        assert {bool(state.pop('split')) for state in states} == {topology != '1 device'}
         return states
 
     _, left = train(tmp_path / 'run', saved, 4)
@@ -264,3 +286,22 @@ def test_a_state_is_restored_on_any_devices(launch, tmp_path, saved, others, sur
             difference = np.max(np.abs(array / scale - wanted[path] / scale), initial=0)
             assert difference <= 1e-6, f'{topology}: {path}'
         survived('a restore on other devices')
+
+
+@pytest.mark.parametrize('method', ['pretrain', 'f_distill', 'sim'])
+def test_losses_are_the_same_on_any_devices(launch, wide, tmp_path, method):
+    """Of twenty steps, each of them logged."""
+    (tmp_path / 'config.py').write_text(WIDE)
+    curves = {}
+    for topology in ('1 device', '8 devices', '2 processes'):
+        words, options = wide(tmp_path, method, topology)
+        words += [f'--workdir={tmp_path}/{topology}', '--config.training.log_every=1']
+        assert set(codes(launch(*words, **options))[0]) == {0}, said(tmp_path, 0)
+        lines = (tmp_path / topology / 'metrics.jsonl').read_text().splitlines()
+        curves[topology] = [json.loads(line) for line in lines]
+    alone = curves.pop('1 device')
+    assert [line['step'] for line in alone] == list(range(1, 21))
+    for curve in curves.values():
+        assert len(curve) == 20
+        for one, other in zip(alone, curve):
+            assert other == pytest.approx(one, rel=1e-5, abs=0)
