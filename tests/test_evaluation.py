@@ -9,7 +9,7 @@ import scipy.linalg
 from fdistill.data import cache
 from fdistill.data.sources import MIXTURES, Source, load, mixture_parameters, quantise, to_float
 from fdistill.evaluation import features, metrics
-from fdistill.evaluation.evaluate import evaluate, reference, reference_rows, sample
+from fdistill.evaluation.evaluate import evaluate, measures, reference, reference_rows, sample
 from fdistill.evaluation.frechet import (
     Moments,
     _distance,
@@ -572,6 +572,7 @@ def test_evaluating_a_copier_of_the_training_data(digits):
     assert row['nn_ratio'] == 0 and row['accuracy'] > 0.99 and row['fd_train'] < 0.1
     assert row['protocol']['fd_train'] == 'fd[digits-clf,1k,train,q16,balanced,seed0]'
     assert set(row['protocol']) == KEYS - {'nfe', 'seconds', 'protocol'}
+    assert measures(digits.train).keys() == row['protocol'].keys()
     again = evaluate(
         generate,
         digits.train,
@@ -635,6 +636,7 @@ def test_evaluating_points(name):
         'seconds',
         'protocol',
     }
+    assert measures(train).keys() == row['protocol'].keys()
     assert row['spread'] == pytest.approx(1, abs=0.03)
     assert (
         row['modes'] == len(weights)
@@ -656,6 +658,7 @@ def test_points_of_no_mixture_have_a_distance_and_a_spread():
     assert (
         set(row) == {'nfe', 'spread', 'pixel_fd', 'seconds', 'protocol'} and row['pixel_fd'] < 0.1
     )
+    assert measures(points).keys() == row['protocol'].keys()
 
 
 def test_evaluate_errors(digits):

@@ -36,6 +36,7 @@ RATES = [
     {role: dict(learning_rate=rate) for role in ('student', 'critic')}
     for rate in (math.inf, math.nan, 1e39, 10**400)
 ]
+BEST = dict(keep_best='kll', evaluate_every=2, checkpoint_every=2)
 JS = dict(name='f_distill', divergence='js', features='fake_score')
 
 
@@ -91,6 +92,20 @@ JS = dict(name='f_distill', divergence='js', features='fake_score')
         (
             config(dict(name='sim'), network=dict(width=2**31 - 1, blocks=8)),
             'config.network: the network takes .* GiB, .* are free; make it smaller',
+        ),
+        (
+            config(dict(name='sim'), training=dict(keep_best='kl', evaluate_every=1)),
+            "keep_best='kl': .* evaluate_every=1 a multiple of checkpoint_every=0, both >= 1",
+        ),
+        (
+            config(dict(name='sim'), training=BEST | dict(evaluate_every=3)),
+            "keep_best='kll': .* evaluate_every=3 a multiple of checkpoint_every=2, both >= 1",
+        ),
+        (config(dict(name='sim'), training=BEST), "keep_best: unknown 'kll'; did you mean kl?"),
+        (
+            # Neither more nor less of it is better.
+            config(dict(name='sim'), training=BEST | dict(keep_best='spread')),
+            "config.training.keep_best: unknown 'spread'; known: modes",
         ),
         (config(dict(name='sim', from_teacher=True)), 'an oracle has no network to start from'),
     ],

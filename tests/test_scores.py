@@ -32,7 +32,7 @@ from fdistill.evaluation import (
 from fdistill.evaluation.evaluate import noise
 from fdistill.evaluation.subject import Subject
 from fdistill.networks import inception
-from fdistill.training import sharding
+from fdistill.training import checkpoint, sharding
 from fdistill.weights import store
 from fdistill.weights.detectors import DETECTORS, Network
 
@@ -616,6 +616,10 @@ def test_on_the_way(files, tmp_path, monkeypatch):
         build.train(config, tmp_path / 'run', quiet=True)
     assert not (tmp_path / 'run').exists()
     config.evaluation = {'protocol': 'edm', 'metrics': ('fid',), **given}
+    config.training.update(checkpoint_every=1, keep_best='fid')
+    with pytest.raises(UserError, match="keep_best: unknown 'fid'; did you mean fid20"):
+        build.train(config, tmp_path / 'run', quiet=True)
+    config.training.keep_best = 'fid20'
     loaded, detector = [], extract.detector
     monkeypatch.setattr(
         extract, 'detector', lambda *given: loaded.append(given) or detector(*given)
@@ -627,6 +631,9 @@ def test_on_the_way(files, tmp_path, monkeypatch):
     assert [path.name.rpartition('-')[0] for path in files_written] == wanted
     last = json.loads(files_written[-1].read_text())
     again = build.evaluate(None, tmp_path / 'run', quiet=True)
+    with checkpoint.Checkpoints(tmp_path / 'run') as checkpoints:
+        rating = checkpoints.restore({})[1]['rating']
+    assert rating == {'name': 'fid20', 'value': last['fid20'], 'sign': -1}
     assert (
         again['fid20'] == pytest.approx(last['fid20'], rel=1e-5)
         and again['details'] == last['details']

@@ -5,9 +5,11 @@ What holds for every method (any mesh, any stop, one step pinned) is in test_met
 the parts they share.
 """
 
+import errno
 import functools
 import json
 import logging
+import os
 import pathlib
 import shutil
 import signal
@@ -24,8 +26,9 @@ from jax.sharding import AxisType, PartitionSpec
 from ml_collections import ConfigDict
 
 from fdistill import build, cli, config
+from fdistill.build import measure as measuring
 from fdistill.errors import NotFinite, Stopped, UserError
-from fdistill.files import lock
+from fdistill.files import disk, lock
 from fdistill.methods import Method
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import make_cycle
@@ -467,6 +470,80 @@ def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(tmp_path):
 def test_keep_keeps_the_newest(tmp_path):
     train_toy(tmp_path, checkpoint_every=3, keep=2)
     assert sorted(int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()) == [9, 12]
+
+
+def rated(value, name='fd_train', sign=-1):
+    return None if value is None else dict(name=name, value=value, sign=sign)
+
+
+@pytest.mark.parametrize(
+    ('keep', 'ratings', 'kept'),
+    [
+        (2, [rated(3.0), rated(1.0), *map(rated, range(5, 15))], [2, 11, 12]),
+        (1, [rated(3.0, sign=1), rated(1.0, sign=1), rated(2.0, sign=1)], [1, 3]),
+        (1, [rated(1.0), None, None], [1, 3]),
+        (2, [None, None, None], [2, 3]),
+        # Another number says nothing of this one.
+        (1, [rated(1.0), rated(9.0, 'kl'), rated(8.0, 'kl'), None], [3, 4]),
+    ],
+)
+def test_the_best_is_kept_besides_the_newest(tmp_path, keep, ratings, kept):
+    """Also where each is saved after a restart; and it is read by that name."""
+    for step, rating in enumerate(ratings, 1):
+        with checkpoint.Checkpoints(tmp_path, keep) as checkpoints:
+            checkpoints.save(step, large_state(step), {}, rating)
+    assert sorted(int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()) == kept
+    target = checkpoint.items(checkpoint.abstract(large_state(0)))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(target)[1]['next_step'] == len(ratings)
+        if any(ratings):
+            assert checkpoints.restore(target, 'best')[1]['next_step'] == kept[0]
+            flip(tmp_path / checkpoint.FOLDER / f'{kept[0]:09}')
+        with pytest.raises(UserError, match="^step='best': .*(none of them rated|damaged)"):
+            checkpoints.restore(target, 'best')
+        with pytest.raises(UserError, match=f'^step=99: .* of the steps {kept[0]}, .*; give'):
+            checkpoints.restore(target, 99)
+
+
+def test_a_damaged_checkpoint_is_not_one_of_those_kept(workdir):
+    """Nor does one that is whole make room for it."""
+    flip(newest(workdir))
+    target = checkpoint.items(checkpoint.abstract(large_state(0)))
+    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+        assert checkpoints.restore(target)[1]['next_step'] == 4
+        checkpoints.save(10, large_state(10), {})
+    assert sorted(int(path.name) for path in (workdir / checkpoint.FOLDER).iterdir()) == [4, 8, 10]
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_no_run(tmp_path, monkeypatch, caplog):
+    """What is left is removed when it can be."""
+
+    def fails(path, *_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(shutil, 'rmtree', fails)
+        train_toy(tmp_path, keep=1, stop_at=8)
+    assert 'an old checkpoint could not be removed' in caplog.text
+    assert sorted(int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()) == [4, 8]
+    train_toy(tmp_path, keep=1)
+    assert [int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()] == [12]
+
+
+def test_the_best_of_a_run(tmp_path, monkeypatch):
+    """By a number of its evaluations; one that is not finite is not the best."""
+    numbers = {2: 3.0, 4: 1.0, 6: float('nan'), 8: 2.0}
+    monkeypatch.setattr(
+        measuring, 'measure', lambda *given, **_: disk.plain({'kl': numbers[given[3].step]})
+    )
+    saving = dict(keep=1, keep_best='kl', checkpoint_every=2, evaluate_every=2, log_every=2)
+    (tmp_path / 'config.py').write_text(stops.ring(steps=8, **saving))
+    settings = config.load(str(tmp_path / 'config.py'))
+    build.train(settings, tmp_path / 'run', quiet=True, stop_at=5)
+    early = build.from_workdir(tmp_path / 'run', step='best')
+    build.train(settings, tmp_path / 'run', quiet=True)
+    last, best = (build.from_workdir(tmp_path / 'run', step=step) for step in (None, 'best'))
+    assert (last.step, best.step) == (8, 4) and best.digest == early.digest != last.digest
 
 
 @pytest.mark.parametrize(

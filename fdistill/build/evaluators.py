@@ -14,6 +14,7 @@ from fdistill.errors import UserError
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation import scores
+from fdistill.evaluation.protocol import Measure
 
 
 def splits(config: Mapping[str, Any]) -> tuple[Source, Source]:
@@ -28,6 +29,7 @@ class Evaluator(NamedTuple):
     sharded: whether samples are global arrays, split over all devices.
     reference(source, config, options, mesh, shape): what samples are compared with, made once for
       several measurements.
+    measures(against, options): {number: `protocol.Measure`} of all that a row will have.
     row(subject, config, options, mesh, progress, against): what was measured.
     suffix(row, options, digest): of the name of the row's file.
     merged(old, row): the row with what an earlier one of the same file has besides.
@@ -36,6 +38,7 @@ class Evaluator(NamedTuple):
     check: Callable[..., Any]
     sharded: bool
     reference: Callable[..., Any]
+    measures: Callable[..., dict[str, Measure]]
     row: Callable[..., dict[str, Any]]
     suffix: Callable[..., str]
     merged: Callable[..., dict[str, Any]]
@@ -104,6 +107,7 @@ EVALUATORS = {
         evaluation.check,
         False,
         _own_reference,
+        lambda against, options: evaluation.measures(against.train),
         _own_row,
         lambda row, options, digest: '',
         lambda old, row: row,
@@ -112,6 +116,9 @@ EVALUATORS = {
         scores.check,
         True,
         _published_reference,
+        lambda against, options: scores.measures(
+            against, options.get('metrics'), options.get('samples')
+        ),
         _published_row,
         _published_suffix,
         scores.merged,

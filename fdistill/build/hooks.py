@@ -14,7 +14,7 @@ from fdistill.data.sources import Source
 from fdistill.files import pictures
 from fdistill.methods.method import DEPLOYED
 from fdistill.training import sharding, writer
-from fdistill.training.loop import Every, Training
+from fdistill.training.loop import Every, Ratings, Training
 
 PREVIEW = 64  # samples in a preview picture
 
@@ -25,8 +25,8 @@ def hooks(
     training: Training,
     workdir: str | pathlib.Path,
     mesh: Mesh,
-) -> Callable[[writer.Writer], Sequence[Every]]:
-    """out -> previews and evaluations of a run, as `loop.train` takes them.
+) -> Callable[[writer.Writer, Ratings], Sequence[Every]]:
+    """(out, ratings) -> previews and evaluations of a run, as `loop.train` takes them.
 
     Args:
       plain, source, training: the resolved config, its training split and its section `training`.
@@ -39,7 +39,7 @@ def hooks(
         measure = while_training(plain, built, source, workdir, mesh)
     preview = _preview(built, source, mesh) if training.sample_every else None
 
-    def of(out):
+    def of(out, ratings):
         def sample(state, done):
             picture = preview(state.averages[DEPLOYED])
             if jax.process_index() == 0:
@@ -47,7 +47,9 @@ def hooks(
                 out.image(done, 'samples', picture)
 
         def evaluate(state, done):
-            out.evaluation(done, measure(state.averages[DEPLOYED], done))
+            numbers, rating = measure(state.averages[DEPLOYED], done)
+            out.evaluation(done, numbers)
+            ratings.update({done: rating} if rating else {})
 
         return Every(training.sample_every, sample), Every(training.evaluate_every, evaluate)
 

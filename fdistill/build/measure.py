@@ -17,6 +17,7 @@ from fdistill.build.experiment import Experiment
 from fdistill.build.run import digest_of, from_workdir
 from fdistill.build.sections import load_data
 from fdistill.data.sources import Source
+from fdistill.errors import pick
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.evaluation.subject import Row, Subject
 from fdistill.files import disk
@@ -106,19 +107,25 @@ def while_training(
     source: Source,
     workdir: str | pathlib.Path,
     mesh: Mesh,
-) -> Callable[[Any, int], dict[str, float]]:
-    """measure(averaged weights, step) -> {name: number}, as `evaluate` measures the finished run.
+) -> Callable[[Any, int], tuple[dict[str, float], checkpoint.Rating | None]]:
+    """measure(averaged weights, step) -> ({name: number}, as `evaluate` measures the finished run,
+    and the one that `training.keep_best` names, if it is finite).
 
     Args:
       plain, built: config and experiment of the run.
       source: its training split.
       workdir, mesh: of the run.
+
+    Raises:
+      UserError: `training.keep_best` is none of the numbers, or tells no good from bad.
     """
-    section = plain.get('evaluation', {})
+    section, named = plain.get('evaluation', {}), plain['training'].get('keep_best')
     chosen, options = evaluator(section)
     # Made once, before there is a step: hours later is too late to hear of statistics of another
     # protocol.
     against = chosen.reference(source, plain, options, mesh, built.shape)
+    known = {name: of for name, of in chosen.measures(against, options).items() if of.sign}
+    sign = pick(known, named, 'config.training.keep_best').sign if named is not None else 0
     split = sharding.batch_sharding(mesh) if chosen.sharded else sharding.replicated(mesh)
     generator = built.method.generator
     generate = jax.jit(generator.sample, out_shardings=split)
@@ -129,6 +136,10 @@ def while_training(
         if source.given:
             subject = subject._replace(given=given_of(source))
         row = measure(plain, section, workdir, subject, mesh, quiet=True, against=against)
-        return evaluation.numbers(row)
+        numbers, rating = evaluation.numbers(row), None
+        # What is not finite is its name, in a row.
+        if named is not None and not isinstance(numbers[named], str):
+            rating = {'name': named, 'value': numbers[named], 'sign': sign}
+        return numbers, rating
 
     return evaluated

@@ -100,9 +100,13 @@ def fitting(model: Denoiser, image: Mapping[str, Any]) -> Any:
 
 
 def load_ema(
-    model: Denoiser, workdir: str | pathlib.Path, mesh: Mesh | None = None
+    model: Denoiser,
+    workdir: str | pathlib.Path,
+    mesh: Mesh | None = None,
+    step: int | str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """(Averaged weights of a run, position of their checkpoint), on the mesh or the first device.
+    """(Averaged weights of a run, position of their checkpoint), on the mesh or the first device;
+    `step` is as of `Checkpoints.restore`.
 
     Raises:
       UserError: if there is no run or no checkpoint.
@@ -117,7 +121,7 @@ def load_ema(
         else jax.tree.map(lambda _: first_device(), shapes)
     )
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore({'ema': checkpoint.abstract(shapes, placed)})
+        restored = checkpoints.restore({'ema': checkpoint.abstract(shapes, placed)}, step)
     if restored is None:
         raise UserError(f'{workdir}: has no finished checkpoint; run `fdistill train` on it first')
     arrays, position = restored

@@ -42,8 +42,7 @@ class Run(NamedTuple):
     trajectory(noise[B,...], condition) -> (samples, D[N,B,...]): also the network's estimate of x0
       at each level; None for a one-step student.
     nfe: network evaluations of one sample.
-    shape, num_classes: of the data.
-    digest: of the weights.
+    shape, num_classes: of the data; digest: of the weights.
     """
 
     config: ConfigDict
@@ -124,6 +123,7 @@ def from_workdir(
     sampler: Any = None,
     steps: int | None = None,
     mesh: Mesh | None = None,
+    step: int | str | None = None,
 ) -> Run:
     """A trained model.
 
@@ -134,6 +134,7 @@ def from_workdir(
         {'name': 'ghvb', 'order': 3.8}; fields of `generator.Corrections` may stand among them.
       mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays;
         default: the first device.
+      step: of a checkpoint, or 'best', see `Training.keep_best`; default: the newest.
 
     Raises:
       UserError: if there is no run or no checkpoint, or a student is asked for a sampler.
@@ -154,17 +155,16 @@ def from_workdir(
             plain['method']['grid'] = grid | {'steps': steps}
     built = experiment(plain)
     model, generator = built.student, built.method.generator
-    params, position = load_ema(model, path, mesh)
+    params, position = load_ema(model, path, mesh, step)
     jitted = jax.jit(generator.sample, out_shardings=mesh and sharding.batch_sharding(mesh))
     denoiser = jax.jit(lambda params, x, sigma, given: model.apply(params, x, sigma, given)[0])
     trajectory = generator.trajectory and jax.jit(generator.trajectory)
 
     def said(condition):
         made = as_condition(condition, built.num_classes)
-        for name in made:
-            if name not in model.takes:
-                takes = ', '.join(map(repr, model.takes)) or 'none'
-                raise UserError(f'condition {name!r}: the model of {path} takes {takes}')
+        for name in made.keys() - set(model.takes):
+            takes = ', '.join(map(repr, model.takes)) or 'none'
+            raise UserError(f'condition {name!r}: the model of {path} takes {takes}')
         return made
 
     def sample(noise, condition):
@@ -178,9 +178,8 @@ def from_workdir(
 
     def denoise(x, sigma, condition=None):
         given = {} if condition is None else said(condition)
-        return denoiser(
-            params, x, jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), given
-        )
+        sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
+        return denoiser(params, x, sigma, given)
 
     def path_of(noise, condition):
         return trajectory(params, noise, said(condition))

@@ -47,6 +47,9 @@ OTHERS = {
         '1: new, 0: copies',
     ),
 }
+# Which of the others there are, by the data.
+IMAGES = ('pixel_fd', 'accuracy', 'diversity', 'nn_ratio')
+POINTS, MODES = ('spread', 'pixel_fd'), ('modes', 'kl', 'high_quality', 'within')
 
 
 class Reference(NamedTuple):
@@ -234,6 +237,13 @@ def evaluate(
         progress=progress,
     )
     return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
+
+
+def measures(train: Source) -> dict[str, Measure]:
+    """{number: `Measure`} of what `evaluate` measures of a model of this data."""
+    if train.images.ndim > 2:
+        return DISTANCES | {name: OTHERS[name] for name in IMAGES}
+    return {name: OTHERS[name] for name in (*(MODES if train.name in MIXTURES else ()), *POINTS)}
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, Any]:

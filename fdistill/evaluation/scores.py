@@ -371,10 +371,7 @@ def measure(
       ValueError: samples that are not finite.
     """
     _fitting(rules, detector, real, subject.shape, names, samples)
-    count = samples or rules.samples
-    chosen = names or [
-        name for name in USUAL if METRICS[name].present(real) and METRICS[name].fewest <= count
-    ]
+    count, chosen = samples or rules.samples, _chosen(rules, real, names, samples)
     keep = sorted({part for name in chosen for part in METRICS[name].needs})
     measured = {}
     for first, _ in rules.seeds[:ranges]:
@@ -397,7 +394,7 @@ def measure(
     row, full, spread = {'nfe': subject.nfe}, {}, {}
     for metric in next(iter(measured.values())):
         values = {seeds: of[metric] for seeds, of in measured.items()}
-        key = metric if count == rules.samples else metric + protocols.short(count)
+        key = _key(rules, metric, count)
         full[key], row[key] = _reported(rules, metric, values, count, real.reference)
         if len(values) > 1:
             of = list(values.values())
@@ -417,6 +414,32 @@ def measure(
         },
     }
     return {**row, 'protocol': full, 'details': details}
+
+
+def measures(
+    against: Reference, names: Sequence[str] | None = None, samples: int | None = None
+) -> dict[str, Measure]:
+    """{key: `Measure`} of the numbers that `measure` gives; arguments as there."""
+    rules, _, real = against
+    others = {of.distance for of in DETECTORS.values()} - {_frechet_name(real)}
+    return {
+        _key(rules, number, samples or rules.samples): kind
+        for name in _chosen(rules, real, names, samples)
+        for number, kind in METRICS[name].numbers.items()
+        if number.partition('_')[0] not in others
+    }
+
+
+def _chosen(rules, real, names, samples):
+    count = samples or rules.samples
+    return names or [
+        name for name in USUAL if METRICS[name].present(real) and METRICS[name].fewest <= count
+    ]
+
+
+def _key(rules, number, count):
+    """A number of samples other than the protocol's makes another number."""
+    return number if count == rules.samples else number + protocols.short(count)
 
 
 def _reported(rules, metric, values, count, reference):

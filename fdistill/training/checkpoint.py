@@ -1,11 +1,13 @@
 """Checkpoints: the one place that uses orbax.
 
 A step holds separate items, each of which can be restored alone: `state` (to resume), `ema` (to
-sample from), `config` and `position` (next batch, and of every array its shape, type and checksum).
+sample from), `config` and `position` (next batch, of every array its shape, type and checksum, and
+how good the step was, if that was measured).
 orbax restores a flipped bit without an error. Checksums are therefore verified here, and a step
 that does not fit is passed over: the newest that does fit is restored.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -14,8 +16,8 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -160,13 +162,22 @@ def newest(workdir: str | pathlib.Path) -> int:
 SMALL = 2**14  # words of an array that is summed with others: a scatter of many is slow
 
 
+class Rating(TypedDict):
+    """How good a step was: a measured number, its name, and 1 if more is better, -1 if less is."""
+
+    name: str
+    value: float
+    sign: int
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
       workdir: run folder; checkpoints lie in its `checkpoints/`.
-      keep: newest steps kept, >= 1; None to read only, beside a training that may go on: nothing in
-        the folder is then made, changed or removed.
+      keep: newest steps kept, >= 1, besides the best of those that were rated; a step that is known
+        to be damaged counts for nothing. None to read only, beside a training that may go on:
+        nothing in the folder is then made, changed or removed.
 
     Raises:
       ValueError: if keep < 1.
@@ -176,8 +187,9 @@ class Checkpoints:
         if keep is not None and keep < 1:
             raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
         writes = keep is not None
+        self._keep, self._damaged, self._ratings, self._saved = keep, set(), {}, None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=self if writes else None,
             step_format_fixed_length=9,
             create=writes,
             cleanup_tmp_directories=writes,  # Another's would be the save it has in flight.
@@ -197,6 +209,8 @@ class Checkpoints:
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
+        if writes:
+            self._read_ratings()
 
     def __enter__(self):
         return self
@@ -204,9 +218,44 @@ class Checkpoints:
     def __exit__(self, *error):
         # Waits: an error of an asynchronous save appears only here.
         try:
+            if self._saved is not None:
+                self._wait()
             self._manager.close()
         except Exception as error:
             self._raise(error)
+
+    def _wait(self):
+        """Waits for the save in flight. If only the removal of another step failed, the next save
+        tries it again."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._manager.reload()
+            if self._saved not in self._manager.all_steps():
+                raise
+            logging.warning('an old checkpoint could not be removed: %s', error)
+
+    def _read_ratings(self):
+        for step in self._manager.all_steps():
+            # Damage is told where a step is restored.
+            with contextlib.suppress(Exception):
+                _, position = self._verified(step, {})
+                self._ratings[step] = position.get('rating')
+
+    def _best(self, steps):
+        """The best of those steps that were rated by the number that the newest of them was."""
+        rated = {step: self._ratings[step] for step in steps if self._ratings.get(step)}
+        name = rated[max(rated)]['name'] if rated else None
+        values = {
+            step: of['sign'] * of['value'] for step, of in rated.items() if of['name'] == name
+        }
+        return max(values, key=values.get, default=None)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which checkpoints stay after a save, as orbax asks it of a preservation policy."""
+        whole = [of.step for of in checkpoints if of.step not in self._damaged]
+        oldest, best = whole[-self._keep :][0], self._best(whole)
+        return [of.step >= oldest or of.step == best for of in checkpoints]
 
     def _raise(self, error):
         """Raises what the system says of a save that failed, as an OSError, else the error itself:
@@ -218,23 +267,29 @@ class Checkpoints:
         # The cause is many lines of other threads, and the same thing.
         raise OSError(number, os.strerror(number), str(self._manager.directory)) from None
 
-    def save(self, step: int, state: TrainState, config: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        config: Mapping[str, Any],
+        rating: Rating | None = None,
+    ) -> None:
         """Saves in the background; the arrays may be donated right after.
 
         Raises:
           OSError: no room, or this or the last save could not be written; those before are whole.
         """
         try:
-            self._manager.wait_until_finished()
+            self._wait()
             # Asked for before: a save that runs out of room fails in many threads.
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             if shutil.disk_usage(self._manager.directory).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._save(step, state, config)
+            self._save(step, state, config, rating)
         except Exception as error:
             self._raise(error)
 
-    def _save(self, step, state, config):
+    def _save(self, step, state, config, rating):
         # Steps not before this one were passed over as damaged; orbax would silently save nothing
         # beside them.
         for damaged in [other for other in self._manager.all_steps() if other >= step]:
@@ -246,7 +301,12 @@ class Checkpoints:
             position[what] = {
                 name: {path: both[index] for path, both in of.items()} for name, of in sums.items()
             }
+        if rating:
+            position['rating'] = rating
         position['seal'] = _seal(position)
+        self._damaged.discard(step)
+        self._ratings[step] = rating
+        self._saved = step
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -256,18 +316,23 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, target: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The newest verified checkpoint.
+    def restore(
+        self, target: Mapping[str, Any], step: int | str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The newest verified checkpoint, or that of a step.
 
         Args:
           target: {'state': ..., 'ema': ...} or a part of it, of `abstract` arrays.
+          step: one of those kept, or 'best', of those rated; no other takes its place.
 
         Returns:
           ({name: tree}, position), or None where there is no checkpoint.
 
         Raises:
-          UserError: if there are checkpoints and none can be restored.
+          UserError: if there are checkpoints and none can be restored, or not that of the step.
         """
+        if step is not None:
+            return self._of_step(step, target)
         reasons = {}
         while untried := sorted(set(self._manager.all_steps()) - set(reasons), reverse=True):
             for step in untried:
@@ -277,6 +342,7 @@ class Checkpoints:
                     Exception
                 ) as error:  # Damage shows as anything from a KeyError to a tensorstore error.
                     reasons[step] = str(error).strip().split('\n')[0] or type(error).__name__
+                    self._damaged.add(step)
                     logging.warning('checkpoint %s is passed over: %s', step, reasons[step])
             # A training that goes on may have removed them, having saved others.
             self._manager.reload()
@@ -288,6 +354,27 @@ class Checkpoints:
             )
         return None
 
+    def _of_step(self, step, target):
+        there, chosen = self._manager.all_steps(), step
+        if step == 'best':
+            self._read_ratings()
+            chosen = self._best(there)
+        if chosen not in there:
+            rated = ', none of them rated by config.training.keep_best' * (step == 'best')
+            raise UserError(
+                f'step={step!r}: {self._manager.directory} has checkpoints of the steps '
+                f'{", ".join(map(str, sorted(there))) or "none"}{rated}; give another, or none for '
+                'the newest'
+            )
+        try:
+            return self._verified(chosen, target)
+        except Exception as error:
+            said = str(error).strip().split('\n')[0] or type(error).__name__
+            raise UserError(
+                f'step={step!r}: checkpoint {chosen} in {self._manager.directory} cannot be '
+                f'restored ({said[:500]}); give another, or none for the newest that can'
+            ) from error
+
     def _verified(self, step, target):
         read = self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))
         position = read.position
@@ -295,6 +382,8 @@ class Checkpoints:
         sealed = {'checksums', 'seal'} & position.keys()
         if position['next_step'] != step or sealed and position['seal'] != _seal(position):
             raise ValueError('its position is damaged: it does not fit its digest or its folder')
+        if not target:
+            return {}, position
         saved = position['checksums' if sealed else 'digests']
         for name, tree in target.items():
             leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -34,7 +34,9 @@ class Training(NamedTuple):
       of the whole batch, the memory that of a part. See `denoiser.accumulated`.
     log_every, checkpoint_every, sample_every: in steps; 0 for only at the end (samples: never).
     evaluate_every: in steps, how often the averaged weights are measured; 0 for never.
-    keep: checkpoints kept.
+    keep: checkpoints kept, the newest.
+    keep_best: name of a number of the evaluations on the way, as 'fd_train': the checkpoint that is
+      best by it is kept too.
     max_skipped: non-finite updates of a role in a row that stop the run.
     hang_seconds: without a finished step that end the process, with the stacks of its threads;
       what is done now and then, as an evaluation, counts to the step before it. 0: never.
@@ -51,6 +53,7 @@ class Training(NamedTuple):
     sample_every: Annotated[int, Free] = 1000
     evaluate_every: Annotated[int, Free] = 0
     keep: Annotated[int, Free] = 2
+    keep_best: Annotated[str | None, Free] = None
     max_skipped: Annotated[int, Free] = 10
     hang_seconds: Annotated[float, Free] = 3600.0
     wandb: Annotated[str | None, Free] = None
@@ -69,6 +72,12 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
     for name, low in least.items():
         if (value := getattr(training, name)) < low:
             raise ValueError(f'{name}={value}: must be >= {low}')
+    measured, saved = training.evaluate_every, training.checkpoint_every
+    if training.keep_best is not None and (not measured or not saved or measured % saved):
+        raise ValueError(
+            f'keep_best={training.keep_best!r}: what is measured must be saved too; make '
+            f'evaluate_every={measured} a multiple of checkpoint_every={saved}, both >= 1'
+        )
     decay(training)
     size, devices = training.batch_size, 1 if mesh is None else mesh.size
     if size < 1 or size % devices:
@@ -86,6 +95,10 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
 def decay(training: Training) -> Callable[[jax.Array], jax.Array]:
     """step -> decay of the averages, see `step.ema_decay`."""
     return ema_decay(training.ema_half_life, training.batch_size, training.ema_ramp_up)
+
+
+# Of steps whose checkpoint is yet to be saved.
+Ratings = dict[int, checkpoint.Rating]
 
 
 class Every(NamedTuple):
@@ -192,7 +205,7 @@ def train(
     workdir: str | pathlib.Path,
     config: Mapping[str, Any],
     seed: int,
-    hooks: Callable[[writer.Writer], Sequence[Every]] = lambda out: (),
+    hooks: Callable[[writer.Writer, Ratings], Sequence[Every]] = lambda out, ratings: (),
     quiet: bool = False,
     stop_at: int | None = None,
 ) -> TrainState:
@@ -209,7 +222,8 @@ def train(
       workdir: run folder.
       config: what to save as the run's config, plain values.
       seed: of the run; one program serves all.
-      hooks: out -> what else is done now and then, as previews.
+      hooks: (out, ratings) -> what else is done now and then, as previews; who measures how good a
+        step is puts it into `ratings`.
       quiet: no progress on stderr.
       stop_at: stop after this step with a checkpoint, as a SIGTERM would, and return.
 
@@ -299,14 +313,15 @@ def train(
 
         def save(state, done):
             check_finite(state, training.max_skipped, done)
-            checkpoints.save(done, state, config)
+            checkpoints.save(done, state, config, ratings.get(done))
             out.flush()
 
+        ratings: Ratings = {}
         with Progress(training.steps, start, training.batch_size, quiet=quiet) as progress:
             actions = (
                 Every(training.log_every, log(out, training, progress)),
                 Every(1, pace([out], progress)),
-                *hooks(out),
+                *hooks(out, ratings),
                 Every(training.checkpoint_every, save, at_a_stop=True),
             )
             state = run(advance, state, start, training.steps, actions, stopped)
