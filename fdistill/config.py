@@ -128,10 +128,10 @@ def read(workdir: str | pathlib.Path, where: str = '--workdir') -> ConfigDict:
     """The config a run was started with.
 
     Raises:
-        UserError: `workdir` is no run folder, or its config is damaged.
+        UserError: `workdir` is no run folder, see also `disk.exists`, or its config is damaged.
     """
     path = pathlib.Path(workdir) / CONFIG
-    if not path.is_file():
+    if not (disk.exists(path, workdir, where) and path.is_file()):
         raise UserError(
             f'{where}={workdir}: has no {CONFIG}; give the folder of a run made by `fdistill train`'
         )

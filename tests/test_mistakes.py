@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fdistill import build
+from fdistill import build, report, sweep
 from fdistill.errors import UserError
 
 LAW = dict(name='lognormal', mean=0.0, std=1.0)
@@ -114,6 +114,27 @@ def test_is_one_line(settings, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         build.train(settings, tmp_path / 'run', quiet=True)
     assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('path', ['gs://bucket/run', 's3://bucket/run', 'memory://run'])
+@pytest.mark.parametrize(
+    'use',
+    [
+        lambda path: build.train(config(dict(name='sim')), path, quiet=True),
+        lambda path: build.evaluate(None, path, quiet=True),
+        lambda path: build.sample(path),
+        lambda path: build.sample(path, out='x.png'),
+        build.from_workdir,
+        lambda path: build.train(config(dict(name='sim'), teacher=dict(workdir=path)), 'run'),
+        lambda path: sweep.run('sweep.py', path),
+        lambda path: report.write([path]),
+    ],
+)
+def test_an_object_store_holds_no_run(use, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match='is not on this machine; give a folder that is') as error:
+        use(path)
+    assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_names_alone_and_other_predictions(tmp_path):

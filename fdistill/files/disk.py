@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ Path = str | os.PathLike
 # Of JSON that a stranger may have written: bytes of a file, levels of lists and dicts in it.
 MOST_BYTES = 2**28
 MOST_DEPTH = 32
+REMOTE = re.compile(r'\w{2,}:/')  # How the path of an object store begins.
 AGAIN = 'bring it back from a copy, or remove it'
 
 
@@ -206,7 +208,7 @@ def folder_for(path: Path, where: str, ours: bool = False) -> pathlib.Path:
         pathlib.Path of the folder.
 
     Raises:
-        UserError: the path is empty, there is a file in its way, or it may not be written to.
+        UserError: as of `exists`, there is a file in its way, or it may not be written to.
     """
     if ours and os.path.islink(path):
         raise UserError(f'{where}={path}: is a link; remove it or choose another place')
@@ -222,16 +224,27 @@ def file_for(path: Path, where: str, suffixes: tuple[str, ...] = ()) -> pathlib.
     file = pathlib.Path(path)
     if suffixes and file.suffix not in suffixes:
         raise UserError(f'{where}={path}: give the name of a {" or ".join(suffixes)} file')
-    if _exists(file, path, where) and not file.is_file():
+    if exists(file, path, where) and not file.is_file():
         what = 'a folder' if file.is_dir() else 'no ordinary file'
         raise UserError(f'{where}={path}: is {what}; give the name of a file')
     _place(path, where, file.parent)
     return file
 
 
-def _exists(place, path, where):
+def exists(place: pathlib.Path, path: Path, where: str) -> bool:
+    """Whether there is something in a place that comes of a path as the user gave it.
+
+    Raises:
+        UserError: the path is empty, too long, or of an object store, as gs://bucket/run: there is
+          no lock there and no adding to a file, and pathlib would make a folder `gs:` here.
+    """
     if not os.fspath(path):
         raise UserError(f"{where}='': is empty; give the name of a file or folder")
+    if REMOTE.match(os.fspath(path)):
+        raise UserError(
+            f'{where}={path}: is not on this machine; give a folder that is, and copy it when the '
+            'work is done'
+        )
     try:
         return place.exists()
     except OSError as error:  # As of a name that is too long.
@@ -241,7 +254,7 @@ def _exists(place, path, where):
 def _place(path, where, folder):
     """`folder`, once it is known that files can be made in it or in its nearest ancestor that
     exists."""
-    nearest = next(place for place in (folder, *folder.parents) if _exists(place, path, where))
+    nearest = next(place for place in (folder, *folder.parents) if exists(place, path, where))
     if not nearest.is_dir():
         raise UserError(f'{where}={path}: {nearest} is no folder; choose another place')
     try:
