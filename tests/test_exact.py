@@ -16,6 +16,8 @@ from fdistill.build.teachers import mixture_of
 from fdistill.diffusion.oracle import GaussianMixture
 from fdistill.errors import UserError
 from fdistill.methods import losses
+from fdistill.methods.exact import critic_lag, law_of
+from fdistill.methods.generator import Generator
 from fdistill.training import sharding
 
 FILE = str(pathlib.Path(__file__).parents[1] / 'configs' / 'pair_exact.py')
@@ -102,6 +104,22 @@ def test_seeds_start_elsewhere_and_end_in_either_mode(alone, tmp_path):
         means.append(float(jnp.mean(build.from_workdir(folder).generate(jax.random.key(0), 500))))
     np.testing.assert_allclose(np.abs(means), 1, atol=0.05)
     assert len(set(np.sign(means))) == 2
+
+
+@pytest.mark.parametrize(('mean', 'lag'), [(0.7, 0.0), (0.2, 0.5)])
+def test_critic_lag_is_that_of_the_closed_form(mean, lag):
+    """A fake score of N(mean, s^2) where the student is N(0.7, s^2): the denoisers differ by
+    sigma^2/(s^2 + sigma^2) times `lag`, the difference of the means."""
+    student = Generator(None, lambda params, noise, condition: 0.7 + 0.3 * noise, 1)
+    sigma, x_t = jnp.array([0.2, 0.5, 2.0]), jnp.array([[0.1], [-3.0], [0.7]])
+    own = law_of(student, {}, x_t)
+    np.testing.assert_allclose(own.means, [[0.7]], rtol=1e-6)
+    np.testing.assert_allclose(own.stds, [0.3], rtol=1e-5)
+    critic = GaussianMixture(jnp.ones(1), jnp.array([[mean]]), jnp.array([0.3]))
+    weight = jnp.array([1.0, 2.0, 0.5])
+    found = critic_lag(critic.denoise, own, x_t, sigma, weight)
+    expected = np.mean(weight * (sigma**2 / (0.3**2 + sigma**2) * lag) ** 2)
+    assert float(found) == pytest.approx(float(expected), rel=1e-4, abs=1e-10)
 
 
 @pytest.mark.parametrize(

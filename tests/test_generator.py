@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fdistill.diffusion import samplers
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.oracle import mixture
-from fdistill.methods.generator import Steps, few_step, one_step, student
+from fdistill.methods.generator import Steps, few_step, one_step, spread, student
 from fdistill.training.lanes import Number
 
 LEVELS = (2.5, 0.9, 0.3)
@@ -177,3 +177,17 @@ def test_one_step_is_the_first_step():
     _, estimates = few_step(gaussian(), LEVELS, 0.0).trajectory({}, noise, {})
     first = one_step(gaussian(), LEVELS[0]).sample({}, noise, {})
     np.testing.assert_allclose(estimates[0], first, rtol=1e-5, atol=1e-6)
+
+
+def test_spread_sees_a_collapse_whatever_its_contrast():
+    """Of samples that are all one image the deviation is 0; else it is the elements' own."""
+    data = np.random.default_rng(0).normal(0.5, [1.0, 3.0], (4000, 2)).astype(np.float32)
+    found = spread(jnp.tile(jnp.array([[-1.0, 1.5]]), (4000, 1)), {'x': data})
+    assert found['sample_mean'] == 0.25 and found['sample_std'] < 1e-6
+    assert found['data_std'] == pytest.approx(5**0.5, rel=0.03)
+    assert spread(jnp.asarray(data), {'x': data})['sample_std'] == found['data_std']
+
+
+def test_spread_carries_no_gradient():
+    gradient = jax.grad(lambda x: spread(x, batch(4))['sample_std'])(jnp.ones((4, 2)).at[0].set(3))
+    np.testing.assert_array_equal(gradient, 0)

@@ -227,6 +227,22 @@ def test_real_steps_are_pinned(name):
         assert value == pytest.approx(recorded[name][role], rel=1e-4), role
 
 
+@pytest.mark.parametrize('name', [name for name in METHODS if name != 'pretrain'])
+def test_health_is_measured(name):
+    """What students' losses say of their samples, and of h where there is one."""
+    measured = _state_after(name, (1, 1), 10, cycle=True).metrics['student']
+    found = {key: value.total / value.count for key, value in measured.items()}
+    _, _, batch = _built(name)
+    student = [step for step in range(10) if 'student' in _built(name)[0].cycle(step)]
+    variances = [np.var(batch(step, np.float32)['x'], axis=0).mean() for step in student]
+    assert found['data_std'] == pytest.approx(np.mean(np.sqrt(variances)), rel=1e-5)
+    assert found['sample_std'] > 0 and np.isfinite(found['sample_mean'])
+    if 'h' in found:
+        assert found['h_min'] <= found['h'] <= found['h_max']
+        # The other method with an h has that of reverse KL here, which is constant.
+        assert (found['h_min'] < found['h_max']) == (name == 'f_distill')
+
+
 def test_the_teacher_is_not_saved_and_the_config_is_complete(tmp_path):
     """What a run keeps is enough to sample from it, without data or teacher."""
     config = _config('exact', steps=3)

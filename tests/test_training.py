@@ -33,7 +33,7 @@ from fdistill.methods import Method
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import make_cycle
 from fdistill.training import checkpoint, cost, loop, memory, optim, sharding
-from fdistill.training.state import init_state, with_metrics
+from fdistill.training.state import average, init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
 from fdistill.training.stop import SIGNALS
 
@@ -589,6 +589,27 @@ def test_another_structure_names_the_array(workdir, change, said):
     state.params['student'] = change(state.params['student']['w'])
     with checkpoint.Checkpoints(workdir) as checkpoints, pytest.raises(UserError, match=said):
         checkpoints.restore(checkpoint.items(checkpoint.abstract(state)))
+
+
+def test_a_checkpoint_with_other_metrics_is_restored(workdir):
+    """What it lacks begins empty, what the run does not measure is left out; damage is still
+    seen."""
+    state = large_state(16)._replace(metrics={'student': {name: average(2.0) for name in 'ab'}})
+    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+        checkpoints.save(16, state, {'seed': 0})
+    wanted = {
+        'student': {name: average(0.0, 0) for name in 'bc'},
+        'critic': {'d': average(jnp.zeros(3), 0)},
+    }
+    target = checkpoint.items(checkpoint.abstract(state._replace(metrics=wanted)))
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        arrays, position = checkpoints.restore(target)
+    assert position['next_step'] == 16
+    wanted['student']['b'] = average(2.0)
+    assert_equal(checkpoint.joined(arrays), state._replace(metrics=wanted))
+    flip(newest(workdir))
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        assert checkpoints.restore(target)[1]['next_step'] == 8
 
 
 def test_a_reader_leaves_a_training_alone(workdir):

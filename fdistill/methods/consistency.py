@@ -125,9 +125,10 @@ def consistency(
             return student.apply(params, x, sigma, condition, key=key_dropout)[0]
 
         target = f(context.averages['target'], advance(slope, x_high, high, low), low)
-        gap = f(params['student'], x_high, high) - target
+        made = f(params['student'], x_high, high)
+        gap = made - target
         value = jnp.mean(weigh(high, low) * d(gap, c * np.sqrt(gap[0].size)))
-        return value, ({'consistency': value}, context.aux)
+        return value, ({'consistency': value} | generator.spread(made, batch), context.aux)
 
     averages = {
         DEPLOYED: Average('student'),

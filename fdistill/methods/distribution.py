@@ -129,6 +129,7 @@ def distribution_matching(
         h = stop_gradient(weights.h(r, sigma, aux.get('updates', 0)))
         metrics |= {
             'h': jnp.mean(h),
+            'h_min': jnp.min(h),
             'h_max': jnp.max(h),
             'log_ratio': losses.histogram(jnp.mean(logits, axis=-1), position),
             'log_h': losses.histogram(jnp.log(h), position),
@@ -148,7 +149,7 @@ def distribution_matching(
             h, metrics, aux = weigh(logits, sigma, context)
             weight = weight * h
         gap = jnp.mean(losses.score_gap(x, d_teacher, d_fake, weight))
-        total, metrics = gap, metrics | {'score_gap': gap}
+        total, metrics = gap, metrics | {'score_gap': gap} | generator.spread(x, batch)
         if gan.gan_weight:
             if gan.gan_fresh_noise:
                 x_t, sigma = perturb(key_gan, x, critic_law)

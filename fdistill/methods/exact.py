@@ -1,7 +1,8 @@
 """Distribution matching where only the student is learned: its fake score and density ratio are
 closed forms."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,49 @@ from fdistill.diffusion.noise import NoiseLaw
 from fdistill.diffusion.oracle import GaussianMixture
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import perturb
+from fdistill.methods.generator import Generator
 from fdistill.methods.method import Method, counted, start, updates
 from fdistill.types import Continuous
+
+
+def law_of(generate: Generator, params: Any, like: jax.Array) -> GaussianMixture:
+    """The distribution of an affine and round student's samples, found from its outputs for 0 and
+    for a unit vector; without gradient.
+
+    Args:
+      generate: `Generator` of a student with the network `gaussian`.
+      params: its parameters.
+      like: [B, D], of whose width and type the samples are.
+    """
+    unit = jnp.eye(1, like.shape[1], dtype=like.dtype)
+    ends = generate.sample(params, jnp.concatenate([0 * unit, unit]), {})
+    mean, std = ends[0], jnp.abs(ends[1, 0] - ends[0, 0])
+    return GaussianMixture(
+        jnp.ones(1, like.dtype), stop_gradient(mean)[None], stop_gradient(std)[None]
+    )
+
+
+def critic_lag(
+    denoise: Callable[[jax.Array, jax.Array], jax.Array],
+    own: GaussianMixture,
+    x_t: jax.Array,
+    sigma: jax.Array,
+    weight: jax.Array,
+) -> jax.Array:
+    """How far a fake score is behind its student, E weight mean|D_F(x_t) - D_q(x_t)|^2 with the
+    denoiser D_q of the student's own distribution q.
+
+    Of a network's q nothing is known in closed form, so that this is for the student `gaussian`
+    and for oracles; its minimum 0 is reached by the exact critic alone.
+
+    Args:
+      denoise: (x_t[B, D], sigma[B]) -> D_F, the fake score.
+      own: q, of `law_of`.
+      x_t: [B, D], noised samples of q.
+      sigma: [B], their noise levels.
+      weight: [B].
+    """
+    return jnp.mean(losses.denoising(denoise(x_t, sigma), own.denoise(x_t, sigma), weight))
 
 
 def exact(
@@ -54,20 +96,11 @@ def exact(
     def init(key, batch, frozen):
         return {'student': start(key, student, batch)}, updates(weighting)
 
-    def law_of(params, like):
-        """The student's own distribution, found from its outputs for 0 and for a unit vector."""
-        unit = jnp.eye(1, like.shape[1], dtype=like.dtype)
-        ends = generate.sample(params, jnp.concatenate([0 * unit, unit]), {})
-        mean, std = ends[0], jnp.abs(ends[1, 0] - ends[0, 0])
-        return GaussianMixture(
-            jnp.ones(1, like.dtype), stop_gradient(mean)[None], stop_gradient(std)[None]
-        )
-
     def loss(params, context, batch, key):
         key_z, key_t = jax.random.split(key)
         x = generate.draw(key_z, params['student'], batch)
         x_t, sigma = perturb(key_t, x, student_law)
-        own = law_of(params['student'], x)
+        own = law_of(generate, params['student'], x)
         log_r = mixture.log_prob(x_t, sigma) - own.log_prob(x_t, sigma)
         r = losses.ratio_from_logits(
             log_r[:, None], logit_clip=80.0, low=ratio_low, high=ratio_high
@@ -82,11 +115,12 @@ def exact(
             'ratio': jnp.mean(r),
             'clipped': jnp.mean((r <= ratio_low) | (r >= ratio_high)),
             'h': jnp.mean(h),
+            'h_min': jnp.min(h),
             'h_max': jnp.max(h),
             'log_ratio': losses.histogram(log_r, position),
             'log_h': losses.histogram(jnp.log(h), position),
             'std': own.stds[0],
-        }
+        } | generator.spread(x, batch)
         return jnp.mean(gap), (metrics, counted(context.aux))
 
     return Method(init, {'student': loss}, lambda step: ('student',), generate)

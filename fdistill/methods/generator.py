@@ -76,6 +76,19 @@ def _noise(key, batch):
     return with_sharding_constraint(noise, PartitionSpec(axes)) if axes else noise
 
 
+def spread(x: jax.Array, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Metrics of a student's samples x, [B,...]: their mean, their standard deviation within the
+    batch, and that of the data beside it, by which a collapse is seen.
+
+    The deviation is the root of the mean, over the elements, of an element's variance over the
+    batch: samples that are all the same image have none, however much contrast it has.
+    """
+    # Apart from the loss: fused into it, they might change its last digits.
+    x, data = jax.lax.optimization_barrier(stop_gradient((x, batch['x'])))
+    deviations = [jnp.sqrt(jnp.mean(jnp.var(of, axis=0))) for of in (x, data)]
+    return {'sample_mean': jnp.mean(x), 'sample_std': deviations[0], 'data_std': deviations[1]}
+
+
 def one_step(denoiser: Denoiser, sigma_init: float) -> Generator:
     """x = D(sigma_init z, sigma_init, condition).
 

@@ -42,7 +42,8 @@ def _score_method(
         )
         value = jnp.mean(objective(x, d_teacher, d_fake, sigma))
         gap = jnp.mean((d_teacher - d_fake) ** 2)
-        return value, ({'score': value, 'denoiser_gap': gap}, context.aux)
+        metrics = {'score': value, 'denoiser_gap': gap} | generator.spread(x, batch)
+        return value, (metrics, context.aux)
 
     return Method(init, {'critic': critic.loss, 'student': loss}, roles, generate)
 

@@ -30,6 +30,9 @@ from fdistill.training.state import TrainState
 
 FOLDER = 'checkpoints'
 ARRAYS = ('state', 'ema')
+# Path of what is measured from log to log. A version or a setting may add to it, which then begins
+# empty, or take from it.
+METRICS = '.metrics'
 
 
 class Saved(NamedTuple):
@@ -385,6 +388,10 @@ class Checkpoints:
         if not target:
             return {}, position
         saved = position['checksums' if sealed else 'digests']
+        whole = target
+        if 'state' in target:
+            there = _there(target['state'].metrics, saved['state'])
+            target = target | {'state': target['state']._replace(metrics=there)}
         for name, tree in target.items():
             leaves = jax.tree_util.tree_leaves_with_path(tree)
             wanted = {
@@ -395,6 +402,7 @@ class Checkpoints:
             had = {
                 path: str(of).rpartition(' ')[0] if sealed else wanted.get(path)
                 for path, of in saved[name].items()
+                if path in wanted or not path.startswith(METRICS)
             }
             if had != wanted:
                 raise ValueError(name + _difference(had, wanted))
@@ -403,7 +411,9 @@ class Checkpoints:
             args=ocp.args.Composite(
                 **{
                     name: ocp.args.PyTreeRestore(
-                        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+                        tree,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+                        partial_restore=True,
                     )
                     for name, tree in target.items()
                 }
@@ -423,7 +433,31 @@ class Checkpoints:
                     raise ValueError(
                         f'{name}{path} is damaged: its digest differs from the one saved'
                     )
+        if 'state' in whole:
+            metrics = _filled(whole['state'].metrics, restored['state'].metrics)
+            restored['state'] = restored['state']._replace(metrics=metrics)
         return restored, position
+
+
+def _there(metrics, saved, path=METRICS):
+    """Nested dicts without the names of which a checkpoint with these paths has no array."""
+    if not isinstance(metrics, dict):
+        return metrics
+    paths = {name: f'{path}[{name!r}]' for name in metrics}
+    return {
+        name: _there(metrics[name], saved, path)
+        for name, path in paths.items()
+        if any(one.startswith(path) for one in saved)
+    }
+
+
+def _filled(metrics, there):
+    """Nested dicts of arrays, with zeros for those that are not there."""
+    if isinstance(metrics, dict):
+        return {name: _filled(of, (there or {}).get(name)) for name, of in metrics.items()}
+    if there is not None:
+        return there
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), metrics)
 
 
 def _difference(had, wanted):
