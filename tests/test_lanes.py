@@ -309,12 +309,14 @@ def test_lanes_are_runs_and_one_that_is_not_finite_fails_alone(tmp_path):
         toy.lane(2, 2.0, rate=0.03, b2=0.9),
         toy.lane(3, rate=1e38),
     ]
-    first, second, third, fourth = lanes.train(toy.make, {}, trained, toy.training, quiet=True)
+    training = toy.training._replace(spike_sigmas=6.0)
+    first, second, third, fourth = lanes.train(toy.make, {}, trained, training, quiet=True)
     assert first is None and third is None
     for error in (second, fourth):
         assert 'student' in str(error) and 'not finite' in str(error)
     for lane in (trained[0], trained[2]):
-        assert len((lane.workdir / 'metrics.jsonl').read_text().splitlines()) == 2
+        logged = (lane.workdir / 'metrics.jsonl').read_text()
+        assert len(logged.splitlines()) == logged.count('"student/spikes": 0.0') == 2
         expected = toy.alone(lane).averages['ema']
         with checkpoint.Checkpoints(lane.workdir) as checkpoints:
             found, _ = checkpoints.restore(

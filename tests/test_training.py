@@ -61,7 +61,7 @@ def assert_equal(one, other):
 
 # --- a method of two roles that fails on demand
 
-FINE, LOSS, GRADIENT, UPDATE, CRITIC = range(5)
+FINE, LOSS, GRADIENT, UPDATE, CRITIC, SPIKE = range(6)
 
 
 def toy(cycle='alternate', every=1):
@@ -76,6 +76,8 @@ def toy(cycle='alternate', every=1):
         loss += jnp.sqrt(jnp.sum(gone**2) + jnp.where(code == GRADIENT, 0.0, 1.0))
         # Finite, with a gradient of which the norm overflows.
         loss += jnp.sum(gone) * jnp.where(code == UPDATE, 3e38, 0.0)
+        # A thousand times the usual gradient.
+        loss *= jnp.where(code == SPIKE, 1e3, 1.0)
         return loss, ({'fit': loss}, {'updates': aux['updates'] + 1})
 
     def student(params, context, batch, key):
@@ -111,18 +113,18 @@ def toy(cycle='alternate', every=1):
 OPTIMIZERS = {role: optim.adam(steps=100, learning_rate=0.1) for role in ('student', 'critic')}
 
 
-def toy_batch(code=FINE, step=0):
-    image = np.random.default_rng(step).standard_normal((BATCH, 2)).astype(np.float32)
+def toy_batch(code=FINE, step=0, mean=0.0):
+    image = mean + np.random.default_rng(step).standard_normal((BATCH, 2)).astype(np.float32)
     return {'x': image, 'condition': {'code': np.full(BATCH, code, np.int32)}}
 
 
-def toy_batches(codes=()):
+def toy_batches(codes=(), mean=0.0):
     """Batches of which those of some steps are bad: codes is {step counted from 1: code}."""
 
     def batches(start):
         step = start
         while True:
-            yield toy_batch(dict(codes).get(step + 1, FINE), step)
+            yield toy_batch(dict(codes).get(step + 1, FINE), step, mean)
             step += 1
 
     return batches
@@ -320,6 +322,115 @@ def test_a_few_bad_updates_are_survived_and_logged(tmp_path):
     assert (tmp_path / 'whole' / 'metrics.jsonl').read_bytes() == (
         tmp_path / 'broken' / 'metrics.jsonl'
     ).read_bytes()
+
+
+# --- updates that are finite and far too large
+
+
+FAR = 100.0  # a mean of the images so far off that the gradient hardly varies
+
+
+@functools.lru_cache
+def spiky_step(sigmas):
+    """(State after 25 steps of the student, step)."""
+    step = make_step(toy(), OPTIMIZERS, ema_decay(30.0, BATCH), max_skipped=3, spike_sigmas=sigmas)
+    state = init_state(toy(), OPTIMIZERS, KEY, toy_batch(), {})
+    state = with_metrics(state, step, {}, toy_batch(), KEY)
+    jitted = jax.jit(step, static_argnames='roles')
+
+    def advance(state, code=FINE):
+        batch = toy_batch(code, int(state.step), FAR)
+        return jitted(state, {}, batch, KEY, roles=('student',))
+
+    for _ in range(25):
+        state = advance(state)
+    return state, advance
+
+
+def kept(state):
+    """What an update changes, of a role that is not applied."""
+    return state.params, state.opt_state, state.averages, state.aux, state.metrics
+
+
+def test_a_spike_changes_nothing_and_is_counted_apart():
+    state, step = spiky_step(6.0)
+    after = step(state, SPIKE)
+    assert_equal(kept(state), kept(after))
+    assert (after.skipped['student'], after.skipped_in_a_row['student']) == (0, 0)
+    assert [one.spikes['student'].skipped for one in (state, after)] == [0, 1]
+    again = step(after)
+    assert not np.array_equal(again.params['student']['w'], after.params['student']['w'])
+    assert again.spikes['student'].skipped == 1 and again.spikes['critic'].count == 0
+
+
+def test_the_first_updates_are_not_judged():
+    _, step = spiky_step(6.0)
+    state = jax.tree.map(jnp.zeros_like, spiky_step(6.0)[0])
+    for _ in range(19):
+        state = step(state)
+    assert step(state, SPIKE).spikes['student'].skipped == 0
+    assert step(step(state), SPIKE).spikes['student'].skipped == 1
+
+
+@pytest.mark.parametrize('code', [LOSS, GRADIENT, UPDATE])
+def test_what_is_not_finite_enters_no_statistics(code):
+    state, step = spiky_step(6.0)
+    after = step(step(state, code), code)
+    assert_equal(state.spikes, after.spikes)
+    assert after.skipped['student'] == 2
+    assert step(after).skipped_in_a_row['student'] == 0
+    # A role that is not trained any more learns no statistics either.
+    assert_equal(state.spikes, step(step(after, code)).spikes)
+
+
+@pytest.mark.parametrize(('sigmas', 'most'), [(3.0, 80), (6.0, 25), (20.0, 10)])
+def test_a_shift_of_the_level_becomes_the_base_line(sigmas, most):
+    state, step = spiky_step(sigmas)
+    for _ in range(most):
+        state = step(state, SPIKE)
+    skipped = state.spikes['student'].skipped
+    assert 0 < skipped < most
+    for _ in range(50):
+        state = step(state, SPIKE)
+    assert state.spikes['student'].skipped == skipped
+
+
+def test_statistics_are_those_of_the_logarithm():
+    state, step = spiky_step(6.0)
+    norms, one = [], jax.tree.map(jnp.zeros_like, state)
+    for _ in range(25):
+        before, one = one.metrics['student']['grad_norm'].total, step(one)
+        norms.append(np.log(one.metrics['student']['grad_norm'].total - before))
+    found = one.spikes['student']
+    assert found.count == 25
+    assert found.mean == pytest.approx(np.mean(norms), rel=1e-3, abs=1e-3)
+    assert found.variance == pytest.approx(np.var(norms), rel=1e-3)
+
+
+def test_a_run_that_skips_spikes_resumes_bit_for_bit(tmp_path):
+    batches, options = toy_batches({25: SPIKE, 31: LOSS}, FAR), dict(steps=36, spike_sigmas=6)
+    whole = train_toy(tmp_path / 'whole', batches, **options)
+    for stop in (24, 25, 33):
+        train_toy(tmp_path / 'broken', batches, stop_at=stop, **options)
+    assert_equal(whole, train_toy(tmp_path / 'broken', batches, **options))
+    logs = [(tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('whole', 'broken')]
+    assert logs[0] == logs[1]
+    last = json.loads(logs[0].splitlines()[-1])
+    counts = ('student/spikes', 'critic/spikes', 'student/skipped', 'critic/skipped')
+    assert [last[name] for name in counts] == [1, 0, 1, 0]
+
+
+def test_skipping_spikes_may_be_turned_on_and_off(tmp_path):
+    """Off is as it always was; a checkpoint of either goes on as the other."""
+    off = train_toy(tmp_path / 'off')
+    assert off.spikes == {}
+    assert 'spikes' not in (tmp_path / 'off' / 'metrics.jsonl').read_text()
+    for first, then, counted in ((0.0, 6.0, 6), (6.0, 0.0, None)):
+        folder = tmp_path / str(first)
+        train_toy(folder, stop_at=6, spike_sigmas=first)
+        state = train_toy(folder, spike_sigmas=then)
+        assert_equal(state._replace(spikes={}), off)
+        assert {norms.count.item() for norms in state.spikes.values()} == ({counted} - {None})
 
 
 # --- checkpoints
@@ -1091,6 +1202,7 @@ def test_diverging_training_is_one_line(command):
         ('--config.training.ema_half_life=0', 'ema_half_life=0'),
         ('--config.training.keep=0', 'keep=0'),
         ('--config.training.max_skipped=0', 'max_skipped=0'),
+        ('--config.training.spike_sigmas=1', 'spike_sigmas=1.0: must be 0 (off) or >= 3'),
         ('--config.optimizer.student.learning_rate=-1', 'learning_rate=-1'),
         ('--config.mesh.fsdp=3', 'fsdp=3'),
         ('--config.data.mixture=rnig', "mixture: unknown 'rnig'; did you mean ring?"),

@@ -33,12 +33,14 @@ ARRAYS = ('state', 'ema')
 # Path of what is measured from log to log. A version or a setting may add to it, which then begins
 # empty, or take from it.
 METRICS = '.metrics'
+SPIKES = 'spikes'  # a name beside those of the roles, and of no role
 
 
 class Saved(NamedTuple):
     """`TrainState` as the item `state` holds it, in the layout of the first version.
 
     `ema` has the averages other than the one that is sampled from, and is () where there are none.
+    `metrics` has the norms of `TrainState.spikes` beside those of the roles.
     """
 
     step: Any
@@ -56,13 +58,16 @@ def items(state: TrainState) -> dict[str, Any]:
     fields = state._asdict()
     averages = dict(fields.pop('averages'))
     deployed = averages.pop(DEPLOYED)
+    spikes = fields.pop('spikes')
+    fields['metrics'] = fields['metrics'] | ({SPIKES: spikes} if spikes else {})
     return {'state': Saved(**fields, ema=averages or ()), 'ema': deployed}
 
 
 def joined(arrays: Mapping[str, Any]) -> TrainState:
     """The state that `items` took apart."""
     fields = arrays['state']._asdict()
-    others = dict(fields.pop('ema') or {})
+    others, metrics = dict(fields.pop('ema') or {}), dict(fields.pop('metrics'))
+    fields |= {'spikes': metrics.pop(SPIKES, {}), 'metrics': metrics}
     return TrainState(**fields, averages={**others, DEPLOYED: arrays['ema']})
 
 

@@ -61,9 +61,10 @@ def estimate(
     say('tracing')
     made = loop.programs(method, optimizers, training, frozen, batch, key, mesh)
     everything = functools.partial(made.step, roles=tuple(method.losses))
-    metrics = jax.eval_shape(everything, made.state, frozen, batch, key).metrics
-    metrics = checkpoint.abstract(metrics, sharding.state_sharding(metrics, mesh))
-    state = made.state._replace(metrics=metrics)
+    after = jax.eval_shape(everything, made.state, frozen, batch, key)
+    measured = {'metrics': after.metrics, 'spikes': after.spikes}
+    measured = checkpoint.abstract(measured, sharding.state_sharding(measured, mesh))
+    state = made.state._replace(**measured)
     turns = collections.Counter(map(method.cycle, range(training.steps)))
     lower = {'init': functools.partial(made.init.lower, frozen, key)}
     for roles in turns:

@@ -151,11 +151,15 @@ def train(
 
     @jax.jit
     def init(*given):
-        return fresh(*given)._replace(metrics=empty_metrics(metrics))
+        return fresh(*given)._replace(**empty_metrics(measured))
 
     def of_all(roles):
         def one(state, frozen, batch, key, index):
-            step = make_step(*parts(index), max_skipped=training.max_skipped)
+            step = make_step(
+                *parts(index),
+                max_skipped=training.max_skipped,
+                spike_sigmas=training.spike_sigmas,
+            )
             return step(state, frozen, batch, key, roles)
 
         return jax.vmap(one, in_axes=(0, None, 0, 0, 0))
@@ -167,8 +171,9 @@ def train(
     batch = stacked([lane.batches(0) for lane in lanes])
     shapes = jax.eval_shape(fresh, frozen, batch, keys, indices)
     everything = of_all(tuple(method.losses))
-    metrics = jax.eval_shape(everything, shapes, frozen, batch, keys, indices).metrics
-    shapes = shapes._replace(metrics=metrics)
+    after = jax.eval_shape(everything, shapes, frozen, batch, keys, indices)
+    measured = {'metrics': after.metrics, 'spikes': after.spikes}
+    shapes = shapes._replace(**measured)
     programs = {roles: program(roles) for roles in dict.fromkeys(map(cycle, range(steps)))}
     # The teacher is there already.
     there = sum(value.nbytes for value in jax.tree.leaves(frozen))
@@ -194,10 +199,10 @@ def train(
             return programs[cycle(step)](state, frozen, stacked(streams), keys, indices)
 
         def log_all(state, done):
-            small = jax.device_get((state.metrics, state.skipped, state.skipped_in_a_row))
+            names = ('metrics', 'skipped', 'skipped_in_a_row', 'spikes')
+            small = jax.device_get({name: getattr(state, name) for name in names})
             for index, one in enumerate(logs):
-                metrics, skipped, in_a_row = _lane(small, index)
-                own = state._replace(metrics=metrics, skipped=skipped, skipped_in_a_row=in_a_row)
+                own = state._replace(**_lane(small, index))
                 try:
                     if not failed[index]:
                         one(own, done)

@@ -38,6 +38,9 @@ class Training(NamedTuple):
     keep_best: name of a number of the evaluations on the way, as 'fd_train': the checkpoint that is
       best by it is kept too.
     max_skipped: non-finite updates of a role in a row that stop the run.
+    spike_sigmas: an update whose gradient norm lies so many standard deviations of its logarithm
+      above the mean of those before it is not applied, see `step.make_step`; >= 3, as 6, or 0 for
+      none.
     hang_seconds: without a finished step that end the process, with the stacks of its threads;
       what is done now and then, as an evaluation, counts to the step before it. 0: never.
     wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
@@ -55,6 +58,7 @@ class Training(NamedTuple):
     keep: Annotated[int, Free] = 2
     keep_best: Annotated[str | None, Free] = None
     max_skipped: Annotated[int, Free] = 10
+    spike_sigmas: Annotated[float, Free] = 0.0
     hang_seconds: Annotated[float, Free] = 3600.0
     wandb: Annotated[str | None, Free] = None
 
@@ -78,6 +82,8 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
             f'keep_best={training.keep_best!r}: what is measured must be saved too; make '
             f'evaluate_every={measured} a multiple of checkpoint_every={saved}, both >= 1'
         )
+    if training.spike_sigmas and not 3 <= training.spike_sigmas < math.inf:
+        raise ValueError(f'spike_sigmas={training.spike_sigmas}: must be 0 (off) or >= 3, e.g. 6')
     decay(training)
     size, devices = training.batch_size, 1 if mesh is None else mesh.size
     if size < 1 or size % devices:
@@ -148,7 +154,7 @@ def run(
 class Programs(NamedTuple):
     """What a run computes on a mesh, to be lowered for arrays or for their shapes alone.
 
-    state: `TrainState` of shapes, dtypes and shardings, whose metrics have no names yet.
+    state: `TrainState` of shapes, dtypes and shardings, in which what is measured has no names yet.
     init: jitted, (frozen, key) -> state. It is created sharded: no device ever holds all of it.
     step: jitted, (state, frozen, batch, key, roles) -> state, with the names of its metrics.
     """
@@ -181,12 +187,17 @@ def programs(
         return init_state(method, optimizers, key, empty, frozen)
 
     step = make_step(
-        method, optimizers, decay(training), max_skipped=training.max_skipped, mesh=mesh
+        method,
+        optimizers,
+        decay(training),
+        max_skipped=training.max_skipped,
+        spike_sigmas=training.spike_sigmas,
+        mesh=mesh,
     )
     shapes = jax.eval_shape(fresh, frozen, key)
     shardings = sharding.state_sharding(shapes, mesh)
-    # All metrics are placed as the counter is: on every device.
-    after = shardings._replace(metrics=shardings.step)
+    # All that is measured is placed as the counter is: on every device.
+    after = shardings._replace(metrics=shardings.step, spikes=shardings.step)
     return Programs(
         checkpoint.abstract(shapes, shardings),
         jax.jit(fresh, out_shardings=shardings),
@@ -252,9 +263,10 @@ def train(
 
     made = programs(method, optimizers, training, frozen, batch_shapes, key, mesh)
     everything = functools.partial(made.step, roles=tuple(method.losses))
-    metrics = jax.eval_shape(everything, made.state, frozen, batch_shapes, key).metrics
-    metrics = checkpoint.abstract(metrics, sharding.state_sharding(metrics, mesh))
-    target, workdir = made.state._replace(metrics=metrics), pathlib.Path(workdir)
+    after = jax.eval_shape(everything, made.state, frozen, batch_shapes, key)
+    measured = {'metrics': after.metrics, 'spikes': after.spikes}
+    measured = checkpoint.abstract(measured, sharding.state_sharding(measured, mesh))
+    target, workdir = made.state._replace(**measured), pathlib.Path(workdir)
 
     def program(roles):
         lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
@@ -288,7 +300,7 @@ def train(
             disk.write_json(workdir / CONFIG, config)
         if restored is None:
             state, start = made.init(frozen, key), 0
-            state = state._replace(metrics=empty_metrics(metrics))
+            state = state._replace(**empty_metrics(measured))
             out.truncate(0)
             out.config(config)
         else:
@@ -364,15 +376,17 @@ def pace(outs: Sequence[writer.Writer], progress: Progress) -> Callable[[TrainSt
 
 def read_metrics(state: TrainState) -> dict[str, float]:
     """{'role/name': mean since the last log} of the roles with an update applied since, and the
-    skips so far."""
+    skips so far, spikes apart where they are skipped."""
     values = {
         name: float(average.total / average.count)
         for name, average in _averages(state)
         if not average.total.ndim
     }
-    return values | {
-        f'{role}/skipped': int(count) for role, count in jax.device_get(state.skipped).items()
-    }
+    spikes = {role: norms.skipped for role, norms in state.spikes.items()}
+    for name, counts in (('skipped', state.skipped), ('spikes', spikes)):
+        found = jax.device_get(counts)
+        values |= {f'{role}/{name}': int(count) for role, count in found.items()}
+    return values
 
 
 def read_histograms(state: TrainState) -> dict[str, Any]:
@@ -393,7 +407,8 @@ def _averages(state):
 def _headline(logged):
     """What the progress line shows: all metrics, but the counts of skipped updates only where there
     are any."""
-    return {name: value for name, value in logged.items() if not name.endswith('/skipped') or value}
+    counts = ('/skipped', '/spikes')
+    return {name: value for name, value in logged.items() if not name.endswith(counts) or value}
 
 
 def check_finite(state: TrainState, max_skipped: int, step: int) -> None:

@@ -12,6 +12,20 @@ from clu import metrics as clu_metrics
 from fdistill.methods.method import Method
 
 
+class Norms(NamedTuple):
+    """What is known of the gradient norms of a role; all 0 at first.
+
+    count: int32, of the norms seen.
+    mean, variance: of their logarithms, running.
+    skipped: int32, updates that were not applied because their norm was a spike.
+    """
+
+    count: jax.Array
+    mean: jax.Array
+    variance: jax.Array
+    skipped: jax.Array
+
+
 class TrainState(NamedTuple):
     """All that changes in training; what is frozen is not part of it.
 
@@ -23,6 +37,7 @@ class TrainState(NamedTuple):
       not finite.
     metrics: {role: {name: clu Average}} of the updates applied since the last log; part of the
       state so that logs are equal after a resume.
+    spikes: {role: `Norms`} where spikes are skipped, else {}.
     """
 
     step: jax.Array
@@ -33,6 +48,7 @@ class TrainState(NamedTuple):
     skipped: Any
     skipped_in_a_row: Any
     metrics: Any
+    spikes: Any = {}
 
 
 def average(value: jax.typing.ArrayLike, count: jax.typing.ArrayLike = 1) -> clu_metrics.Average:
@@ -57,7 +73,7 @@ def init_state(
 ) -> TrainState:
     """A fresh `TrainState`; trace it with jax.eval_shape or jit it with shardings.
 
-    It has no metrics yet: what is measured is known once a step has been traced, see
+    It has neither metrics nor norms yet: what is measured is known once a step has been traced, see
     `with_metrics`.
 
     Args:
@@ -92,7 +108,7 @@ def with_metrics(
     batch: Any,
     key: jax.Array,
 ) -> TrainState:
-    """The state with the names that a step measures, nothing averaged yet: what all steps take and
+    """The state with the names that a step measures, nothing measured yet: what all steps take and
     give, so that a program serves them all.
 
     Args:
@@ -101,5 +117,5 @@ def with_metrics(
       frozen, batch, key: of the step.
     """
     everything = functools.partial(step, roles=tuple(state.skipped))
-    metrics = jax.eval_shape(everything, state, frozen, batch, key).metrics
-    return state._replace(metrics=empty_metrics(metrics))
+    after = jax.eval_shape(everything, state, frozen, batch, key)
+    return state._replace(metrics=empty_metrics(after.metrics), spikes=empty_metrics(after.spikes))

@@ -11,7 +11,12 @@ from jax.sharding import Mesh, get_abstract_mesh, use_abstract_mesh
 
 from fdistill.methods.method import Context, Method
 from fdistill.training import sharding
-from fdistill.training.state import TrainState, average
+from fdistill.training.state import Norms, TrainState, average
+
+# Of the gradient norms that a spike stands out from: over about how many updates their mean and
+# variance run, how many there must be, and the least standard deviation of their logarithms (one
+# that is a little larger than all the others, which hardly vary, is no spike).
+WINDOW, FIRST, LEAST = 128, 20, 0.1
 
 
 def ema_decay(
@@ -46,6 +51,7 @@ def make_step(
     decay: Callable[[jax.Array], jax.Array],
     *,
     max_skipped: int = 10,
+    spike_sigmas: float = 0.0,
     mesh: Mesh | None = None,
 ) -> Callable[..., TrainState]:
     """step(state, frozen, batch, key, roles) -> state: one update of each of `roles`, in order, and
@@ -58,11 +64,17 @@ def make_step(
     have stopped. The metrics average over the updates applied. Of skips, only those that end a run
     go into them, so that its error can name them.
 
+    A spike is an update whose gradient norm lies more than spike_sigmas standard deviations of its
+    logarithm above the mean of those before it. It is not applied either, and is counted apart. It
+    enters the statistics as what would just have been allowed: were it left out, norms that have
+    risen for good would be skipped for ever.
+
     Args:
       method: `Method`.
       optimizers: {role: optax.GradientTransformation}.
       decay: step -> decay of the averages that have none of their own, see `ema_decay`.
       max_skipped: > 0.
+      spike_sigmas: >= 3, or 0: no update is a spike.
       mesh: where its axis `fsdp` splits the state, a loss gets whole weights and gradients are
         split again; None on one device.
     """
@@ -99,7 +111,11 @@ def make_step(
         finite = (
             jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
         )
-        applied = finite & (in_a_row < max_skipped)
+        allowed = applied = finite & (in_a_row < max_skipped)
+        spikes = state.spikes
+        if spike_sigmas:
+            seen, spike = judged(spikes.get(role), jnp.log(grad_norm), allowed)
+            applied, spikes = allowed & ~spike, spikes | {role: seen}
 
         def choose(new, old):
             return jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, old)
@@ -115,18 +131,38 @@ def make_step(
             name: average(jnp.zeros_like(value), 0) for name, value in metrics.items()
         }
         measured = {name: before[name].merge(average(metrics[name])) for name in metrics}
-        counts = applied | (in_a_row + 1 >= max_skipped)
+        counts = applied | (~allowed & (in_a_row + 1 >= max_skipped))
         measured = jax.tree.map(lambda a, b: jnp.where(counts, a, b), measured, before)
-        in_a_row = jnp.where(applied, 0, in_a_row + 1)
+        in_a_row = jnp.where(allowed, 0, in_a_row + 1)
         return state._replace(
             params=state.params | {role: params},
             opt_state=state.opt_state | {role: choose(new_opt_state, opt_state)},
             averages=averages,
             aux=choose(aux, state.aux),
-            skipped=state.skipped | {role: state.skipped[role] + ~applied},
+            skipped=state.skipped | {role: state.skipped[role] + ~allowed},
             skipped_in_a_row=state.skipped_in_a_row | {role: in_a_row},
             metrics=state.metrics | {role: measured},
+            spikes=spikes,
         )
+
+    def judged(before, log_norm, allowed):
+        """(The statistics with one more norm, if it is a finite one; whether it is a spike.)"""
+        none, zero = jnp.zeros((), jnp.int32), jnp.zeros_like(log_norm)
+        before = before or Norms(none, zero, zero, none)
+        deviation = jnp.maximum(jnp.sqrt(before.variance), LEAST)
+        highest = before.mean + spike_sigmas * deviation
+        spike = allowed & (before.count >= FIRST) & (log_norm > highest)
+        # Welford's over the first updates, then an exponential mean.
+        share = jnp.maximum(1 / (before.count + 1), 1 / WINDOW)
+        gap = jnp.where(spike, highest, log_norm) - before.mean
+        after = Norms(
+            before.count + 1,
+            before.mean + share * gap,
+            (1 - share) * (before.variance + share * gap**2),
+            before.skipped + spike,
+        )
+        known = allowed & jnp.isfinite(log_norm)  # A gradient of 0 has no logarithm.
+        return jax.tree.map(lambda a, b: jnp.where(known, a, b), after, before), spike
 
     return step
 
