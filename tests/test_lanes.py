@@ -334,6 +334,13 @@ def test_lanes_for_which_there_is_no_room_write_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_lanes_do_not_go_back(tmp_path):
+    toy = Toy(tmp_path)
+    with pytest.raises(ValueError, match='rollbacks=1: a lane cannot go back alone'):
+        lanes.train(toy.make, {}, [toy.lane(0)], toy.training._replace(rollbacks=1))
+    assert not list(tmp_path.iterdir())
+
+
 def test_free_memory_is_of_the_device_or_its_host(monkeypatch):
     assert 2**20 < memory.free() < 2**50
 

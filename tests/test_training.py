@@ -7,6 +7,7 @@ the parts they share.
 
 import errno
 import functools
+import itertools
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 
 from fdistill import build, cli, config
 from fdistill.build import measure as measuring
+from fdistill.build.train import ready as ready_of
 from fdistill.errors import NotFinite, Stopped, UserError
 from fdistill.files import disk, lock
 from fdistill.methods import Method
@@ -68,7 +70,7 @@ def toy(cycle='alternate', every=1):
     """Both roles follow the mean of the images. The label of the first image says what is to go
     wrong, and for whom."""
 
-    def fit(w, batch, code, aux):
+    def fit(w, batch, code, aux, key):
         loss = jnp.mean((w - jnp.mean(batch['x'])) ** 2)
         gone = w - jax.lax.stop_gradient(w)
         loss *= jnp.where(code == LOSS, jnp.nan, 1.0)
@@ -78,12 +80,13 @@ def toy(cycle='alternate', every=1):
         loss += jnp.sum(gone) * jnp.where(code == UPDATE, 3e38, 0.0)
         # A thousand times the usual gradient.
         loss *= jnp.where(code == SPIKE, 1e3, 1.0)
-        return loss, ({'fit': loss}, {'updates': aux['updates'] + 1})
+        metrics = {'fit': loss, 'noise': jax.random.normal(key)}
+        return loss, (metrics, {'updates': aux['updates'] + 1})
 
     def student(params, context, batch, key):
         code = batch['condition']['code'][0]
         return fit(
-            params['student']['w'], batch, jnp.where(code == CRITIC, FINE, code), context.aux
+            params['student']['w'], batch, jnp.where(code == CRITIC, FINE, code), context.aux, key
         )
 
     def critic(params, context, batch, key):
@@ -92,6 +95,7 @@ def toy(cycle='alternate', every=1):
             batch,
             jnp.where(batch['condition']['code'][0] == CRITIC, LOSS, FINE),
             context.aux,
+            key,
         )
 
     def init(key, batch, frozen):
@@ -118,14 +122,14 @@ def toy_batch(code=FINE, step=0, mean=0.0):
     return {'x': image, 'condition': {'code': np.full(BATCH, code, np.int32)}}
 
 
-def toy_batches(codes=(), mean=0.0):
-    """Batches of which those of some steps are bad: codes is {step counted from 1: code}."""
+def toy_batches(codes=(), mean=0.0, until=0):
+    """Batches of which those of some steps are bad: codes is {step counted from 1: code}. After
+    more than `until` roll-backs none is."""
 
-    def batches(start):
-        step = start
-        while True:
-            yield toy_batch(dict(codes).get(step + 1, FINE), step, mean)
-            step += 1
+    def batches(start, rollbacks):
+        bad = dict(codes) if rollbacks <= until else {}
+        for step in itertools.count(start):
+            yield toy_batch(bad.get(step + 1, FINE), step + 1000 * rollbacks, mean)
 
     return batches
 
@@ -421,7 +425,7 @@ def test_a_run_that_skips_spikes_resumes_bit_for_bit(tmp_path):
 
 
 def test_skipping_spikes_may_be_turned_on_and_off(tmp_path):
-    """Off is as it always was; a checkpoint of either goes on as the other."""
+    """A checkpoint of either goes on as the other; off, there is nothing of it."""
     off = train_toy(tmp_path / 'off')
     assert off.spikes == {}
     assert 'spikes' not in (tmp_path / 'off' / 'metrics.jsonl').read_text()
@@ -429,8 +433,99 @@ def test_skipping_spikes_may_be_turned_on_and_off(tmp_path):
         folder = tmp_path / str(first)
         train_toy(folder, stop_at=6, spike_sigmas=first)
         state = train_toy(folder, spike_sigmas=then)
-        assert_equal(state._replace(spikes={}), off)
+        # Of another program, which rounds otherwise.
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            state._replace(spikes={}),
+            off,
+        )
         assert {norms.count.item() for norms in state.spikes.values()} == ({counted} - {None})
+
+
+# --- roll-backs
+
+# From the sixth step on, nothing is finite; it is seen in the eighth.
+ENDLESS = {step: LOSS for step in range(6, 100)}
+GOES_BACK = dict(log_every=1, checkpoint_every=4, max_skipped=3, rollbacks=2)
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.parametrize('until', [0, 1])
+@pytest.mark.parametrize('checkpoint_every', [4, 100])
+def test_a_run_goes_back_and_on_with_other_data_and_noise(tmp_path, until, checkpoint_every):
+    """From its last checkpoint, or from the start where there is none."""
+    options = GOES_BACK | dict(checkpoint_every=checkpoint_every)
+    train_toy(tmp_path / 'fine', **options)
+    state = train_toy(tmp_path / 'bad', toy_batches(ENDLESS, until=until), **options)
+    assert state.step == 12 and state.skipped['student'] == 0
+    assert position_of(tmp_path / 'bad')['rollbacks'] == until + 1
+    fine, bad = (logged(tmp_path / name) for name in ('fine', 'bad'))
+    assert [line['step'] for line in bad] == list(range(1, 13))
+    kept = 4 if checkpoint_every == 4 else 0
+    assert bad[:kept] == fine[:kept]
+    for one, other in zip(bad[kept:], fine[kept:]):
+        assert one['rollbacks'] == until + 1 and 'rollbacks' not in other
+        assert not {one[name] for name in NOISY} & {other[name] for name in NOISY}
+
+
+NOISY = ('student/noise', 'critic/noise', 'student/fit')
+
+
+def position_of(folder):
+    return json.loads((newest(folder) / 'position' / 'metadata').read_text())
+
+
+@pytest.mark.parametrize('rollbacks', [0, 2])
+def test_after_its_roll_backs_a_run_ends(tmp_path, rollbacks, caplog):
+    starts, bad = [], toy_batches(ENDLESS, until=9)
+
+    def batches(start, rollbacks):
+        starts.append((start, rollbacks))
+        return bad(start, rollbacks)
+
+    with caplog.at_level(logging.WARNING), pytest.raises(NotFinite, match='step 8: student/fit'):
+        train_toy(tmp_path, batches, **GOES_BACK | dict(rollbacks=rollbacks))
+    # The first is only looked at for its shapes.
+    assert starts == [(0, 0), (0, 0), *((4, n) for n in range(1, rollbacks + 1))]
+    said = [one.getMessage() for one in caplog.records if 'Roll-back' in one.getMessage()]
+    assert len(said) == rollbacks
+    assert [one['step'] for one in logged(tmp_path)] == list(range(1, 8))
+    assert [int(path.name) for path in (tmp_path / checkpoint.FOLDER).iterdir()] == [4]
+
+
+def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path):
+    """Killed after it went back and before the next checkpoint, and stopped after that one."""
+    bad = toy_batches(ENDLESS)
+
+    def killed(start, rollbacks):
+        steps = 2 if rollbacks else None
+        yield from itertools.islice(bad(start, rollbacks), steps)
+        raise InterruptedError
+
+    whole = train_toy(tmp_path / 'whole', bad, **GOES_BACK)
+    with pytest.raises(InterruptedError):
+        train_toy(tmp_path / 'broken', killed, **GOES_BACK)
+    assert logged(tmp_path / 'broken')[-1]['rollbacks'] == 1
+    train_toy(tmp_path / 'broken', bad, stop_at=10, **GOES_BACK)
+    assert position_of(tmp_path / 'broken')['rollbacks'] == 1
+    assert_equal(whole, train_toy(tmp_path / 'broken', bad, **GOES_BACK))
+    logs = [(tmp_path / name / 'metrics.jsonl').read_bytes() for name in ('whole', 'broken')]
+    assert logs[0] == logs[1]
+    positions = [position_of(tmp_path / name) for name in ('whole', 'broken')]
+    assert positions[0] == positions[1]
+
+
+def test_data_after_a_roll_back_is_a_function_of_seed_and_number(tmp_path):
+    (tmp_path / 'config.py').write_text(stops.ring())
+    chosen = config.load(str(tmp_path / 'config.py'))
+    ready = [ready_of(chosen, tmp_path / name) for name in 'ab']
+    found = [[next(one.batches(3, n))['x'] for n in range(3)] for one in ready]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0][0], next(ready[0].batches(3))['x'])
+    assert all((a != b).any() for a, b in itertools.combinations(found[0], 2))
 
 
 # --- checkpoints
@@ -834,8 +929,8 @@ def test_digest_sees_any_word(what, x64):
 def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, signum):
     unbroken = train_toy(tmp_path / 'unbroken')
 
-    def batches(start):
-        for done, batch in enumerate(toy_batches()(start), start + 1):
+    def batches(start, rollbacks):
+        for done, batch in enumerate(toy_batches()(start, rollbacks), start + 1):
             if done == 7:
                 signal.raise_signal(signum)
             yield batch
@@ -1202,6 +1297,7 @@ def test_diverging_training_is_one_line(command):
         ('--config.training.ema_half_life=0', 'ema_half_life=0'),
         ('--config.training.keep=0', 'keep=0'),
         ('--config.training.max_skipped=0', 'max_skipped=0'),
+        ('--config.training.rollbacks=-1', 'rollbacks=-1: must be >= 0'),
         ('--config.training.spike_sigmas=1', 'spike_sigmas=1.0: must be 0 (off) or >= 3'),
         ('--config.optimizer.student.learning_rate=-1', 'learning_rate=-1'),
         ('--config.mesh.fsdp=3', 'fsdp=3'),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -33,7 +34,7 @@ class Ready(NamedTuple):
     built: Experiment
     optimizers: Mapping[str, optax.GradientTransformation]
     training: Training
-    batches: Callable[[int], Iterator[Any]]
+    batches: Callable[..., Iterator[Any]]
     frozen: Mapping[str, Any]
     seed: int
 
@@ -61,11 +62,12 @@ def ready(
     roles = optimizers(plain, built.method)
     flip, seed = plain['data'].get('flip', False), plain.get('seed', 0)
 
-    def batches(start):
+    def batches(start, rollbacks=0):
+        again = rollbacks and int(np.random.SeedSequence([seed, rollbacks]).generate_state(1)[0])
         return pipeline.batches(
             source,
             training.batch_size,
-            seed,
+            again or seed,
             start,
             flip,
             process_index=jax.process_index(),

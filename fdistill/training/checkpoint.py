@@ -1,8 +1,8 @@
 """Checkpoints: the one place that uses orbax.
 
 A step holds separate items, each of which can be restored alone: `state` (to resume), `ema` (to
-sample from), `config` and `position` (next batch, of every array its shape, type and checksum, and
-how good the step was, if that was measured).
+sample from), `config` and `position` (next batch, roll-backs so far, of every array its shape, type
+and checksum, and how good the step was, if that was measured).
 orbax restores a flipped bit without an error. Checksums are therefore verified here, and a step
 that does not fit is passed over: the newest that does fit is restored.
 """
@@ -281,8 +281,14 @@ class Checkpoints:
         state: TrainState,
         config: Mapping[str, Any],
         rating: Rating | None = None,
+        rollbacks: int = 0,
     ) -> None:
         """Saves in the background; the arrays may be donated right after.
+
+        Args:
+          step, state, config: of the run.
+          rating: how good the step is, if that was measured.
+          rollbacks: that the run has had.
 
         Raises:
           OSError: no room, or this or the last save could not be written; those before are whole.
@@ -293,18 +299,18 @@ class Checkpoints:
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             if shutil.disk_usage(self._manager.directory).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._save(step, state, config, rating)
+            self._save(step, state, config, rating, rollbacks)
         except Exception as error:
             self._raise(error)
 
-    def _save(self, step, state, config, rating):
+    def _save(self, step, state, config, rating, rollbacks):
         # Steps not before this one were passed over as damaged; orbax would silently save nothing
         # beside them.
         for damaged in [other for other in self._manager.all_steps() if other >= step]:
             self._manager.delete(damaged)
         arrays = items(state)
         sums = {name: _sums_of(tree) for name, tree in arrays.items()}
-        position = {'next_step': step}
+        position = {'next_step': step} | ({'rollbacks': rollbacks} if rollbacks else {})
         for index, what in enumerate(('digests', 'checksums')):
             position[what] = {
                 name: {path: both[index] for path, both in of.items()} for name, of in sums.items()
@@ -327,7 +333,7 @@ class Checkpoints:
     def restore(
         self, target: Mapping[str, Any], step: int | str | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The newest verified checkpoint, or that of a step.
+        """The newest verified checkpoint, once one that is being saved is there, or that of a step.
 
         Args:
           target: {'state': ..., 'ema': ...} or a part of it, of `abstract` arrays.
@@ -338,9 +344,15 @@ class Checkpoints:
 
         Raises:
           UserError: if there are checkpoints and none can be restored, or not that of the step.
+          OSError: the last save could not be written.
         """
         if step is not None:
             return self._of_step(step, target)
+        try:
+            if self._saved is not None:
+                self._wait()
+        except Exception as error:
+            self._raise(error)
         reasons = {}
         while untried := sorted(set(self._manager.all_steps()) - set(reasons), reverse=True):
             for step in untried:

@@ -127,6 +127,11 @@ def train(
       MemoryError: when the device has no room for so many lanes; nothing has been written.
     """
     loop.check(training)
+    if training.rollbacks:
+        raise ValueError(
+            f'rollbacks={training.rollbacks}: a lane cannot go back alone; set it to 0, or train '
+            'the runs one by one'
+        )
     steps, indices = training.steps, jnp.arange(len(lanes))
     keys = jax.vmap(jax.random.key)(jnp.asarray([lane.seed for lane in lanes], jnp.int32))
     settings = {name: [lane.settings[name] for lane in lanes] for name in lanes[0].settings}

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ class Training(NamedTuple):
     spike_sigmas: an update whose gradient norm lies so many standard deviations of its logarithm
       above the mean of those before it is not applied, see `step.make_step`; >= 3, as 6, or 0 for
       none.
+    rollbacks: how often a run that such updates would end goes back to its last checkpoint instead,
+      and on from there with other data and noise. Where there is no checkpoint it begins anew.
     hang_seconds: without a finished step that end the process, with the stacks of its threads;
       what is done now and then, as an evaluation, counts to the step before it. 0: never.
     wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
@@ -59,6 +62,7 @@ class Training(NamedTuple):
     keep_best: Annotated[str | None, Free] = None
     max_skipped: Annotated[int, Free] = 10
     spike_sigmas: Annotated[float, Free] = 0.0
+    rollbacks: Annotated[int, Free] = 0
     hang_seconds: Annotated[float, Free] = 3600.0
     wandb: Annotated[str | None, Free] = None
 
@@ -73,6 +77,7 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
     """Raises ValueError on settings out of range, or a batch that the mesh cannot share evenly."""
     least = {'steps': 1, 'log_every': 1, 'keep': 1, 'max_skipped': 1, 'microbatches': 1}
     least |= {'checkpoint_every': 0, 'sample_every': 0, 'evaluate_every': 0, 'hang_seconds': 0}
+    least |= {'rollbacks': 0}
     for name, low in least.items():
         if (value := getattr(training, name)) < low:
             raise ValueError(f'{name}={value}: must be >= {low}')
@@ -209,7 +214,7 @@ def train(
     method: Method,
     optimizers: Mapping[str, optax.GradientTransformation],
     frozen: Mapping[str, Any],
-    batches: Callable[[int], Iterator[Any]],
+    batches: Callable[[int, int], Iterator[Any]],
     training: Training,
     *,
     mesh: Mesh,
@@ -227,7 +232,8 @@ def train(
       method: `Method`.
       optimizers: {role: optax.GradientTransformation}.
       frozen: {name: parameters} of what is not trained, as the teacher's.
-      batches: start_step -> iterator of this process's batches, trees of numpy arrays [B, ...].
+      batches: (start_step, rollbacks) -> iterator of this process's batches, trees of numpy arrays
+        [B, ...]; other ones after each roll-back.
       training: `Training`.
       mesh: from `sharding.make_mesh`.
       workdir: run folder.
@@ -242,8 +248,8 @@ def train(
       The final `TrainState`.
 
     Raises:
-      NotFinite: after max_skipped non-finite updates in a row; names the role and the loss. Nothing
-        of them was kept.
+      NotFinite: after max_skipped non-finite updates in a row, and no roll-back is left; names the
+        role and the loss. Nothing of them was kept.
       Stopped: on a signal before the last step; there is a checkpoint of the step it came in.
       UserError: another process trains there, or no checkpoint there can be restored.
       ValueError: on settings out of range, or a step for which there is no memory.
@@ -253,7 +259,7 @@ def train(
     key = jax.random.key(seed)
 
     frozen = jax.device_put(frozen, sharding.state_sharding(frozen, mesh))
-    example = next(batches(0))
+    example = next(batches(0, 0))
     batch_shapes = jax.tree.map(
         lambda value: jax.ShapeDtypeStruct(
             (training.batch_size, *value.shape[1:]), value.dtype, sharding=by_batch
@@ -285,7 +291,8 @@ def train(
     # What is frozen is there already.
     if needed - sizes['frozen'] > (left := memory.free()):
         raise ValueError(
-            f'a step takes {_mib(sizes)} MiB of each device, of which {left / 2**30:,.3g} are free; {REMEDY}'
+            f'a step takes {_mib(sizes)} MiB of each device, of which {left / 2**20:,.1f} are '
+            f'free; {REMEDY}'
         )
 
     with (
@@ -295,48 +302,65 @@ def train(
         Stop() as stop,
         watchdog(training.hang_seconds) as alive,
     ):
-        restored = checkpoints.restore(checkpoint.items(target))
-        if jax.process_index() == 0:
-            disk.write_json(workdir / CONFIG, config)
-        if restored is None:
-            state, start = made.init(frozen, key), 0
-            state = state._replace(**empty_metrics(measured))
-            out.truncate(0)
-            out.config(config)
-        else:
-            arrays, position = restored
-            state, start = checkpoint.joined(arrays), position['next_step']
-            out.truncate(start)
-        if not quiet and jax.process_index() == 0:
-            _describe(state, start, training.steps)
-            print(f'memory of each device, MiB: {_mib(sizes)}', flush=True)
-        stream = batches(start)
+        ratings: Ratings = {}
 
-        def advance(state, step):
-            batch, roles = sharding.put_batch(next(stream), by_batch), method.cycle(step)
-            # Where a damaged checkpoint was passed over, a step before the newest may be another.
-            if roles not in compiled:
-                compiled[roles] = program(roles)
-            return compiled[roles](state, frozen, batch, key)
+        def attempt(restored, rollbacks):
+            """The state at the end or at a stop, from what a checkpoint holds or from the start."""
+            own = jax.random.fold_in(key, len(method.losses) + rollbacks) if rollbacks else key
+            if restored is None:
+                state, start = made.init(frozen, own), 0
+                state = state._replace(**empty_metrics(measured))
+            else:
+                arrays, position = restored
+                state, start = checkpoint.joined(arrays), position['next_step']
+            out.truncate(start)
+            if restored is None:
+                out.config(config)
+            if not quiet and jax.process_index() == 0:
+                _describe(state, start, training.steps)
+                print(f'memory of each device, MiB: {_mib(sizes)}', flush=True)
+            stream = batches(start, rollbacks)
+
+            def advance(state, step):
+                batch, roles = sharding.put_batch(next(stream), by_batch), method.cycle(step)
+                # Where a damaged checkpoint was passed over, a step before the newest may be
+                # another.
+                if roles not in compiled:
+                    compiled[roles] = program(roles)
+                return compiled[roles](state, frozen, batch, own)
+
+            def save(state, done):
+                check_finite(state, training.max_skipped, done)
+                checkpoints.save(done, state, config, ratings.get(done), rollbacks)
+                out.flush()
+
+            with Progress(training.steps, start, training.batch_size, quiet=quiet) as progress:
+                actions = (
+                    Every(training.log_every, log(out, training, progress, rollbacks)),
+                    Every(1, pace([out], progress)),
+                    *hooks(out, ratings),
+                    Every(training.checkpoint_every, save, at_a_stop=True),
+                )
+                return run(advance, state, start, training.steps, actions, stopped)
 
         def stopped(done):
             alive()
             return stop.requested(done) or done == stop_at
 
-        def save(state, done):
-            check_finite(state, training.max_skipped, done)
-            checkpoints.save(done, state, config, ratings.get(done))
-            out.flush()
-
-        ratings: Ratings = {}
-        with Progress(training.steps, start, training.batch_size, quiet=quiet) as progress:
-            actions = (
-                Every(training.log_every, log(out, training, progress)),
-                Every(1, pace([out], progress)),
-                *hooks(out, ratings),
-                Every(training.checkpoint_every, save, at_a_stop=True),
-            )
-            state = run(advance, state, start, training.steps, actions, stopped)
+        state, rollbacks = None, 0
+        while state is None:
+            restored = checkpoints.restore(checkpoint.items(target))
+            if jax.process_index() == 0:
+                disk.write_json(workdir / CONFIG, config)
+            if restored is not None:
+                rollbacks = max(rollbacks, restored[1].get('rollbacks', 0))
+            try:
+                state = attempt(restored, rollbacks)
+            except NotFinite as error:
+                if rollbacks >= training.rollbacks:
+                    raise
+                rollbacks += 1
+                logging.warning('%s. Roll-back %s of %s', error, rollbacks, training.rollbacks)
     done = int(state.step)
     if stop.signum and done < training.steps:
         raise Stopped(f'{workdir}: stopped at step {done} of {training.steps}', stop.signum)
@@ -344,16 +368,17 @@ def train(
 
 
 def log(
-    out: writer.Writer, training: Training, progress: Progress
+    out: writer.Writer, training: Training, progress: Progress, rollbacks: int = 0
 ) -> Callable[[TrainState, int], TrainState]:
     """An action for `Every`: writes metrics and histograms, and begins new averages.
 
     Where a run stops between two logs, nothing is written: the averages are in the state, and the
-    resumed run will log them.
+    resumed run will log them. Of `rollbacks`, that the run has had so far, it tells if there were
+    any.
     """
 
     def action(state, done):
-        logged = read_metrics(state)
+        logged = read_metrics(state) | ({'rollbacks': rollbacks} if rollbacks else {})
         check_finite(state, training.max_skipped, done)
         out.metrics(done, logged)
         out.histograms(done, read_histograms(state), divergences.EDGES)

@@ -63,9 +63,10 @@ class Writer:
         line that a crash left incomplete.
 
         Must be called before anything is written. TensorBoard hides its own events after `step`
-        from here on.
+        once something is.
         """
         self._step = step
+        self._close_board()
         if self._active:
             for name in ('metrics.jsonl', 'histograms.jsonl', 'timing.jsonl'):
                 _truncate(self._workdir / name, step)
@@ -186,11 +187,14 @@ class Writer:
         if self._board is not None:
             self._board.flush()
 
-    def close(self) -> None:
-        """Ends the event file."""
+    def _close_board(self):
         if self._board is not None:
             self._board.close()
             self._board = None
+
+    def close(self) -> None:
+        """Ends the event file."""
+        self._close_board()
         if self._wandb:
             self._wandb.finish()
             self._wandb = None
