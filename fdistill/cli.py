@@ -1,4 +1,5 @@
-"""The command `fdistill`: train, plan, evaluate, sample, sweep, report, check-data, convert, stats.
+"""The command `fdistill`: train, plan, evaluate, sample, sweep, report, doctor, check-data,
+convert, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
 """
@@ -281,6 +282,15 @@ def _parsers():
     report.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
     description = (
+        'Says what is normal in the log of a run and what is not; exit code 1 where something is '
+        'wrong.'
+    )
+    doctor = _command(commands, 'doctor', description)
+    doctor.add_argument('workdir', metavar='WORKDIR', help='folder of the run')
+    doctor.add_argument('--out', metavar='DIR', help='folder for doctor.png and doctor.json')
+    doctor.add_argument('--json', action='store_true', help='print doctor.json and not a table')
+
+    description = (
         'Reads published weights, running nothing in the file, and writes them as safetensors.'
     )
     convert = _command(commands, 'convert', description)
@@ -534,6 +544,24 @@ def _report(options, overrides):
         print(path)
 
 
+def _doctor(options, overrides):
+    if overrides:
+        raise UserError(f'{overrides[0]}: doctor takes the config kept in the folder')
+    from fdistill.files import disk
+    from fdistill.report import doctor
+
+    if options.out is not None:
+        disk.folder_for(options.out, '--out')
+    result = doctor.examine(options.workdir)
+    paths = doctor.write(result, options.out) if options.out is not None else ()
+    if options.json:
+        print(json.dumps(disk.plain(result), indent=2))
+    else:
+        print(doctor.page(result), end='')
+        print(*paths, sep='\n', end='\n' * bool(paths))
+    return 0 if result['healthy'] else 1
+
+
 def _check_data(options, overrides):
     if (options.path is None) == (options.config is None):
         raise UserError('check-data: give either PATH, a folder or zip of images, or --config')
@@ -637,6 +665,7 @@ COMMANDS = {
     'sample': _sample,
     'sweep': _sweep,
     'report': _report,
+    'doctor': _doctor,
     'check-data': _check_data,
     'convert': _convert,
     'stats': _stats,
@@ -706,7 +735,8 @@ def main(words: Sequence[str] | None = None) -> int:
     Args:
         words: without the program's name; default: those of this process.
     Returns:
-        The exit code: 0, 1 if training stopped because the numbers were not finite, 2 for a user's
+        The exit code: 0, 1 if training stopped because the numbers were not finite or a check found
+        something, 2 for a user's
         error, 128 + the number of the signal that stopped it: 130 after Ctrl-C, 143 after SIGTERM.
     """
     words, code = sys.argv[1:] if words is None else words, 1

@@ -136,7 +136,7 @@ def _run(folder):
     row = known.get('row')
     if row is not None:
         row = {
-            key: value if key in ('protocol', 'details') else _number(value)
+            key: value if key in ('protocol', 'details') else number(value)
             for key, value in row.items()
         }
         if row.get('step') != config.get('training', {}).get('steps'):
@@ -213,8 +213,8 @@ def _checked(path, row):
     return row
 
 
-def _number(value):
-    """A float, also of the strings that JSON keeps for 'nan' and 'inf'."""
+def number(value: Any) -> float:
+    """A float, also of the strings that JSON keeps for 'nan' and 'inf'; NaN of what is none."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -232,14 +232,14 @@ def logged(run: Run) -> Curves:
     lines = disk.read_json_lines(run.folder / 'metrics.jsonl', Line)
     keys = dict.fromkeys(key for line in lines for key in line if key != 'step')
     steps = [line['step'] for line in lines]
-    metrics = {key: [_number(line.get(key)) for line in lines] for key in keys}
+    metrics = {key: [number(line.get(key)) for line in lines] for key in keys}
     return steps, metrics, _seconds(run, steps)
 
 
 def _seconds(run, steps):
     known, offset, last = [(0, 0.0)], 0.0, 0.0
     for line in disk.read_json_lines(run.folder / 'timing.jsonl', Line):
-        seconds = _number(line.get('seconds'))
+        seconds = number(line.get('seconds'))
         if math.isfinite(seconds):
             offset += last if seconds < last else 0.0
             last = seconds
@@ -266,7 +266,7 @@ def evaluated(run: Run) -> Curves:
     steps = [step for step, row in rows.items() if any(key in row for key in keys)]
     return (
         steps,
-        {key: [_number(rows[step].get(key)) for step in steps] for key in keys},
+        {key: [number(rows[step].get(key)) for step in steps] for key in keys},
         _seconds(run, steps),
     )
 

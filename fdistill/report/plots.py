@@ -4,7 +4,7 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,10 +32,10 @@ MOST = 40  # groups in a figure: with more no line could be told from its neighb
 WIDTH = 4.6  # inches; a phone shows that much without making letters smaller than they are on paper
 
 
-def _figure(height, rows=1):
+def _figure(height, rows=1, alike=True):
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
     figure.patch.set_alpha(0)
-    axes = figure.subplots(rows, 1, sharey=True, squeeze=False)[:, 0]
+    axes = figure.subplots(rows, 1, sharey=alike, squeeze=False)[:, 0]
     for axis in axes:
         axis.patch.set_alpha(0)
         axis.tick_params(colors=GREY, which='both', labelsize=7.5)
@@ -163,6 +163,32 @@ def curves(lines: Rows, key: str) -> bytes:
         if log:
             axis.set_yscale('log')
     figure.set_figheight(height + _legend(figure, axes[0]))
+    return _png(figure)
+
+
+def health(
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[float, float] | None]],
+    wrong: Collection[str],
+) -> bytes:
+    """Metrics of one run against steps, a row each.
+
+    Args:
+      panels: [(metric, steps [n], values [n], range of a reference or None)].
+      wrong: metrics to be drawn as such.
+
+    Returns:
+      PNG, bytes.
+    """
+    figure, axes = _figure(1.1 * len(panels), len(panels), alike=False)
+    for axis, (key, steps, values, band) in zip(axes, panels):
+        if band:
+            axis.axhspan(*band, color=COLOURS[2], alpha=0.16, linewidth=0)
+        axis.plot(steps, values, '.-', color=COLOURS[key in wrong], linewidth=1.1, markersize=3)
+        title = _literal(key) + ', wrong' * (key in wrong)
+        axis.set_title(title, color=GREY, fontsize=8, loc='left', pad=2)
+        if _spread_out([*values, *(band or ())]):
+            axis.set_yscale('log')
+    axes[-1].set_xlabel('steps; the green band is the range of the reference over its last half')
     return _png(figure)
 
 
