@@ -23,7 +23,7 @@ _TOO_LARGE = re.compile(
 )
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
-# A plan compiles in a tenth of the time so. Nothing of FLOPs changes by it, memory by some per cent.
+# A plan compiles in a tenth of the time so; FLOPs stay, and memory to some per cent.
 QUICKLY = {'exec_time_optimization_effort': -1.0}
 
 ASSUMPTIONS = (
