@@ -47,7 +47,7 @@ HloModule jit_step
 
 %begin (r: bf16[2,8]) -> bf16[16,8] {
   %r = bf16[2,8]{1,0} parameter(0)
-  ROOT %g.3 = bf16[16,8] all-gather(%r), channel_id=3, replica_groups=mesh['a'=8], device_ids=([8]T(0)) {'a'}
+  ROOT %g = u8[9] all-gather(%r), channel_id=3, replica_groups=mesh['a'=8], device_ids=(0) {'a'}
 }
 
 %end (s: bf16[2,8]) -> bf16[16,8] {
