@@ -902,11 +902,17 @@ def test_checksum_sees_what_the_digest_does_not():
     assert checkpoint.checksums(x) != checkpoint.checksums(flipped)
     swapped = x[::-1]
     assert checkpoint.checksums(x) != checkpoint.checksums(swapped)
-    by_mesh = [
-        jax.device_put(x, sharding.batch_sharding(mesh_of(*axes))) for axes in ((1, 1), (2, 4))
-    ]
-    assert checkpoint.checksums(by_mesh[0]) == checkpoint.checksums(by_mesh[1])
     assert checkpoint.checksums(x)[''].startswith('float32[8, 8] ')
+
+
+def test_checksums_are_those_of_any_mesh():
+    """Also where arrays that are split lie between whole ones."""
+    tree = {'a': jnp.int32(7), 'b': jnp.arange(64.0).reshape(8, 8), 'c': jnp.arange(5)}
+    for axes in ((1, 1), (1, 8), (2, 4)):
+        mesh = mesh_of(*axes)
+        placed = jax.device_put(tree, sharding.state_sharding(tree, mesh, min_size=64))
+        assert placed['b'].is_fully_replicated == (axes == (1, 1))
+        assert checkpoint.checksums(placed) == checkpoint.checksums(jax.device_get(tree))
 
 
 @pytest.mark.parametrize('what', [checkpoint.digests, checkpoint.checksums])

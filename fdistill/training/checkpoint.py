@@ -9,6 +9,7 @@ that does not fit is passed over: the newest that does fit is restored.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -96,10 +97,14 @@ def _sums_of(tree):
     """{path: (digest, checksum)}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     words = [leaf.size * max(1, leaf.dtype.itemsize // 4) for _, leaf in leaves]
-    small = [size for size in words if size < SMALL]
+    small = [
+        index
+        for index, (_, leaf) in enumerate(leaves)
+        if words[index] < SMALL and getattr(leaf, 'is_fully_replicated', True)
+    ]
     # An argument: the compiler would work for seconds on a constant, or on what makes it.
-    which = np.repeat(np.arange(len(small), dtype=np.int32), small)
-    sums = jax.device_get(_sums([leaf for _, leaf in leaves], which))
+    which = np.repeat(np.arange(len(small), dtype=np.int32), [words[index] for index in small])
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves], which, small=tuple(small)))
     return {
         jax.tree_util.keystr(path): (
             int(of[0]),
@@ -109,12 +114,13 @@ def _sums_of(tree):
     }
 
 
-@jax.jit
-def _sums(leaves, which):
+@functools.partial(jax.jit, static_argnames='small')
+def _sums(leaves, which, *, small):
     """uint32 [leaves, 3]: of each the digest and both halves of the checksum.
 
-    Small arrays, which every device holds, are summed as one: a loop for each of hundreds takes
-    seconds to compile. `which` of them each of their words belongs to.
+    The `small` arrays, which every device holds, are summed as one: a loop for each of hundreds
+    takes seconds to compile. `which` of them each of their words belongs to. (Were one of them
+    split over the devices, XLA would put together other words than these.)
     """
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
     words = []
@@ -122,12 +128,11 @@ def _sums(leaves, which):
         x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
         bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
         words.append(bits.reshape(-1).astype(jnp.uint32))
-    together = [index for index, of in enumerate(words) if of.size < SMALL]
-    groups = [[index] for index, of in enumerate(words) if of.size >= SMALL]
+    groups = [[index] for index in range(len(words)) if index not in small]
     found = jnp.zeros((len(leaves), 3), jnp.uint32)
-    for group in [together, *groups] if together else groups:
+    for group in [small, *groups] if small else groups:
         of, at = jnp.concatenate([words[index] for index in group]), 0
-        if group is together:
+        if group is small:
             sizes = np.array([words[index].size for index in group])
             at = jnp.asarray(np.cumsum(sizes) - sizes)[which]
         at = (jnp.arange(of.size) - at).astype(jnp.uint32)
@@ -136,7 +141,7 @@ def _sums(leaves, which):
             mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
         mixed ^= mixed >> 16
         terms = of * odd, mixed, mixed * odd
-        if group is together:
+        if group is small:
             sums = jax.ops.segment_sum(
                 jnp.stack(terms, axis=-1), which, len(group), indices_are_sorted=True
             )
