@@ -884,7 +884,8 @@ def test_a_file_that_may_not_be_written_ends_the_run(tmp_path, survived):
         [sys.executable, '-c', LIMITED, '4000', *words], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2 and 'File too large; allow larger files' in done.stderr
-    assert cli.main(words) == 0
+    # Not here, where eight devices would wait for one another on two cores.
+    subprocess.run([sys.executable, '-m', 'fdistill', *words], check=True, capture_output=True)
     survived('a file that may not grow')
 
 
