@@ -166,7 +166,7 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(tmp_path
         train_toy(tmp_path / 'run')
     monkeypatch.undo()
 
-    def exhausted(lowered):
+    def exhausted(lowered, compiler_options):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Used 20.50G of 15.75G hbm.')
 
     monkeypatch.setattr(jax.stages.Lowered, 'compile', exhausted)

@@ -70,10 +70,11 @@ def estimate(
     for roles in turns:
         given = functools.partial(made.step.lower, state, frozen, batch, key, roles=roles)
         lower[' + '.join(roles)] = given
-    programs = {}
+    programs, options = {}, sharding.compiler_options(mesh) | (QUICKLY if chip else {})
     for name, make in lower.items():
         say(f'{name}: compiling for {mesh.size} devices')
-        programs[name] = _analysed(make, training.microbatches if name != 'init' else 1, chip)
+        parts = training.microbatches if name != 'init' else 1
+        programs[name] = _analysed(make, parts, chip, options)
         say(f'{name}: compiled in {clock(programs[name]["compile_seconds"])}')
     needed = max(one['memory'] for one in programs.values())
     sizes = memory.by_part(state, frozen, batch, needed)
@@ -92,11 +93,11 @@ def estimate(
     return result | {'assumptions': list(ASSUMPTIONS if chip else ASSUMPTIONS[1:])}
 
 
-def _analysed(lower, microbatches, chip):
+def _analysed(lower, microbatches, chip, options):
     """What one program needs, or what the compiler says of it where it does not fit."""
     began = time.monotonic()
     try:
-        program = lower().compile(compiler_options=QUICKLY if chip else None)
+        program = lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         found = _TOO_LARGE.search(str(error))
         if not found:

@@ -277,7 +277,7 @@ def train(
     def program(roles):
         lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
         try:
-            return lowered.compile()
+            return lowered.compile(compiler_options=sharding.compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise

@@ -73,6 +73,16 @@ def state_sharding(tree: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
     return jax.tree.unflatten(structure, placed)
 
 
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """What a program for the devices of a mesh is compiled with."""
+    if mesh.devices.flat[0].platform != 'tpu':
+        return {}
+    # Else weights that are split go from chip to chip in the midst of products, with more memory
+    # and traffic than if they are gathered: 1.8 and 1.25 times as much for a CIFAR-10 step of
+    # f-distill on v5e:2x4.
+    return {'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000'}
+
+
 def check_agreement(digest: str) -> None:
     """Raises UserError in every process of a run unless all give the same digest, hexadecimal.
 
