@@ -135,7 +135,9 @@ def test_a_hang_ends_both_with_stacks(launch, tmp_path, survived):
     processes = launch(WHO='1', WHAT='time.sleep(1000)')
     found, seconds = codes(processes, 60)
     assert 0 not in found and seconds < 30
-    assert 'Timeout' in said(tmp_path, 1) and 'in slowly' in said(tmp_path, 1)
+    for who in (0, 1):
+        assert 'Timeout: no step was finished in 15 s' in said(tmp_path, who)
+    assert 'in slowly' in said(tmp_path, 1)
     survived('a hang')
 
 

@@ -4,6 +4,7 @@ who has seen enough; and when nothing has happened for too long."""
 import contextlib
 import faulthandler
 import math
+import os
 import signal
 import sys
 import threading
@@ -63,21 +64,37 @@ def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
     """Ends this process with exit code 1 and the stacks of its threads on stderr when the function
     that it gives has not been called for so many seconds; 0: never.
 
-    A collective whose peer is stuck hangs for ever, and nothing else ends it.
+    A collective whose peer is stuck hangs for ever, and nothing else ends it. Between the stacks
+    and the end lie some seconds: the end of one process ends the others, also the one that is
+    stuck, whose stacks say why.
     """
     # pytest replaces sys.stderr by what has no file descriptor.
-    file, set_at = sys.__stderr__, -math.inf
+    file, grace = sys.__stderr__, min(5, seconds / 3)
+    last, armed, over = time.monotonic(), -math.inf, threading.Event()
 
     def alive():
-        nonlocal set_at
-        # Setting it starts a thread, which every step need not do.
-        if seconds and (now := time.monotonic()) - set_at > min(1, seconds / 10):
-            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
-            set_at = now
+        nonlocal last, armed
+        last = time.monotonic()
+        # Where not even Python's threads run any more. Setting it starts a thread, which every step
+        # need not do.
+        if seconds and last - armed > min(1, seconds / 10):
+            faulthandler.dump_traceback_later(seconds + 2 * grace, exit=True, file=file)
+            armed = last
+
+    def watch():
+        while not over.wait(max(last + seconds - time.monotonic(), 0.01)):
+            if time.monotonic() - last >= seconds:
+                print(f'Timeout: no step was finished in {seconds:g} s', file=file, flush=True)
+                faulthandler.dump_traceback(file)
+                time.sleep(grace)
+                os._exit(1)
 
     alive()
+    if seconds:
+        threading.Thread(target=watch, daemon=True).start()
     try:
         yield alive
     finally:
+        over.set()
         if seconds:
             faulthandler.cancel_dump_traceback_later()
