@@ -16,6 +16,7 @@ from fdistill.data.pipeline import batches
 from fdistill.data.sources import Source
 from fdistill.diffusion import denoiser
 from fdistill.errors import UserError
+from fdistill.evaluation import features
 from fdistill.networks import Network
 
 MEANS = np.array([[1.0, 0.0], [-0.5, 0.8], [-0.5, -0.8], [0.0, 0.0]], np.float32)
@@ -152,8 +153,14 @@ def test_a_text_says_what_is_drawn(folder):
 
 
 @pytest.mark.parametrize(('data', 'method'), [('worded', 'f_distill'), ('shrunken', 'sim')])
-def test_a_student_through_everything(data, method, folder, tmp_path, capsys):
+def test_a_student_through_everything(data, method, folder, tmp_path, capsys, monkeypatch):
     """Trained on a mesh of 2 x 4, stopped and resumed bit for bit, evaluated and sampled."""
+    # That there is a classifier is enough here, and no other test is to find this one.
+    monkeypatch.setenv('FDISTILL_CACHE', str(tmp_path / 'cache'))
+    train = features._train
+    monkeypatch.setattr(
+        features, '_train', lambda m, s, seed, _, *rest: train(m, s, seed, 20, *rest)
+    )
     teacher = trained(folder, data, 800 if data == 'worded' else 20)
     settings = student_config(data, teacher, method)
     build.train(settings, tmp_path / 'run', quiet=True)
