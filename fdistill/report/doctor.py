@@ -232,6 +232,11 @@ def _of(log, *names):
             yield key, role, values
 
 
+def _judged(what, text, wrong):
+    """Normal, or what is wrong in words."""
+    return Finding('wrong', what, f'{text}: {wrong}') if wrong else Finding('normal', what, text)
+
+
 def _finite(log):
     bad = [f'{key} from step {step}' for key, step in log.bad.items()]
     if bad:
@@ -304,18 +309,15 @@ def _weights(log):
             continue
         share = np.median(_late(values)) / max(np.median(_late(log.values[f'{role}/h'])), 1e-30)
         text = f'the largest weight of a batch is {share:.3g} times the mean'
-        if share > 50:
-            text += ': few samples carry the gradient; lower ratio_high'
-        yield Finding('wrong' if share > 50 else 'normal', key, text)
+        yield _judged(key, text, share > 50 and 'few samples carry the gradient; lower ratio_high')
 
 
 def _clipped(log):
     for key, _, values in _of(log, 'clipped'):
         share = np.mean(_late(values))
         text = f'{share:.0%} of the ratios are clipped over the last half'
-        if share > 0.5:
-            text += ': h is a constant for them; widen ratio_low and ratio_high, or slow the critic'
-        yield Finding('wrong' if share > 0.5 else 'normal', key, text)
+        wrong = 'h is a constant for them; widen ratio_low and ratio_high, or slow the critic'
+        yield _judged(key, text, share > 0.5 and wrong)
 
 
 def _collapse(log):
@@ -324,11 +326,10 @@ def _collapse(log):
         data = np.median(of_data[1]) if of_data else _sigma_data(log.config)
         share = np.mean(_late(values, 0.25)) / max(data, 1e-30)
         text = f'{share:.0%} of the standard deviation of the data'
-        if share < 0.5:
-            text += ': the samples collapse'
-        elif share > 2:
-            text += ': the samples spread beyond the data, as when over-saturated'
-        yield Finding('normal' if 0.5 <= share <= 2 else 'wrong', key, text)
+        wrong = 'the samples collapse'
+        if not share < 0.5:
+            wrong = 'the samples spread beyond the data, as when over-saturated'
+        yield _judged(key, text, not 0.5 <= share <= 2 and wrong)
 
 
 def _sigma_data(config):
@@ -353,9 +354,8 @@ def _speed(log):
     quarter = len(log.speed) // 4
     before, now = np.median(log.speed[:quarter]), np.median(log.speed[-quarter:])
     text = f'{now:.0f} images a second, {before:.0f} at first'
-    slow = now < 0.5 * before
-    text += ': something else uses the machine, or the data is slow' if slow else ''
-    yield Finding('wrong' if slow else 'normal', 'speed', text)
+    wrong = 'something else uses the machine, or the data is slow'
+    yield _judged('speed', text, now < 0.5 * before and wrong)
 
 
 def _ended(log):

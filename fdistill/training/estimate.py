@@ -62,9 +62,7 @@ def estimate(
     made = loop.programs(method, optimizers, training, frozen, batch, key, mesh)
     everything = functools.partial(made.step, roles=tuple(method.losses))
     after = jax.eval_shape(everything, made.state, frozen, batch, key)
-    measured = {'metrics': after.metrics, 'spikes': after.spikes}
-    measured = checkpoint.abstract(measured, sharding.state_sharding(measured, mesh))
-    state = made.state._replace(**measured)
+    state = loop.named(made.state, after, mesh)
     turns = collections.Counter(map(method.cycle, range(training.steps)))
     lower = {'init': functools.partial(made.init.lower, frozen, key)}
     for roles in turns:

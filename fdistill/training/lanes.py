@@ -16,7 +16,7 @@ from fdistill.files import CONFIG, disk, lock
 from fdistill.files.progress import Progress
 from fdistill.training import checkpoint, loop, memory, writer
 from fdistill.training.loop import Training
-from fdistill.training.state import empty_metrics, init_state
+from fdistill.training.state import empty_metrics, init_state, measured
 from fdistill.training.step import make_step
 
 
@@ -156,7 +156,7 @@ def train(
 
     @jax.jit
     def init(*given):
-        return fresh(*given)._replace(**empty_metrics(measured))
+        return fresh(*given)._replace(**empty_metrics(names))
 
     def of_all(roles):
         def one(state, frozen, batch, key, index):
@@ -177,8 +177,8 @@ def train(
     shapes = jax.eval_shape(fresh, frozen, batch, keys, indices)
     everything = of_all(tuple(method.losses))
     after = jax.eval_shape(everything, shapes, frozen, batch, keys, indices)
-    measured = {'metrics': after.metrics, 'spikes': after.spikes}
-    shapes = shapes._replace(**measured)
+    names = measured(after)
+    shapes = shapes._replace(**names)
     programs = {roles: program(roles) for roles in dict.fromkeys(map(cycle, range(steps)))}
     # The teacher is there already.
     there = sum(value.nbytes for value in jax.tree.leaves(frozen))

@@ -20,7 +20,7 @@ from fdistill.files import CONFIG, disk, lock
 from fdistill.files.progress import Progress
 from fdistill.methods.method import Method
 from fdistill.training import checkpoint, memory, sharding, writer
-from fdistill.training.state import TrainState, empty_metrics, init_state
+from fdistill.training.state import TrainState, empty_metrics, init_state, measured
 from fdistill.training.step import ema_decay, make_step
 from fdistill.training.stop import Stop, watchdog
 from fdistill.types import Continuous, Free
@@ -210,6 +210,16 @@ def programs(
     )
 
 
+def named(state: TrainState, after: TrainState, mesh: Mesh) -> TrainState:
+    """The state of `Programs` with the names of what is measured, placed on the mesh.
+
+    Args:
+      after: shapes of the state after a step of all roles.
+    """
+    names = measured(after)
+    return state._replace(**checkpoint.abstract(names, sharding.state_sharding(names, mesh)))
+
+
 def train(
     method: Method,
     optimizers: Mapping[str, optax.GradientTransformation],
@@ -270,9 +280,7 @@ def train(
     made = programs(method, optimizers, training, frozen, batch_shapes, key, mesh)
     everything = functools.partial(made.step, roles=tuple(method.losses))
     after = jax.eval_shape(everything, made.state, frozen, batch_shapes, key)
-    measured = {'metrics': after.metrics, 'spikes': after.spikes}
-    measured = checkpoint.abstract(measured, sharding.state_sharding(measured, mesh))
-    target, workdir = made.state._replace(**measured), pathlib.Path(workdir)
+    target, workdir = named(made.state, after, mesh), pathlib.Path(workdir)
 
     def program(roles):
         lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
@@ -309,7 +317,7 @@ def train(
             own = jax.random.fold_in(key, len(method.losses) + rollbacks) if rollbacks else key
             if restored is None:
                 state, start = made.init(frozen, own), 0
-                state = state._replace(**empty_metrics(measured))
+                state = state._replace(**empty_metrics(measured(target)))
             else:
                 arrays, position = restored
                 state, start = checkpoint.joined(arrays), position['next_step']
@@ -317,8 +325,7 @@ def train(
             if restored is None:
                 out.config(config)
             if not quiet and jax.process_index() == 0:
-                _describe(state, start, training.steps)
-                print(f'memory of each device, MiB: {_mib(sizes)}', flush=True)
+                _describe(state, start, training.steps, sizes)
             stream = batches(start, rollbacks)
 
             def advance(state, step):
@@ -458,9 +465,10 @@ def _mib(sizes):
     return f'{sizes["needed"] / 2**20:,.1f} ({", ".join(parts)})'
 
 
-def _describe(state, start, steps):
+def _describe(state, start, steps, sizes):
     for role, params in state.params.items():
         count = int(parameter_overview.count_parameters(params))  # A float where there is a scalar.
         print(f'{role}: {count:,} parameters', flush=True)
     if start:
         print(f'going on from the checkpoint at step {start} of {steps}', flush=True)
+    print(f'memory of each device, MiB: {_mib(sizes)}', flush=True)

@@ -59,6 +59,11 @@ def average(value: jax.typing.ArrayLike, count: jax.typing.ArrayLike = 1) -> clu
     )
 
 
+def measured(state: TrainState) -> dict[str, Any]:
+    """The fields of a state whose names are known once a step has been traced."""
+    return {'metrics': state.metrics, 'spikes': state.spikes}
+
+
 def empty_metrics(metrics: Any) -> Any:
     """The same names, with nothing averaged yet; from arrays or from their shapes."""
     return jax.tree.map(jnp.zeros_like, metrics)
@@ -118,4 +123,4 @@ def with_metrics(
     """
     everything = functools.partial(step, roles=tuple(state.skipped))
     after = jax.eval_shape(everything, state, frozen, batch, key)
-    return state._replace(metrics=empty_metrics(after.metrics), spikes=empty_metrics(after.spikes))
+    return state._replace(**empty_metrics(measured(after)))
