@@ -170,19 +170,37 @@ def test_any_mesh_gives_the_same_numbers_in_float64(name, x64):
         assert _difference(alone, _state_after(name, shape, 10, jnp.float64)) <= 1e-9
 
 
+def _relative(one, other):
+    """Largest difference |a - b| / |a| of all parameters of a role, or of an average."""
+
+    def flat(tree):
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+    ours, theirs = ({**s.params, **s.averages} for s in (one, other))
+    lengths = {k: np.linalg.norm(flat(tree)) for k, tree in ours.items()}
+    return max(np.linalg.norm(flat(ours[k]) - flat(theirs[k])) / lengths[k] for k in ours)
+
+
+def _compare_parts(name, microbatches):
+    """Parameters agree to 1e-5, and each entry as well as on a mesh. Not better, as Adam divides an
+    entry's gradient by its own size, also where that is rounding: one program compiled in two ways
+    differs by 1.3e-4 of an array's largest entry after five steps of f-distill."""
+    whole = _state_after(name, (1, 1), 10)
+    parts = _state_after(name, (1, 1), 10, microbatches=microbatches)
+    assert _relative(whole, parts) <= 1e-5
+    assert _difference(whole, parts) <= 1e-4
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_a_batch_in_parts_is_the_whole_batch_in_float32(name):
-    """Whatever a method computes from the whole batch, as the normalisations of f-distill; of which
-    ten steps differ by 2.7e-5 where they are compiled as users do."""
-    whole = _state_after(name, (1, 1), 10)
-    assert _difference(whole, _state_after(name, (1, 1), 10, microbatches=4)) <= 3e-5
+    """Whatever a method computes from the whole batch, as the normalisations of f-distill."""
+    _compare_parts(name, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_a_batch_in_two_parts_is_the_whole_batch_in_float32(name):
-    whole = _state_after(name, (1, 1), 10)
-    assert _difference(whole, _state_after(name, (1, 1), 10, microbatches=2)) <= 3e-5
+    _compare_parts(name, 2)
 
 
 @pytest.mark.slow
