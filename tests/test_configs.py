@@ -1,7 +1,6 @@
 """Every file in configs/ as it stands, at its full size: it loads, is consistent, and its steps
 trace."""
 
-import functools
 import importlib.util
 import pathlib
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdistill import build, config, networks
+from fdistill import build, config
 from fdistill.build import models
 from fdistill.build.plan import outline
 from fdistill.build.resume import check_resumable, origin
@@ -23,32 +22,9 @@ from fdistill.training.step import ema_decay, make_step
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path.name for path in FOLDER.glob('*.py'))
-# Tracing three networks of 296 M parameters takes long; imagenet64_teacher.py traces one of them.
-LARGE = ('imagenet64_dmd2.py', 'imagenet64_f_distill.py')
-
 # Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its
 # augmentation labels.
 SIZES = {'cifar10': 55735299 - 9 * 128, 'imagenet64': 295899267}
-MAKERS = dict(networks.NETWORKS)
-
-
-@functools.cache
-def network(name, arguments):
-    built = MAKERS[name](**dict(arguments))
-    # jit traces a network once for all its uses; tracing is all the time there is here.
-    return built._replace(apply=jax.jit(built.apply))
-
-
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-    def wrap(name, make):
-        return functools.wraps(make)(
-            lambda **arguments: network(name, tuple(sorted(arguments.items())))
-        )
-
-    monkeypatch.setattr(
-        networks, 'NETWORKS', {name: wrap(name, make) for name, make in MAKERS.items()}
-    )
 
 
 def loaded(file):
@@ -80,13 +56,10 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize(
-    'file', [pytest.param(f, marks=pytest.mark.slow) if f in LARGE else f for f in FILES]
-)
-def test_config_traces_at_full_size(file):
-    plain = resolved(file)
+def shapes(plain):
+    """(Method, optimizers, what a step is given: state, frozen, batch, key), of shapes alone."""
     built = build.experiment(plain)
-    method, training = built.method, plain['training']
+    method = built.method
     optimizers = build.optimizers(plain, method)
 
     # Weights do not depend on the batch; a small one traces as well as a large one.
@@ -102,8 +75,27 @@ def test_config_traces_at_full_size(file):
     state = jax.eval_shape(
         lambda b, f, k: init_state(method, optimizers, k, b, f), batch, frozen, key
     )
-    assert jax.tree.structure(state.averages['ema']) == jax.tree.structure(state.params['student'])
+    return method, optimizers, (state, frozen, batch, key)
 
+
+@pytest.mark.parametrize(
+    'file, full',
+    [
+        pytest.param(file, full, marks=pytest.mark.slow if full else ())
+        for file in FILES
+        for full in (False, True)
+    ],
+)
+def test_step_traces(file, full):
+    """Of U-Nets with one block at each resolution, or with all."""
+    plain = resolved(file)
+    if not full and 'num_blocks' in plain['network']:
+        one = plain['network'] | {'num_blocks': 1}
+        plain = plain | {'network': one}
+        if 'network' in plain.get('teacher', {}):
+            plain['teacher'] = plain['teacher'] | {'network': one}
+    method, optimizers, (state, frozen, batch, key) = shapes(plain)
+    training = plain['training']
     step = make_step(
         method, optimizers, ema_decay(training['ema_half_life'], training['batch_size'])
     )
@@ -115,6 +107,12 @@ def test_config_traces_at_full_size(file):
     after = after._replace(metrics=state.metrics)
     assert checkpoint.abstract(after) == checkpoint.abstract(state)
 
+
+@pytest.mark.parametrize('file', FILES)
+def test_config_has_the_published_size(file):
+    plain = resolved(file)
+    _, _, (state, frozen, _, _) = shapes(plain)
+    assert jax.tree.structure(state.averages['ema']) == jax.tree.structure(state.params['student'])
     size = count(state.params['student'])
     published = SIZES.get(file.split('_')[0])
     smallest = 2 if plain['network']['name'] == 'gaussian' else 1e3

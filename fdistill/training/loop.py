@@ -1,5 +1,6 @@
 """The training loop: set-up, restore, steps, logs and hooks, in the order in which they happen."""
 
+import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -282,8 +283,7 @@ def train(
     after = jax.eval_shape(everything, made.state, frozen, batch_shapes, key)
     target, workdir = named(made.state, after, mesh), pathlib.Path(workdir)
 
-    def program(roles):
-        lowered = made.step.lower(target, frozen, batch_shapes, key, roles=roles)
+    def program(lowered):
         try:
             return lowered.compile(compiler_options=sharding.compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
@@ -291,9 +291,16 @@ def train(
                 raise
             raise ValueError(f'a step does not fit a device; {REMEDY}') from error
 
-    # Compiled before anything is written: what is wrong with a program leaves no folder behind.
+    # Compiled before anything is written: what is wrong with a program leaves no folder behind. The
+    # next is traced while one is compiled, or read from the cache, which takes XLA as long.
     to_come = range(checkpoint.newest(workdir), stop_at or training.steps)
-    compiled = {roles: program(roles) for roles in dict.fromkeys(map(method.cycle, to_come))}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        lower = functools.partial(made.step.lower, target, frozen, batch_shapes, key)
+        waiting = {
+            roles: pool.submit(program, lower(roles=roles))
+            for roles in dict.fromkeys(map(method.cycle, to_come))
+        }
+        compiled = {roles: one.result() for roles, one in waiting.items()}
     needed = max(map(memory.needed, compiled.values()), default=0)
     sizes = memory.by_part(target, frozen, batch_shapes, needed)
     # What is frozen is there already.
