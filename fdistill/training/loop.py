@@ -283,6 +283,8 @@ def train(
     after = jax.eval_shape(everything, made.state, frozen, batch_shapes, key)
     target, workdir = named(made.state, after, mesh), pathlib.Path(workdir)
 
+    lower = functools.partial(made.step.lower, target, frozen, batch_shapes, key)
+
     def program(lowered):
         try:
             return lowered.compile(compiler_options=sharding.compiler_options(mesh))
@@ -295,7 +297,6 @@ def train(
     # next is traced while one is compiled, or read from the cache, which takes XLA as long.
     to_come = range(checkpoint.newest(workdir), stop_at or training.steps)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        lower = functools.partial(made.step.lower, target, frozen, batch_shapes, key)
         waiting = {
             roles: pool.submit(program, lower(roles=roles))
             for roles in dict.fromkeys(map(method.cycle, to_come))
@@ -340,7 +341,7 @@ def train(
                 # Where a damaged checkpoint was passed over, a step before the newest may be
                 # another.
                 if roles not in compiled:
-                    compiled[roles] = program(roles)
+                    compiled[roles] = program(lower(roles=roles))
                 return compiled[roles](state, frozen, batch, own)
 
             def save(state, done):
@@ -478,4 +479,5 @@ def _describe(state, start, steps, sizes):
         print(f'{role}: {count:,} parameters', flush=True)
     if start:
         print(f'going on from the checkpoint at step {start} of {steps}', flush=True)
-    print(f'memory of each device, MiB: {_mib(sizes)}', flush=True)
+    if sizes['needed']:
+        print(f'memory of each device, MiB: {_mib(sizes)}', flush=True)
