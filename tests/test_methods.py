@@ -30,6 +30,12 @@ LAW = dict(name='lognormal', mean=-1.0, std=1.0)
 COMMON = dict(law=LAW, student_law=LAW, critic_law=LAW, sigma_init=1.0, from_teacher=False)
 
 
+@pytest.fixture
+def x64(x64):
+    """Functions of jax that were traced for float32's constants are else called with float64's."""
+    jax.clear_caches()
+
+
 def _plain(name, steps=8):
     """A tiny run of a method: points of the ring, the oracle as teacher, and what the `TINY` of the
     method's own file adds to them."""
@@ -67,9 +73,14 @@ def _config(name, steps=8):
     return ConfigDict(plain | dict(optimizer=optimizer)).lock()
 
 
-@functools.lru_cache(maxsize=None)
 def _built(name, microbatches=1):
     """Method, optimizers, and batches that depend on the step alone."""
+    return _built_in(name, microbatches, jax.config.jax_enable_x64)
+
+
+@functools.lru_cache(maxsize=None)
+def _built_in(name, microbatches, x64):
+    """The constants of a method have the precision in which it is built."""
     config = _config(name)
     source = build.load_data(config, 'train')
     plain = build.resolve(config, source)
