@@ -11,7 +11,7 @@ from fdistill.config import call, parameters
 from fdistill.networks import HEADS, NETWORKS
 from fdistill.networks.heads import conv_head
 from fdistill.networks.layers import attend, downsample, group_count, upsample
-from fdistill.networks.unet import adm, ddpmpp, ncsnpp
+from fdistill.networks.unet import Compute, adm, ddpmpp, ncsnpp
 
 # Each function runs a few times only: compiled quickly rather than well.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -206,13 +206,19 @@ def test_remat_leaves_gradients_alone(name):
             lambda mapping: jnp.sum(apply({**params, **mapping}, *batch(), key=key_of(3))[0] ** 2)
         )
 
-    traced = [jax.jit(gradient(remat)).trace(mapping) for remat in (False, True)]
-    assert ['remat' in str(one.jaxpr) for one in traced] == [False, True]
-    plain, remat = [one.lower().compile()(mapping) for one in traced]
+    kinds = ['nothing', 'elementwise', 'blocks'] if name == 'ddpmpp' else [False, True]
+    traced = [jax.jit(gradient(remat)).trace(mapping) for remat in kinds]
+    assert ['remat' in str(one.jaxpr) for one in traced] == [
+        kind not in ('nothing', False) for kind in kinds
+    ]
+    plain, *others = [one.lower().compile()(mapping) for one in traced]
     for layer in plain:
-        jax.tree.map(
-            lambda value, expected: assert_close(value, expected, 1e-4), remat[layer], plain[layer]
-        )
+        for other in others:
+            jax.tree.map(
+                lambda value, expected: assert_close(value, expected, 1e-4),
+                other[layer],
+                plain[layer],
+            )
         # The frequencies are constants, and there are no augmentation labels here.
         moves = any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain[layer]))
         assert moves == (layer not in ('map_noise', 'map_augment'))
@@ -225,6 +231,7 @@ def test_remat_leaves_gradients_alone(name):
         (ddpmpp, dict(attn_resolutions=(16,)), r'attn_resolutions=\(16,\)'),
         (ncsnpp, dict(num_blocks=0), 'num_blocks=0'),
         (ncsnpp, dict(dropout=1.0), 'dropout=1.0'),
+        (adm, dict(compute=Compute(remat='all')), "remat='all'"),
         (ncsnpp, dict(channel_mult=()), 'channel_mult'),
         (adm, dict(channels_per_head=64), 'channels_per_head=64'),
         (adm, dict(model_channels=9, channels_per_head=3), '9 channels'),

@@ -177,7 +177,8 @@ def test_remedies_leave_the_numbers_as_they_are_as_long_as_they_can():
     plain = dict(network=network, training=dict(batch_size=64), mesh=dict(fsdp=1))
     assert list(remedies(plain, 16)) == [
         {'mesh.fsdp': 8},
-        {'network.remat': True},
+        {'network.remat': 'elementwise'},
+        {'network.remat': 'blocks'},
         {'training.microbatches': 2},
         {'training.microbatches': 4},
         {'network.bfloat16': True},

@@ -21,6 +21,7 @@ from fdistill.data import sources
 from fdistill.errors import UserError
 from fdistill.files import CONFIG, disk
 from fdistill.files.text import clock, table
+from fdistill.networks.unet import REMAT
 from fdistill.training import loop, sharding, topology
 from fdistill.training.estimate import estimate
 from fdistill.training.loop import Training
@@ -87,8 +88,11 @@ def remedies(plain: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]
         yield {'mesh.fsdp': fsdp}
     network = plain['network']
     accepted = parameters(networks.NETWORKS[network['name']])
-    if 'remat' in accepted and not network.get('remat'):
-        yield {'network.remat': True}
+    if 'remat' in accepted:
+        makers, now = list(REMAT.values()), REMAT[network.get('remat', 'nothing')]
+        for kind in ('elementwise', 'blocks'):
+            if makers.index(now) < makers.index(REMAT[kind]):
+                yield {'network.remat': kind}
     size, parts = plain['training']['batch_size'], plain['training'].get('microbatches', 1)
     while (parts := 2 * parts) <= MOST_PARTS and size % (parts * devices) == 0:
         yield {'training.microbatches': parts}

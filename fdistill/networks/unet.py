@@ -38,11 +38,26 @@ class Compute(NamedTuple):
 
     bfloat16: compute in bfloat16; parameters, embedding, norms, attention weights and output stay
       float32.
-    remat: recompute each block in the backward pass instead of keeping its activations.
+    remat: what the backward pass computes again in place of keeping it: 'nothing'; 'elementwise',
+      all in a block but its convolutions and products; 'blocks', each whole. False and True, as
+      older configs have it, are the first and the last.
     """
 
     bfloat16: bool = False
-    remat: bool = False
+    remat: bool | str = 'nothing'
+
+
+def _is_product(primitive, *_, **__):
+    return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
+
+
+# What each setting of `remat` makes of a block, from most memory to least.
+REMAT = {
+    'nothing': lambda block: block,
+    'elementwise': functools.partial(nn.remat, policy=_is_product),
+    'blocks': nn.remat,
+}
+REMAT |= {False: REMAT['nothing'], True: REMAT['blocks']}
 
 
 class Architecture(NamedTuple):
@@ -233,13 +248,13 @@ class UNet(nn.Module):
     emb_channels: int
     dropout: float
     dtype: jnp.dtype
-    remat: bool
+    remat: bool | str
 
     @nn.compact
     def __call__(self, x, c_noise, condition, train):
         style = self.architecture.style
         emb = self._embed(x, c_noise, condition)
-        block_type = nn.remat(UNetBlock) if self.remat else UNetBlock
+        block_type = REMAT[self.remat](UNetBlock)
 
         def run(block, h):
             dropout = self.dropout if train else 0.0
@@ -341,6 +356,9 @@ def _network(
         raise ValueError(f'num_blocks={num_blocks}: must be <= {MOST_BLOCKS}')
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout={dropout}: must lie in [0, 1)')
+    if compute.remat not in REMAT:
+        known = ', '.join(kind for kind in REMAT if isinstance(kind, str))
+        raise ValueError(f'remat={compute.remat!r}: known are {known}')
 
     plan = _plan(
         architecture,
