@@ -32,7 +32,7 @@ def get_config():
                 attn_resolutions=(32, 16, 8),
                 dropout=0.0,
                 bfloat16=True,
-                remat='blocks',
+                remat='elementwise',
             ),
             method=dict(
                 name='dmd2',

@@ -32,7 +32,7 @@ def get_config(divergence='js'):
                 attn_resolutions=(32, 16, 8),
                 dropout=0.0,
                 bfloat16=True,
-                remat='blocks',
+                remat='elementwise',
             ),
             method=dict(
                 name='f_distill',

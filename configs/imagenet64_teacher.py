@@ -31,7 +31,7 @@ def get_config():
                 attn_resolutions=(32, 16, 8),
                 dropout=0.1,
                 bfloat16=True,
-                remat='blocks',
+                remat='elementwise',
             ),
             denoiser=dict(sigma_data=0.5),
             method=dict(

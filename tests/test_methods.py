@@ -4,6 +4,7 @@ nothing, a step is pinned."""
 import functools
 import inspect
 import json
+import math
 import os
 import pathlib
 
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import stops
-from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from fdistill import build, divergences
@@ -24,6 +24,8 @@ from fdistill.training.state import init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
 
 BATCH = 16
+# Of a layer that widens and of one that narrows, in turn: Megatron's.
+RULES = ((r'dense0/kernel$', (None, 'model')), (r'dense1/kernel$', ('model', None)))
 RECORDED = pathlib.Path(__file__).parent / 'data' / 'one_step.json'
 LAW = dict(name='lognormal', mean=-1.0, std=1.0)
 # What a method is given if it takes it.
@@ -112,14 +114,15 @@ def _initial(name, dtype):
 
 @functools.lru_cache(maxsize=None)
 def _step(name, shape, dtype, microbatches):
-    """(mesh, shardings of a state, step) on a mesh of a shape (data, fsdp)."""
+    """(mesh, shardings of a state, step) on a mesh of a shape (data, fsdp) or (data, fsdp,
+    model)."""
     method, optimizers, _ = _built(name, microbatches)
-    devices = jax.devices()[: shape[0] * shape[1]]
-    mesh = jax.make_mesh(shape, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    mesh = sharding.mesh_over(jax.devices()[: math.prod(shape)], *shape)
     # Small enough that arrays of this tiny network are split over the axis fsdp.
-    shardings = sharding.state_sharding(_initial(name, dtype), mesh, min_size=64)
+    rules = RULES if 'model' in mesh.shape else ()
+    shardings = sharding.state_sharding(_initial(name, dtype), mesh, rules, min_size=64)
     step = jax.jit(
-        make_step(method, optimizers, ema_decay(100.0, BATCH), mesh=mesh),
+        make_step(method, optimizers, ema_decay(100.0, BATCH), mesh=mesh, rules=rules),
         static_argnames='roles',
         donate_argnames='state',
         out_shardings=shardings,
@@ -151,8 +154,18 @@ def _difference(one, other):
     return max(np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-3) for a, b in pairs)
 
 
-@pytest.mark.parametrize('shape', [(2, 4), pytest.param((8, 1), marks=pytest.mark.slow)])
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(
+    'name, shape',
+    [
+        *((name, (2, 4)) for name in METHODS),
+        ('sim', (2, 2, 2)),
+        *(
+            pytest.param(name, shape, marks=pytest.mark.slow)
+            for shape in ((8, 1), (2, 2, 2))
+            for name in METHODS
+        ),
+    ],
+)
 def test_a_mesh_gives_the_same_numbers_in_float32(name, shape):
     """As one device: ten steps agree to 1e-4 relative."""
     alone = _state_after(name, (1, 1), 10)

@@ -1212,6 +1212,28 @@ def test_state_sharding_splits_big_arrays_by_the_largest_divisible_axis():
     )
 
 
+def test_the_axis_model_takes_the_last_axis_and_rules_come_first():
+    mesh = sharding.mesh_over(jax.devices(), data=2, fsdp=2, model=2)
+    tree = {
+        'a': {'kernel': jnp.zeros((512, 256)), 'bias': jnp.zeros(4)},
+        'b': jnp.zeros((512, 256)),
+    }
+    rules = (('a/kernel$', ('model', None)), ('^a', ('model',)))
+    placed = sharding.state_sharding(tree, mesh, rules)
+    assert jax.tree.map(lambda s: s.spec, placed) == {
+        'a': {'kernel': PartitionSpec('model', None), 'bias': PartitionSpec('model')},
+        'b': PartitionSpec('fsdp', 'model'),
+    }
+    assert sharding.batch_sharding(mesh).shard_shape((8, 3)) == (2, 3)
+    for axes in (('model', None, None), ('nowhere',), ('model', 'model'), (None, 'model')):
+        with pytest.raises(ValueError, match=r'cannot split b, which has the shape \(4, 5\)'):
+            sharding.state_sharding({'b': jnp.zeros((4, 5))}, mesh, (('b', axes),))
+    with pytest.raises(ValueError, match="'\\(' is no pattern"):
+        loop.check(loop.Training(1, 8, 1.0, partition_rules=(('(', ()),)))
+    with pytest.raises(ValueError, match='fsdp=3 x model=2: does not divide the 8 devices'):
+        sharding.mesh_over(jax.devices(), fsdp=3, model=2)
+
+
 WIDE = dict(name='mlp', width=256, blocks=1, embedding=64)
 
 

@@ -69,7 +69,7 @@ def student(denoiser: Denoiser, steps: Steps) -> Generator:
 
 def _noise(key, batch):
     x = batch['x']
-    noise, axes = jax.random.normal(key, x.shape, x.dtype), get_abstract_mesh().axis_names
+    noise, axes = jax.random.normal(key, x.shape, x.dtype), get_abstract_mesh().axis_names[:2]
     # As the batch is placed: else each device would make the samples of all, for nothing says where
     # those without a condition belong. (`shard_alike` counts its uses, so that a program traced
     # again would not be found among the compiled ones.)

@@ -55,7 +55,8 @@ def estimate(
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = checkpoint.abstract(key, sharding.replicated(mesh))
-    frozen = checkpoint.abstract(frozen, sharding.state_sharding(frozen, mesh))
+    placed = sharding.state_sharding(frozen, mesh, training.partition_rules)
+    frozen = checkpoint.abstract(frozen, placed)
     by_batch = sharding.batch_sharding(mesh)
     batch = checkpoint.abstract(batch, jax.tree.map(lambda _: by_batch, batch))
     say('tracing')

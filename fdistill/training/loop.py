@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -48,6 +49,7 @@ class Training(NamedTuple):
     hang_seconds: without a finished step that end the process, with the stacks of its threads;
       what is done now and then, as an evaluation, counts to the step before it. 0: never.
     wandb: project of Weights & Biases to log to as well, see `writer.Writer`.
+    partition_rules: how arrays of some names lie on the mesh, see `sharding.state_sharding`.
     """
 
     steps: int
@@ -66,6 +68,7 @@ class Training(NamedTuple):
     rollbacks: Annotated[int, Free] = 0
     hang_seconds: Annotated[float, Free] = 3600.0
     wandb: Annotated[str | None, Free] = None
+    partition_rules: Annotated[sharding.Rules, Free] = ()
 
 
 REMEDY = (
@@ -91,7 +94,14 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
     if training.spike_sigmas and not 3 <= training.spike_sigmas < math.inf:
         raise ValueError(f'spike_sigmas={training.spike_sigmas}: must be 0 (off) or >= 3, e.g. 6')
     decay(training)
-    size, devices = training.batch_size, 1 if mesh is None else mesh.size
+    for pattern, _ in training.partition_rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f'partition_rules: {pattern!r} is no pattern: {error}') from error
+    size, devices = training.batch_size, 1
+    if mesh is not None:
+        devices = mesh.shape['data'] * mesh.shape['fsdp']
     if size < 1 or size % devices:
         nearest = max(devices, round(size / devices) * devices)
         raise ValueError(
@@ -199,9 +209,10 @@ def programs(
         max_skipped=training.max_skipped,
         spike_sigmas=training.spike_sigmas,
         mesh=mesh,
+        rules=training.partition_rules,
     )
     shapes = jax.eval_shape(fresh, frozen, key)
-    shardings = sharding.state_sharding(shapes, mesh)
+    shardings = sharding.state_sharding(shapes, mesh, training.partition_rules)
     # All that is measured is placed as the counter is: on every device.
     after = shardings._replace(metrics=shardings.step, spikes=shardings.step)
     return Programs(
@@ -269,7 +280,8 @@ def train(
     by_batch = sharding.batch_sharding(mesh)
     key = jax.random.key(seed)
 
-    frozen = jax.device_put(frozen, sharding.state_sharding(frozen, mesh))
+    placed = sharding.state_sharding(frozen, mesh, training.partition_rules)
+    frozen = jax.device_put(frozen, placed)
     example = next(batches(0, 0))
     batch_shapes = jax.tree.map(
         lambda value: jax.ShapeDtypeStruct(

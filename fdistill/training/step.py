@@ -53,6 +53,7 @@ def make_step(
     max_skipped: int = 10,
     spike_sigmas: float = 0.0,
     mesh: Mesh | None = None,
+    rules: sharding.Rules = (),
 ) -> Callable[..., TrainState]:
     """step(state, frozen, batch, key, roles) -> state: one update of each of `roles`, in order, and
     of the averages of their parameters.
@@ -75,13 +76,14 @@ def make_step(
       decay: step -> decay of the averages that have none of their own, see `ema_decay`.
       max_skipped: > 0.
       spike_sigmas: >= 3, or 0: no update is a spike.
-      mesh: where its axis `fsdp` splits the state, a loss gets whole weights and gradients are
-        split again; None on one device.
+      mesh: where it splits the state, a loss gets weights that are whole, or split over `model`
+        alone, and gradients are split again; None on one device.
+      rules: see `sharding.state_sharding`.
     """
     order, whole, split = sorted(method.losses), lambda tree: tree, lambda tree: tree
-    if mesh is not None and mesh.shape['fsdp'] > 1:
-        whole = functools.partial(sharding.gather, mesh=mesh)
-        split = functools.partial(sharding.scatter, mesh=mesh)
+    if mesh is not None and mesh.size > mesh.shape['data']:
+        whole = functools.partial(sharding.gather, mesh=mesh, rules=rules)
+        split = functools.partial(sharding.scatter, mesh=mesh, rules=rules)
 
     # Traced once for all programs of a role: for its metrics and for each set of roles.
     @functools.partial(jax.jit, static_argnames='role', inline=True)
