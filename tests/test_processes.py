@@ -41,7 +41,7 @@ batches, pipeline.batches = pipeline.batches, slowly
 def launch(tmp_path):
     """launch(*words, count=2, devices=1, each=(), **environment) -> processes of `fdistill train`
     with so many devices each, whose output is in `0.log` and `1.log`."""
-    often = dict(steps=100, log_every=10, checkpoint_every=50, hang_seconds=15.0)
+    often = dict(steps=100, log_every=10, checkpoint_every=50, hang_seconds=15.0, rollbacks=1)
     (tmp_path / 'config.py').write_text(SLOWLY + stops.ring(**often))
     started = []
 
@@ -129,6 +129,19 @@ def test_a_dead_peer_ends_the_other_within_thirty_seconds(launch, tmp_path, who,
     assert found[who] == -9 and found[1 - who] != 0 and seconds < 30
     assert codes(launch())[0] == [0, 0] and steps_of(tmp_path)[-1] == 100
     survived('a dead peer')
+
+
+def test_data_of_one_that_are_not_finite_take_both_back(launch, tmp_path, survived):
+    once = "batch['x'][:] = float('nan'); os.environ['WHO'] = ''"
+    processes = launch('--config.training.max_skipped=1', WHO='1', WHAT=once)
+    assert codes(processes)[0] == [0, 0], said(tmp_path, 1)
+    for k in range(2):
+        assert said(tmp_path, k).count('Roll-back 1 of 1') == 1
+    assert checkpoint.newest(tmp_path / 'run') == 100
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    logged = {row['step']: row.get('rollbacks', 0) for row in map(json.loads, lines)}
+    assert logged == {step: int(step > 50) for step in range(10, 101, 10)}
+    survived('data of one of two processes not finite')
 
 
 def test_a_hang_ends_both_with_stacks(launch, tmp_path, survived):
