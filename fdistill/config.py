@@ -36,6 +36,15 @@ class Named(TypedDict, total=False):
     name: str
 
 
+class Change(TypedDict):
+    """What `--change` made of a setting of an optimizer, from a step on; None: it was not set."""
+
+    step: int
+    setting: str
+    before: Any
+    after: Any
+
+
 class Sections(TypedDict, total=False):
     """The sections of a config, as JSON keeps them; see `build.sections`."""
 
@@ -53,7 +62,7 @@ class Sections(TypedDict, total=False):
     evaluation: dict
     image: Image
     origin: dict[str, str]
-    changes: list[dict]
+    changes: list[Change]
 
 
 def load(path: str) -> ConfigDict:
@@ -141,6 +150,10 @@ def read(workdir: str | pathlib.Path, where: str = '--workdir') -> ConfigDict:
     try:
         if min([size - 1 for shape in shapes for size in shape] + [image['num_classes']]) < 0:
             raise ValueError(f'image is {image}, which no sample can be')
+        for setting in (change['setting'] for change in values.get('changes', [])):
+            place, _, role = setting.rpartition('.')[0].partition('.')
+            if place != 'optimizer' or role not in values.get('optimizer', {}):
+                raise ValueError(f'changes have {setting!r}, which is no setting of an optimizer')
         return from_json(values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # As of a key with a dot.
         raise UserError(f'{path} is damaged: {error}; {disk.AGAIN}') from error

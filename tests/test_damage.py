@@ -148,6 +148,11 @@ def test_values_of_another_shape_are_one_line(name, path, value, folder, capsys)
             dict(image=dict(shape=[2], num_classes=0, given=dict(x=[0]))),
             'is damaged: image is .* no sample can be',
         ),
+        (dict(changes=[dict(step=0)]), 'is damaged: changes.0.setting: missing'),
+        (
+            dict(changes=[dict(step=0, setting='seed', before=1, after=2)]),
+            "is damaged: changes have 'seed', which is no setting of an optimizer",
+        ),
         (dict(image=dict(shape=[2**40], num_classes=0)), 'the network takes .* GiB, .* are free'),
         (dict(image=dict(shape=[2], num_classes=10**12)), 'the network takes .* GiB, .* are free'),
     ],

@@ -81,7 +81,8 @@ def as_begun(plain: Mapping[str, Any]) -> dict[str, Any]:
     section = {role: dict(settings) for role, settings in plain['optimizer'].items()}
     for change in reversed(plain['changes']):
         _, role, setting = change['setting'].split('.')
-        section[role][setting] = change['before']
         if change['before'] is None:  # It was not set.
-            del section[role][setting]
+            section[role].pop(setting, None)
+        else:
+            section[role][setting] = change['before']
     return {**plain, 'optimizer': section}
