@@ -139,7 +139,7 @@ def read(workdir: str | pathlib.Path, where: str = '--workdir') -> ConfigDict:
     Raises:
         UserError: `workdir` is no run folder, see also `disk.exists`, or its config is damaged.
     """
-    path = pathlib.Path(workdir) / CONFIG
+    path = disk.place(workdir) / CONFIG
     if not (disk.exists(path, workdir, where) and path.is_file()):
         raise UserError(
             f'{where}={workdir}: has no {CONFIG}; give the folder of a run made by `fdistill train`'

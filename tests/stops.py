@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fdistill import build
+from fdistill.files import disk
 from fdistill.training import checkpoint
 
 # A run of points in the plane. Of a million steps, it goes on for minutes unless it is stopped.
@@ -66,6 +67,6 @@ def check(config, unbroken, broken):
     files = sorted(path.name for path in pathlib.Path(unbroken).glob('*s.jsonl'))
     assert 'metrics.jsonl' in files
     for name in files:
-        logs = [(pathlib.Path(folder) / name).read_bytes() for folder in (unbroken, broken)]
+        logs = [(disk.place(folder) / name).read_bytes() for folder in (unbroken, broken)]
         assert logs[0] == logs[1]
     assert logs[0].count(b'\n') == -(-config.training.steps // config.training.log_every)

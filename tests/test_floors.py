@@ -34,6 +34,7 @@ FLOORS = {
 DOORS = {
     'flax': ('networks/',),
     'orbax': ('training/checkpoint.py',),
+    'etils': ('files/disk.py',),
     'grain': ('data/',),
     'tensorflow_datasets': ('data/',),
     'array_record': ('data/',),

@@ -116,7 +116,7 @@ def test_is_one_line(settings, message, tmp_path):
     assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('path', ['gs://bucket/run', 's3://bucket/run', 'memory://run'])
+@pytest.mark.parametrize('path', ['s3://bucket/run', 'memory://run', 'gs:/bucket/run'])
 @pytest.mark.parametrize(
     'use',
     [
@@ -130,11 +130,23 @@ def test_is_one_line(settings, message, tmp_path):
         lambda path: report.write([path]),
     ],
 )
-def test_an_object_store_holds_no_run(use, path, tmp_path, monkeypatch):
+def test_no_other_object_store_holds_a_run(use, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='is not on this machine; give a folder that is') as error:
         use(path)
     assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'use',
+    [
+        lambda path: sweep.run('sweep.py', path),
+        lambda path: build.sample('run', out=f'{path}/x.png'),
+        lambda path: report.write(['run'], f'{path}/report'),
+    ],
+)
+def test_an_object_store_holds_runs_alone(use, tmp_path, monkeypatch):
+    test_no_other_object_store_holds_a_run(use, 'gs://bucket', tmp_path, monkeypatch)
 
 
 def test_names_alone_and_other_predictions(tmp_path):

@@ -57,7 +57,7 @@ def sample(
     Raises:
       UserError: on values out of range.
     """
-    out = pathlib.Path(workdir) / 'samples' / f'sample-{seed}.png' if out is None else out
+    out = disk.place(workdir) / 'samples' / f'sample-{seed}.png' if out is None else out
     path = disk.file_for(out, '--out', ('.png', '.npy'))
     few = trajectory and len(configs.read(workdir).image.shape) == 3
     n = n if n is not None else 8 if few else 64

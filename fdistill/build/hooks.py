@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from fdistill.build.experiment import experiment
 from fdistill.build.measure import while_training
 from fdistill.data.sources import Source
-from fdistill.files import pictures
+from fdistill.files import disk, pictures
 from fdistill.methods.method import DEPLOYED
 from fdistill.training import sharding, writer
 from fdistill.training.loop import Every, Ratings, Training
@@ -32,7 +32,7 @@ def hooks(
       plain, source, training: the resolved config, its training split and its section `training`.
       workdir, mesh: of the run.
     """
-    workdir, built, measure = pathlib.Path(workdir), None, None
+    workdir, built, measure = disk.place(workdir), None, None
     if training.sample_every or training.evaluate_every:
         built = experiment(plain)  # Made anew, for to sample, a batch is not taken in parts.
     if training.evaluate_every:

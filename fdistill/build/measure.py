@@ -56,7 +56,7 @@ def evaluate(
     section = given if 'protocol' in given else {**config.get('evaluation', {}), **given}
     chosen, _ = evaluator(section)
     # Before an hour of samples, not after it.
-    disk.folder_for(pathlib.Path(workdir) / 'eval', '--workdir', ours=True)
+    disk.folder_for(disk.place(workdir) / 'eval', '--workdir', ours=True)
     mesh = sharding.make_mesh() if chosen.sharded else None
     run = from_workdir(workdir, mesh=mesh)
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
@@ -91,7 +91,7 @@ def measure(
     about = {'checkpoint': subject.digest, 'versions': versions}
     row['details'] = row.get('details', {}) | about
     if jax.process_index() == 0:
-        path = pathlib.Path(workdir) / 'eval' / f'step-{subject.step:09d}{suffix}.json'
+        path = disk.place(workdir) / 'eval' / f'step-{subject.step:09d}{suffix}.json'
         if path.is_file():
             try:
                 row = chosen.merged(disk.read_json(path, Row), row)

@@ -18,6 +18,7 @@ from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError, pick
+from fdistill.files import disk
 from fdistill.training import checkpoint, memory, sharding
 
 # What turns a network into a denoiser.
@@ -113,7 +114,7 @@ def load_ema(
     """
     image = section_of(configs.to_json(configs.read(workdir)), 'image')
     shapes = call(fitting, {}, f'{workdir}', model=model, image=image)
-    if not (pathlib.Path(workdir) / checkpoint.FOLDER).is_dir():
+    if not (disk.place(workdir) / checkpoint.FOLDER).is_dir():
         raise UserError(f'{workdir}: has no checkpoint yet; run `fdistill train` on it first')
     placed = (
         sharding.state_sharding(shapes, mesh)

@@ -42,14 +42,15 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
     """
     source, known = load_data(config, 'train', sources.OUTLINES), None
     workdir = config.get('teacher', {}).get('workdir')
-    if workdir is not None and not (pathlib.Path(workdir) / CONFIG).is_file():
+    where = 'config.teacher.workdir'
+    if workdir is not None and not disk.exists(disk.place(workdir) / CONFIG, workdir, where):
         if teacher is not None:
             known = outline(configs.load(teacher))
         elif 'network' in config:
             known = resolve({name: config[name] for name in config if name != 'teacher'}, source)
         else:
             raise UserError(
-                f'config.teacher.workdir={workdir}: has no {CONFIG} that names its network; '
+                f'{where}={workdir}: has no {CONFIG} that names its network; '
                 'give the config it will be trained with as --teacher=FILE'
             )
     return resolve(config, source, known)

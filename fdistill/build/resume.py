@@ -11,7 +11,7 @@ from fdistill.build.run import digest_of
 from fdistill.build.settings import comparable
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
-from fdistill.files import CONFIG
+from fdistill.files import CONFIG, disk
 from fdistill.training.checkpoint import FOLDER, newest
 
 
@@ -44,9 +44,9 @@ def check_resumable(
       UserError: the folder holds a run of another experiment, or has lost its checkpoints: to begin
         anew would overwrite what is left.
     """
-    if not (pathlib.Path(workdir) / CONFIG).is_file():
+    if not (disk.place(workdir) / CONFIG).is_file():
         return []
-    if not (pathlib.Path(workdir) / FOLDER).is_dir():
+    if not (disk.place(workdir) / FOLDER).is_dir():
         raise UserError(
             f'--workdir={workdir}: holds a run without its {FOLDER}/; bring them back from a copy, '
             'or give another folder to start anew'

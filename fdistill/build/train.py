@@ -114,7 +114,7 @@ def train(
       UserError: on whatever the user can mend.
       NotFinite, Stopped: see `loop.train`.
     """
-    disk.folder_for(workdir, '--workdir')
+    workdir = disk.folder_for(disk.place(workdir), '--workdir')
     if jax.process_index() == 0:
         lock.check(workdir)
     mesh = call(sharding.make_mesh, plain_of(config.get('mesh', {})), 'config.mesh')

@@ -27,7 +27,21 @@ Path = str | os.PathLike
 MOST_BYTES = 2**28
 MOST_DEPTH = 32
 REMOTE = re.compile(r'\w{2,}:/')  # How the path of an object store begins.
+STORE = 'gs://'  # of those, the one that orbax writes checkpoints to
 AGAIN = 'bring it back from a copy, or remove it'
+
+
+def place(path: Path) -> pathlib.Path:
+    """Where a run lies: a path of this machine, or one of an object store, as gs://bucket/run. That
+    is no `pathlib.Path` and yet reads, lists and writes as one does.
+
+    What takes no other than the first makes a `pathlib.Path` itself, which `exists` refuses.
+    """
+    if not os.fspath(path).startswith(STORE):
+        return pathlib.Path(path)
+    from etils import epath
+
+    return epath.Path(path)
 
 
 def write(path: Path, save: Callable[[str], Any]) -> None:
@@ -39,7 +53,13 @@ def write(path: Path, save: Callable[[str], Any]) -> None:
         save: save(temporary path) makes a file with the content; that path has the suffix of
           `path`.
     """
-    path = pathlib.Path(path)
+    path = place(path)
+    if not isinstance(path, pathlib.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = pathlib.Path(folder, path.name)
+            save(str(temporary))
+            put(temporary, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own, so that two writers do not meet; hidden, for it may outlive this process.
     temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(8)}{path.suffix}')
@@ -55,6 +75,11 @@ def write(path: Path, save: Callable[[str], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put(file: pathlib.Path, there: pathlib.Path) -> None:
+    """Copies a file into an object store, where it is seen once it is whole."""
+    type(there)(file).copy(there, overwrite=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -127,7 +152,7 @@ def read_json(path: Path, shape: Any = dict, remedy: str = AGAIN) -> Any:
         UserError: it is damaged, or of another shape.
     """
     try:
-        with open(path, 'rb') as file:
+        with place(path).open('rb') as file:
             return from_json(file.read(MOST_BYTES + 1), shape)
     except ValueError as error:
         raise UserError(f'{path} is damaged: {error}; {remedy}') from error
@@ -138,9 +163,10 @@ def read_json_lines(path: Path, shape: Any = dict, remedy: str = AGAIN) -> list[
 
     A last line that is not whole is left out: it is being written, or a crash tore it.
     """
-    if not pathlib.Path(path).is_file():
+    path = place(path)
+    if not path.is_file():
         return []
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         *lines, last = file.read(MOST_BYTES + 1).split(b'\n')
     found = []
     try:
@@ -194,13 +220,19 @@ def versions() -> dict[str, str]:
     }
 
 
+def changed(path: Path) -> float:
+    """When a file was last written, in seconds since 1970."""
+    about = place(path).stat()
+    return about.st_mtime if isinstance(about, os.stat_result) else about.mtime
+
+
 def folder_for(path: Path, where: str, ours: bool = False) -> pathlib.Path:
     """A folder that can be written to, or made; checking leaves nothing behind.
 
     To be called before the work whose results go there.
 
     Args:
-        path: as the user gave it.
+        path: as the user gave it, or a `place`.
         where: what the user calls it, such as '--out'.
         ours: the user gave the folder above it; a link in its place may have been planted.
 
@@ -212,7 +244,8 @@ def folder_for(path: Path, where: str, ours: bool = False) -> pathlib.Path:
     """
     if ours and os.path.islink(path):
         raise UserError(f'{where}={path}: is a link; remove it or choose another place')
-    return _place(path, where, pathlib.Path(path))
+    folder = path if isinstance(path, pathlib.PurePath) else pathlib.Path(path)
+    return _writable(path, where, folder)
 
 
 def file_for(path: Path, where: str, suffixes: tuple[str, ...] = ()) -> pathlib.Path:
@@ -221,13 +254,13 @@ def file_for(path: Path, where: str, suffixes: tuple[str, ...] = ()) -> pathlib.
     Args:
         suffixes: those the file may have; none: any.
     """
-    file = pathlib.Path(path)
+    file = path if isinstance(path, pathlib.PurePath) else pathlib.Path(path)
     if suffixes and file.suffix not in suffixes:
         raise UserError(f'{where}={path}: give the name of a {" or ".join(suffixes)} file')
     if exists(file, path, where) and not file.is_file():
         what = 'a folder' if file.is_dir() else 'no ordinary file'
         raise UserError(f'{where}={path}: is {what}; give the name of a file')
-    _place(path, where, file.parent)
+    _writable(path, where, file.parent)
     return file
 
 
@@ -235,15 +268,18 @@ def exists(place: pathlib.Path, path: Path, where: str) -> bool:
     """Whether there is something in a place that comes of a path as the user gave it.
 
     Raises:
-        UserError: the path is empty, too long, or of an object store, as gs://bucket/run: there is
-          no lock there and no adding to a file, and pathlib would make a folder `gs:` here.
+        UserError: the path is empty, too long, or of an object store that `place` was not asked
+          for, as s3://bucket/run: pathlib would make a folder `s3:` here. Or the store cannot be
+          reached.
     """
     if not os.fspath(path):
         raise UserError(f"{where}='': is empty; give the name of a file or folder")
+    if not isinstance(place, pathlib.Path):
+        return _asked(place.exists, path, where)
     if REMOTE.match(os.fspath(path)):
         raise UserError(
             f'{where}={path}: is not on this machine; give a folder that is, and copy it when the '
-            'work is done'
+            f'work is done, or as --workdir of a single run one of {STORE}'
         )
     try:
         return place.exists()
@@ -251,10 +287,32 @@ def exists(place: pathlib.Path, path: Path, where: str) -> bool:
         raise UserError(f'{where}={path}: {error.strerror}; choose another place') from error
 
 
-def _place(path, where, folder):
+def _asked(ask, path, where):
+    """What an object store answers; in one line, what its library says against it."""
+    try:
+        return ask()
+    except ImportError as error:
+        raise UserError(
+            f'{where}={path}: what reads and writes {STORE} is not installed: pip install '
+            "'fdistill[remote]'"
+        ) from error
+    except Exception as error:  # A store's own.
+        said = str(error).strip().split('\n')[0] or type(error).__name__
+        raise UserError(
+            f'{where}={path}: the object store says no ({said[:300]}); see that there is such a '
+            'bucket, and that this machine is logged in and may write there'
+        ) from error
+
+
+def _writable(path, where, folder):
     """`folder`, once it is known that files can be made in it or in its nearest ancestor that
     exists."""
-    nearest = next(place for place in (folder, *folder.parents) if exists(place, path, where))
+    if not isinstance(folder, pathlib.Path):
+        file = folder / f'.{secrets.token_hex(8)}'
+        _asked(lambda: file.write_bytes(b''), path, where)
+        _asked(file.unlink, path, where)
+        return folder
+    nearest = next(there for there in (folder, *folder.parents) if exists(there, path, where))
     if not nearest.is_dir():
         raise UserError(f'{where}={path}: {nearest} is no folder; choose another place')
     try:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 from fdistill.errors import UserError
-from fdistill.files.disk import Path
+from fdistill.files.disk import Path, place
 
 NAME = '.lock'
 # What a file system without locks says; there a run goes on without one.
@@ -28,7 +28,7 @@ def check(folder: Path, where: str = '--workdir') -> None:
         folder: that may be missing.
         where: what the user calls it.
     """
-    if (pathlib.Path(folder) / NAME).is_file():
+    if (place(folder) / NAME).is_file():
         with held(folder, where):
             pass
 
@@ -38,7 +38,8 @@ def held(folder: Path, where: str = '--workdir', name: str = NAME) -> Iterator[N
     """Holds a folder, which is made when missing, against every other process of this machine.
 
     The system gives the lock back when the process ends, however it ends; the file stays. Network
-    file systems hold it for other machines as far as they support `flock`.
+    file systems hold it for other machines as far as they support `flock`. In an object store
+    nothing ends with a process, and nothing is held: see `mirror.Mirror`.
 
     Args:
         folder: to be written to.
@@ -49,7 +50,10 @@ def held(folder: Path, where: str = '--workdir', name: str = NAME) -> Iterator[N
         Held: another process holds it.
         UserError: there is something else in the file's place.
     """
-    path = pathlib.Path(folder) / name
+    path = place(folder) / name
+    if not isinstance(path, pathlib.Path):
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Not through a link, which may have been planted.

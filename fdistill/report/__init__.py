@@ -41,7 +41,7 @@ def write(
       UserError: no run, no result, a damaged file or an unknown measure; nothing has been written
         then.
     """
-    place = pathlib.Path(paths[0]) / 'report' if out is None else out
+    place = disk.place(paths[0]) / 'report' if out is None else out
     out = disk.folder_for(place, '--out', ours=out is None)
     report = summary.summarise(collect.runs(paths), measure)
     report['paths'] = list(map(str, paths))

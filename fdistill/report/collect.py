@@ -63,7 +63,7 @@ def runs(paths: Iterable[disk.Path]) -> tuple[Run, ...]:
       UserError: a folder without a run, a damaged file, or no result in any of them.
     """
     found = {}
-    for path in map(pathlib.Path, paths):
+    for path in map(disk.place, paths):
         for run in _below(path):
             found.setdefault(run.folder.resolve(), run)
     found = tuple(found.values())
@@ -79,7 +79,7 @@ def runs(paths: Iterable[disk.Path]) -> tuple[Run, ...]:
 
 
 def _below(path):
-    if (path / CONFIG).is_file():
+    if disk.exists(path / CONFIG, path, 'report'):
         return [_run(path)]
     trials = path / 'trials'
     if not trials.is_dir():

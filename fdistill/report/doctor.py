@@ -150,7 +150,7 @@ def write(result: Mapping[str, Any], out: disk.Path) -> list[pathlib.Path]:
 
 def read(workdir: disk.Path) -> Log:
     """The `Log` of a run folder; errors as of `examine`."""
-    folder = pathlib.Path(workdir)
+    folder = disk.place(workdir)
     config = configs.to_json(configs.read(folder, 'doctor'))
     steps, name = config.get('training', {}).get('steps'), config.get('method', {}).get('name')
     if not isinstance(steps, int) or not isinstance(name, str):
@@ -163,7 +163,7 @@ def read(workdir: disk.Path) -> Log:
         raise UserError(f'doctor {folder}: nothing is logged there yet; try again after a log')
     timing = disk.read_json_lines(folder / 'timing.jsonl', Line)
     speed = np.array([number(line.get('images_per_second')) for line in timing])
-    age = time.time() - (folder / 'metrics.jsonl').stat().st_mtime
+    age = time.time() - disk.changed(folder / 'metrics.jsonl')
     bad = {}
     for line in lines:
         for key, value in line.items():

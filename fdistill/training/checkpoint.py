@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fdistill.errors import UserError
+from fdistill.files import disk
 from fdistill.methods.method import DEPLOYED
 from fdistill.training.state import TrainState
 
@@ -168,7 +169,7 @@ def abstract(tree: Any, shardings: Any = None) -> Any:
 
 def newest(workdir: str | pathlib.Path) -> int:
     """Step of the newest checkpoint of a run, verified or not; 0 where there is none."""
-    folder = pathlib.Path(workdir) / FOLDER
+    folder = disk.place(workdir) / FOLDER
     return max((int(path.name) for path in folder.glob('[0-9]*') if path.name.isdigit()), default=0)
 
 
@@ -218,7 +219,9 @@ class Checkpoints:
             arrays = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
             handlers.add(name, ocp.args.PyTreeSave, arrays)
             handlers.add(name, ocp.args.PyTreeRestore, arrays)
-        folder = pathlib.Path(workdir).absolute() / FOLDER
+        folder = disk.place(workdir) / FOLDER
+        self._local = isinstance(folder, pathlib.Path)
+        folder = folder.absolute() if self._local else folder
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
@@ -302,7 +305,7 @@ class Checkpoints:
             self._wait()
             # Asked for before: a save that runs out of room fails in many threads.
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            if shutil.disk_usage(self._manager.directory).free < size:
+            if self._local and shutil.disk_usage(self._manager.directory).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._save(step, state, config, rating, rollbacks)
         except Exception as error:

@@ -293,7 +293,7 @@ def train(
     made = programs(method, optimizers, training, frozen, batch_shapes, key, mesh)
     everything = functools.partial(made.step, roles=tuple(method.losses))
     after = jax.eval_shape(everything, made.state, frozen, batch_shapes, key)
-    target, workdir = named(made.state, after, mesh), pathlib.Path(workdir)
+    target, workdir = named(made.state, after, mesh), disk.place(workdir)
 
     lower = functools.partial(made.step.lower, target, frozen, batch_shapes, key)
 
@@ -358,8 +358,9 @@ def train(
 
             def save(state, done):
                 check_finite(state, training.max_skipped, done)
-                checkpoints.save(done, state, config, ratings.get(done), rollbacks)
+                # Before the checkpoint, for what is logged before it is not logged again.
                 out.flush()
+                checkpoints.save(done, state, config, ratings.get(done), rollbacks)
 
             with Progress(training.steps, start, training.batch_size, quiet=quiet) as progress:
                 actions = (

@@ -16,6 +16,10 @@ import numpy as np
 
 from fdistill.errors import UserError
 from fdistill.files import disk
+from fdistill.files.mirror import Mirror
+
+LOGS = ('metrics.jsonl', 'histograms.jsonl', 'timing.jsonl')
+WANDB_ID = 'wandb/id'
 
 
 class Line(TypedDict):
@@ -25,8 +29,8 @@ class Line(TypedDict):
 
 
 class Writer:
-    """Appends to metrics.jsonl, histograms.jsonl, timing.jsonl and tensorboard/ in the workdir;
-    writes on process 0 only.
+    """Appends to metrics.jsonl, histograms.jsonl, timing.jsonl and tensorboard/ in the workdir, of
+    an object store at each `flush`; writes on process 0 only.
 
     Args:
         workdir: folder of the run, made when missing.
@@ -39,18 +43,22 @@ class Writer:
     """
 
     def __init__(self, workdir, wandb=None):
-        self._workdir = pathlib.Path(workdir)
+        self._folder = disk.place(workdir)
         self._active = jax.process_index() == 0
         self._step = 0
         self._board = None
         self._wandb = None
+        self._mirror = None
         # In every process, for one that stopped alone would leave the others waiting; and before
         # there is a folder.
         module = _wandb_module(wandb) if wandb else None
         if self._active:
-            self._workdir.mkdir(parents=True, exist_ok=True)
+            if not isinstance(self._folder, pathlib.Path):
+                self._mirror = Mirror(self._folder, (*LOGS, WANDB_ID))
+                self._folder = self._mirror.folder
+            self._folder.mkdir(parents=True, exist_ok=True)
             if module:
-                self._wandb = _wandb_run(module, wandb, self._workdir)
+                self._wandb = _wandb_run(module, wandb, self._folder)
 
     def __enter__(self):
         return self
@@ -68,8 +76,8 @@ class Writer:
         self._step = step
         self._close_board()
         if self._active:
-            for name in ('metrics.jsonl', 'histograms.jsonl', 'timing.jsonl'):
-                _truncate(self._workdir / name, step)
+            for name in LOGS:
+                _truncate(self._folder / name, step)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes scalars that are reproducible: {name: number} to metrics.jsonl and TensorBoard."""
@@ -102,7 +110,7 @@ class Writer:
             self._wandb.log(values, step=int(step))
 
     def _line(self, name, values):
-        disk.append(self._workdir / name, _text(values))
+        disk.append(self._folder / name, _text(values))
 
     def histograms(self, step: int, counts: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
         """Writes counts of values by noise level to histograms.jsonl and TensorBoard; reproducible.
@@ -178,14 +186,20 @@ class Writer:
 
             # Files are named by the second, and opening one anew would empty it.
             suffix = f'.{time.time_ns()}'
-            folder = str(self._workdir / 'tensorboard')
+            folder = str(self._folder / 'tensorboard')
             self._board = SummaryWriter(folder, purge_step=self._step + 1, filename_suffix=suffix)
         return self._board
 
     def flush(self) -> None:
-        """Makes TensorBoard see everything written so far."""
+        """Makes TensorBoard, and those who read an object store, see everything written so far.
+
+        Raises:
+            Held: of an object store, another training has begun there.
+        """
         if self._board is not None:
             self._board.flush()
+        if self._mirror:
+            self._mirror.push()
 
     def _close_board(self):
         if self._board is not None:
@@ -198,6 +212,9 @@ class Writer:
         if self._wandb:
             self._wandb.finish()
             self._wandb = None
+        if self._mirror:
+            self._mirror.close()
+            self._mirror = None
 
 
 def _wandb_module(project):
@@ -212,7 +229,7 @@ def _wandb_module(project):
 
 def _wandb_run(wandb, project, workdir):
     """A run of Weights & Biases: the one that this workdir began, if there is one."""
-    file = workdir / 'wandb' / 'id'
+    file = workdir / WANDB_ID
     if not file.exists():
         disk.write_bytes(file, f'{secrets.token_hex(8)}\n'.encode())
     return wandb.init(
