@@ -207,7 +207,7 @@ def refusing():
     ('made', 'message'),
     [
         (missing, "not installed: pip install 'fdistill\\[remote\\]'"),
-        (refusing, r'\(Anonymous caller\); see that there is such a bucket'),
+        (refusing, r'\(RuntimeError: Anonymous caller\); see that there is such'),
     ],
 )
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def _asked(ask, path, where):
             "'fdistill[remote]'"
         ) from error
     except Exception as error:  # A store's own.
-        said = str(error).strip().split('\n')[0] or type(error).__name__
+        said = f'{type(error).__name__}: {str(error).strip()}'.split('\n')[0]
         raise UserError(
             f'{where}={path}: the object store says no ({said[:300]}); see that there is such a '
             'bucket, and that this machine is logged in and may write there'
