@@ -117,7 +117,8 @@ def train(
     workdir = disk.folder_for(disk.place(workdir), '--workdir')
     if jax.process_index() == 0:
         lock.check(workdir)
-    mesh = call(sharding.make_mesh, plain_of(config.get('mesh', {})), 'config.mesh')
+    settings = plain_of(config.get('mesh', {}))
+    mesh = call(sharding.mesh_over, settings, 'config.mesh', those=jax.devices())
     made = ready(config, workdir, mesh, change=change)
     if jax.process_count() > 1:
         sharding.check_agreement(digest_of(made.plain))
