@@ -69,7 +69,7 @@ def get_config(divergence='js'):
                 checkpoint_every=5000,
                 sample_every=5000,
             ),
-            mesh=dict(data=-1, fsdp=1),
+            mesh=dict(data=-1, fsdp=1, model=1),
             evaluation=dict(samples=50000, seed=0, batch_size=250),
         )
     )

@@ -54,7 +54,7 @@ def get_config():
                 checkpoint_every=2500,
                 sample_every=10000,
             ),
-            mesh=dict(data=-1, fsdp=1),
+            mesh=dict(data=-1, fsdp=1, model=1),
             evaluation=dict(samples=50000, seed=0, batch_size=250),
         )
     )
