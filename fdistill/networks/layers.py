@@ -262,13 +262,14 @@ class UNetBlock(nn.Module):
         skip = resample(x, style.taps)
         if x.shape[-1] != features or (style.project_resampled and self.resample != 'keep'):
             skip = conv(skip, features, 1, style.init, 'skip')
-        x = (h + skip) * style.skip_scale
+        # Not scale * (h + skip): XLA would compute the sums of all blocks before anew for each
+        # reader, as what comes last is cheap and reads one array.
+        x = style.skip_scale * h + style.skip_scale * skip
 
         if self.heads:
             qkv = conv(norm(x, style.eps, 'norm2'), 3 * features, 1, style.init_attention, 'qkv')
-            x = (
-                x + conv(attend(qkv, self.heads), features, 1, style.init_zero, 'proj')
-            ) * style.skip_scale
+            h = conv(attend(qkv, self.heads), features, 1, style.init_zero, 'proj')
+            x = style.skip_scale * h + style.skip_scale * x
         return x
 
 

@@ -1,0 +1,281 @@
+"""Speed of f-distill's student and critic step against FastGen's (NVlabs, PyTorch) on the same
+network.
+
+    python experiments/bench_fastgen.py --fastgen=DIR --python=INTERPRETER [--batch 16]
+
+DIR holds a checkout of github.com/NVlabs/FastGen, INTERPRETER is a Python with torch, which runs
+FastGen in a process of its own: neither is a dependency of fdistill. Both train EDM's DDPM++ on
+CIFAR-10's shape with the settings of configs/cifar10_f_distill.py, which are FastGen's, in float32
+with a GAN term; weights are random and batches synthetic. A step of FastGen's is its
+`single_train_step`, the backward pass and its optimizers' step; ours keeps an average of the
+student and looks for values that are not finite besides. The two take turns, as the speed of a
+shared machine moves.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAMS = ('student step', 'critic step')
+STUDENT_EVERY = 5  # steps: one cycle is one of the student's and four of the critic's
+LONG_ENOUGH = 0.5  # seconds of one measurement
+PAUSE = 0.3  # seconds between turns, in which the threads of the other side cease to spin
+# What FastGen imports for other methods and networks; where it is not installed, something empty
+# stands in for it.
+UNUSED = (
+    'av boto3 botocore cv2 decord diffusers ftfy huggingface_hub hydra imageio loguru pandas peft '
+    'psutil timm torchvision tqdm transformers wandb webdataset'
+).split()
+
+
+def parse(words):
+    from fdistill.errors import UserError
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise UserError(f'{message}; see --help')
+
+    parser = Parser(description=__doc__.split('\n\n')[0], allow_abbrev=False)
+    parser.add_argument('--fastgen', required=True, metavar='DIR', help='checkout of FastGen')
+    parser.add_argument(
+        '--python', required=True, metavar='FILE', help='interpreter that has torch'
+    )
+    parser.add_argument('--channels', type=int, default=32, help='default: %(default)s')
+    parser.add_argument('--batch', type=int, default=16, help='default: %(default)s')
+    parser.add_argument(
+        '--repeats', type=int, default=5, help='measurements of each program; default: %(default)s'
+    )
+    parser.add_argument(
+        '--device', choices=('cpu', 'cuda'), help='of both; default: cuda where jax has it'
+    )
+    parser.add_argument('--json', metavar='FILE', help='also write the numbers there')
+    options = parser.parse_args(words)
+    for name, least in (('channels', 4), ('batch', 1), ('repeats', 1)):
+        value = getattr(options, name)
+        if value < least:
+            parser.error(f'--{name}={value}: need at least {least}')
+    if not (pathlib.Path(options.fastgen) / 'fastgen/methods/model.py').is_file():
+        parser.error(f'--fastgen={options.fastgen}: no checkout of FastGen there')
+    try:
+        subprocess.run([options.python, '-c', 'import torch'], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        parser.error(f'--python={options.python}: no Python that can import torch')
+    return options
+
+
+def ours(options):
+    """(run(program, count) -> seconds, parameters of the student, a line about the side)."""
+    sys.path.insert(0, str(ROOT / 'experiments'))
+    import bench
+    import jax
+
+    plain, _ = bench.resolve(
+        *bench.parse(
+            [
+                f'--config={ROOT}/configs/cifar10_f_distill.py',
+                f'--config.network.model_channels={options.channels}',
+                f'--config.method.student_every={STUDENT_EVERY}',
+            ]
+        )
+    )
+    plain['teacher']['network'] = plain['network']
+    _, state, steps, _, _ = bench.programs(plain, options.batch)
+    count = sum(x.size for x in jax.tree.leaves(state.params['student']))
+    compiled = {name: (lower(state).compile(), others) for name, (lower, others) in steps.items()}
+
+    def run(name, count):
+        nonlocal state
+        program, others = compiled[name]
+        began = time.perf_counter()
+        for _ in range(count):
+            state = program(state, *others)
+        jax.block_until_ready(state)
+        return time.perf_counter() - began
+
+    return run, count, f'{jax.devices()[0].device_kind}, jax {jax.__version__}'
+
+
+class Theirs:
+    """FastGen in its own process: `run(program, count) -> seconds`, `parameters`, `about`."""
+
+    def __init__(self, options, device):
+        settings = vars(options) | {'device': device}
+        self.process = subprocess.Popen(
+            [options.python, __file__, 'serve', json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.parameters, self.about = self._read()
+
+    def run(self, program, count):
+        print(json.dumps([program, count]), file=self.process.stdin, flush=True)
+        return self._read()
+
+    def _read(self):
+        from fdistill.errors import UserError
+
+        line = self.process.stdout.readline()
+        if not line:
+            last = (self.process.stderr.read().strip() or 'no message').splitlines()[-1]
+            raise UserError(f'FastGen ended: {last}')
+        return json.loads(line)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(settings):
+    """The other process, under --python: reads [program, count] a line and answers with seconds."""
+    # Standard output is the parent's alone, whatever FastGen prints.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    step, parameters, about = _fastgen(**settings)
+    print(json.dumps([parameters, about]), file=answers, flush=True)
+    for line in sys.stdin:
+        program, count = json.loads(line)
+        print(json.dumps(step(program, count)), file=answers, flush=True)
+
+
+def _stand_in():
+    import importlib.abc
+    import importlib.machinery
+    from unittest import mock
+
+    class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+        def find_spec(self, name, path=None, target=None):
+            if name.split('.')[0] in UNUSED:
+                return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+        def create_module(self, spec):
+            return mock.MagicMock(__path__=[], __spec__=spec, __name__=spec.name)
+
+        def exec_module(self, module):
+            pass
+
+    sys.meta_path.append(Absent())
+
+
+def _fastgen(fastgen, channels, batch, device, **_):
+    _stand_in()
+    sys.path.insert(0, fastgen)
+    import torch
+    from fastgen.configs.methods import config_f_distill
+    from fastgen.methods import FdistillModel
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # As its trainer has it.
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    config = config_f_distill.create_config().model
+    config.device, config.student_update_freq, config.f_distill.f_div = device, STUDENT_EVERY, 'kl'
+    config.net.update(model_channels=channels, augment_dim=0)
+    config.discriminator.in_channels = 2 * channels
+    model = FdistillModel(config)
+    model.on_train_begin()
+    model.discriminator.to(device)
+    model.init_optimizers()
+    data = {
+        'real': torch.randn(batch, 3, 32, 32, device=device),
+        'condition': torch.eye(10, device=device)[torch.arange(batch, device=device) % 10],
+        'neg_condition': None,
+    }
+
+    def step(program, count):
+        iteration = 0 if program == 'student step' else 1
+        began = time.perf_counter()
+        for _ in range(count):
+            losses, _ = model.single_train_step(data, iteration)
+            model.grad_scaler.scale(losses['total_loss']).backward()
+            model.optimizers_schedulers_step(iteration)
+            model.optimizers_zero_grad(iteration)
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    parameters = sum(p.numel() for p in model.net.parameters())
+    return step, parameters, f'torch {torch.__version__}, {torch.get_num_threads()} threads'
+
+
+def measure(sides, repeats):
+    """Seconds of one step, {program: {side: [repeats]}}; the sides take turns."""
+    seconds = {}
+    for program in PROGRAMS:
+        counts = {}
+        for name, run in sides.items():
+            run(program, 2)
+            counts[name] = max(1, round(LONG_ENOUGH / run(program, 1)))
+        seconds[program] = {name: [] for name in sides}
+        for _ in range(repeats):
+            for name, run in sides.items():
+                time.sleep(PAUSE)
+                seconds[program][name].append(run(program, counts[name]) / counts[name])
+    return seconds
+
+
+def main(words=None):
+    options = parse(words)
+    if options.device:
+        os.environ['JAX_PLATFORMS'] = options.device
+    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # The device is shared with torch.
+    import jax
+
+    from fdistill.files import disk
+
+    if options.json is not None:
+        disk.file_for(options.json, '--json')
+    device = options.device or ('cuda' if jax.default_backend() == 'gpu' else 'cpu')
+    theirs = Theirs(options, device)
+    try:
+        run, parameters, about = ours(options)
+        seconds = measure({'fdistill': run, 'fastgen': theirs.run}, options.repeats)
+    finally:
+        theirs.close()
+    # A cycle of each turn, so that its ratio is one of times measured side by side.
+    student, critic = (seconds[name] for name in PROGRAMS)
+    seconds['cycle'] = {
+        side: [a + (STUDENT_EVERY - 1) * b for a, b in zip(student[side], critic[side])]
+        for side in student
+    }
+    rows = {}
+    for name, times in seconds.items():
+        ratios = [b / a for a, b in zip(times['fdistill'], times['fastgen'])]
+        rows[name] = {side: statistics.median(values) for side, values in times.items()}
+        rows[name] |= {'ratio': statistics.median(ratios), 'ratios': [min(ratios), max(ratios)]}
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f'batch {options.batch}, {options.channels} channels, '
+        f'{options.repeats} turns; {cores} cores, {about}; {theirs.about}'
+    )
+    print(f'parameters: fdistill {parameters:,}, fastgen {theirs.parameters:,}')
+    print(f'{"seconds":14}{"fdistill":>10}{"fastgen":>10}{"speed":>8}{"least":>8}{"most":>8}')
+    for name, row in rows.items():
+        low, high = row['ratios']
+        print(
+            f'{name:14}{row["fdistill"]:10.4f}{row["fastgen"]:10.4f}{row["ratio"]:8.2f}'
+            f'{low:8.2f}{high:8.2f}'
+        )
+    if options.json:
+        disk.write_json(options.json, {'parameters': parameters, 'programs': rows})
+    return 0
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['serve']:
+        sys.exit(serve(json.loads(sys.argv[2])))
+    from fdistill.errors import UserError
+
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f'bench_fastgen: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
