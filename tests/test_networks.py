@@ -289,6 +289,20 @@ def test_group_norm_is_flaxs_without_a_fifth_axis(channels, offset):
     assert max(v.aval.ndim for e in program.eqns for v in e.outvars) == 4
 
 
+def test_a_fusion_reads_no_more_in_a_deeper_network():
+    # Else the sum of a block is computed anew wherever that of a later one is read.
+    def most(num_blocks):
+        network = ddpmpp(**dict(UNET, num_blocks=num_blocks, attn_resolutions=()))
+        inputs = jnp.ones((2, 8, 8, 3)), jnp.zeros(2), {}
+        params = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+        program = compiled(lambda params: network.apply(params, *inputs)[0]).lower(params).compile()
+        return max(
+            part.count(' parameter(') for part in program.as_text().split('ENTRY')[0].split('}\n\n')
+        )
+
+    assert most(num_blocks=4) == most(num_blocks=2)
+
+
 def test_box_filter_averages_and_repeats():
     x = np.random.RandomState(0).standard_normal((2, 6, 4, 3)).astype(np.float32)
     down, up = compiled(lambda x: (downsample(x, (1, 1)), upsample(x, (1, 1))))(x)
