@@ -9,7 +9,8 @@ CIFAR-10's shape with the settings of configs/cifar10_f_distill.py, which are Fa
 with a GAN term; weights are random and batches synthetic. A step of FastGen's is its
 `single_train_step`, the backward pass and its optimizers' step; ours keeps an average of the
 student and looks for values that are not finite besides. The two take turns, as the speed of a
-shared machine moves.
+shared machine moves. Where others use its cores too, keep both on one (`taskset -c 0`): threads
+that wait for one another then lose more than the core that is taken.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -69,8 +71,17 @@ def parse(words):
     return options
 
 
+def _now():
+    return time.perf_counter(), time.process_time()
+
+
+def _since(began):
+    return [now - then for now, then in zip(_now(), began)]
+
+
 def ours(options):
-    """(run(program, count) -> seconds, parameters of the student, a line about the side)."""
+    """(run(program, count) -> (seconds, CPU-seconds), parameters of the student, a line about the
+    side)."""
     sys.path.insert(0, str(ROOT / 'experiments'))
     import bench
     import jax
@@ -92,25 +103,26 @@ def ours(options):
     def run(name, count):
         nonlocal state
         program, others = compiled[name]
-        began = time.perf_counter()
+        began = _now()
         for _ in range(count):
             state = program(state, *others)
         jax.block_until_ready(state)
-        return time.perf_counter() - began
+        return _since(began)
 
     return run, count, f'{jax.devices()[0].device_kind}, jax {jax.__version__}'
 
 
 class Theirs:
-    """FastGen in its own process: `run(program, count) -> seconds`, `parameters`, `about`."""
+    """FastGen in its own process: `run`, `parameters` and `about`, as what `ours` returns."""
 
     def __init__(self, options, device):
         settings = vars(options) | {'device': device}
+        self.errors = tempfile.TemporaryFile('w+')
         self.process = subprocess.Popen(
             [options.python, __file__, 'serve', json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
         )
         self.parameters, self.about = self._read()
@@ -124,7 +136,8 @@ class Theirs:
 
         line = self.process.stdout.readline()
         if not line:
-            last = (self.process.stderr.read().strip() or 'no message').splitlines()[-1]
+            self.errors.seek(0)
+            last = (self.errors.read().strip() or 'no message').splitlines()[-1]
             raise UserError(f'FastGen ended: {last}')
         return json.loads(line)
 
@@ -134,7 +147,8 @@ class Theirs:
 
 
 def serve(settings):
-    """The other process, under --python: reads [program, count] a line and answers with seconds."""
+    """The other process, under --python: reads [program, count] a line and answers with
+    seconds."""
     # Standard output is the parent's alone, whatever FastGen prints.
     answers, sys.stdout = sys.stdout, sys.stderr
     step, parameters, about = _fastgen(**settings)
@@ -164,13 +178,13 @@ def _stand_in():
 
 
 def _fastgen(fastgen, channels, batch, device, **_):
+    import torch
+
     _stand_in()
     sys.path.insert(0, fastgen)
-    import torch
     from fastgen.configs.methods import config_f_distill
     from fastgen.methods import FdistillModel
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     # As its trainer has it.
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
@@ -190,7 +204,7 @@ def _fastgen(fastgen, channels, batch, device, **_):
 
     def step(program, count):
         iteration = 0 if program == 'student step' else 1
-        began = time.perf_counter()
+        began = _now()
         for _ in range(count):
             losses, _ = model.single_train_step(data, iteration)
             model.grad_scaler.scale(losses['total_loss']).backward()
@@ -198,26 +212,53 @@ def _fastgen(fastgen, channels, batch, device, **_):
             model.optimizers_zero_grad(iteration)
         if device == 'cuda':
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return _since(began)
 
     parameters = sum(p.numel() for p in model.net.parameters())
     return step, parameters, f'torch {torch.__version__}, {torch.get_num_threads()} threads'
 
 
 def measure(sides, repeats):
-    """Seconds of one step, {program: {side: [repeats]}}; the sides take turns."""
-    seconds = {}
+    """[seconds, CPU-seconds] of one step, {program: {side: [repeats]}}; the sides take turns."""
+    measured = {}
     for program in PROGRAMS:
         counts = {}
         for name, run in sides.items():
             run(program, 2)
-            counts[name] = max(1, round(LONG_ENOUGH / run(program, 1)))
-        seconds[program] = {name: [] for name in sides}
+            counts[name] = max(1, round(LONG_ENOUGH / run(program, 1)[0]))
+        measured[program] = {name: [] for name in sides}
         for _ in range(repeats):
             for name, run in sides.items():
                 time.sleep(PAUSE)
-                seconds[program][name].append(run(program, counts[name]) / counts[name])
-    return seconds
+                total = run(program, counts[name])
+                measured[program][name].append([value / counts[name] for value in total])
+    # A cycle a turn, so that its ratio too is of times measured side by side.
+    measured['cycle'] = {
+        name: [
+            [a + (STUDENT_EVERY - 1) * b for a, b in zip(student, critic)]
+            for student, critic in zip(*(measured[program][name] for program in PROGRAMS))
+        ]
+        for name in sides
+    }
+    return measured
+
+
+def table(measured):
+    """A row a program: medians of each side, and of the ratios of a turn with their extremes; our
+    speed over theirs."""
+    rows = {}
+    for program, sides in measured.items():
+        rows[program] = row = {}
+        for i, unit in enumerate(('seconds', 'cpu_seconds')):
+            a, b = ([turn[i] for turn in turns] for turns in sides.values())
+            ratios = [theirs / own for own, theirs in zip(a, b)]
+            row[unit] = dict(zip(sides, map(statistics.median, (a, b))))
+            row[unit] |= {
+                'speed': statistics.median(ratios),
+                'least': min(ratios),
+                'most': max(ratios),
+            }
+    return rows
 
 
 def main(words=None):
@@ -235,33 +276,23 @@ def main(words=None):
     theirs = Theirs(options, device)
     try:
         run, parameters, about = ours(options)
-        seconds = measure({'fdistill': run, 'fastgen': theirs.run}, options.repeats)
+        rows = table(measure({'fdistill': run, 'fastgen': theirs.run}, options.repeats))
     finally:
         theirs.close()
-    # A cycle of each turn, so that its ratio is one of times measured side by side.
-    student, critic = (seconds[name] for name in PROGRAMS)
-    seconds['cycle'] = {
-        side: [a + (STUDENT_EVERY - 1) * b for a, b in zip(student[side], critic[side])]
-        for side in student
-    }
-    rows = {}
-    for name, times in seconds.items():
-        ratios = [b / a for a, b in zip(times['fdistill'], times['fastgen'])]
-        rows[name] = {side: statistics.median(values) for side, values in times.items()}
-        rows[name] |= {'ratio': statistics.median(ratios), 'ratios': [min(ratios), max(ratios)]}
-    cores = len(os.sched_getaffinity(0))
+    affinity = getattr(os, 'sched_getaffinity', None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
     print(
-        f'batch {options.batch}, {options.channels} channels, '
-        f'{options.repeats} turns; {cores} cores, {about}; {theirs.about}'
+        f'batch {options.batch}, {options.channels} channels, {options.repeats} turns; '
+        f'{cores} cores, {about}; {theirs.about}'
     )
     print(f'parameters: fdistill {parameters:,}, fastgen {theirs.parameters:,}')
-    print(f'{"seconds":14}{"fdistill":>10}{"fastgen":>10}{"speed":>8}{"least":>8}{"most":>8}')
-    for name, row in rows.items():
-        low, high = row['ratios']
-        print(
-            f'{name:14}{row["fdistill"]:10.4f}{row["fastgen"]:10.4f}{row["ratio"]:8.2f}'
-            f'{low:8.2f}{high:8.2f}'
-        )
+    columns = list(rows['cycle']['seconds'])
+    print(f'{"":26}' + ''.join(f'{column:>10}' for column in columns))
+    for program, row in rows.items():
+        # On an accelerator, the processors only wait.
+        for unit, values in row.items() if device == 'cpu' else [('seconds', row['seconds'])]:
+            cells = ''.join(f'{values[column]:10.3f}' for column in columns)
+            print(f'{program:14}{unit:12}{cells}')
     if options.json:
         disk.write_json(options.json, {'parameters': parameters, 'programs': rows})
     return 0

@@ -3,15 +3,23 @@
 import importlib.util
 import json
 import pathlib
+import sys
 
 import pytest
 
 from fdistill.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location('bench', ROOT / 'experiments' / 'bench.py')
-bench = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bench)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'experiments' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bench, bench_fastgen = load('bench'), load('bench_fastgen')
 CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 
 
@@ -98,3 +106,42 @@ def test_mistakes_are_one_line(words, message):
     with pytest.raises(UserError, match=message.replace('(', r'\(')) as error:
         bench.main(words)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ([], 'required: --fastgen, --python'),
+        (['--fastgen=.', '--python=python', '--batch=0'], '--batch=0: need at least 1'),
+        (['--fastgen=nowhere', '--python=python'], '--fastgen=nowhere: no checkout of FastGen'),
+        (['--fastgen=.', '--python=nowhere'], '--python=nowhere: no Python that can import torch'),
+        (['--fastgen=.', f'--python={sys.executable}'], 'no Python that can import torch'),
+    ],
+)
+def test_mistakes_against_fastgen_are_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'fastgen/methods').mkdir(parents=True)
+    (tmp_path / 'fastgen/methods/model.py').touch()
+    # So that this interpreter has no torch, wherever the test runs.
+    (tmp_path / 'torch.py').write_text('raise ImportError')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    with pytest.raises(UserError, match=message) as error:
+        bench_fastgen.main(words)
+    assert '\n' not in str(error.value)
+
+
+def test_a_cycle_against_fastgen_is_a_students_step_and_four_of_the_critics(monkeypatch):
+    monkeypatch.setattr(bench_fastgen, 'PAUSE', 0.0)
+    cost = {'student step': 2.0, 'critic step': 1.0}
+    sides = {
+        side: lambda program, count, factor=factor: [count * factor * cost[program]] * 2
+        for side, factor in (('fdistill', 1.0), ('fastgen', 3.0))
+    }
+    rows = bench_fastgen.table(bench_fastgen.measure(sides, 3))
+    assert rows['cycle']['cpu_seconds'] == {
+        'fdistill': 6.0,
+        'fastgen': 18.0,
+        'speed': 3.0,
+        'least': 3.0,
+        'most': 3.0,
+    }
