@@ -22,6 +22,10 @@ from fdistill.training.step import ema_decay, make_step
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path.name for path in FOLDER.glob('*.py'))
+# Of these networks, even one block at each of the resolutions takes long to trace twice and more;
+# imagenet64_teacher.py traces it once.
+LARGE = ('imagenet64_dmd2.py', 'imagenet64_f_distill.py')
+
 # Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its
 # augmentation labels.
 SIZES = {'cifar10': 55735299 - 9 * 128, 'imagenet64': 295899267}
@@ -81,7 +85,7 @@ def shapes(plain):
 @pytest.mark.parametrize(
     'file, full',
     [
-        pytest.param(file, full, marks=pytest.mark.slow if full else ())
+        pytest.param(file, full, marks=pytest.mark.slow if full or file in LARGE else ())
         for file in FILES
         for full in (False, True)
     ],
