@@ -23,8 +23,8 @@ from fdistill.training.step import ema_decay, make_step
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path.name for path in FOLDER.glob('*.py'))
 # Of these networks, even one block at each of the resolutions takes long to trace twice and more;
-# imagenet64_teacher.py traces it once.
-LARGE = ('imagenet64_dmd2.py', 'imagenet64_f_distill.py')
+# their teachers' files trace it once.
+LARGE = ('imagenet64_dmd2.py', 'imagenet64_f_distill.py', 'mnist_f_distill.py', 'mnist_sim.py')
 
 # Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its
 # augmentation labels.

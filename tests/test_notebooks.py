@@ -12,11 +12,10 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'notebooks'
 NOTEBOOKS = sorted(FOLDER.glob('*.ipynb'))
-# Where a notebook says how long it trains.
+# Where a notebook says how long it trains. The others make no run folder, and run in the slow tests.
 STEPS = {
     'sample': ['small(\n        1500,', 'small(\n        600,'],
     'compare': ['steps=400,'],
-    'samplers': ['grid(4000)'],
 }
 
 
@@ -50,8 +49,14 @@ def shortened(notebook, name):
         cell.source = cell.source.replace(old, new)
 
 
-@pytest.mark.parametrize('short', [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path, short',
+    [
+        *((path, True) for path in NOTEBOOKS if path.stem in STEPS),
+        *(pytest.param(path, False, marks=pytest.mark.slow) for path in NOTEBOOKS),
+    ],
+    ids=lambda value: {True: 'short', False: 'whole'}.get(value) or value.stem,
+)
 def test_runs_from_a_clean_kernel(path, short, kernel, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     if short:
