@@ -31,13 +31,19 @@ DATA = {
 LONG_ENOUGH = 0.1  # seconds: a shorter program is run several times for one measurement
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f'{message}; see --help')
 
 
+def cores():
+    """Those that this process may use."""
+    affinity = getattr(os, 'sched_getaffinity', None)
+    return len(affinity(0)) if affinity else os.cpu_count()
+
+
 def parse(words):
-    parser = _Parser(
+    parser = Parser(
         description=__doc__.split('\n')[0],
         allow_abbrev=False,
         epilog='Any value of the config can be set: --config.a.b=c.',
@@ -276,14 +282,13 @@ def main(words=None):
     for row in rows.values():
         row['share_of_peak'] = row['gflop'] * 1e12 / row['milliseconds'] / peak
     memory, kind = peak_memory()
-    affinity = getattr(os, 'sched_getaffinity', None)
     report = {
         'config': options.config,
         'overrides': overrides,
         'batch': size,
         'repeats': options.repeats,
         'device': jax.devices()[0].device_kind,
-        'cores': len(affinity(0)) if affinity else os.cpu_count(),
+        'cores': cores(),
         'jax': jax.__version__,
         'matmul_peak_gflops': peak / 1e9,
         'peak_memory_mib': memory,

@@ -13,7 +13,6 @@ shared machine moves. Where others use its cores too, keep both on one (`taskset
 that wait for one another then lose more than the core that is taken.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -24,6 +23,8 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# For bench.py, of our side alone: the other process has no fdistill.
+sys.path.insert(0, str(ROOT / 'experiments'))
 PROGRAMS = ('student step', 'critic step')
 STUDENT_EVERY = 5  # steps: one cycle is one of the student's and four of the critic's
 LONG_ENOUGH = 0.5  # seconds of one measurement
@@ -37,13 +38,9 @@ UNUSED = (
 
 
 def parse(words):
-    from fdistill.errors import UserError
+    import bench
 
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise UserError(f'{message}; see --help')
-
-    parser = Parser(description=__doc__.split('\n\n')[0], allow_abbrev=False)
+    parser = bench.Parser(description=__doc__.split('\n\n')[0], allow_abbrev=False)
     parser.add_argument('--fastgen', required=True, metavar='DIR', help='checkout of FastGen')
     parser.add_argument(
         '--python', required=True, metavar='FILE', help='interpreter that has torch'
@@ -82,7 +79,6 @@ def _since(began):
 def ours(options):
     """(run(program, count) -> (seconds, CPU-seconds), parameters of the student, a line about the
     side)."""
-    sys.path.insert(0, str(ROOT / 'experiments'))
     import bench
     import jax
 
@@ -266,6 +262,7 @@ def main(words=None):
     if options.device:
         os.environ['JAX_PLATFORMS'] = options.device
     os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # The device is shared with torch.
+    import bench
     import jax
 
     from fdistill.files import disk
@@ -279,11 +276,9 @@ def main(words=None):
         rows = table(measure({'fdistill': run, 'fastgen': theirs.run}, options.repeats))
     finally:
         theirs.close()
-    affinity = getattr(os, 'sched_getaffinity', None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
     print(
         f'batch {options.batch}, {options.channels} channels, {options.repeats} turns; '
-        f'{cores} cores, {about}; {theirs.about}'
+        f'{bench.cores()} cores, {about}; {theirs.about}'
     )
     print(f'parameters: fdistill {parameters:,}, fastgen {theirs.parameters:,}')
     columns = list(rows['cycle']['seconds'])

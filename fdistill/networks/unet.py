@@ -389,15 +389,13 @@ def _network(
     def init(key, x, c_noise, condition):
         return module.init(key, x, c_noise, condition, False)['params']
 
-    def apply(params, x, c_noise, condition, key=None):
-        return _apply(module, params, x, c_noise, condition, key)
-
     takes = {'label': num_classes, 'augment': augment_dim}
+    apply = functools.partial(_apply, module)
     return Network(init, apply, tuple(name for name, width in takes.items() if width))
 
 
 @functools.partial(jax.jit, static_argnames='module')
-def _apply(module, params, x, c_noise, condition, key):
+def _apply(module, params, x, c_noise, condition, key=None):
     rngs = {} if key is None else {'dropout': key}
     return module.apply({'params': params}, x, c_noise, condition, key is not None, rngs=rngs)
 
