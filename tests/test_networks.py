@@ -10,9 +10,10 @@ import pytest
 
 from fdistill.config import call, parameters
 from fdistill.networks import HEADS, NETWORKS
+from fdistill.networks.compute import Compute
 from fdistill.networks.heads import conv_head
 from fdistill.networks.layers import GroupNorm, attend, downsample, group_count, upsample
-from fdistill.networks.unet import Compute, adm, ddpmpp, ncsnpp
+from fdistill.networks.unet import adm, ddpmpp, ncsnpp
 
 # Each function runs a few times only: compiled quickly rather than well.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})

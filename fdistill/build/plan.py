@@ -21,7 +21,7 @@ from fdistill.data import sources
 from fdistill.errors import UserError
 from fdistill.files import CONFIG, disk
 from fdistill.files.text import clock, table
-from fdistill.networks.unet import REMAT
+from fdistill.networks.compute import REMAT
 from fdistill.training import loop, sharding, topology
 from fdistill.training.estimate import estimate
 from fdistill.training.loop import Training

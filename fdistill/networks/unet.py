@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fdistill.networks import MOST_BLOCKS, Network, label_of
+from fdistill.networks.compute import REMAT, Compute, check
 from fdistill.networks.layers import (
     KAIMING,
     NORMAL,
@@ -31,33 +32,6 @@ from fdistill.networks.layers import (
     positional_frequencies,
     xavier,
 )
-
-
-class Compute(NamedTuple):
-    """How a U-Net is computed: settings of every one of them.
-
-    bfloat16: compute in bfloat16; parameters, embedding, norms, attention weights and output stay
-      float32.
-    remat: what the backward pass computes again in place of keeping it: 'nothing'; 'elementwise',
-      all in a block but its convolutions and products; 'blocks', each whole. False and True, as
-      older configs have it, are the first and the last.
-    """
-
-    bfloat16: bool = False
-    remat: bool | str = 'nothing'
-
-
-def _is_product(primitive, *_, **__):
-    return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
-
-
-# What each setting of `remat` makes of a block, from most memory to least.
-REMAT = {
-    'nothing': lambda block: block,
-    'elementwise': functools.partial(nn.remat, policy=_is_product),
-    'blocks': nn.remat,
-}
-REMAT |= {False: REMAT['nothing'], True: REMAT['blocks']}
 
 
 class Architecture(NamedTuple):
@@ -254,7 +228,7 @@ class UNet(nn.Module):
     def __call__(self, x, c_noise, condition, train):
         style = self.architecture.style
         emb = self._embed(x, c_noise, condition)
-        block_type = REMAT[self.remat](UNetBlock)
+        block_type = REMAT[self.remat].module(UNetBlock)
 
         def run(block, h):
             dropout = self.dropout if train else 0.0
@@ -356,9 +330,7 @@ def _network(
         raise ValueError(f'num_blocks={num_blocks}: must be <= {MOST_BLOCKS}')
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout={dropout}: must lie in [0, 1)')
-    if compute.remat not in REMAT:
-        known = ', '.join(kind for kind in REMAT if isinstance(kind, str))
-        raise ValueError(f'remat={compute.remat!r}: known are {known}')
+    check(compute)
 
     plan = _plan(
         architecture,
@@ -382,7 +354,7 @@ def _network(
         model_channels=model_channels,
         emb_channels=model_channels * channel_mult_emb,
         dropout=dropout,
-        dtype=jnp.bfloat16 if compute.bfloat16 else jnp.float32,
+        dtype=compute.dtype,
         remat=compute.remat,
     )
 
