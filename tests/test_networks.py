@@ -34,6 +34,7 @@ SMALL = {
     'ddpmpp': UNET,
     'ncsnpp': UNET,
     'adm': dict(UNET, channels_per_head=8),
+    'edm2': {k: v for k, v in UNET.items() if k != 'augment_dim'} | dict(channels_per_head=8),
     'mlp': dict(width=16, blocks=2, dropout=0.5),
 }
 assert SMALL.keys() == NETWORKS.keys() - {'gaussian'}  # Which has no layers, and a test of its own.
@@ -42,6 +43,7 @@ LAST_LAYER = {
     'ddpmpp': 'dec_8x8_aux_conv',
     'ncsnpp': 'dec_8x8_aux_conv',
     'adm': 'out_conv',
+    'edm2': 'out_gain',
     'mlp': 'output',
 }
 

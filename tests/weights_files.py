@@ -229,6 +229,35 @@ def nvidia(arrays):
     return program(module('', tree(arrays)))
 
 
+def module(class_name, arrays, arguments):
+    """{dotted name: array} as a persistent module of NVIDIA's that was built with `arguments`
+    ({name: piece of a pickle}), within it others."""
+
+    def of(kind, node, own):
+        leaves = {k: nested(child) for k, child in node.items() if isinstance(child, np.ndarray)}
+        constants = {k for k in leaves if k in ('resample_filter', 'freqs', 'phases')}
+        parameter = name('torch._utils', '_rebuild_parameter')
+        state = {
+            '_init_args': EMPTY,
+            '_init_kwargs': pairs(own),
+            'training': FALSE,
+            '_parameters': pairs(
+                {
+                    k: reduce(parameter, leaf, TRUE, HOOKS)
+                    for k, leaf in leaves.items()
+                    if k not in constants
+                }
+            ),
+            '_buffers': pairs({k: leaves[k] for k in constants}),
+            '_modules': pairs(
+                {k: of('Layer', child, {}) for k, child in node.items() if k not in leaves}
+            ),
+        }
+        return persistent(kind, pairs(state))
+
+    return of(class_name, tree(arrays), arguments)
+
+
 def safetensors(header, data=b'', length=None):
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack('<Q', len(header) if length is None else length) + header + data

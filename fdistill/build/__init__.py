@@ -1,7 +1,7 @@
 """From a config to objects, and from a workdir to a model: the only reader of configs.
 
-sections < models < teachers < parts < experiment < settings < run < measure < train < together,
-plan; here is the face of all.
+sections < models < published < teachers < parts < levels < experiment < settings < run < measure <
+train < together, plan; here is the face of all.
 """
 
 from fdistill.build.draw import sample
@@ -9,6 +9,7 @@ from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
 from fdistill.build.measure import evaluate
 from fdistill.build.plan import page, plan
+from fdistill.build.published import convert
 from fdistill.build.real import make_statistics
 from fdistill.build.run import Run, from_workdir, guided, has_solver
 from fdistill.build.sections import load_data, replaced, resolve
@@ -24,6 +25,7 @@ __all__ = [
     'comparable',
     'complete',
     'continuous',
+    'convert',
     'evaluate',
     'experiment',
     'from_workdir',

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import optax
 
+from fdistill.build.levels import check_levels
 from fdistill.build.parts import PARTS, Site
 from fdistill.build.sections import chosen, section_of
 from fdistill.config import call, parameters
-from fdistill.diffusion.denoiser import Denoiser
+from fdistill.diffusion.denoiser import EVERYWHERE, Denoiser
 from fdistill.errors import UserError, suggest
 from fdistill.methods import METHODS, Method
 from fdistill.training import optim
@@ -55,6 +56,9 @@ def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
     make, options = chosen(METHODS, section_of(plain, 'method'), where)
     site = Site(plain, options, parameters(make), microbatches, {})
     parts = {name: PARTS[name](site) for name in site.wants if name in PARTS}
+    for name in ('student', 'teacher'):
+        if name in parts and parts[name].sigma_range != EVERYWHERE:
+            check_levels(name, parts, site)
     method = call(make, site.options, where, **parts)
     return Experiment(method, parts, site.frozen, plain['image'])
 

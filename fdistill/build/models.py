@@ -22,7 +22,11 @@ from fdistill.files import disk
 from fdistill.training import checkpoint, memory, sharding
 
 # What turns a network into a denoiser.
-DENOISERS = {'edm': denoisers.precondition, 'prediction': denoisers.from_prediction}
+DENOISERS = {
+    'edm': denoisers.precondition,
+    'prediction': denoisers.from_prediction,
+    've': denoisers.variance_exploding,
+}
 
 
 def condition_names(image: Mapping[str, Any]) -> tuple[str, ...]:

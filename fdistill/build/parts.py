@@ -55,7 +55,7 @@ def _teacher(site):
     if len(kinds) != 1:
         raise UserError(
             f'config.teacher: give one of {", ".join(TEACHERS)}: the folder of a trained teacher, '
-            'or the name of a mixture'
+            'the file of a published one, or the name of a mixture'
         )
     made = call(TEACHERS[kinds[0]], plain_of(section), 'config.teacher', plain=site.plain)
     if made.load:

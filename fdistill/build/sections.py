@@ -4,7 +4,8 @@ data           a source of `data.sources.SOURCES` by name, and `flip`
 network        a network of `networks.NETWORKS`; the teacher's where it is left out
 denoiser       a row of `parts.DENOISERS`, by default EDM's preconditioning; the teacher's likewise
 fake_score     the same for the fake score, where it differs from the student's
-teacher        a row of `parts.TEACHERS`: `workdir` of a run, or `oracle`, a named mixture
+teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a converted file, or
+               `oracle`, a named mixture
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
 discriminator  a head of `networks.HEADS`
 optimizer      `optim.adam` for each role
@@ -26,6 +27,7 @@ from fdistill.config import call
 from fdistill.data import sources
 from fdistill.errors import UserError, pick, suggest
 from fdistill.types import misfit
+from fdistill.weights import denoisers
 
 SECTIONS = typing.get_type_hints(configs.Sections)
 
@@ -75,6 +77,28 @@ def load_data(
     return named(table, section, 'config.data', split=split)
 
 
+def of_file(path: str, where: str) -> dict[str, Any]:
+    """The sections network, denoiser and image of a converted denoiser.
+
+    Raises:
+      UserError: the file is missing, damaged, or of something else.
+    """
+    try:
+        model = denoisers.about(path)['model']
+    except UserError as error:
+        raise UserError(f'{where}={error}') from error
+    if found := misfit(model['image'], configs.Image, 'image'):
+        raise UserError(f'{where}={path}: its metadata is damaged ({found}); convert it again')
+    return model
+
+
+# What says of a teacher which network it is: (its place, what that is called) -> config.
+KNOWN = {
+    'workdir': lambda place, where: configs.to_json(configs.read(place, where)),
+    'weights': of_file,
+}
+
+
 def resolve(
     config: Mapping[str, Any], source: sources.Source, known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -109,16 +133,17 @@ def resolve(
             name: list(values.shape[1:]) for name, values in source.given.items()
         }
     teacher = plain.get('teacher', {})
-    if 'workdir' in teacher:
-        if known is None:
-            known = configs.to_json(configs.read(teacher['workdir'], 'config.teacher.workdir'))
-        if known['image'] != plain['image']:
+    for kind, read in KNOWN.items():
+        if kind not in teacher:
+            continue
+        at = f'config.teacher.{kind}'
+        about = read(teacher[kind], at) if known is None else known
+        if about['image'] != plain['image']:
             raise UserError(
-                f'config.teacher.workdir={teacher["workdir"]}: was trained on {known["image"]}, '
-                f'not {plain["image"]}'
+                f'{at}={teacher[kind]}: was trained on {about["image"]}, not {plain["image"]}'
             )
         for name in ('network', 'denoiser'):
-            teacher[name] = known.get(name, {})
+            teacher[name] = about.get(name, {})
             plain.setdefault(name, teacher[name])
     return plain
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from fdistill.build import published
 from fdistill.build.models import load_ema, make_denoiser
 from fdistill.data import sources
 from fdistill.diffusion import denoiser as denoisers
@@ -43,6 +44,24 @@ def from_run(
     return Teacher(denoisers.guide(base, guidance, guidance_interval), load)
 
 
+def from_file(
+    plain: Mapping[str, Any],
+    *,
+    weights: Annotated[str, Place],
+    network: Any,
+    denoiser: Any,
+    guidance: Annotated[float, Continuous(off=1)] = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+) -> Teacher:
+    """A published network, of `fdistill convert teacher`."""
+    base = make_denoiser(network, denoiser, plain['image'], 'config.teacher.')
+
+    def load(mesh):
+        return published.load(base, weights, plain['image'], mesh)
+
+    return Teacher(denoisers.guide(base, guidance, guidance_interval), load)
+
+
 def from_oracle(
     plain: Mapping[str, Any],
     *,
@@ -61,4 +80,4 @@ def mixture_of(name: str) -> oracles.GaussianMixture:
 
 
 # Key of the section `teacher` that says which teacher it is -> what makes it.
-TEACHERS = {'workdir': from_run, 'oracle': from_oracle}
+TEACHERS = {'workdir': from_run, 'weights': from_file, 'oracle': from_oracle}

@@ -4,6 +4,7 @@ It estimates E[x0 | x0 + sigma eps = x]. Scores follow by Tweedie, s = (D - x)/s
 network was trained to predict, under whatever schedule, is turned into this at the door.
 """
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -34,21 +35,35 @@ def null(params: Any, condition: Condition) -> dict[str, jax.Array]:
     return {name: NULLS.get(name, lambda value: value)(value) for name, value in condition.items()}
 
 
+# Where the answer of a denoiser means something: everywhere.
+EVERYWHERE = (0.0, math.inf)
+
+
 class Denoiser(NamedTuple):
-    """Pure functions, and the names of the conditions that they take.
+    """Pure functions, names of the conditions that they take, and the levels that they know.
 
     init(key, x[B,...], condition) -> params
     apply(params, x[B,...], sigma[B], condition, key=None) -> (x0[B,...], features)
     null(params, condition) -> condition: what guidance compares the condition with, see `null`.
 
     x is clean data plus sigma times unit noise. The condition is a dict of arrays [B, ...], as
-    {'label': int32[B]} with -1 for "no label". `key` switches dropout on.
+    {'label': int32[B]} with -1 for "no label". `key` switches dropout on. `sigma_range` is (lowest,
+    highest) sigma; beyond it the answer means nothing, as of a table of levels that has ended.
     """
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
     takes: tuple[str, ...] = ()
     null: Callable[..., Any] = null
+    sigma_range: tuple[float, float] = EVERYWHERE
+
+
+def _range(sigma_range):
+    """The range as two numbers; ValueError where it is none."""
+    low, high = sigma_range
+    if not 0 <= low < high:
+        raise ValueError(f'sigma_range={tuple(sigma_range)}: need (low, high) with 0 <= low < high')
+    return float(low), float(high)
 
 
 def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0.5) -> Denoiser:
@@ -100,7 +115,12 @@ PREDICTIONS = {
 
 
 def from_prediction(
-    network: Any, *, prediction: str, schedule: Schedule, time_scale: float = 1.0
+    network: Any,
+    *,
+    prediction: str,
+    schedule: Schedule,
+    time_scale: float = 1.0,
+    sigma_range: tuple[float, float] | None = None,
 ) -> Denoiser:
     """A denoiser from a network F(x_t, t) that predicts x0, eps, v or the flow velocity under an
     alpha/sigma schedule.
@@ -112,9 +132,10 @@ def from_prediction(
       prediction: key of `PREDICTIONS`.
       schedule: `noise.Schedule`.
       time_scale: the network's unit of time, e.g. 1000.
+      sigma_range: levels that the network was trained on; default: those of the schedule.
 
     Raises:
-      ValueError: on an unknown prediction.
+      ValueError: on an unknown prediction, or a range that is none.
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f'prediction={prediction!r}: known are {", ".join(PREDICTIONS)}')
@@ -130,7 +151,32 @@ def from_prediction(
         out, features = network.apply(params, x_t, time_scale * t, condition, key=key)
         return convert(x_t, out, alpha_t, sigma_t), features
 
-    return Denoiser(init, apply, network.takes)
+    known = _range(sigma_range or schedule.limits or EVERYWHERE)
+    return Denoiser(init, apply, network.takes, sigma_range=known)
+
+
+def variance_exploding(
+    network: Any, *, sigma_range: tuple[float, float] = (0.02, 100.0)
+) -> Denoiser:
+    """Song's preconditioning of variance exploding networks: D = x + sigma F(x, ln(sigma/2)) (arXiv
+    2011.13456; arXiv 2206.00364, table 1).
+
+    Args:
+      network: F, `networks.Network`.
+      sigma_range: levels that the network was trained on.
+
+    Raises:
+      ValueError: on a range that is none.
+    """
+
+    def init(key, x, condition):
+        return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
+
+    def apply(params, x, sigma, condition, key=None):
+        out, features = network.apply(params, x, jnp.log(0.5 * sigma), condition, key=key)
+        return x + column(sigma, x) * out, features
+
+    return Denoiser(init, apply, network.takes, sigma_range=_range(sigma_range))
 
 
 def guide(

@@ -263,12 +263,14 @@ class Schedule(NamedTuple):
     """x_t = alpha(t) x + sigma(t) eps, with time(s) the t at which sigma(t)/alpha(t) = s.
 
     span: (first, last) time usually sampled at, where sigma/alpha is neither 0 nor infinite.
+    limits: (lowest, highest) sigma/alpha that it can express; None: any.
     """
 
     alpha: Callable
     sigma: Callable
     time: Callable
-    span: tuple = (1e-3, 0.999)
+    span: tuple[float, float] = (1e-3, 0.999)
+    limits: tuple[float, float] | None = None
 
 
 def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
@@ -343,6 +345,7 @@ def discrete(alphas_cumprod: tuple[float, ...] = DDPM_TABLE) -> Schedule:
         lambda t: ratio(t) / jnp.sqrt(1 + ratio(t) ** 2),
         lambda s: jnp.interp(jnp.log(s), log_s, steps),
         (0.0, len(table) - 1.0),
+        (float(np.exp(log_s[0])), float(np.exp(log_s[-1]))),
     )
 
 

@@ -46,10 +46,18 @@ class Head(NamedTuple):
     apply: Callable[..., Any]
 
 
-from fdistill.networks.gaussian import gaussian  # noqa: E402  They import the types above.
+from fdistill.networks.edm2 import edm2  # noqa: E402  They import the types above.
+from fdistill.networks.gaussian import gaussian  # noqa: E402
 from fdistill.networks.heads import conv_head  # noqa: E402
 from fdistill.networks.mlp import mlp, mlp_head  # noqa: E402
 from fdistill.networks.unet import adm, ddpmpp, ncsnpp  # noqa: E402
 
-NETWORKS = {'mlp': mlp, 'gaussian': gaussian, 'ddpmpp': ddpmpp, 'ncsnpp': ncsnpp, 'adm': adm}
+NETWORKS = {
+    'mlp': mlp,
+    'gaussian': gaussian,
+    'ddpmpp': ddpmpp,
+    'ncsnpp': ncsnpp,
+    'adm': adm,
+    'edm2': edm2,
+}
 HEADS = {'mlp': mlp_head, 'conv': conv_head}

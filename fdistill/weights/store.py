@@ -6,7 +6,7 @@ source's name and SHA-256, the licence, and the SHA-256 of the arrays themselves
 
 import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import safetensors
@@ -47,15 +47,17 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def check(
-    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]] | None = None
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dtypes: Sequence[str] = ('float32',),
 ) -> None:
     """Raises ValueError that tells the first few faults: names, shapes, dtypes, values that are not
     finite.
 
     Args:
       arrays: {name: array}.
-      shapes: {name: shape} that all arrays must have, as float32; None allows any names, shapes and
-        dtypes.
+      shapes: {name: shape} that all arrays must have; None allows any names, shapes and dtypes.
+      dtypes: names of those that arrays with `shapes` may have.
     """
     faults = []
     if shapes is not None:
@@ -67,10 +69,9 @@ def check(
             continue
         if array.shape != tuple(expected):
             faults.append(f'{name!r:.80} has the shape {array.shape}, not {tuple(expected)}')
-        elif array.dtype.name not in (_DTYPES if shapes is None else ('float32',)):
-            faults.append(
-                f'{name!r:.80} is {array.dtype.name}' + ('' if shapes is None else ', not float32')
-            )
+        elif array.dtype.name not in (_DTYPES if shapes is None else dtypes):
+            wanted = '' if shapes is None else f', not {" or ".join(dtypes)}'
+            faults.append(f'{name!r:.80} is {array.dtype.name}{wanted}')
         elif not np.isfinite(array).all():
             faults.append(f'{name!r:.80} is not finite')
     if faults:
@@ -100,15 +101,11 @@ def save(path: disk.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[st
     )
 
 
-def read(path: disk.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """({name: array}, {str: str}) of any safetensors file.
-
-    Raises:
-      UserError: the file is no whole safetensors file.
-    """
+def _open(path, ask):
+    """What `ask` takes out of an open file."""
     try:
         with safetensors.safe_open(path, 'np') as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return ask(file)
     except (safetensors.SafetensorError, AttributeError, OSError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise UserError(
@@ -116,14 +113,51 @@ def read(path: disk.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         ) from error
 
 
+def read(path: disk.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """({name: array}, {str: str}) of any safetensors file.
+
+    Raises:
+      UserError: the file is no whole safetensors file.
+    """
+    return _open(
+        path,
+        lambda file: (
+            {name: file.get_tensor(name) for name in file.keys()},
+            file.metadata() or {},
+        ),
+    )
+
+
+def metadata(path: disk.Path) -> dict[str, str]:
+    """The metadata of a file that `save` wrote; its arrays are not read.
+
+    Raises:
+      UserError: the file is missing, damaged or not ours.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f'{path}: is no file; convert the weights first')
+    return _ours(path, _open(path, lambda file: file.metadata() or {}))
+
+
+def _ours(path, metadata):
+    if metadata.get('format') != FORMAT:
+        raise UserError(
+            f'{path}: its format is {metadata.get("format")!r:.80}, not {FORMAT!r}; delete it and '
+            'convert the weights again'
+        )
+    return metadata
+
+
 def load(
-    path: disk.Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+    path: disk.Path,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dtypes: Sequence[str] = ('float32',),
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({name: array}, metadata) of a file that `save` wrote, checked against its own digest.
 
     Args:
       path: of the file.
-      shapes: as of `check`.
+      shapes, dtypes: as of `check`.
 
     Raises:
       UserError: the file is missing, damaged, not ours, or its arrays are not as they should be.
@@ -131,18 +165,14 @@ def load(
     if not pathlib.Path(path).is_file():
         raise UserError(f'{path}: is no file; convert the weights first')
     arrays, metadata = read(path)
-    if metadata.get('format') != FORMAT:
-        raise UserError(
-            f'{path}: its format is {metadata.get("format")!r:.80}, not {FORMAT!r}; delete it and '
-            'convert the weights again'
-        )
+    _ours(path, metadata)
     if metadata.get('content_sha256') != digest(arrays):
         raise UserError(
             f'{path}: its arrays are not those that were written; delete it and convert the '
             'weights again'
         )
     try:
-        check(arrays, shapes)
+        check(arrays, shapes, dtypes)
     except ValueError as error:
         raise UserError(f'{path}: {error}; delete it and convert the weights again') from error
     return arrays, metadata

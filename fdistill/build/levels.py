@@ -1,0 +1,43 @@
+"""Whether the levels of noise that a method asks for are those that a network knows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fdistill.build.parts import Site
+from fdistill.diffusion import noise
+from fdistill.errors import UserError
+
+# Of the levels that a law draws, the share that may lie beyond those of a network.
+BEYOND = 0.01
+
+
+def check_levels(name: str, parts: Mapping[str, Any], site: Site) -> None:
+    """Raises UserError where a network would be asked for levels that it does not know.
+
+    Args:
+      name: of the part that is the network, a `Denoiser`.
+      parts: of the method; its laws and its grid are looked at, and `sigma_init`.
+      site: where the parts were made.
+    """
+    low, high = parts[name].sigma_range
+    told = f'the {name} knows the levels {low:.4g} to {high:.4g}'
+    # A level may be that of a table, written with fewer digits.
+    low, high = 0.999 * low, 1.001 * high
+    for part, value in parts.items():
+        if isinstance(value, noise.NoiseLaw):
+            inside = [float(value.cdf(jnp.asarray(end))) for end in (low, high)]
+            outside = 1 - np.diff(np.clip(inside, 0, 1)).item()
+            if outside > BEYOND:
+                raise UserError(
+                    f'config.method.{part}: {outside:.0%} of its levels lie elsewhere; {told}'
+                )
+    levels = {'grid': np.asarray(parts['sigmas'])[:-1]} if 'sigmas' in parts else {}
+    if start := site.wants.get('sigma_init'):
+        levels['sigma_init'] = np.asarray([site.options.get('sigma_init', start.default)])
+    for setting, values in levels.items():
+        beyond = values[(values < low) | (values > high)]
+        if len(beyond):
+            raise UserError(f'config.method.{setting}: has the level {beyond[0]:.4g}; {told}')

@@ -1,0 +1,49 @@
+"""Published denoisers: converted, and loaded as a config's network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fdistill.build.models import first_device, fitting, make_denoiser
+from fdistill.config import call
+from fdistill.diffusion.denoiser import Denoiser
+from fdistill.files import disk
+from fdistill.training import sharding
+from fdistill.weights import denoisers
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """What a parameter is called in a file: its keys from the root joined by '/'."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the parameters of a `weights.denoisers.Model`."""
+    built = make_denoiser(model['network'], model['denoiser'], model['image'], 'the network: ')
+    shapes = call(fitting, {}, 'the network', model=built, image=model['image'])
+    return {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+
+
+def convert(source: disk.Path, out: disk.Path, **options: Any) -> dict[str, Any]:
+    """Writes a published denoiser as ours: `weights.denoisers.convert`."""
+    return denoisers.convert(source, out, shapes_of, **options)
+
+
+def load(
+    model: Denoiser, path: disk.Path, image: Mapping[str, Any], mesh: Mesh | None = None
+) -> tuple[Any, str]:
+    """(Parameters of a denoiser out of a file, their digest), on the mesh or the first device.
+
+    Raises:
+      UserError: the file is missing, damaged, or holds other arrays.
+    """
+    shapes = call(fitting, {}, f'{path}', model=model, image=image)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    names = [name_of(leaf) for leaf, _ in leaves]
+    wanted = {name: leaf.shape for name, (_, leaf) in zip(names, leaves)}
+    arrays, row = denoisers.load(path, wanted)
+    params = jax.tree.unflatten(structure, [arrays.pop(name) for name in names])
+    placed = sharding.state_sharding(shapes, mesh) if mesh else first_device()
+    return jax.device_put(params, placed), row['content_sha256']
