@@ -8,6 +8,7 @@ import argparse
 import ast
 import errno
 import json
+import math
 import os
 import pathlib
 import re
@@ -53,9 +54,14 @@ Slurm and the local executor take submitit's parameters, as --slurm_partition=gp
 
 
 WORKDIR = 'folder of the run; required'
+RUN = 'folder of the run; this or --weights is required'
+WEIGHTS = 'weights in place of a run, as written by `fdistill convert teacher`'
 PEER_SECONDS = 20
+ONE_OF = 'give either --workdir=DIR, a run, or --weights=FILE, converted weights'
 # Options that a command needs; of others the workdir, if it has one.
 REQUIRED = {
+    'sample': (),
+    'evaluate': (),
     'train': ('config', 'workdir'),
     'sweep': ('config', 'workdir'),
     'plan': ('config', 'topology'),
@@ -72,6 +78,18 @@ class _Parser(argparse.ArgumentParser):
 def _command(commands, name, description, epilog=None):
     return commands.add_parser(
         name, allow_abbrev=False, help=description, description=description, epilog=epilog
+    )
+
+
+def _add_solver(command):
+    command.add_argument(
+        '--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'
+    )
+    command.add_argument(
+        '--steps', type=int, help='levels of the noise grid before 0, for a denoiser'
+    )
+    command.add_argument(
+        '--guidance', type=float, metavar='W', help='scale of guidance, for a denoiser'
     )
 
 
@@ -104,7 +122,9 @@ def _parsers():
     evaluate = _command(
         commands, 'evaluate', 'Measures a trained run and prints the numbers as JSON.', OVERRIDES
     )
-    evaluate.add_argument('--workdir', metavar='DIR', help=WORKDIR)
+    evaluate.add_argument('--workdir', metavar='DIR', help=RUN)
+    evaluate.add_argument('--weights', metavar='FILE', help=WEIGHTS)
+    _add_solver(evaluate)
     evaluate.add_argument(
         '--config', metavar='FILE', help='config to use instead of the one kept in the workdir'
     )
@@ -142,7 +162,8 @@ def _parsers():
     evaluate.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
     sample = _command(commands, 'sample', 'Draws samples from a trained run.', SAMPLER)
-    sample.add_argument('--workdir', metavar='DIR', help=WORKDIR)
+    sample.add_argument('--workdir', metavar='DIR', help=RUN)
+    sample.add_argument('--weights', metavar='FILE', help=WEIGHTS)
     sample.add_argument(
         '--n', type=int, help='number of samples; default: 64, or 8 with --trajectory'
     )
@@ -150,12 +171,7 @@ def _parsers():
     sample.add_argument(
         '--label', type=int, metavar='L', help='class; default: a random one a sample'
     )
-    sample.add_argument(
-        '--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'
-    )
-    sample.add_argument(
-        '--steps', type=int, help='levels of the noise grid before 0, for a denoiser'
-    )
+    _add_solver(sample)
     sample.add_argument(
         '--trajectory', action='store_true', help='show x0 as the network saw it at each level'
     )
@@ -295,10 +311,18 @@ def _parsers():
     )
     convert = _command(commands, 'convert', description)
     convert.add_argument(
-        'kind', metavar='KIND', help='as inception; a wrong one says which there are'
+        'kind', metavar='KIND', help='teacher, or as inception; a wrong one says which there are'
     )
-    convert.add_argument('source', metavar='SRC', help='the .pth, .pt or .pkl file as published')
+    convert.add_argument(
+        'source', metavar='SRC', help='the .pth, .pt or .pkl file, or the folder, as published'
+    )
     convert.add_argument('out', metavar='OUT', help='safetensors file to write')
+    convert.add_argument(
+        '--of', metavar='NAME', help='what a teacher is of, as edm; default: as the file looks'
+    )
+    convert.add_argument(
+        '--licence', metavar='NAME', help='of a teacher, where its file does not say it'
+    )
     _add_stats(commands)
     return parser, commands.choices
 
@@ -435,11 +459,28 @@ def _sets_protocol(options, overrides):
 
     if any(word.startswith('--config.evaluation.protocol=') for word in overrides):
         return True
+    if not options.config and options.weights:
+        return False
     config = configs.load(options.config) if options.config else configs.read(options.workdir)
     return 'protocol' in config.get('evaluation', {})
 
 
-def _evaluate(options, overrides):
+def _solver(options, rest):
+    """{'sampler', 'steps', 'guidance'} of those that are given."""
+    given = {name: getattr(options, name) for name in ('sampler', 'steps', 'guidance')}
+    if rest:
+        given['sampler'] = {'name': options.sampler} | keyword_options(rest)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _evaluate(options, overrides, rest=()):
+    if (options.workdir is None) == (options.weights is None):
+        raise UserError(ONE_OF)
+    solver = _solver(options, rest)
+    if solver and options.weights is None:
+        raise UserError(
+            f'--{next(iter(solver))}: is for --weights; a run is measured with its own solver'
+        )
     published = [
         name
         for name in ('detector', 'statistics', 'metrics', 'ranges')
@@ -460,6 +501,8 @@ def _evaluate(options, overrides):
         _join_others()
 
     config = None
+    if overrides and not options.config and options.weights:
+        raise UserError(f'{overrides[0]}: weights have no config of their own; give --config=FILE')
     if options.config or overrides:
         config = configs.load(options.config) if options.config else configs.read(options.workdir)
         build.override(config, overrides)
@@ -468,7 +511,8 @@ def _evaluate(options, overrides):
     names = ('samples', 'seed', 'protocol', 'detector', 'statistics', 'ranges', 'batch_size')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= {'metrics': tuple(options.metrics.split(','))} if options.metrics else {}
-    result = build.evaluate(config, options.workdir, quiet=options.quiet, **given)
+    places = {'workdir': options.workdir, 'weights': options.weights, 'solver': solver}
+    result = build.evaluate(config, **places, quiet=options.quiet, **given)
     if _first():
         print(json.dumps(plain(result), indent=2))
 
@@ -476,17 +520,18 @@ def _evaluate(options, overrides):
 def _sample(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: sample takes the config kept in the workdir')
+    if (options.workdir is None) == (options.weights is None):
+        raise UserError(ONE_OF)
     from fdistill import build
 
     keywords = {
         name: getattr(options, name)
-        for name in ('n', 'seed', 'label', 'out', 'sampler', 'steps', 'trajectory', 'beside')
+        for name in ('weights', 'n', 'seed', 'label', 'out', 'trajectory', 'beside')
     }
+    keywords['solver'] = _solver(options, rest)
     keywords |= {'operator': options.operator, 'temperature': options.temperature}
     if options.batch_size is not None:
         keywords['batch_size'] = options.batch_size
-    if rest:
-        keywords['sampler'] = {'name': options.sampler} | keyword_options(rest)
     build.sample(options.workdir, **keywords)
 
 
@@ -595,13 +640,31 @@ def _check_data(options, overrides):
         raise UserError(f'{report["name"]}: cannot be trained on: {first}{more}')
 
 
-def _convert(options, overrides):
+def _convert(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: convert takes no config')
+    if options.kind == 'teacher':
+        _convert_teacher(options, rest)
+        return
+    if options.of or options.licence or rest:
+        raise UserError(f'--of, --licence: are for a teacher, not for {options.kind!r:.40}')
     from fdistill import weights
 
     for name, value in sorted(weights.convert(options.kind, options.source, options.out).items()):
         print(f'{name}: {value}')
+
+
+def _convert_teacher(options, rest):
+    from fdistill import build
+
+    given = {'of': options.of, 'licence': options.licence} | keyword_options(rest)
+    report = build.convert(options.source, options.out, **given)
+    arrays, model = report.pop('arrays'), report.pop('model')
+    numbers = sum(math.prod(array['shape']) for array in arrays)
+    print(f'{model["network"]["name"]} of {numbers:,} numbers in {len(arrays)} arrays')
+    for name, value in {**model, **report}.items():
+        print(f'{name}: {json.dumps(value)}')
+    print(options.out)
 
 
 def _stats(options, overrides):
@@ -695,8 +758,12 @@ def _parse(words):
         raise UserError(f'unknown command {words[0]}{suggest(words[0], commands)}')
     rest, overrides = split(words)
     options, unknown = parser.parse_known_args(rest)
-    # Options of a sampler or of submitit, which are known where those are imported.
-    passed_on = getattr(options, 'sampler', None) or getattr(options, 'executor', None)
+    # Options of a sampler, of submitit or of a teacher, known where those are imported.
+    passed_on = (
+        getattr(options, 'sampler', None)
+        or getattr(options, 'executor', None)
+        or getattr(options, 'kind', None) == 'teacher'
+    )
     passed_on = passed_on and all(re.fullmatch(r'--\w[\w-]*=.+', word) for word in unknown)
     if unknown and not passed_on:
         flag = unknown[0].split('=')[0].lstrip('-')

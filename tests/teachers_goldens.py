@@ -129,8 +129,8 @@ def record(repository, checkout):
         unet, activations = getattr(model, 'unet', None) or model.model, {}
         for name, block in unet.enc.items():
 
-            def keep(block, args, out, level=name.split('_')[0]):
-                activations[level] = out
+            def keep(block, args, out, kept=activations, level=name.split('_')[0]):
+                kept[level] = out
 
             block.register_forward_hook(keep)
         image = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()

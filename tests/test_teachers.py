@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 import teachers_goldens
 import weights_files as files
+from ml_collections import ConfigDict
 
-from fdistill import build
+from fdistill import build, cli
 from fdistill.build import published
 from fdistill.build.models import make_denoiser
+from fdistill.diffusion.noise import karras_grid
+from fdistill.diffusion.samplers import SAMPLERS
 from fdistill.errors import UserError
 from fdistill.files import disk
+from fdistill.networks.unet import edm_name
 from fdistill.weights import denoisers, store
 
 
@@ -216,3 +221,283 @@ def test_wrong_files_are_refused_by_name(fault, goldens, put, tmp_path):
     message = str(caught.value)
     assert said in message and str(source) in message and '\n' not in message
     assert not out.exists() and not out.with_suffix('.json').exists()
+
+
+@pytest.fixture(scope='module')
+def converted(goldens, tmp_path_factory):
+    """A tiny conditional DDPM++ of 8 x 8 images, converted."""
+    folder = tmp_path_factory.mktemp('converted')
+    (folder / 'teacher.pkl').write_bytes(pickled('ddpmpp', goldens))
+    build.convert(folder / 'teacher.pkl', folder / 'teacher.safetensors')
+    return folder / 'teacher.safetensors'
+
+
+def test_weights_are_sampled_as_edm_does(converted):
+    run = build.from_weights(converted)
+    assert (run.nfe, run.shape, run.num_classes) == (35, (8, 8, 3), 5)
+    noise, condition = run.start(jax.random.key(0), 2)
+    grid = karras_grid(18)
+
+    def denoise(x, sigma):
+        return run.denoise(x, sigma, condition)
+
+    expected = SAMPLERS['heun'].solve(denoise, grid[0] * noise, grid)
+    close(run.sample(noise, condition), expected, 1e-4)
+    few = build.from_weights(converted, sampler={'name': 'ghvb', 'order': 2.5}, steps=4)
+    assert few.nfe == 4 and bool(jnp.isfinite(few.sample(noise, condition)).all())
+    guided = build.from_weights(converted, sampler='euler', steps=2, guidance=2.0)
+    assert guided.nfe == 4
+    assert not np.allclose(
+        guided.sample(noise, condition),
+        build.from_weights(converted, sampler='euler', steps=2).sample(noise, condition),
+    )
+
+
+def test_command_line_from_pickle_to_picture(goldens, put, tmp_path, capsys):
+    source, out = put(pickled('ddpmpp', goldens)), tmp_path / 'a.safetensors'
+    assert cli.main(['convert', 'teacher', str(source), str(out), '--licence=mine']) == 0
+    said = capsys.readouterr().out
+    assert 'ddpmpp' in said and 'licence: "mine"' in said and str(out) in said
+    words = ['sample', f'--weights={out}', '--n=2', '--sampler=euler', '--steps=2', '--label=1']
+    assert cli.main(words) == 0
+    assert pathlib.Path(capsys.readouterr().out.strip()) == tmp_path / 'a/samples/sample-0.png'
+    assert (tmp_path / 'a/samples/sample-0.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+    'words, said',
+    [
+        ('sample', 'give either --workdir=DIR, a run, or --weights=FILE'),
+        ('sample --workdir={0} --weights={0}', 'give either --workdir=DIR'),
+        ('sample --weights={1}/none.safetensors', 'none.safetensors: is no file'),
+        ('sample --weights={0} --with={0}', '--with is for run folders'),
+        ('evaluate --weights={0}', 'config.data: missing'),
+        ('evaluate --weights={0} --config.evaluation.samples=3', 'give --config=FILE'),
+        ('evaluate --workdir=x --sampler=euler', '--sampler: is for --weights'),
+        ('convert inception a b --of=edm', 'are for a teacher'),
+        (
+            'convert teacher {0} {1}/b.safetensors --of=edn',
+            "--of: unknown 'edn'; did you mean edm?",
+        ),
+        ('convert teacher {0} {1}/b.txt', 'give the name of a .safetensors file'),
+        ('convert teacher {1}/none.pkl {1}/b.safetensors', 'none.pkl: is no file'),
+        ('convert teacher {1} {1}/b.safetensors', 'is a folder of another kind'),
+        ('convert teacher {0} {1}/b.safetensors', 'entries'),
+    ],
+)
+def test_wrong_commands_are_one_line(words, said, converted, tmp_path, capsys):
+    words = words.format(converted, tmp_path).split()
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count('\n') == 1
+    assert not list(tmp_path.glob('*'))
+
+
+def test_weights_of_another_format_or_damaged(converted, tmp_path):
+    arrays, metadata = store.load(converted)
+    other = tmp_path / 'other.safetensors'
+    store.save(other, arrays, {**metadata, 'kind': 'inception'})
+    with pytest.raises(UserError, match="holds 'inception', not a denoiser"):
+        build.from_weights(other)
+    for model in ('', '[]', '{"network": {}}', '{"network": 1, "denoiser": {}, "image": {}}'):
+        store.save(other, arrays, {**metadata, 'model': model})
+        with pytest.raises(UserError, match='its metadata is damaged'):
+            build.from_weights(other)
+    less = {name: array for name, array in arrays.items() if 'affine' not in name}
+    store.save(other, less, metadata)
+    with pytest.raises(UserError, match='is missing'):
+        build.from_weights(other)
+    damaged = bytearray(converted.read_bytes())
+    damaged[-5] ^= 1
+    other.write_bytes(damaged)
+    with pytest.raises(UserError, match='not those that were written'):
+        build.from_weights(other)
+
+
+def test_a_place_that_is_taken(converted, goldens, put):
+    again = build.convert(converted.with_name('teacher.pkl'), converted)
+    assert again['content_sha256'] == store.load(converted)[1]['content_sha256']
+    with pytest.raises(UserError, match='exists and holds other weights'):
+        build.convert(put(pickled('edm2', goldens)), converted)
+
+
+# Distillation of a converted teacher.
+
+DIGITS = dict(
+    img_resolution=8,
+    img_channels=1,
+    label_dim=10,
+    model_type='SongUNet',
+    model_channels=8,
+    channel_mult=[1],
+    num_blocks=1,
+    attn_resolutions=[],
+    dropout=0.0,
+)
+
+
+def edm_pickle(kind, settings, seed=0):
+    """A DDPM++ of other settings as NVIDIA would publish it."""
+    own = {k: settings[k] for k in ('model_channels', 'channel_mult', 'num_blocks', 'dropout')}
+    own |= {'name': 'ddpmpp', 'attn_resolutions': settings['attn_resolutions']}
+    size, channels = settings['img_resolution'], settings['img_channels']
+    image = {'shape': [size, size, channels], 'num_classes': settings['label_dim']}
+    shapes = published.shapes_of({'network': own, 'denoiser': {'name': 'edm'}, 'image': image})
+    random, arrays = np.random.RandomState(seed), {}
+    for path, shape in shapes.items():
+        name, axes = edm_name(path.split('/'))
+        array = random.standard_normal(shape)
+        array = array / np.sqrt(np.prod(shape[:-1])) if len(shape) > 1 else 1 + 0.1 * array
+        arrays[f'model.{name}'] = np.float32(array.transpose(np.argsort(axes)))
+    arguments = {name: of_python(value) for name, value in settings.items()}
+    module = files.module(kind, arrays, arguments)
+    return files.program(files.pairs({'ema': module}))
+
+
+MLP = {
+    'network': {'name': 'mlp', 'width': 32, 'blocks': 1, 'embedding': 8},
+    'denoiser': {'name': 'edm', 'sigma_data': 0.75},
+    'image': {'shape': [8, 8, 1], 'num_classes': 10},
+}
+
+
+def write_mlp(path, seed):
+    """A file of ours with a perceptron, whose steps compile soon."""
+    random = np.random.RandomState(seed)
+    arrays = {
+        name: np.float32(random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])))
+        for name, shape in published.shapes_of(MLP).items()
+    }
+    denoisers.save(path, arrays, MLP, licence='MIT')
+
+
+@pytest.fixture(scope='module')
+def digits_teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('digits')
+    for seed in (0, 1):
+        write_mlp(folder / f'{seed}.safetensors', seed)
+    return folder
+
+
+def student_config(weights, **changes):
+    sections = dict(
+        seed=0,
+        data=dict(name='digits'),
+        teacher=dict(weights=str(weights)),
+        method=dict(
+            name='diff_instruct',
+            sigma_init=2.5,
+            student_law=dict(name='lognormal'),
+            critic_law=dict(name='lognormal'),
+        ),
+        optimizer=dict(student=dict(learning_rate=1e-3), critic=dict(learning_rate=1e-3)),
+        training=dict(
+            steps=3,
+            batch_size=8,
+            ema_half_life=1e3,
+            log_every=1,
+            checkpoint_every=2,
+            sample_every=0,
+        ),
+        evaluation=dict(samples=200, batch_size=100),
+    )
+    return ConfigDict(sections | changes)
+
+
+def test_a_file_is_distilled_resumed_and_measured(digits_teacher, tmp_path, capsys):
+    folder, weights = tmp_path / 'run', digits_teacher / '0.safetensors'
+    build.train(student_config(weights), folder, quiet=True, stop_at=2)
+    kept = json.loads((folder / 'config.json').read_text())
+    assert kept['network'] == MLP['network'] and kept['denoiser'] == MLP['denoiser']
+    # The teacher may lie elsewhere, but must be the same.
+    (tmp_path / 'moved').mkdir()
+    moved = tmp_path / 'moved' / 'teacher.safetensors'
+    moved.write_bytes(weights.read_bytes())
+    with pytest.raises(UserError, match='began with other weights of its teacher'):
+        build.train(student_config(digits_teacher / '1.safetensors'), folder, quiet=True)
+    build.train(student_config(moved), folder, quiet=True)
+    run, whole = build.from_workdir(folder), tmp_path / 'whole'
+    assert run.step == 3
+    build.train(student_config(weights), whole, quiet=True)
+    for a, b in zip(*(jax.tree.leaves(build.from_workdir(f).params) for f in (folder, whole))):
+        np.testing.assert_array_equal(a, b)
+    # The student began as its teacher, which is not far away yet.
+    teacher = build.from_weights(weights)
+    near = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), teacher.params, run.params)
+    assert 0 < max(jax.tree.leaves(near)) < 0.02
+
+    config = tmp_path / 'data.py'
+    config.write_text(
+        'from ml_collections import ConfigDict\n'
+        'def get_config():\n'
+        "    return ConfigDict(dict(data=dict(name='digits'), evaluation=dict(samples=200)))\n"
+    )
+    words = [f'--weights={moved}', f'--config={config}', '--sampler=euler', '--steps=2', '--quiet']
+    assert cli.main(['evaluate', *words]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row['nfe'] == 2 and row['details']['solver']['sampler'] == 'euler'
+    assert len(list((tmp_path / 'moved/teacher/eval').glob('*.json'))) == 1
+
+
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        (dict(data=dict(name='mixture', mixture='ring')), 'was trained on'),
+        (dict(teacher=dict(weights='none.safetensors')), 'config.teacher.weights=none.safetensors'),
+        (dict(teacher=dict(oracle='ring', weights='{}')), 'give one of workdir, weights, oracle'),
+    ],
+)
+def test_a_file_that_does_not_fit(changes, said, digits_teacher, tmp_path):
+    weights = digits_teacher / '0.safetensors'
+    config = student_config(weights, **changes)
+    if 'oracle' in config.teacher:
+        config.teacher.weights = str(weights)
+    with pytest.raises(UserError, match=said):
+        build.train(config, tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run').exists()
+
+
+# Levels that a network knows.
+
+
+@pytest.fixture(scope='module')
+def vp_teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('vp')
+    settings = {name: v for name, v in DIGITS.items()}
+    (folder / 'vp.pkl').write_bytes(edm_pickle('VPPrecond', settings))
+    build.convert(folder / 'vp.pkl', folder / 'vp.safetensors')
+    return folder / 'vp.safetensors'
+
+
+@pytest.mark.parametrize(
+    'method, said',
+    [
+        (
+            dict(student_law=dict(name='lognormal'), sigma_init=200.0),
+            'sigma_init: has the level 200',
+        ),
+        (
+            dict(student_law=dict(name='loguniform', sigma_min=1e-4)),
+            'student_law: 17% of its levels lie elsewhere',
+        ),
+        (
+            dict(student_law=dict(name='loguniform', sigma_max=1e4)),
+            'student_law: 27% of its levels lie elsewhere',
+        ),
+    ],
+)
+def test_levels_beyond_those_of_the_teacher(method, said, vp_teacher, tmp_path):
+    config = student_config(
+        vp_teacher, method=dict(name='diff_instruct', critic_law=dict(name='lognormal'), **method)
+    )
+    with pytest.raises(UserError, match=said):
+        build.train(config, tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_levels_beyond_those_of_a_solver(vp_teacher):
+    plain = dict(build.from_weights(vp_teacher).config.to_dict())
+    assert plain['method']['grid']['sigma_max'] == 80
+    method = dict(plain['method'], grid=dict(name='karras', steps=4, sigma_max=300.0))
+    with pytest.raises(UserError, match='grid: has the level 300; the student knows the levels'):
+        build.experiment(dict(plain, method=method))

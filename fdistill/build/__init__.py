@@ -7,11 +7,12 @@ train < together, plan; here is the face of all.
 from fdistill.build.draw import sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
+from fdistill.build.loading import from_weights, from_workdir, guided, has_solver
 from fdistill.build.measure import evaluate
 from fdistill.build.plan import page, plan
 from fdistill.build.published import convert
 from fdistill.build.real import make_statistics
-from fdistill.build.run import Run, from_workdir, guided, has_solver
+from fdistill.build.run import Run
 from fdistill.build.sections import load_data, replaced, resolve
 from fdistill.build.settings import common, comparable, complete, continuous, override
 from fdistill.build.superposed import superposed
@@ -28,6 +29,7 @@ __all__ = [
     'convert',
     'evaluate',
     'experiment',
+    'from_weights',
     'from_workdir',
     'guided',
     'has_solver',

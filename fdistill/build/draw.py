@@ -1,7 +1,7 @@
 """Draws samples from a run into a file."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from fdistill import config as configs
-from fdistill.build.run import Run, from_workdir
+from fdistill.build.loading import folder_of, opened
+from fdistill.build.run import Run
 from fdistill.build.superposed import superposed
 from fdistill.errors import UserError
 from fdistill.files import disk, pictures
@@ -20,14 +20,14 @@ BATCH = 1000  # samples at once
 
 
 def sample(
-    workdir: str | pathlib.Path,
+    workdir: str | pathlib.Path | None = None,
     *,
+    weights: str | pathlib.Path | None = None,
     n: int | None = None,
     seed: int = 0,
     label: int | None = None,
     out: str | pathlib.Path | None = None,
-    sampler: Any = None,
-    steps: int | None = None,
+    solver: Mapping[str, Any] | None = None,
     trajectory: bool = False,
     batch_size: int = BATCH,
     beside: Sequence[str] = (),
@@ -37,12 +37,13 @@ def sample(
     """Draws samples from a run into a PNG grid (or a scatter plot of points), or an .npy of floats.
 
     Args:
-      workdir: run folder.
+      workdir, weights: run folder, or file of weights; one of them.
       n, seed: number of samples, by default 64, or 8 with their trajectory; seed of noise and
         conditions. n > 0, seed >= 0.
       label: class, or None for random ones.
-      out: file, .png or .npy; default samples/sample-seed.png in the workdir.
-      sampler, steps: see `from_workdir`.
+      out: file, .png or .npy; default samples/sample-seed.png in the workdir, or in the folder that
+        is called as the weights are.
+      solver: sampler, steps and guidance other than the model's own, see `from_workdir`.
       trajectory: draw, or keep [n, N + 1, ...], what the network took x0 for at each of N levels,
         and the samples last (DT-visualisation, arXiv 2503.10637). A row a sample; points are
         scattered, a picture a level.
@@ -57,29 +58,32 @@ def sample(
     Raises:
       UserError: on values out of range.
     """
-    out = disk.place(workdir) / 'samples' / f'sample-{seed}.png' if out is None else out
+    home = folder_of(workdir, weights)
+    out = home / 'samples' / f'sample-{seed}.png' if out is None else out
     path = disk.file_for(out, '--out', ('.png', '.npy'))
-    few = trajectory and len(configs.read(workdir).image.shape) == 3
-    n = n if n is not None else 8 if few else 64
-    if n < 1 or seed < 0 or batch_size < 1:
+    if (n is not None and n < 1) or seed < 0 or batch_size < 1:
         raise UserError(
             f'--n={n}, --seed={seed}, --batch-size={batch_size}: n and batch size must be >= 1 and '
             'seed >= 0'
         )
-    if path.suffix == '.png' and n > LARGEST:
+    if path.suffix == '.png' and n is not None and n > LARGEST:
         raise UserError(
             f'--n={n}: a picture takes at most {LARGEST} samples; '
             'write an array with --out=FILE.npy'
         )
     if not beside and (operator, temperature) != ('or', 1.0):
         raise UserError('--operator, --temperature: are for several teachers; add --with=DIR')
-    if beside and sampler is not None:
-        raise UserError('--sampler: several teachers have a solver of their own; leave it out')
+    if beside and weights is not None:
+        raise UserError(f'--weights={weights}: --with is for run folders; leave one of them out')
+    solver = dict(solver or {})
+    for name in solver.keys() - {'steps'} if beside else ():
+        raise UserError(f'--{name}: several teachers have a solver of their own; leave it out')
     if beside:
         paths = (workdir, *beside)
-        run = superposed(paths, operator=operator, temperature=temperature, steps=steps)
+        run = superposed(paths, operator=operator, temperature=temperature, **solver)
     else:
-        run = from_workdir(workdir, sampler=sampler, steps=steps)
+        run = opened(workdir, weights, **solver)
+    n = n if n is not None else 8 if trajectory and len(run.shape) == 3 else 64
     told = f'give 0 to {run.num_classes - 1}, or -1 for none' if run.num_classes else 'no classes'
     if label is not None and not -1 <= label < max(run.num_classes, 1):
         raise UserError(f'--label={label}: {told}')
@@ -87,7 +91,7 @@ def sample(
         what = (
             'several teachers at once have'
             if beside
-            else f'{workdir} holds a one-step generator, which has'
+            else f'{weights or workdir} holds a one-step generator, which has'
         )
         raise UserError(f'--trajectory: {what} none')
     if path.suffix == '.npy':

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from fdistill import config as configs
 from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment
-from fdistill.build.run import digest_of, from_workdir
+from fdistill.build.loading import folder_of, opened
+from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data
 from fdistill.data.sources import Source
 from fdistill.errors import pick
@@ -26,8 +27,10 @@ from fdistill.training import checkpoint, sharding
 
 def evaluate(
     config: Mapping[str, Any] | None,
-    workdir: str | pathlib.Path,
+    workdir: str | pathlib.Path | None = None,
     *,
+    weights: str | pathlib.Path | None = None,
+    solver: Mapping[str, Any] | None = None,
     quiet: bool = False,
     against: Any = None,
     **given: Any,
@@ -42,7 +45,9 @@ def evaluate(
 
     Args:
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
-      workdir: run folder.
+      workdir, weights: run folder, or file of weights; one of them. What is written about weights
+        goes to the folder beside them that is called as they are.
+      solver: of weights, the sampler, steps and guidance of `from_weights`.
       quiet: no progress on stderr.
       against: `evaluate.Reference` or `scores.Reference`, to share it between runs.
       given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in
@@ -52,17 +57,26 @@ def evaluate(
       UserError: on whatever the user can mend.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    config = config or configs.read(workdir)
+    home = folder_of(workdir, weights)
+    if config is None:
+        config = configs.read(workdir) if weights is None else {}
     section = given if 'protocol' in given else {**config.get('evaluation', {}), **given}
     chosen, _ = evaluator(section)
     # Before an hour of samples, not after it.
-    disk.folder_for(disk.place(workdir) / 'eval', '--workdir', ours=True)
+    disk.folder_for(home / 'eval', '--workdir' if weights is None else '--weights', ours=True)
     mesh = sharding.make_mesh() if chosen.sharded else None
-    run = from_workdir(workdir, mesh=mesh)
+    run = opened(workdir, weights, mesh=mesh, **(solver or {}))
+    details = {}
+    if weights is not None:
+        # One file of weights gives other samples under another solver.
+        details = {'solver': configs.to_json(run.config).get('method')}
+        run = run._replace(digest=digest_of([run.digest, details]))
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
     if chosen.sharded and 'given' in run.config.image:
         subject = subject._replace(given=given_of(load_data(config, 'train')))
-    return measure(config, section, workdir, subject, mesh, quiet=quiet, against=against)
+    return measure(
+        config, section, home, subject, mesh, quiet=quiet, against=against, details=details
+    )
 
 
 def given_of(source: Source) -> Callable[[Any], dict[str, Any]]:
@@ -79,8 +93,10 @@ def measure(
     *,
     quiet: bool = False,
     against: Any = None,
+    details: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """`evaluate` of a `Subject`, under a section `evaluation`."""
+    """`evaluate` of a `Subject`, under a section `evaluation`; `details` go into those of its
+    row."""
     chosen, options = evaluator(section)
     row = chosen.row(subject, config, options, mesh, not quiet, against)
     suffix = chosen.suffix(row, options, subject.digest)
@@ -89,7 +105,7 @@ def measure(
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     }
     about = {'checkpoint': subject.digest, 'versions': versions}
-    row['details'] = row.get('details', {}) | about
+    row['details'] = row.get('details', {}) | about | details
     if jax.process_index() == 0:
         path = disk.place(workdir) / 'eval' / f'step-{subject.step:09d}{suffix}.json'
         if path.is_file():

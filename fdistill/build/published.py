@@ -19,10 +19,16 @@ def name_of(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
+def make(model: Mapping[str, Any], where: str) -> Denoiser:
+    """The `Denoiser` of a `weights.denoisers.Model`."""
+    return make_denoiser(model['network'], model['denoiser'], model['image'], f'{where}: ')
+
+
 def shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the parameters of a `weights.denoisers.Model`."""
-    built = make_denoiser(model['network'], model['denoiser'], model['image'], 'the network: ')
-    shapes = call(fitting, {}, 'the network', model=built, image=model['image'])
+    shapes = call(
+        fitting, {}, 'the network', model=make(model, 'the network'), image=model['image']
+    )
     return {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 

@@ -1,4 +1,4 @@
-"""From a run folder to a model, for notebooks, evaluations and reports."""
+"""A trained model as functions, for notebooks, evaluations and reports."""
 
 import hashlib
 import json
@@ -13,15 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fdistill import config as configs
-from fdistill.build.experiment import Experiment, experiment
-from fdistill.build.models import load_ema
 from fdistill.build.sections import load_data
-from fdistill.config import parameters
-from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError
-from fdistill.methods import METHODS
-from fdistill.methods.generator import Corrections
+from fdistill.methods.generator import Generator
 from fdistill.training import sharding
 
 
@@ -103,65 +98,32 @@ def start(
     return unit, condition
 
 
-def has_solver(config: Mapping[str, Any]) -> bool:
-    """Whether what a config trains is sampled by a solver, which is any of `samplers.SAMPLERS`."""
-    return 'sampler' in parameters(METHODS[config['method']['name']])
-
-
-def guided(built: Experiment, config: Mapping[str, Any]) -> tuple[Denoiser, int]:
-    """(The denoiser that the solver of a run steps with, its network guided as its method says;
-    network evaluations in one of it)."""
-    method = config['method']
-    names = ('guidance', 'guidance_interval')
-    model = denoisers.guide(built.student, **{n: method[n] for n in names if n in method})
-    return model, 1 if model is built.student else 2
-
-
-def from_workdir(
-    path: str | pathlib.Path,
+def assembled(
+    plain: Mapping[str, Any],
+    model: Denoiser,
+    generator: Generator,
+    params: Any,
+    mesh: Mesh | None,
     *,
-    sampler: Any = None,
-    steps: int | None = None,
-    mesh: Mesh | None = None,
-    step: int | str | None = None,
+    path: str | pathlib.Path,
+    step: int,
+    digest: str,
 ) -> Run:
-    """A trained model.
+    """A `Run` of a network and its weights.
 
     Args:
-      path: run folder.
-      sampler, steps: other than the run's own, for a model sampled by a solver; a key of
-        `samplers.SAMPLERS`, or a section with its name and options, as
-        {'name': 'ghvb', 'order': 3.8}; fields of `generator.Corrections` may stand among them.
-      mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays;
-        default: the first device.
-      step: of a checkpoint, or 'best', see `Training.keep_best`; default: the newest.
-
-    Raises:
-      UserError: if there is no run or no checkpoint, or a student is asked for a sampler.
+      plain: resolved config; without a section `data` no conditions can be drawn from it.
+      model, generator, params, mesh: of the network.
+      path: what it came from, for messages.
+      step, digest: of the weights.
     """
-    plain = configs.to_json(configs.read(path))
-    if sampler is not None or steps is not None:
-        if not has_solver(plain):
-            raise UserError(f'--workdir={path}: a student takes neither --sampler nor --steps')
-        if isinstance(sampler, Mapping):
-            sampler = dict(sampler)
-            for name in Corrections._fields:
-                if name in sampler:
-                    plain['method'][name] = sampler.pop(name)
-        plain['method'] |= {'sampler': sampler} if sampler else {}
-        if steps is not None:
-            grid = plain['method']['grid']
-            grid = {'name': grid} if isinstance(grid, str) else grid
-            plain['method']['grid'] = grid | {'steps': steps}
-    built = experiment(plain)
-    model, generator = built.student, built.method.generator
-    params, position = load_ema(model, path, mesh, step)
+    image = plain['image']
     jitted = jax.jit(generator.sample, out_shardings=mesh and sharding.batch_sharding(mesh))
     denoiser = jax.jit(lambda params, x, sigma, given: model.apply(params, x, sigma, given)[0])
     trajectory = generator.trajectory and jax.jit(generator.trajectory)
 
     def said(condition):
-        made = as_condition(condition, built.num_classes)
+        made = as_condition(condition, image['num_classes'])
         for name in made.keys() - set(model.takes):
             takes = ', '.join(map(repr, model.takes)) or 'none'
             raise UserError(f'condition {name!r}: the model of {path} takes {takes}')
@@ -171,7 +133,7 @@ def from_workdir(
         return jitted(params, noise, said(condition))
 
     def begin(key, n, condition=None):
-        return start(key, n, condition, built.image, lambda: load_data(plain, 'train'))
+        return start(key, n, condition, image, lambda: load_data(plain, 'train'))
 
     def generate(key, n, condition=None):
         return sample(*begin(key, n, condition))
@@ -186,7 +148,7 @@ def from_workdir(
 
     return Run(
         config=configs.from_json(plain),
-        step=position['next_step'],
+        step=step,
         params=params,
         start=begin,
         generate=generate,
@@ -194,7 +156,7 @@ def from_workdir(
         denoise=denoise,
         trajectory=path_of if trajectory else None,
         nfe=generator.nfe,
-        shape=built.shape,
-        num_classes=built.num_classes,
-        digest=digest_of(position['digests']['ema']),
+        shape=tuple(image['shape']),
+        num_classes=image['num_classes'],
+        digest=digest,
     )

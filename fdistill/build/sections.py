@@ -16,6 +16,7 @@ evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evalu
 import copy
 import functools
 import operator
+import pathlib
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -77,25 +78,25 @@ def load_data(
     return named(table, section, 'config.data', split=split)
 
 
-def of_file(path: str, where: str) -> dict[str, Any]:
-    """The sections network, denoiser and image of a converted denoiser.
+def of_file(path: str | pathlib.Path, where: str) -> dict[str, Any]:
+    """`weights.denoisers.about` of a file, whose model may be used as sections of a config.
 
     Raises:
       UserError: the file is missing, damaged, or of something else.
     """
     try:
-        model = denoisers.about(path)['model']
+        about = denoisers.about(path)
     except UserError as error:
         raise UserError(f'{where}={error}') from error
-    if found := misfit(model['image'], configs.Image, 'image'):
+    if found := misfit(about['model']['image'], configs.Image, 'image'):
         raise UserError(f'{where}={path}: its metadata is damaged ({found}); convert it again')
-    return model
+    return about
 
 
 # What says of a teacher which network it is: (its place, what that is called) -> config.
 KNOWN = {
     'workdir': lambda place, where: configs.to_json(configs.read(place, where)),
-    'weights': of_file,
+    'weights': lambda place, where: of_file(place, where)['model'],
 }
 
 

@@ -7,7 +7,8 @@ import jax
 
 from fdistill import config as configs
 from fdistill.build.experiment import experiment
-from fdistill.build.run import Run, as_condition, from_workdir, guided, has_solver
+from fdistill.build.loading import from_workdir, guided, has_solver
+from fdistill.build.run import Run, as_condition
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import samplers
 from fdistill.diffusion.superposition import superpose

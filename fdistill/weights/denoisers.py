@@ -7,7 +7,8 @@ published in. The metadata holds, as text:
     model            JSON: the sections network, denoiser and image of a config
     licence          of the weights
     source, source_sha256    the published file
-    derived_from     JSON: files that the source itself was made from, [] where it is the origin
+    derived_from     JSON: files that it was made from, [{'name', 'sha256', 'licence'}, ...]
+    generator        of a student, JSON: its `methods.generator.Steps`
 
 Beside it lies the report, the same name with .json: all of this, and of every array where it was
 found.
@@ -85,12 +86,13 @@ def convert(
     """
     from fdistill.weights import reader  # What reads a stranger's file is there only for that.
 
+    origin = pick(ORIGINS, of, '--of') if of is not None else None
     out = disk.file_for(out, 'OUT', ('.safetensors',))
     report = disk.file_for(out.with_suffix('.json'), 'OUT')
     source = pathlib.Path(source)
     tree = source if source.is_dir() else reader.read(source)
     try:
-        found = _origin(tree, of).find(tree, shapes_of, **options)
+        found = (origin or _origin(tree)).find(tree, shapes_of, **options)
         store.check(found.arrays, shapes_of(found.model), DTYPES)
     except ValueError as error:
         raise UserError(f'{source}: {error}') from error
@@ -123,9 +125,7 @@ def convert(
     return row
 
 
-def _origin(tree, of):
-    if of is not None:
-        return pick(ORIGINS, of, '--of')
+def _origin(tree):
     fitting = [name for name, origin in ORIGINS.items() if origin.fits(tree)]
     if len(fitting) == 1:
         return ORIGINS[fitting[0]]
@@ -200,9 +200,13 @@ def about(path: disk.Path) -> dict[str, Any]:
             f'{path}: holds {row.get("kind")!r:.40}, not a denoiser; make one with '
             '`fdistill convert teacher`'
         )
+    kinds = {'model': Model, 'derived_from': list, 'generator': dict}
     try:
-        shape = {'model': Model, 'derived_from': list}
-        return row | {key: disk.from_json(row.get(key, ''), kind) for key, kind in shape.items()}
+        if 'model' not in row:
+            raise ValueError('it names no model')
+        return row | {
+            key: disk.from_json(row[key], kind) for key, kind in kinds.items() if key in row
+        }
     except ValueError as error:
         raise UserError(f'{path}: its metadata is damaged ({error}); convert it again') from error
 

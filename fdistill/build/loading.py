@@ -1,0 +1,173 @@
+"""From a run folder, or from a file of weights, to a model."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from fdistill import config as configs
+from fdistill.build import published
+from fdistill.build.experiment import Experiment, experiment
+from fdistill.build.models import load_ema
+from fdistill.build.run import Run, assembled, digest_of
+from fdistill.build.sections import of_file, plain_of
+from fdistill.config import call, parameters
+from fdistill.diffusion import denoiser as denoisers
+from fdistill.diffusion.denoiser import Denoiser
+from fdistill.errors import UserError
+from fdistill.files import disk
+from fdistill.methods import METHODS
+from fdistill.methods import generator as generators
+from fdistill.methods.generator import Corrections
+
+# Levels that a published denoiser is sampled at: EDM's for CIFAR-10 (arXiv 2206.00364, table 1),
+# within those that it knows.
+SIGMAS, STEPS = (0.002, 80.0), 18
+
+
+def has_solver(config: Mapping[str, Any]) -> bool:
+    """Whether what a config trains is sampled by a solver, which is any of `samplers.SAMPLERS`."""
+    return 'sampler' in parameters(METHODS[config['method']['name']])
+
+
+def guided(built: Experiment, config: Mapping[str, Any]) -> tuple[Denoiser, int]:
+    """(The denoiser that the solver of a run steps with, its network guided as its method says;
+    network evaluations in one of it)."""
+    method = config['method']
+    names = ('guidance', 'guidance_interval')
+    model = denoisers.guide(built.student, **{n: method[n] for n in names if n in method})
+    return model, 1 if model is built.student else 2
+
+
+# What is said of a sampler for a model that has none.
+ONE_STEP = 'a student takes neither --sampler nor --steps nor --guidance'
+
+
+def _solve(method, sampler, steps, guidance):
+    """Puts settings of the solver into a section `method`."""
+    if isinstance(sampler, Mapping):
+        sampler = dict(sampler)
+        for name in Corrections._fields:
+            if name in sampler:
+                method[name] = sampler.pop(name)
+    if sampler:
+        method['sampler'] = sampler
+    if guidance is not None:
+        method['guidance'] = guidance
+    if steps is not None:
+        grid = method['grid']
+        method['grid'] = ({'name': grid} if isinstance(grid, str) else grid) | {'steps': steps}
+
+
+def from_workdir(
+    path: str | pathlib.Path,
+    *,
+    sampler: Any = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    mesh: Mesh | None = None,
+    step: int | str | None = None,
+) -> Run:
+    """A trained model.
+
+    Args:
+      path: run folder.
+      sampler, steps: other than the run's own, for a model sampled by a solver; a key of
+        `samplers.SAMPLERS`, or a section with its name and options, as
+        {'name': 'ghvb', 'order': 3.8}; fields of `generator.Corrections` may stand among them.
+      guidance: likewise its scale, see `denoiser.guide`.
+      mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays;
+        default: the first device.
+      step: of a checkpoint, or 'best', see `Training.keep_best`; default: the newest.
+
+    Raises:
+      UserError: if there is no run or no checkpoint, or a student is asked for a sampler.
+    """
+    plain = configs.to_json(configs.read(path))
+    if (sampler, steps, guidance) != (None, None, None):
+        if not has_solver(plain):
+            raise UserError(f'--workdir={path}: {ONE_STEP}')
+        _solve(plain['method'], sampler, steps, guidance)
+    built = experiment(plain)
+    params, position = load_ema(built.student, path, mesh, step)
+    return assembled(
+        plain,
+        built.student,
+        built.method.generator,
+        params,
+        mesh,
+        path=path,
+        step=position['next_step'],
+        digest=digest_of(position['digests']['ema']),
+    )
+
+
+def from_weights(
+    path: str | pathlib.Path,
+    *,
+    sampler: Any = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    mesh: Mesh | None = None,
+) -> Run:
+    """A model out of a file of weights, as `fdistill convert teacher` and `fdistill export` write.
+
+    A denoiser is sampled on Karras's grid between `SIGMAS`, by default with Heun's method in
+    `STEPS` steps. A student's file says itself how it makes samples.
+
+    Args:
+      path: the .safetensors file.
+      sampler, steps, guidance, mesh: as of `from_workdir`.
+
+    Raises:
+      UserError: if the file is missing, damaged, or of something else, or a student is asked for a
+        sampler.
+    """
+    where, about = f'--weights={path}', of_file(path, '--weights')
+    plain = dict(about['model'])
+    if 'generator' in about:
+        if (sampler, steps, guidance) != (None, None, None):
+            raise UserError(f'{where}: {ONE_STEP}')
+        model = published.make(plain, where)
+        given = call(generators.Steps, plain_of(about['generator']), where)
+        generator = call(generators.student, {}, where, denoiser=model, steps=given)
+    else:
+        low, high = published.make(plain, where).sigma_range
+        ends = {'sigma_min': max(low, SIGMAS[0]), 'sigma_max': min(high, SIGMAS[1])}
+        plain['method'] = {
+            'name': 'pretrain',
+            'law': {'name': 'loguniform', **ends},
+            'grid': {'name': 'karras', 'steps': STEPS, **ends},
+            # It was trained without a condition too, if guidance is to mean anything.
+            'label_dropout': 0.1,
+        }
+        _solve(plain['method'], sampler, steps, guidance)
+        built = experiment(plain)
+        model, generator = built.student, built.method.generator
+    params, digest = published.load(model, path, plain['image'], mesh)
+    return assembled(
+        plain, model, generator, params, mesh, path=path, step=0, digest=digest_of(digest)
+    )
+
+
+def opened(
+    workdir: str | pathlib.Path | None, weights: str | pathlib.Path | None, **given: Any
+) -> Run:
+    """`from_workdir` or `from_weights`, whichever is given; UserError unless it is one of them."""
+    folder_of(workdir, weights)
+    return from_workdir(workdir, **given) if weights is None else from_weights(weights, **given)
+
+
+def folder_of(
+    workdir: str | pathlib.Path | None, weights: str | pathlib.Path | None
+) -> pathlib.Path:
+    """Where what is made of a model goes: its run folder, or the folder beside its weights that is
+    called as they are, without the suffix.
+
+    Raises:
+      UserError: both or none are given.
+    """
+    if (workdir is None) == (weights is None):
+        raise UserError('give either --workdir=DIR, a run, or --weights=FILE, converted weights')
+    return disk.place(workdir) if weights is None else pathlib.Path(weights).with_suffix('')
