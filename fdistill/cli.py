@@ -511,8 +511,9 @@ def _evaluate(options, overrides, rest=()):
     names = ('samples', 'seed', 'protocol', 'detector', 'statistics', 'ranges', 'batch_size')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= {'metrics': tuple(options.metrics.split(','))} if options.metrics else {}
-    places = {'workdir': options.workdir, 'weights': options.weights, 'solver': solver}
-    result = build.evaluate(config, **places, quiet=options.quiet, **given)
+    if options.weights is not None:
+        given |= {'weights': options.weights, 'solver': solver}
+    result = build.evaluate(config, options.workdir, quiet=options.quiet, **given)
     if _first():
         print(json.dumps(plain(result), indent=2))
 

@@ -78,14 +78,14 @@ def test_sample(calls):
         (
             'w',
             {
+                'weights': None,
                 'n': 5,
                 'seed': 0,
                 'label': 3,
                 'out': 'x.png',
-                'sampler': None,
-                'steps': None,
                 'trajectory': False,
                 'beside': [],
+                'solver': {},
                 'operator': 'or',
                 'temperature': 1.0,
             },

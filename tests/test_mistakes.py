@@ -58,7 +58,7 @@ JS = dict(name='f_distill', divergence='js', features='fake_score')
             config(dict(name='sim'), denoiser=dict(name='prediction', schedule='cosin')),
             "config.denoiser.schedule.name: unknown 'cosin'",
         ),
-        (config(dict(name='sim'), teacher={}), 'give one of workdir, oracle'),
+        (config(dict(name='sim'), teacher={}), 'give one of workdir, weights, oracle'),
         (config(dict(name='sim'), data='digits'), "config.data: 'digits' is of type str"),
         (config(dict(name='sim'), seed=2**63), 'config.seed: 9223372036854775808 is out of range'),
         (config(dict(name='sim'), data=dict(n=-5)), 'config.data: n=-5, seed=0: n must be in 1..'),
