@@ -121,6 +121,13 @@ def _arguments(module, what):
     return dict(module['init_kwargs'] or {})
 
 
+def _flat(module):
+    """{dotted name: array}."""
+    from fdistill.weights import reader
+
+    return reader.flatten(module)
+
+
 def _image(settings):
     """What the data is; its settings are taken out."""
     sizes = {name: settings.pop(name) for name in ('img_resolution', 'img_channels', 'label_dim')}
@@ -131,24 +138,17 @@ def _image(settings):
     return {'shape': [resolution, resolution, channels], 'num_classes': classes}
 
 
-def _flat(tree):
-    """{dotted name: array} of the average."""
-    from fdistill.weights import reader
-
-    return reader.flatten(tree['ema'])
-
-
 def find(tree: Mapping[str, Any], shapes_of: ShapesOf) -> Found:
     """The average of an EDM pickle: DDPM++, NCSN++ or ADM under EDM's, VP or VE preconditioning.
 
     Args:
-      tree: the file.
+      tree: the file; the average is taken out of it, so that memory holds its arrays once.
       shapes_of: see `found.ShapesOf`.
 
     Raises:
       Refused: it is another network, has settings that are not known, or other arrays.
     """
-    module = tree['ema']
+    module = tree.pop('ema')
     kind = module['class_name']
     if kind not in _PRECONDITIONINGS:
         known = ', '.join(_PRECONDITIONINGS)
@@ -169,7 +169,8 @@ def find(tree: Mapping[str, Any], shapes_of: ShapesOf) -> Found:
         del settings[key]
     model = {'network': section_network | settings, 'denoiser': section, 'image': image}
 
-    arrays = {key.removeprefix('model.'): array for key, array in _flat(tree).items()}
+    arrays = {key.removeprefix('model.'): array for key, array in _flat(module).items()}
+    del module
     unused = {}
     for key in list(arrays):
         if key.endswith('.resample_filter'):
@@ -178,10 +179,12 @@ def find(tree: Mapping[str, Any], shapes_of: ShapesOf) -> Found:
     places = {path: edm_name(path.split('/')) for path in shapes_of(model)}
     names = {path: place for path, (place, _) in places.items()}
     matched(arrays, names, unused)
-    turned = {
-        path: np.transpose(array, axes) if (array := arrays[place]).ndim == len(axes) else array
-        for path, (place, axes) in places.items()
-    }
+    turned = {}
+    for path, (place, axes) in places.items():
+        array = arrays.pop(place)
+        turned[path] = np.ascontiguousarray(
+            array.transpose(axes) if array.ndim == len(axes) else array
+        )
     sources = {path: (f'ema.model.{place}',) for path, place in names.items()}
     return Found(model, turned, sources, LICENCE, unused)
 
@@ -216,7 +219,7 @@ def find_edm2(tree: Mapping[str, Any], shapes_of: ShapesOf) -> Found:
 
     Args and raises: as of `find`.
     """
-    module = tree['ema']
+    module = tree.pop('ema')
     own = {'sigma_data': 0.5, 'logvar_channels': 128}
     given = _arguments(module, 'Precond')
     settings = settled(given, _REQUIRED | own | _EDM2, 'Precond of EDM2')
@@ -228,7 +231,7 @@ def find_edm2(tree: Mapping[str, Any], shapes_of: ShapesOf) -> Found:
         del settings[key]
     settings |= {'dropout': float(settings['dropout'])}
     model = {'network': {'name': 'edm2'} | settings, 'denoiser': denoiser, 'image': image}
-    arrays = _flat(tree)
+    arrays = _flat(module)
     unused = {
         name: "the uncertainty in EDM2's training loss"
         for name in arrays

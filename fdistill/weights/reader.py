@@ -175,6 +175,22 @@ class _Stream:
         return out
 
 
+class _Memory(_Stream):
+    """A file within a byte string, whose arrays are views of it."""
+
+    def __init__(self, data):
+        super().__init__(io.BytesIO(data), len(data))
+        self._data = data
+
+    def array(self, size):
+        if size > self.left:
+            raise _Refused('ends early')
+        start = self._file.tell()
+        self._file.seek(size, os.SEEK_CUR)
+        self.left -= size
+        return np.frombuffer(self._data, np.uint8, size, start)
+
+
 class _Node:
     """Something in a pickle that plain Python does not have; `kind` is a key of _FINISH, or a word
     for the machine."""
@@ -325,7 +341,7 @@ def _nested(machine, data):
     if machine.nesting >= limits.nesting:
         raise _Refused(f'has files within files, deeper than {limits.nesting}', _EXPORT)
     machine.budget.spend(len(data))
-    stream = _Stream(io.BytesIO(data), len(data))
+    stream = _Memory(data)
     if data[:1] != b'\x80' or _Machine(machine.budget).run(stream) != _MAGIC:
         raise _Refused("has a nested file that is not of torch's legacy format")
     return _legacy(stream, machine.budget, machine.nesting + 1)
