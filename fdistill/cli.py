@@ -56,6 +56,12 @@ Slurm and the local executor take submitit's parameters, as --slurm_partition=gp
 WORKDIR = 'folder of the run; required'
 RUN = 'folder of the run; this or --weights is required'
 WEIGHTS = 'weights in place of a run, as written by `fdistill convert teacher`'
+# How samples are drawn from a denoiser.
+SOLVER = {
+    '--sampler': dict(metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'),
+    '--steps': dict(type=int, help='levels of the noise grid before 0, for a denoiser'),
+    '--guidance': dict(type=float, metavar='W', help='scale of guidance, for a denoiser'),
+}
 PEER_SECONDS = 20
 ONE_OF = 'give either --workdir=DIR, a run, or --weights=FILE, converted weights'
 # Options that a command needs; of others the workdir, if it has one.
@@ -78,18 +84,6 @@ class _Parser(argparse.ArgumentParser):
 def _command(commands, name, description, epilog=None):
     return commands.add_parser(
         name, allow_abbrev=False, help=description, description=description, epilog=epilog
-    )
-
-
-def _add_solver(command):
-    command.add_argument(
-        '--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'
-    )
-    command.add_argument(
-        '--steps', type=int, help='levels of the noise grid before 0, for a denoiser'
-    )
-    command.add_argument(
-        '--guidance', type=float, metavar='W', help='scale of guidance, for a denoiser'
     )
 
 
@@ -124,7 +118,8 @@ def _parsers():
     )
     evaluate.add_argument('--workdir', metavar='DIR', help=RUN)
     evaluate.add_argument('--weights', metavar='FILE', help=WEIGHTS)
-    _add_solver(evaluate)
+    for flag, given in SOLVER.items():
+        evaluate.add_argument(flag, **given)
     evaluate.add_argument(
         '--config', metavar='FILE', help='config to use instead of the one kept in the workdir'
     )
@@ -171,7 +166,8 @@ def _parsers():
     sample.add_argument(
         '--label', type=int, metavar='L', help='class; default: a random one a sample'
     )
-    _add_solver(sample)
+    for flag, given in SOLVER.items():
+        sample.add_argument(flag, **given)
     sample.add_argument(
         '--trajectory', action='store_true', help='show x0 as the network saw it at each level'
     )

@@ -21,6 +21,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import stops
 from jax.sharding import AxisType, PartitionSpec
@@ -1395,3 +1396,29 @@ def test_another_config_in_the_same_folder_is_refused(command):
     # What changes nothing about the result may differ.
     code, _, _ = command('--config.training.log_every=7')
     assert code == 0
+
+
+@pytest.mark.parametrize('clip', [0.0, 1.0])
+def test_forced_weights_have_unit_rows_and_take_the_same_path(clip):
+    """EDM2 writes the normalised weights back before each use; ours after each update."""
+    rows = (
+        jax.random.normal(jax.random.key(0), (4, 3, 2, 2)) * jnp.arange(1.0, 5)[:, None, None, None]
+    )
+    params = {'critic': {'a.weight': rows, 'gain': jnp.array(0.5), 'freqs': jnp.ones(3)}}
+    free = optim.adam(steps=9, learning_rate=0.1, clip=clip)
+    kept = optim.adam(steps=9, learning_rate=0.1, clip=clip, unit_weights=True)
+    states = free.init(params), kept.init(params)
+    for seed in range(3):
+        gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(seed), p.shape), params)
+        update, free_state = free.update(gradient, states[0], params)
+        plain = optax.apply_updates(params, update)['critic']
+        update, kept_state = kept.update(gradient, states[1], params)
+        params, states = optax.apply_updates(params, update), (free_state, kept_state)
+        own = params['critic']
+        norms = jnp.sqrt(jnp.mean(own['a.weight'] ** 2, axis=(1, 2, 3)))
+        np.testing.assert_allclose(norms, 1.0, atol=2e-4)  # EDM2's eps is 1e-4.
+        size = jnp.linalg.norm(plain['a.weight'].reshape(4, -1), axis=1)[:, None, None, None]
+        expected = plain['a.weight'] / (1e-4 + size / np.sqrt(12))
+        np.testing.assert_allclose(own['a.weight'], expected, rtol=1e-5)
+        for name in ('gain', 'freqs'):
+            np.testing.assert_array_equal(own[name], plain[name])

@@ -6,9 +6,11 @@ from typing import Annotated
 import jax
 import optax
 
+from fdistill.networks.edm2 import unit
 from fdistill.types import Continuous
 
 MOST_STEPS = 10**8
+CONSTANTS = ('freqs', 'phases')
 
 
 def adam(
@@ -23,6 +25,7 @@ def adam(
     warmup: int = 0,
     schedule: str = 'constant',
     final: Annotated[float, Continuous()] = 0.0,
+    unit_weights: bool = False,
 ) -> optax.GradientTransformation:
     """Adam, with decoupled weight decay if any (AdamW), gradient clipping by global norm and a
     learning-rate schedule.
@@ -36,6 +39,7 @@ def adam(
       warmup: updates of linear warm-up.
       schedule: 'constant' or 'cosine'.
       final: last learning rate of the cosine as a share of the peak, in [0, 1].
+      unit_weights: keep the weights of a network `edm2` at unit magnitude, see `forced`.
 
     Raises:
       ValueError: on values out of range or an unknown schedule.
@@ -71,7 +75,28 @@ def adam(
         base = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=_decayed)
     else:
         base = optax.adam(rate, b1, b2, eps)
-    return optax.chain(optax.clip_by_global_norm(clip), base) if clip else base
+    chained = optax.chain(optax.clip_by_global_norm(clip), base) if clip else base
+    return optax.chain(chained, forced()) if unit_weights else chained
+
+
+def forced() -> optax.GradientTransformation:
+    """Updates after which every row of a weight has unit magnitude (EDM2's forced weight
+    normalisation, arXiv 2312.02696, equation 66).
+
+    The network uses rows at unit magnitude anyway; kept there, they do not grow, and the learning
+    rate stays what it is. Weights are the arrays whose names end with '.weight'; their rows lie
+    along the first axis.
+    """
+
+    def update(updates, state, params=None):
+        def of(path, update, weight):
+            if not str(getattr(path[-1], 'key', '')).endswith('.weight'):
+                return update
+            return unit(weight + update, tuple(range(1, weight.ndim))) - weight
+
+        return jax.tree_util.tree_map_with_path(of, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def continued(
@@ -90,10 +115,10 @@ def continued(
 
 
 def _decayed(params):
-    """All parameters but the Fourier frequencies of NCSN++: these are constants without a gradient,
-    which decay would change."""
+    """All parameters but the Fourier features of NCSN++ and EDM2: these are constants without a
+    gradient, which decay would change."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], 'key', None) != 'freqs', params
+        lambda path, _: str(getattr(path[-1], 'key', '')).split('.')[-1] not in CONSTANTS, params
     )
 
 
