@@ -1409,7 +1409,8 @@ def test_forced_weights_have_unit_rows_and_take_the_same_path(clip):
     kept = optim.adam(steps=9, learning_rate=0.1, clip=clip, unit_weights=True)
     states = free.init(params), kept.init(params)
     for seed in range(3):
-        gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(seed), p.shape), params)
+        key = jax.random.key(seed)
+        gradient = jax.tree.map(lambda p, key=key: jax.random.normal(key, p.shape), params)
         update, free_state = free.update(gradient, states[0], params)
         plain = optax.apply_updates(params, update)['critic']
         update, kept_state = kept.update(gradient, states[1], params)

@@ -15,7 +15,7 @@ from fdistill import config as configs
 from fdistill import networks
 from fdistill.build.experiment import check_wanted, experiment, optimizers
 from fdistill.build.models import conditions
-from fdistill.build.sections import load_data, plain_of, replaced, resolve, section_of
+from fdistill.build.sections import KNOWN, load_data, plain_of, replaced, resolve, section_of
 from fdistill.config import call, parameters, told
 from fdistill.data import sources
 from fdistill.errors import UserError
@@ -34,23 +34,27 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
 
     Args:
       config: sections.
-      teacher: config file of the teacher, where its folder is not there; default: a teacher of the
+      teacher: config file of the teacher, where its place is not there; default: a teacher of the
         student's network.
 
     Raises:
       UserError: on whatever the user can mend, as a teacher whose network no one knows.
     """
     source, known = load_data(config, 'train', sources.OUTLINES), None
-    workdir = config.get('teacher', {}).get('workdir')
-    where = 'config.teacher.workdir'
-    if workdir is not None and not disk.exists(disk.place(workdir) / CONFIG, workdir, where):
+    for kind in KNOWN:
+        place, where = config.get('teacher', {}).get(kind), f'config.teacher.{kind}'
+        if place is None:
+            continue
+        what = disk.place(place) / CONFIG if kind == 'workdir' else disk.place(place)
+        if disk.exists(what, place, where):
+            continue
         if teacher is not None:
             known = outline(configs.load(teacher))
         elif 'network' in config:
             known = resolve({name: config[name] for name in config if name != 'teacher'}, source)
         else:
             raise UserError(
-                f'{where}={workdir}: has no {CONFIG} that names its network; '
+                f'{where}={place}: is not there to name its network; '
                 'give the config it will be trained with as --teacher=FILE'
             )
     return resolve(config, source, known)
