@@ -159,7 +159,7 @@ def test_outline_needs_neither_data_nor_teacher(tmp_path):
     assert plain['teacher']['network'] == plain['network']
     without = config()
     del without.network
-    with pytest.raises(UserError, match='workdir=none: has no config.json .* --teacher=FILE'):
+    with pytest.raises(UserError, match='workdir=none: is not there .* --teacher=FILE'):
         outline(without)
     file = tmp_path / 'teacher.py'
     file.write_text(
