@@ -95,7 +95,8 @@ def convert(
         found = (origin or _origin(tree)).find(tree, shapes_of, **options)
         store.check(found.arrays, shapes_of(found.model), DTYPES)
     except ValueError as error:
-        raise UserError(f'{source}: {error}') from error
+        # A stranger's numbers may be long.
+        raise UserError(f'{source}: {str(error):.500}') from error
     licence = licence or found.licence
     if not licence:
         raise UserError(

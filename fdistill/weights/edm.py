@@ -19,7 +19,7 @@ from fdistill.weights.found import Found, Refused, ShapesOf, matched, settled
 
 LICENCE = 'CC BY-NC-SA 4.0 (NVIDIA), if these are the published weights'
 
-_REQUIRED = {'img_resolution': None, 'img_channels': None, 'label_dim': 0, 'use_fp16': False}
+_REQUIRED = {'img_resolution': 0, 'img_channels': 0, 'label_dim': 0, 'use_fp16': False}
 
 
 def _edm(settings):
@@ -118,7 +118,10 @@ def _arguments(module, what):
     """Keyword arguments that a module was built with."""
     if module['init_args']:
         raise Refused(f'{what} was built with arguments that have no names; take another file')
-    return dict(module['init_kwargs'] or {})
+    given = module['init_kwargs']
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise Refused(f'{what} does not say what it was built with; take another file')
+    return given
 
 
 def _flat(module):
@@ -154,9 +157,9 @@ def find(tree: Mapping[str, Any], shapes_of: ShapesOf) -> Found:
         known = ', '.join(_PRECONDITIONINGS)
         raise Refused(f'its preconditioning is {kind}, which is not supported; known are {known}')
     denoiser, own = _PRECONDITIONINGS[kind]
-    given = _arguments(module, kind)
+    given = dict(_arguments(module, kind))
     name = given.pop('model_type', _MODEL_TYPE[kind])
-    if name not in _NETWORKS:
+    if not isinstance(name, str) or name not in _NETWORKS:
         raise Refused(f'its network is {name!r:.40}; known are {", ".join(_NETWORKS)}')
     defaults, choose = _NETWORKS[name]
     settings = settled(given, _REQUIRED | own | _UNET | defaults, f'{kind} of {name}')

@@ -1,9 +1,13 @@
 """What is found in a published file: a type that all origins share."""
 
+import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from fdistill.types import misfit
 
 # Of a model, as sections of a config, the shapes of its parameters: {our name: shape}.
 ShapesOf = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
@@ -30,6 +34,17 @@ class Found(NamedTuple):
     unused: Mapping[str, str] = {}
 
 
+# Of a default's type, that of the setting; numbers are looked at where they are used.
+KINDS = {
+    bool: bool,
+    int: float,
+    float: float,
+    str: str,
+    list: list[float | str],
+    types.NoneType: int | None,
+}
+
+
 def settled(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> dict[str, Any]:
     """The settings of a network: those given, and defaults of the others.
 
@@ -39,15 +54,24 @@ def settled(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> di
       what: they are of, in words.
 
     Raises:
-      Refused: on a setting that is not known, which might change the computation.
+      Refused: on a setting that is not known, which might change the computation; or one that is
+        not of the type of its default, or not finite.
     """
-    for name in given:
+    found = dict(known)
+    for name, value in given.items():
         if name not in known:
             raise Refused(
                 f'{what} has the setting {name!r:.40}, which is not known here; take the network '
                 'as it was published'
             )
-    return {**known, **given}
+        default = known[name]
+        value = list(value) if isinstance(value, tuple) else value
+        if fault := misfit(value, KINDS[type(default)], name):
+            raise Refused(f'{what}: {fault}; take the network as it was published')
+        if isinstance(value, float) and not math.isfinite(value) and value != default:
+            raise Refused(f'{what}: {name}={value} is not finite; take it as it was published')
+        found[name] = value
+    return found
 
 
 def matched(
