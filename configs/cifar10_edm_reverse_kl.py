@@ -1,5 +1,5 @@
-"""One-step student of EDM's conditional CIFAR-10 teacher by f-distill with the reverse KL
-(arXiv 2502.15681), with the settings of its code, FastGen.
+"""One-step student of EDM's conditional CIFAR-10 teacher by f-distill with the reverse KL (arXiv
+2502.15681), with the settings of its code, FastGen.
 
     fdistill convert teacher edm-cifar10-32x32-cond-vp.pkl weights/cifar10-edm.safetensors
     fdistill train --config=configs/cifar10_edm_reverse_kl.py --workdir=runs/cifar10-edm-reverse-kl
