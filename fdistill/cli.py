@@ -56,6 +56,8 @@ Slurm and the local executor take submitit's parameters, as --slurm_partition=gp
 WORKDIR = 'folder of the run; required'
 RUN = 'folder of the run; this or --weights is required'
 WEIGHTS = 'weights in place of a run, as written by `fdistill convert teacher`'
+# Options of `convert` by what they are for.
+CONVERT = {'teacher': ('of', 'licence'), 'average': ('beside', 'std')}
 # How samples are drawn from a denoiser.
 SOLVER = {
     '--sampler': dict(metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'),
@@ -307,12 +309,25 @@ def _parsers():
     )
     convert = _command(commands, 'convert', description)
     convert.add_argument(
-        'kind', metavar='KIND', help='teacher, or as inception; a wrong one says which there are'
+        'kind',
+        metavar='KIND',
+        help='teacher; average, of snapshots of EDM2; or as inception, a wrong one says which',
     )
     convert.add_argument(
         'source', metavar='SRC', help='the .pth, .pt or .pkl file, or the folder, as published'
     )
     convert.add_argument('out', metavar='OUT', help='safetensors file to write')
+    convert.add_argument(
+        '--with',
+        dest='beside',
+        metavar='FILE',
+        action='append',
+        default=[],
+        help='another snapshot of an average; may be given several times',
+    )
+    convert.add_argument(
+        '--std', type=float, metavar='S', help='of an average: its relative width, as 0.13'
+    )
     convert.add_argument(
         '--of', metavar='NAME', help='what a teacher is of, as edm; default: as the file looks'
     )
@@ -640,14 +655,30 @@ def _check_data(options, overrides):
 def _convert(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: convert takes no config')
+    for kind, names in CONVERT.items():
+        for name in names if kind != options.kind else ():
+            if getattr(options, name):
+                flag = 'with' if name == 'beside' else name
+                raise UserError(f'--{flag}: is for {kind}, not for {options.kind!r:.40}')
     if options.kind == 'teacher':
         _convert_teacher(options, rest)
         return
-    if options.of or options.licence or rest:
-        raise UserError(f'--of, --licence: are for a teacher, not for {options.kind!r:.40}')
+    if options.kind == 'average':
+        _convert_average(options)
+        return
     from fdistill import weights
 
     for name, value in sorted(weights.convert(options.kind, options.source, options.out).items()):
+        print(f'{name}: {value}')
+
+
+def _convert_average(options):
+    if options.std is None:
+        raise UserError('--std=S: is missing; give the relative width of the average, as 0.13')
+    from fdistill.weights import posthoc
+
+    paths = (options.source, *options.beside)
+    for name, value in posthoc.reconstruct(paths, options.out, std=options.std).items():
         print(f'{name}: {value}')
 
 

@@ -20,7 +20,7 @@ from fdistill.diffusion.samplers import SAMPLERS
 from fdistill.errors import UserError
 from fdistill.files import disk
 from fdistill.networks.unet import edm_name
-from fdistill.weights import denoisers, store
+from fdistill.weights import denoisers, posthoc, store
 
 
 @pytest.fixture(scope='module')
@@ -284,7 +284,13 @@ def test_command_line_from_pickle_to_picture(goldens, put, tmp_path, capsys):
         ('evaluate --weights={0}', 'config.data: missing'),
         ('evaluate --weights={0} --config.evaluation.samples=3', 'give --config=FILE'),
         ('evaluate --workdir=x --sampler=euler', '--sampler: is for --weights'),
-        ('convert inception a b --of=edm', 'are for a teacher'),
+        ('convert inception a b --of=edm', "--of: is for teacher, not for 'inception'"),
+        ('convert average {0} {1}/b.safetensors', '--std=S: is missing'),
+        ('convert average {0} {1}/b.safetensors --std=0.1', '--with: give one more snapshot'),
+        (
+            'convert average {0} {1}/b.safetensors --std=0.1 --with={0}',
+            'does not end with -KIMG-STD',
+        ),
         (
             'convert teacher {0} {1}/b.safetensors --of=edn',
             "--of: unknown 'edn'; did you mean edm?",
@@ -511,3 +517,57 @@ def test_levels_beyond_those_of_a_solver(vp_teacher):
     method = dict(plain['method'], grid=dict(name='karras', steps=4, sigma_max=300.0))
     with pytest.raises(UserError, match='grid: has the level 300; the student knows the levels'):
         build.experiment(dict(plain, method=method))
+
+
+# Averages made after training.
+
+
+def test_coefficients_are_those_of_edm2():
+    # training/phema.py at 4bf8162, solve_posthoc_coefficients([100, 100, 60], [.05, .1, .05],
+    # [100, 80], [.075, .13]), and std_to_exp and power_function_beta.
+    at = [100, 100, 60], [0.05, 0.1, 0.05]
+    for wanted, expected in (
+        ((100, 0.075), [0.34304954, 0.66173955, -0.0047891]),
+        ((80, 0.13), [-1.27160323, 2.089814, 0.18178923]),
+    ):
+        np.testing.assert_allclose(posthoc.coefficients(*at, *wanted), expected, rtol=1e-6)
+    np.testing.assert_allclose(posthoc.power(0.2), 1.82621378, rtol=1e-8)
+    np.testing.assert_allclose(posthoc.decay(0.05, 1000, 10), 0.8347469683432545, rtol=1e-12)
+    # What is there already is found.
+    np.testing.assert_allclose(posthoc.coefficients(*at, 100, 0.1), [0, 1, 0], atol=1e-9)
+
+
+def test_an_average_that_was_not_kept(tmp_path):
+    """Weights that move; two averages of them are kept, and a third is made of these."""
+    shapes = published.shapes_of(MLP)
+    random, stds, wanted = np.random.RandomState(0), (0.05, 0.1), 0.07
+    speeds = {name: random.standard_normal(shape) for name, shape in shapes.items()}
+    averages = {std: dict.fromkeys(shapes, 0.0) for std in (*stds, wanted)}
+    paths = []
+    for step in range(1, 401):
+        for std, own in averages.items():
+            d = posthoc.decay(std, step, 1)
+            for name, speed in speeds.items():
+                own[name] = d * own[name] + (1 - d) * np.sin(step / 100 + speed)
+        for std in stds if step % 25 == 0 else ():
+            source = tmp_path / f'snapshot-{step:07d}-{std:.3f}.pkl'
+            source.write_bytes(f'{step} {std}'.encode())
+            paths.append(tmp_path / f'{step}-{std}.safetensors')
+            arrays = {name: np.float32(value) for name, value in averages[std].items()}
+            denoisers.save(paths[-1], arrays, MLP, licence='MIT', source=source)
+    row = posthoc.reconstruct(paths, tmp_path / 'out.safetensors', std=wanted)
+    made, _ = store.load(tmp_path / 'out.safetensors')
+    for name, expected in averages[wanted].items():
+        np.testing.assert_allclose(made[name], expected, atol=2e-3)
+    # Neither of those that were kept is as near.
+    name = next(iter(shapes))
+    kept = [np.abs(averages[std][name] - averages[wanted][name]).max() for std in stds]
+    assert min(kept) > 0.02
+    assert [one['sha256'] for one in row['derived_from']] == [
+        disk.sha256(tmp_path / one['name']) for one in row['derived_from']
+    ]
+    build.from_weights(tmp_path / 'out.safetensors', steps=1)
+    with pytest.raises(UserError, match='two are the same snapshot'):
+        posthoc.reconstruct(paths[:1] * 2, tmp_path / 'again.safetensors', std=0.1)
+    with pytest.raises(UserError, match='--std=0.5: must lie in'):
+        posthoc.reconstruct(paths, tmp_path / 'again.safetensors', std=0.5)
