@@ -12,6 +12,7 @@ import teachers_goldens
 import weights_files as files
 from ml_collections import ConfigDict
 
+from experiments import published_fid
 from fdistill import build, cli
 from fdistill.build import published
 from fdistill.build.models import make_denoiser
@@ -571,3 +572,30 @@ def test_an_average_that_was_not_kept(tmp_path):
         posthoc.reconstruct(paths[:1] * 2, tmp_path / 'again.safetensors', std=0.1)
     with pytest.raises(UserError, match='--std=0.5: must lie in'):
         posthoc.reconstruct(paths, tmp_path / 'again.safetensors', std=0.5)
+
+
+# The published FIDs, once files are at hand.
+
+
+@pytest.mark.parametrize('fid, code', [(1.83, 0), (1.90, 1)])
+def test_published_fid(fid, code, monkeypatch, capsys):
+    asked = {}
+
+    def evaluate(config, **given):
+        asked.update(given, config=config)
+        return {'step': 0, 'nfe': 35, 'fid50k': fid, 'details': {}}
+
+    monkeypatch.setattr(published_fid.build, 'evaluate', evaluate)
+    files_given = ['--weights=w', '--detector=d', '--statistics=s', '--ranges=1']
+    assert published_fid.main(['cifar10-cond', *files_given]) == code
+    said = 'fid50k: %.4f, published 1.79 (arXiv 2206.00364, table 2)' % fid
+    assert said in capsys.readouterr().out
+    assert asked['solver'] == {'sampler': 'heun', 'steps': 18} and asked['protocol'] == 'edm'
+    assert published_fid.main(['cifar10', *files_given]) == 2
+    assert "unknown 'cifar10'; did you mean cifar10-cond?" in capsys.readouterr().err
+
+
+def test_published_solvers_are_solvers(converted):
+    for row in published_fid.PUBLISHED.values():
+        run = build.from_weights(converted, **row.solver)
+        assert run.nfe == {18: 35, 40: 79, 256: 511}[row.solver['steps']]
