@@ -36,6 +36,7 @@ SMALL = {
     'adm': dict(UNET, channels_per_head=8),
     'edm2': {k: v for k, v in UNET.items() if k != 'augment_dim'} | dict(channels_per_head=8),
     'mlp': dict(width=16, blocks=2, dropout=0.5),
+    'dit': dict(resolution=8, channels=3, width=16, depth=2, heads=2, patch=2),
 }
 assert SMALL.keys() == NETWORKS.keys() - {'gaussian'}  # Which has no layers, and a test of its own.
 UNETS = ('ddpmpp', 'ncsnpp', 'adm')
@@ -45,6 +46,7 @@ LAST_LAYER = {
     'adm': 'out_conv',
     'edm2': 'out_gain',
     'mlp': 'output',
+    'dit': 'final_layer',
 }
 
 
@@ -119,8 +121,11 @@ def test_unet_features_go_from_the_highest_resolution_to_the_bottleneck(name):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_output_starts_at_zero(name):
-    last = compiled(lambda key: build(name).init(key, *batch())[LAST_LAYER[name]])(key_of(0))
-    out, _ = apply_of(name)(dict(params_of(name), **{LAST_LAYER[name]: last}), *batch())
+    def last_layer(key):
+        params = build(name).init(key, *batch())
+        return {layer: params[layer] for layer in params if layer.startswith(LAST_LAYER[name])}
+
+    out, _ = apply_of(name)(params_of(name) | compiled(last_layer)(key_of(0)), *batch())
     # Song's last layer starts at 1e-5 of its ordinary scale, the others at zero.
     assert np.abs(out).max() <= (1e-4 if name in ('ddpmpp', 'ncsnpp') else 0)
 
@@ -202,7 +207,7 @@ def test_bfloat16_stays_close(name):
 def test_remat_leaves_gradients_alone(name):
     """With dropout, whose mask the second pass must draw again."""
     params = params_of(name)
-    mapping = {layer: params[layer] for layer in params if layer.startswith('map_')}
+    mapping = {layer: params[layer] for layer in params if layer.startswith(('map_', 't_embedder'))}
 
     def gradient(remat):
         apply = build(name, remat=remat).apply

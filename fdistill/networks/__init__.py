@@ -46,7 +46,8 @@ class Head(NamedTuple):
     apply: Callable[..., Any]
 
 
-from fdistill.networks.edm2 import edm2  # noqa: E402  They import the types above.
+from fdistill.networks.dit import dit  # noqa: E402  They import the types above.
+from fdistill.networks.edm2 import edm2  # noqa: E402
 from fdistill.networks.gaussian import gaussian  # noqa: E402
 from fdistill.networks.heads import conv_head  # noqa: E402
 from fdistill.networks.mlp import mlp, mlp_head  # noqa: E402
@@ -59,5 +60,6 @@ NETWORKS = {
     'ncsnpp': ncsnpp,
     'adm': adm,
     'edm2': edm2,
+    'dit': dit,
 }
 HEADS = {'mlp': mlp_head, 'conv': conv_head}

@@ -1,5 +1,5 @@
-"""Layers of the EDM U-Nets in flax.linen, NHWC. They compute in the type of their input and keep
-float32 parameters.
+"""Layers of the EDM U-Nets in flax.linen, NHWC, and the attention of transformers. They compute in
+the type of their input and keep float32 parameters.
 
 Reference: Karras et al., arXiv 2206.00364; Song et al., arXiv 2011.13456; Dhariwal and Nichol,
   arXiv 2105.05233.
@@ -199,6 +199,13 @@ def attend(qkv: jax.Array, heads: int) -> jax.Array:
     )
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum('bhqk,bkhc->bqhc', weights, v).reshape(batch, height, width, channels // 3)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Softmax(q k^T / sqrt(C)) v over the tokens, [B,N,heads,C] each -> [B,N,heads,C], the weights
+    being float32."""
+    # The other implementation, of cuDNN, has no derivative of its derivative.
+    return jax.nn.dot_product_attention(q, k, v, implementation='xla')
 
 
 class BlockStyle(NamedTuple):
