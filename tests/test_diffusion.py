@@ -454,7 +454,13 @@ def test_preconditioning_refuses(sigma_data):
 def perfect(prediction, alpha, sigma, x_t, x0):
     """What a perfect network predicts: the posterior mean of its target, given that of x0."""
     eps = (x_t - alpha * x0) / sigma
-    return {'x0': x0, 'eps': eps, 'v': alpha * eps - sigma * x0, 'flow': eps - x0}[prediction]
+    return {
+        'x0': x0,
+        'eps': eps,
+        'v': alpha * eps - sigma * x0,
+        'flow': eps - x0,
+        'reverse_flow': x0 - eps,
+    }[prediction]
 
 
 @pytest.mark.parametrize('name', noise.SCHEDULES)
@@ -462,22 +468,37 @@ def perfect(prediction, alpha, sigma, x_t, x0):
 def test_perfect_network_is_the_oracle(prediction, name, x64):
     """Under any schedule, with x_t = alpha x0 + sigma eps, E[x0 | x_t] computed in x_t's own
     coordinates."""
-    chosen, time_scale = schedule(name), 3.0
+    chosen, time = schedule(name), {'time_scale': -3.0, 'time_offset': 0.5}
     mean, std = np.array([0.3, -0.6]), 0.4
 
     def predict(x_t, c_noise, label):
-        t = c_noise / time_scale
+        t = (c_noise - time['time_offset']) / time['time_scale']
         alpha, sigma = chosen.alpha(t)[:, None], chosen.sigma(t)[:, None]
         x0 = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
         return perfect(prediction, alpha, sigma, x_t, x0)
 
-    denoiser = from_prediction(
-        network(predict), prediction=prediction, schedule=chosen, time_scale=time_scale
-    )
+    denoiser = from_prediction(network(predict), prediction=prediction, schedule=chosen, **time)
     x, sigma = points(), levels()
     x0, features = denoiser.apply({}, x, sigma, LABELS)
     np.testing.assert_allclose(x0, gaussian(mean, std).denoise(x, sigma), rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(features[0], time_scale * chosen.time(sigma), rtol=1e-12)
+    np.testing.assert_allclose(features[0], 0.5 - 3 * chosen.time(sigma), rtol=1e-12)
+
+
+def test_a_perfect_sit_is_the_oracle(x64):
+    """Its time is 0 at noise and 1 at data, x_t = t x0 + (1 - t) eps, and it predicts dx_t/dt."""
+    mean, std = np.array([0.3, -0.6]), 0.4
+
+    def velocity(x_t, t, label):
+        t = t[:, None]
+        noisy = t**2 * std**2 + (1 - t) ** 2
+        # E[x0 - eps | x_t], by the covariance of each with x_t.
+        return mean + (t * std**2 - (1 - t)) / noisy * (x_t - t * mean)
+
+    sit = {'prediction': 'reverse_flow', 'time_scale': -1.0, 'time_offset': 1.0}
+    denoiser = from_prediction(network(velocity), schedule=noise.flow(), **sit)
+    x, sigma = points(), levels()
+    x0, _ = denoiser.apply({}, x, sigma, LABELS)
+    np.testing.assert_allclose(x0, gaussian(mean, std).denoise(x, sigma), rtol=1e-8, atol=1e-10)
 
 
 def test_unknown_prediction():

@@ -111,6 +111,8 @@ PREDICTIONS = {
     'v': lambda x_t, out, alpha, sigma: (alpha * x_t - sigma * out) / (alpha**2 + sigma**2),
     # u = eps - x
     'flow': lambda x_t, out, alpha, sigma: (x_t - sigma * out) / (alpha + sigma),
+    # x - eps: the flow of a time that runs towards the data, as SiT's (arXiv 2401.08740).
+    'reverse_flow': lambda x_t, out, alpha, sigma: (x_t + sigma * out) / (alpha + sigma),
 }
 
 
@@ -120,6 +122,7 @@ def from_prediction(
     prediction: str,
     schedule: Schedule,
     time_scale: float = 1.0,
+    time_offset: float = 0.0,
     sigma_range: tuple[float, float] | None = None,
 ) -> Denoiser:
     """A denoiser from a network F(x_t, t) that predicts x0, eps, v or the flow velocity under an
@@ -128,10 +131,11 @@ def from_prediction(
     At sigma of the one noise coordinate, t = schedule.time(sigma) and x_t = alpha_t x.
 
     Args:
-      network: `Network`; its c_noise input is time_scale * t.
+      network: `Network`; its c_noise input is time_offset + time_scale * t.
       prediction: key of `PREDICTIONS`.
       schedule: `noise.Schedule`.
       time_scale: the network's unit of time, e.g. 1000.
+      time_offset: its time at t = 0. SiT's is 1, with time_scale = -1 under `flow`.
       sigma_range: levels that the network was trained on; default: those of the schedule.
 
     Raises:
@@ -148,7 +152,7 @@ def from_prediction(
         t = schedule.time(sigma)
         alpha_t, sigma_t = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
         x_t = alpha_t * x
-        out, features = network.apply(params, x_t, time_scale * t, condition, key=key)
+        out, features = network.apply(params, x_t, time_offset + time_scale * t, condition, key=key)
         return convert(x_t, out, alpha_t, sigma_t), features
 
     known = _range(sigma_range or schedule.limits or EVERYWHERE)
