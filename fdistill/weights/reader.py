@@ -467,6 +467,8 @@ _GLOBALS = {
     ('builtins', 'set'): ('function', _set),
     ('__builtin__', 'set'): ('function', _set),
     ('dnnlib.util', 'EasyDict'): ('class', _dict),
+    # The settings of a training, beside its weights.
+    ('argparse', 'Namespace'): ('class', _script),
     ('torch_utils.persistence', '_reconstruct_persistent_obj'): ('function', _persistent),
     ('torch._utils', '_rebuild_tensor_v2'): ('function', _tensor),
     ('torch._utils', '_rebuild_parameter'): ('function', _parameter),
