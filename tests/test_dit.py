@@ -1,12 +1,14 @@
 """The diffusion transformer against three in PyTorch with the same weights, and what the papers say
 of its start; dit_goldens.py says how those were recorded."""
 
+import collections
 import functools
 import json
 import math
 
 import dit_goldens
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -158,6 +160,34 @@ def test_second_derivatives_are_symmetric():
     one, other = both(v, w)
     assert abs(one) > 0.1
     np.testing.assert_allclose(one, other, rtol=1e-3)
+
+
+def equations(jaxpr):
+    """Of a program and of all programs within it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_bfloat16_leaves_norms_weights_and_the_last_layer_alone():
+    network = build(**TINY, bfloat16=True)
+    x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+    given = x, jax.ShapeDtypeStruct((2,), jnp.float32), {}
+    params = jax.eval_shape(network.init, jax.random.key(0), *given)
+    program = jax.make_jaxpr(network.apply)(params, *given)
+    types = collections.defaultdict(list)
+    for equation in equations(program.jaxpr):
+        for variable in equation.invars[:1]:
+            types[equation.primitive.name].append(variable.aval.dtype.name)
+    # Two norms in a block and the last; a softmax in a block.
+    assert types['rsqrt'] == 5 * ['float32'] and types['exp'] == 2 * ['float32']
+    # The patches; in a block qkv, two of the attention, its projection, two of the perceptron.
+    # Float32: two of time, one of the class; a modulation for each block and the last layer, which
+    # comes last.
+    products = types['dot_general']
+    assert products.count('bfloat16') == 1 + 2 * 6 and products.count('float32') == 3 + 2 + 2
+    assert products[-1] == 'float32'
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,12 @@ def test_outline_needs_neither_data_nor_teacher(tmp_path):
     plain = outline(config(data=data))
     assert plain['image'] == {'shape': [32, 32, 3], 'num_classes': 10}
     assert plain['teacher']['network'] == plain['network']
+    plain = outline(config(teacher=dict(weights='none.safetensors')))
+    assert plain['teacher']['network'] == plain['network']
+    without = config(teacher=dict(weights='none.safetensors'))
+    del without.network
+    with pytest.raises(UserError, match='weights=none.safetensors: is not there to name its net'):
+        outline(without)
     without = config()
     del without.network
     with pytest.raises(UserError, match='workdir=none: is not there .* --teacher=FILE'):
