@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.errors import suggest
 from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, Network, label_of
 from fdistill.networks.compute import REMAT, Compute, check
 from fdistill.networks.layers import attention
@@ -241,8 +240,8 @@ def _sized(shape):
     name, _, patch = shape.size.partition('/')
     if name not in SIZES or not patch.isdecimal():
         raise ValueError(
-            f'size={shape.size!r}: need {", ".join(SIZES)}, a slash and the side of a patch, as in '
-            f"'XL/2'{suggest(name, SIZES)}"
+            f'size={shape.size!r}: need one of {", ".join(SIZES)}, a slash and the side of a patch, '
+            "as in 'XL/2'"
         )
     usual = (*SIZES[name], int(patch))
     return [own if given is None else given for given, own in zip(shape[1:], usual, strict=True)]
