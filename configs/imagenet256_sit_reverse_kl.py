@@ -5,9 +5,9 @@ reverse KL (arXiv 2502.15681).
     fdistill train --config=configs/imagenet256_sit_reverse_kl.py --workdir=runs/imagenet256-sit-reverse-kl
 
 Needs the teacher as SiT published it, and in data/imagenet256-latents what `fdistill encode` makes
-of ImageNet with Stable Diffusion's autoencoder, weights/sd-vae.safetensors. There is no published
-one-step number for this teacher, which with 250 evaluations has FID 2.06 (arXiv 2401.08740); the
-settings are FastGen's for ImageNet-64, but for the laws, which are SiT's. Not run here.
+of ImageNet with Stable Diffusion's autoencoder, weights/sd-vae.safetensors. SiT itself, with many
+evaluations, has FID 2.06 (arXiv 2401.08740). The settings are FastGen's for ImageNet-64; the laws,
+uniform in SiT's time, and the guidance are a choice of ours. Not run here.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,6 @@ def get_config():
             data=dict(
                 name='latents', path='data/imagenet256-latents', vae='weights/sd-vae.safetensors'
             ),
-            # SiT reports its FID with this guidance.
             teacher=dict(weights='weights/sit-xl-2.safetensors', guidance=1.5),
             network=dict(
                 name='dit', size='XL/2', learned_variance=True, bfloat16=True, remat='blocks'

@@ -2,7 +2,8 @@
 
 Facebook's are state dicts, and of their training dicts of several with its settings. The two have
 the same arrays, so that a state dict does not say whether it predicts noise or a velocity. What it
-does not say either is the number of heads: it is that of the published size of its width.
+does not say either is the number of heads: it is that of the published size of its width. Their
+own sampling guides three of the four channels of a latent, ours all.
 
 Reference: github.com/facebookresearch/DiT at ed81ce2, github.com/willisma/SiT at 947f95b (names,
   licences, train.py); DiTTransformer2DModel of diffusers 0.42.1.
