@@ -283,6 +283,26 @@ def test_wrong_folders_are_refused_by_name(settings, change, said):
     assert said in str(caught.value) and '\n' not in str(caught.value)
 
 
+def test_a_size_by_name_goes_back():
+    network = {'name': 'dit', 'size': 'S/4', 'depth': 1, 'variant': 'diffusers'}
+    image = {'shape': [8, 8, 3], 'num_classes': 5}
+    shapes = published.shapes_of({'network': network, 'denoiser': EPS, 'image': image})
+    arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    config, parted = origin.to_diffusers(network, image, arrays)
+    back = origin.from_diffusers(config, parted, EPS, published.shapes_of)
+    assert {name: array.shape for name, array in back.arrays.items()} == shapes
+    assert back.model['image'] == image
+    assert back.model['network'] == dict(
+        name='dit',
+        variant='diffusers',
+        width=384,
+        depth=1,
+        heads=6,
+        patch=4,
+        learned_variance=False,
+    )
+
+
 def test_only_the_variant_of_diffusers_goes_back():
     with pytest.raises(Refused, match="variant='diffusers'"):
         origin.to_diffusers({'variant': 'facebook'}, {}, {})

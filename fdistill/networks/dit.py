@@ -235,8 +235,8 @@ def _drawn(net, key, name, shape):
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def _sized(shape):
-    """(width, depth, heads, patch) that a `Shape` says."""
+def sized(shape: Shape) -> tuple[int, ...]:
+    """(width, depth, heads, patch) that a `Shape` says; ValueError where its `size` is unknown."""
     name, _, patch = shape.size.partition('/')
     if name not in SIZES or not patch.isdecimal():
         raise ValueError(
@@ -244,7 +244,7 @@ def _sized(shape):
             "as in 'XL/2'"
         )
     usual = (*SIZES[name], int(patch))
-    return [own if given is None else given for given, own in zip(shape[1:], usual, strict=True)]
+    return tuple(own if said is None else said for said, own in zip(shape[1:], usual, strict=True))
 
 
 def dit(
@@ -289,7 +289,7 @@ def dit(
     Raises:
       ValueError: an argument is out of range.
     """
-    width, depth, heads, patch = _sized(shape)
+    width, depth, heads, patch = sized(shape)
     for name, value, most in (
         ('width', width, MOST_WIDTH),
         ('depth', depth, MOST_BLOCKS),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fdistill.networks.dit import SIZES, sincos
+from fdistill.networks.dit import SIZES, Shape, sincos, sized
 from fdistill.weights.found import Found, Refused, ShapesOf, matched, settled
 
 LICENCES = {
@@ -307,15 +307,17 @@ def to_diffusers(
             "diffusers' DiT embeds time in each block and has fixed positions: only a network of "
             "variant='diffusers' and positions='sincos' is one"
         )
-    width, channels, patch, _ = arrays[_PATCHES].shape
+    said = {key: network[key] for key in Shape._fields if key in network}
+    width, depth, heads, patch = sized(Shape(**said))
+    side, _, channels = image['shape']
     config = {
         '_class_name': CLASS,
-        'num_attention_heads': network['heads'],
-        'attention_head_dim': width // network['heads'],
+        'num_attention_heads': heads,
+        'attention_head_dim': width // heads,
         'in_channels': channels,
-        'out_channels': len(arrays['final_layer.linear.bias']) // patch**2,
-        'num_layers': network['depth'],
-        'sample_size': image['shape'][0],
+        'out_channels': channels * (2 if network.get('learned_variance') else 1),
+        'num_layers': depth,
+        'sample_size': side,
         'patch_size': patch,
         'num_embeds_ada_norm': image['num_classes'],
         **_ONLY,
