@@ -2,7 +2,7 @@
 reverse KL (arXiv 2502.15681).
 
     fdistill convert teacher SiT-XL-2-256.pt weights/sit-xl-2.safetensors --of=sit
-    fdistill train --config=configs/imagenet256_sit_reverse_kl.py --workdir=runs/imagenet256-sit-reverse-kl
+    fdistill train --config=configs/imagenet256_sit_reverse_kl.py --workdir=runs/imagenet256-sit-rkl
 
 Needs the teacher as SiT published it, and in data/imagenet256-latents what `fdistill encode` makes
 of ImageNet with Stable Diffusion's autoencoder, weights/sd-vae.safetensors. SiT itself, with many

@@ -236,12 +236,12 @@ def _drawn(net, key, name, shape):
 
 
 def sized(shape: Shape) -> tuple[int, ...]:
-    """(width, depth, heads, patch) that a `Shape` says; ValueError where its `size` is unknown."""
+    """(width, depth, heads, patch) of a `Shape`; ValueError on an unknown size."""
     name, _, patch = shape.size.partition('/')
     if name not in SIZES or not patch.isdecimal():
         raise ValueError(
-            f'size={shape.size!r}: need one of {", ".join(SIZES)}, a slash and the side of a patch, '
-            "as in 'XL/2'"
+            f'size={shape.size!r}: need one of {", ".join(SIZES)}, a slash and the side of a '
+            "patch, as in 'XL/2'"
         )
     usual = (*SIZES[name], int(patch))
     return tuple(own if said is None else said for said, own in zip(shape[1:], usual, strict=True))
