@@ -147,6 +147,8 @@ WRONG = {
     'of which': (None, dict(heads=2, of=None), 'may be dit or sit; say which with --of=NAME'),
     'heads': (None, dict(heads=None), 'give --heads=NUMBER'),
     'no such heads': (None, dict(heads=3), 'heads=3'),
+    'no heads': (None, dict(heads=0), 'heads=0'),
+    'heads of text': (None, dict(heads='many'), "heads: 'many' is of type str"),
     'missing': (without(BIAS), {}, f"'{BIAS}' is missing"),
     'a block': (
         lambda arrays: {k: v for k, v in arrays.items() if not k.startswith('blocks.1.')},
@@ -270,7 +272,8 @@ KEY = 'transformer_blocks.1.attn1.to_k.weight'
         (dict(activation_fn='geglu'), None, "activation_fn='geglu' is not supported"),
         (dict(qk_norm='rms'), None, "'qk_norm'"),
         (dict(out_channels=6), None, 'out_channels=6'),
-        (dict(num_layers='many'), None, "num_layers='many'"),
+        (dict(num_layers='many'), None, "num_layers: 'many' is of type str"),
+        (dict(num_layers=2.5), None, 'num_layers=2.5: is no size'),
         (dict(_class_name='Transformer2DModel'), None, 'attention_bias=False'),
         (dict(num_layers=2), None, "'transformer_blocks.2.attn1.to_k.bias' has no place"),
         ({}, without(KEY), f"'{KEY}' is missing"),

@@ -112,8 +112,8 @@ def _found(kind, tree, shapes_of, heads):
     side = math.isqrt(patches)
     if side**2 != patches:
         raise Refused(f'{_PLACES!r} has {patches} patches, which are no square')
-    heads = heads or _HEADS.get(width)
-    if not heads:
+    heads = _HEADS.get(width) if heads is None else heads
+    if heads is None:
         raise Refused(
             f'a width of {width} is none of {", ".join(map(str, _HEADS))}, and its arrays do not '
             'say the number of heads; give --heads=NUMBER'
