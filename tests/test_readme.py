@@ -78,10 +78,9 @@ def test_commands_for_published_files_parse():
         options = cli._parsers()[0].parse_args(_words(line)[1:])
         assert options.command in cli.COMMANDS
         # Tests of weights, statistics and scores run them on files of their own.
-        assert (
-            getattr(options, 'protocol', 'edm') in PROTOCOLS
-            and getattr(options, 'kind', 'inception') in CONVERTERS
-        )
+        assert getattr(options, 'protocol', 'edm') in PROTOCOLS and getattr(
+            options, 'kind', 'teacher'
+        ) in (*CONVERTERS, *cli.CONVERT)
     assert lines
 
 
