@@ -1,5 +1,5 @@
 """The command `fdistill`: train, plan, evaluate, sample, sweep, report, doctor, check-data,
-convert, stats.
+check-teacher, convert, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
 """
@@ -70,6 +70,7 @@ ONE_OF = 'give either --workdir=DIR, a run, or --weights=FILE, converted weights
 REQUIRED = {
     'sample': (),
     'evaluate': (),
+    'check-teacher': (),
     'train': ('config', 'workdir'),
     'sweep': ('config', 'workdir'),
     'plan': ('config', 'topology'),
@@ -253,6 +254,30 @@ def _parsers():
         help='folder to write to; default: %(default)s',
     )
     check.add_argument('--json', action='store_true', help='print check_data.json and not a table')
+
+    teacher = _command(
+        commands,
+        'check-teacher',
+        'Says what a teacher is worth on data: its errors by noise level beside those of what is '
+        'none, samples, conditions, cost; exit code 1 where it is not usable.',
+        OVERRIDES,
+    )
+    teacher.add_argument('--workdir', metavar='DIR', help=RUN)
+    teacher.add_argument('--weights', metavar='FILE', help=WEIGHTS)
+    teacher.add_argument(
+        '--config', metavar='FILE', help='config whose data is taken; default: as of the run'
+    )
+    teacher.add_argument(
+        '--samples', type=int, default=1000, metavar='N', help='to generate; default: %(default)s'
+    )
+    teacher.add_argument(
+        '--out',
+        metavar='DIR',
+        default='check_teacher',
+        help='folder to write to; default: %(default)s',
+    )
+    teacher.add_argument('--json', action='store_true', help='print check_teacher.json and no page')
+    teacher.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
     plan = _command(
         commands,
@@ -652,6 +677,32 @@ def _check_data(options, overrides):
         raise UserError(f'{report["name"]}: cannot be trained on: {first}{more}')
 
 
+def _check_teacher(options, overrides):
+    if (options.workdir is None) == (options.weights is None):
+        raise UserError(ONE_OF)
+    if overrides and options.config is None:
+        raise UserError(f'{overrides[0]}: is for the data of a config; give --config=FILE')
+    from fdistill import build
+    from fdistill import config as configs
+    from fdistill.files import disk
+    from fdistill.report import teacher
+
+    config = None
+    if options.config:
+        config = configs.load(options.config)
+        build.override(config, overrides)
+    disk.folder_for(options.out, '--out')
+    given = {'weights': options.weights, 'samples': options.samples, 'quiet': options.quiet}
+    measured, drawn = build.check_teacher(config, options.workdir, **given)
+    result = teacher.judge(measured)
+    paths = teacher.write(options.out, result, drawn)
+    if options.json:
+        print(json.dumps(disk.plain(result), indent=2))
+    else:
+        print(teacher.page(result), *paths, sep='\n')
+    return 0 if result['usable'] else 1
+
+
 def _convert(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: convert takes no config')
@@ -758,6 +809,7 @@ COMMANDS = {
     'report': _report,
     'doctor': _doctor,
     'check-data': _check_data,
+    'check-teacher': _check_teacher,
     'convert': _convert,
     'stats': _stats,
 }

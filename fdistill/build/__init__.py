@@ -1,9 +1,10 @@
 """From a config to objects, and from a workdir to a model: the only reader of configs.
 
-sections < models < published < teachers < parts < levels < experiment < settings < run < measure <
-train < together, plan; here is the face of all.
+sections < models < published < teachers < parts < levels < experiment < settings < run < measure,
+check_teacher < train < together, plan; here is the face of all.
 """
 
+from fdistill.build.check_teacher import check_teacher
 from fdistill.build.draw import sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
@@ -22,6 +23,7 @@ from fdistill.build.train import train
 __all__ = [
     'Experiment',
     'Run',
+    'check_teacher',
     'common',
     'comparable',
     'complete',

@@ -100,6 +100,16 @@ KNOWN = {
 }
 
 
+def image_of(source: sources.Source) -> dict[str, Any]:
+    """What a sample of the data is, the section `image`."""
+    image = {
+        'shape': list(source.images.shape[1:]),
+        'num_classes': source.num_classes if source.num_classes > 1 else 0,
+    }
+    given = {name: list(values.shape[1:]) for name, values in source.given.items()}
+    return image | {'given': given} if given else image
+
+
 def resolve(
     config: Mapping[str, Any], source: sources.Source, known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -125,14 +135,7 @@ def resolve(
     for name in ('network', 'denoiser', 'fake_score', 'discriminator'):
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
-    plain['image'] = {
-        'shape': list(source.images.shape[1:]),
-        'num_classes': source.num_classes if source.num_classes > 1 else 0,
-    }
-    if source.given:
-        plain['image']['given'] = {
-            name: list(values.shape[1:]) for name, values in source.given.items()
-        }
+    plain['image'] = image_of(source)
     teacher = plain.get('teacher', {})
     for kind, read in KNOWN.items():
         if kind not in teacher:

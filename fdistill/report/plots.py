@@ -4,7 +4,8 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -37,14 +38,18 @@ def _figure(height, rows=1, alike=True):
     figure.patch.set_alpha(0)
     axes = figure.subplots(rows, 1, sharey=alike, squeeze=False)[:, 0]
     for axis in axes:
-        axis.patch.set_alpha(0)
-        axis.tick_params(colors=GREY, which='both', labelsize=7.5)
-        axis.grid(color=GREY, alpha=0.22, linewidth=0.5)
-        for spine in axis.spines.values():
-            spine.set_edgecolor(GREY)
-        for text in (axis.xaxis.label, axis.yaxis.label, axis.title):
-            text.set(color=GREY, fontsize=8.5)
+        _dress(axis)
     return figure, axes
+
+
+def _dress(axis):
+    axis.patch.set_alpha(0)
+    axis.tick_params(colors=GREY, which='both', labelsize=7.5)
+    axis.grid(color=GREY, alpha=0.22, linewidth=0.5)
+    for spine in axis.spines.values():
+        spine.set_edgecolor(GREY)
+    for text in (axis.xaxis.label, axis.yaxis.label, axis.title):
+        text.set(color=GREY, fontsize=8.5)
 
 
 def _png(figure):
@@ -189,6 +194,68 @@ def health(
         if _spread_out([*values, *(band or ())]):
             axis.set_yscale('log')
     axes[-1].set_xlabel('steps; the green band is the range of the reference over its last half')
+    return _png(figure)
+
+
+# Of a denoiser and of what it is held against: key, name, colour, style.
+DENOISERS = (
+    ('identity', 'x itself', GREY, ':'),
+    ('mean', 'mean of the data', GREY, '--'),
+    ('linear', 'best linear', COLOURS[3], '-'),
+    ('teacher', 'teacher', COLOURS[0], 'o-'),
+)
+
+
+LEVELS = (
+    'noise level sigma, in units of the data (grey: where a picture is made; bands: ± an error)'
+)
+
+
+def denoising(
+    levels: Sequence[Mapping[str, Any]], shown: Mapping[str, np.ndarray], verdict: str
+) -> bytes:
+    """Errors of a denoiser by level over those of what is none, and pictures side by side.
+
+    Args:
+      levels: rows of `evaluation.teacher.measure`.
+      shown: {title: picture, uint8 [h, w, 3]}.
+      verdict: the title, a line.
+
+    Returns:
+      PNG, bytes.
+    """
+    figure = Figure(figsize=(2 * WIDTH, 3.4 + 3.3 * bool(shown)), layout='constrained')
+    figure.patch.set_facecolor('white')
+    above, *below = figure.subfigures(
+        1 + bool(shown), 1, height_ratios=[3.4, 3.1][: 1 + bool(shown)]
+    )
+    axis = above.subplots()
+    _dress(axis)
+    sigmas = [row['sigma'] for row in levels]
+    for key, name, colour, style in DENOISERS:
+        mean, error = (np.array([row[key][of] for row in levels]) for of in ('mean', 'error'))
+        axis.plot(sigmas, mean, style, color=colour, linewidth=1.5, markersize=3.5, label=name)
+        axis.fill_between(sigmas, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+    inside = [row['sigma'] for row in levels if row['middle']]
+    axis.axvspan(min(inside), max(inside), color=GREY, alpha=0.08, linewidth=0)
+    # What is no denoiser is far above at one end.
+    heights = [row[key]['mean'] for row in levels for key in ('teacher', 'linear')]
+    heights = [value for value in heights if math.isfinite(value) and value > 0]
+    axis.set(xscale='log', yscale='log', xlabel=LEVELS)
+    axis.set(ylabel='squared error, EDM weight (no unit)')
+    axis.set(ylim=(0.7 * min(heights), max(3.0, 1.5 * max(heights))))
+    axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+    axis.yaxis.set_minor_formatter(lambda value, _: f'{value:g}' if f'{value:e}'[0] in '25' else '')
+    axis.legend(fontsize=8, labelcolor=GREY, frameon=False, ncols=2)
+    axis.set_title(textwrap.fill(_literal(verdict, 300), 100), color=GREY, fontsize=9, loc='left')
+    for part in below:
+        for cell, (title, picture) in zip(
+            part.subplots(1, len(shown), squeeze=False)[0], shown.items()
+        ):
+            cell.imshow(picture, interpolation='nearest')
+            cell.set_title(title, color=GREY, fontsize=9)
+            cell.set(xticks=[], yticks=[])
+            _dress(cell)
     return _png(figure)
 
 
