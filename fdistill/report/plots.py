@@ -206,9 +206,7 @@ DENOISERS = (
 )
 
 
-LEVELS = (
-    'noise level sigma, in units of the data (grey: where a picture is made; bands: ± an error)'
-)
+LEVELS = 'noise level sigma, in units of the data (grey: where a picture is made; bands: ± one standard error)'
 
 
 def denoising(
