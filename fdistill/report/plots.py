@@ -206,7 +206,10 @@ DENOISERS = (
 )
 
 
-LEVELS = 'noise level sigma, in units of the data (grey: where a picture is made; bands: ± one standard error)'
+LEVELS = (
+    'noise level sigma, in units of the data '
+    '(grey: where a picture is made; bands: ± one standard error)'
+)
 
 
 def denoising(
