@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from fdistill import cli
+from fdistill import cli, networks
 from fdistill import config as configs
 from fdistill.evaluation.protocol import PROTOCOLS
 from fdistill.weights import CONVERTERS
@@ -109,7 +109,8 @@ def test_what_a_run_folder_holds(runs):
         assert list((runs / 'ring-js').glob(name)), name
 
 
-def test_python_runs(runs):
+def test_python_runs(runs, monkeypatch):
+    monkeypatch.setattr(networks, 'NETWORKS', dict(networks.NETWORKS))
     for block in _blocks('python'):
         if block.startswith("'"):  # The row of a table.
             name = ast.literal_eval(block.split(':')[0])

@@ -11,7 +11,7 @@ from fdistill.build.experiment import Experiment, experiment, optimizers
 from fdistill.build.loading import from_weights, from_workdir, guided, has_solver
 from fdistill.build.measure import evaluate
 from fdistill.build.plan import page, plan
-from fdistill.build.published import convert
+from fdistill.build.published import convert, save_teacher
 from fdistill.build.real import make_statistics
 from fdistill.build.run import Run
 from fdistill.build.sections import load_data, replaced, resolve
@@ -45,6 +45,7 @@ __all__ = [
     'replaced',
     'resolve',
     'sample',
+    'save_teacher',
     'superposed',
     'train',
     'train_lanes',

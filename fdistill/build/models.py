@@ -17,7 +17,7 @@ from fdistill.config import call
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser
-from fdistill.errors import UserError, pick
+from fdistill.errors import UserError, suggest
 from fdistill.files import disk
 from fdistill.training import checkpoint, memory, sharding
 
@@ -58,7 +58,14 @@ def make_denoiser(
     Raises:
       UserError: on whatever does not fit, as a condition that the network does not take.
     """
-    factory = pick(networks.NETWORKS, network.get('name'), f'{where}network.name')
+    name = network.get('name')
+    if name not in networks.NETWORKS:
+        raise UserError(
+            f'{where}network.name: unknown {name!r}{suggest(name, networks.NETWORKS)}; one of your '
+            'own is known after networks.NETWORKS[NAME] = ..., as with `python FILE.py sample ...` '
+            'of configs/own_teacher.py'
+        )
+    factory = networks.NETWORKS[name]
     accepted = inspect.signature(factory).parameters
     fitting = {'num_classes': image['num_classes']}
     if 'given' in accepted:
