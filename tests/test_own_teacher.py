@@ -17,7 +17,7 @@ from fdistill.build import published
 from fdistill.build.teachers import mixture_of
 from fdistill.errors import UserError
 
-FILE = pathlib.Path(__file__).parents[1] / 'configs' / 'own_teacher.py'
+FILE = pathlib.Path(__file__).parents[1] / 'experiments' / 'own_teacher.py'
 FLOW = {'name': 'prediction', 'prediction': 'flow', 'schedule': 'flow'}
 
 

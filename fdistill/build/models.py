@@ -63,7 +63,7 @@ def make_denoiser(
         raise UserError(
             f'{where}network.name: unknown {name!r}{suggest(name, networks.NETWORKS)}; one of your '
             'own is known after networks.NETWORKS[NAME] = ..., as with `python FILE.py sample ...` '
-            'of configs/own_teacher.py'
+            'of experiments/own_teacher.py'
         )
     factory = networks.NETWORKS[name]
     accepted = inspect.signature(factory).parameters

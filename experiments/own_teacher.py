@@ -1,9 +1,9 @@
 """A teacher of one's own, a plain JAX function with its parameters, distilled to one step.
 
-    python configs/own_teacher.py save
-    fdistill check-teacher --weights=runs/own-teacher.safetensors --config=configs/own_teacher.py
-    fdistill train --config=configs/own_teacher.py --workdir=runs/own
-    python configs/own_teacher.py sample --workdir=runs/own
+    python experiments/own_teacher.py save
+    fdistill check-teacher --config=experiments/own_teacher.py --weights=runs/own.safetensors
+    fdistill train --config=experiments/own_teacher.py --workdir=runs/own
+    python experiments/own_teacher.py sample --workdir=runs/own
 
 Here it is the mean velocity u(x, r, t, label) of a flow x_t = (1 - t) x + t eps at r = t, of eight
 Gaussians on a ring, exact. Put yours in place of `velocity` and `parameters`. A network is known to
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from fdistill import build, cli, networks
 from fdistill.data.sources import mixture_parameters
 
-WEIGHTS = 'runs/own-teacher.safetensors'
+WEIGHTS = 'runs/own.safetensors'
 IMAGE = dict(shape=(2,), num_classes=8)
 
 
