@@ -131,7 +131,7 @@ def judged(path):
     return {one['what']: (one['level'], one['text']) for one in result['findings']}, result
 
 
-def test_the_exact_teacher_is_usable(saved):
+def test_the_exact_teacher_is_usable(saved, tmp_path):
     said, result = judged(saved())
     levels = {what: level for what, (level, _) in said.items()}
     assert set(levels.values()) == {'normal'} and len(levels) == 9, said
@@ -144,6 +144,9 @@ def test_the_exact_teacher_is_usable(saved):
     mixture = mixture_of('ring')
     expected = (float(mixture.stds[0]) / result['data']['std']) ** 2
     assert far['teacher']['mean'] == pytest.approx(expected, rel=0.2)
+    # What no picture shows, as latents, is written without one.
+    paths = report.write(tmp_path, result, {'held-out data': np.zeros((4, 2, 2, 4))})
+    assert all(path.stat().st_size for path in paths)
     assert result['cost']['evaluations'] == 35 and result['cost']['flops'] > 0
 
 

@@ -252,8 +252,8 @@ def measure(
       sigma, 'kept': rms of D - the mean of the data, of s},
       'finite', 'middle': {'teacher', 'linear': number, 'worse': `difference`},
       'readings': {name: {'teacher', 'linear', 'as_given', 'better', 'gain', 'text'}},
-      'condition': None, or {'right', 'wrong', 'none': number, 'wrong_minus_right',
-      'none_minus_right', 'none_minus_linear': `difference`}}; errors of the last three are means
+      'condition': None, or {'right', 'wrong', 'none': number, 'right_minus_wrong',
+      'right_minus_none', 'none_minus_linear': `difference`}}; errors of the last three are means
       over the middle levels. Where something is not finite, there are only 'levels' and 'finite'.
     """
     middle = (sigmas >= linear.std / MIDDLE) & (sigmas <= linear.std * MIDDLE)
@@ -315,8 +315,8 @@ def measure(
                 'right': float(teacher.mean()),
                 'wrong': float(wrong.mean()),
                 'none': float(none.mean()),
-                'wrong_minus_right': difference(wrong, teacher),
-                'none_minus_right': difference(none, teacher),
+                'right_minus_wrong': difference(teacher, wrong),
+                'right_minus_none': difference(teacher, none),
                 'none_minus_linear': difference(none, best),
             }
     return {

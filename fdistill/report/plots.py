@@ -227,9 +227,9 @@ def denoising(
     """
     figure = Figure(figsize=(2 * WIDTH, 3.4 + 3.3 * bool(shown)), layout='constrained')
     figure.patch.set_facecolor('white')
-    above, *below = figure.subfigures(
-        1 + bool(shown), 1, height_ratios=[3.4, 3.1][: 1 + bool(shown)]
-    )
+    heights = [3.4, 3.1][: 1 + bool(shown)]
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
+    above, *below = parts[:, 0]
     axis = above.subplots()
     _dress(axis)
     sigmas = [row['sigma'] for row in levels]

@@ -162,16 +162,16 @@ def _condition(result):
     text = (
         f'error {right:.3g} with the right condition, {wrong:.3g} with another, {none:.3g} without'
     )
-    opposite = {name: {**told[name], 'mean': -told[name]['mean']} for name in told if '_' in name}
-    if _greater(opposite['wrong_minus_right'], right):
+    better = -told['right_minus_wrong']['mean']
+    if _greater(told['right_minus_wrong'], right):
         yield Finding('wrong', 'condition', f'others denoise better than the right ones: {text}')
-    elif _greater(opposite['none_minus_right'], right):
+    elif _greater(told['right_minus_none'], right):
         yield Finding(
             'wrong',
             'condition',
             f'it is better without the condition: its labels are others ({text})',
         )
-    elif told['wrong_minus_right']['mean'] <= SIGNIFICANT * told['wrong_minus_right']['error']:
+    elif better <= SIGNIFICANT * told['right_minus_wrong']['error']:
         yield Finding('watch', 'condition', f'it does not heed the condition: {text}')
     else:
         yield Finding('normal', 'condition', text)
