@@ -163,8 +163,9 @@ def test_each_fault_is_named(fault, saved):
 
 def test_wrong_sigma_data_is_named(saved):
     said, result = judged(saved(sigma_data=1.5))
-    level, text = said['reading: sigma_data of 0.713']
-    assert level == 'wrong' and 'its sigma_data is 0.713, not 1.5' in text
+    found = f'{result["data"]["std"]:.3g}'
+    level, text = said[f'reading: sigma_data of {found}']
+    assert level == 'wrong' and f'its sigma_data is {found}, not 1.5' in text
     assert not result['usable']
 
 

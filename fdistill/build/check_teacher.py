@@ -1,6 +1,7 @@
 """Measures a teacher on data before money is spent on a student: `fdistill check-teacher`."""
 
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -71,7 +72,8 @@ def check_teacher(
     # The levels that it is sampled at.
     levels = built.parts['sigmas'][:-1]
     low, high = (min(levels), max(levels)) if len(levels) > 1 else SIGMAS
-    linear = teachers.linear(to_float(train.images[: teachers.FITTED], train.levels))
+    fitted = _some(train, teachers.FITTED // math.prod(image['shape']))
+    linear = teachers.linear(to_float(train.images[fitted], train.levels))
     denoise, cost = _compiled(run, built.student, held_out)
     measured = teachers.measure(
         _subject(run, built.student, held_out, min(samples, LOOKED), denoise),
@@ -92,18 +94,18 @@ def check_teacher(
     if measured['finite'] and all(np.isfinite(made).all() for made in drawn.values()):
         given = {'samples': samples, 'batch_size': BATCH, 'progress': not quiet}
         found = _measured(*solver(STEPS[-1]), linear, train, held_out, given)
-    about = {
-        'network': plain['network'],
-        'denoiser': plain.get('denoiser', {}),
+    leaves = jax.tree.leaves(run.params)
+    about = {'network': plain['network'], 'denoiser': plain.get('denoiser', {})}
+    about |= {
         'step': run.step,
         'digest': run.digest,
-        'parameters': sum(leaf.size for leaf in jax.tree.leaves(run.params)),
-        'dtypes': sorted({leaf.dtype.name for leaf in jax.tree.leaves(run.params)}),
+        'parameters': sum(leaf.size for leaf in leaves),
+        'dtypes': sorted({leaf.dtype.name for leaf in leaves}),
         'sigma_range': [float(low), float(high)],
     }
-    data = {'name': train.name, **image, 'count': len(train.labels)}
-    data |= {'mean': float(linear.mean.mean()), 'std': linear.std}
-    data |= {'linear': 'variances' if linear.basis is None else 'covariance'}
+    data = {'name': train.name, **image, 'count': len(train.labels), 'std': linear.std}
+    kind = 'variances' if linear.basis is None else 'covariance'
+    data |= {'mean': float(linear.mean.mean()), 'linear': kind}
     return {
         'name': name,
         'teacher': about,
@@ -128,16 +130,18 @@ def _compiled(run, model, source):
         seconds.append(time.perf_counter() - began)
     # Not every backend counts.
     flops = (program.cost_analysis() or {}).get('flops')
-    return teachers.in_blocks(apply, BATCH), {
-        'device': jax.devices()[0].device_kind,
-        'seconds': min(seconds) / BATCH,
-        'flops': flops and flops / BATCH,
-    }
+    cost = {'seconds': min(seconds) / BATCH, 'flops': flops and flops / BATCH}
+    return teachers.in_blocks(apply, BATCH), cost | {'device': jax.devices()[0].device_kind}
+
+
+def _some(source, count):
+    """Indices of some samples, without regard to their order, which may be that of classes."""
+    return np.random.default_rng(0).permutation(len(source.labels))[:count]
 
 
 def _subject(run, model, source, count, denoise):
     """`teachers.Subject` of some samples of a split."""
-    chosen = np.random.default_rng(0).permutation(len(source.labels))[:count]
+    chosen = _some(source, count)
     condition, wrong = source.condition(chosen), source.condition(np.roll(chosen, 1))
     if 'label' in condition:
         # Any other class: two samples may be of one.
@@ -159,7 +163,7 @@ def _sigma_data(plain, std):
 
 
 def _draw(run, solver, source):
-    index = np.arange(BATCH if len(run.shape) == 3 else POINTS) % len(source.labels)
+    index = np.resize(_some(source, POINTS), BATCH if len(run.shape) == 3 else POINTS)
     begun, _ = run.start(jax.random.key(0), len(index), {})
     condition = source.condition(index)
     made = {f'Heun, {n} steps': np.asarray(solver(n)[0](begun, condition)) for n in STEPS}

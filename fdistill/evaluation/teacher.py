@@ -19,7 +19,7 @@ from fdistill.diffusion.noise import WEIGHTINGS
 Denoise = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
 
 LARGEST = 4096  # dimensions of a covariance that is decomposed: 3072 take 30 s and 1.4 GiB
-FITTED = 20_000  # samples that it is estimated from, at most
+FITTED = 2**26  # values of the samples that it is estimated from, at most: half a GiB
 # Other readings are tried on samples of so many values in all, but on so many samples at least.
 COMPARED, FEWEST = 2**14, 64
 # Levels at which the noise neither shows all of the data nor hides it: within this factor of its
@@ -61,10 +61,10 @@ class Linear(NamedTuple):
 def linear(samples: np.ndarray) -> Linear:
     """The `Linear` of samples [N, ...].
 
-    C is their covariance; the variances alone where there are fewer than two samples a dimension,
+    C is their covariance; their variances alone where there are fewer than two samples a dimension,
     which would leave directions out, or more than LARGEST dimensions.
     """
-    flat = np.asarray(samples, np.float64).reshape(len(samples), -1)[:FITTED]
+    flat = np.asarray(samples, np.float64).reshape(len(samples), -1)
     mean, d = flat.mean(axis=0), flat.shape[1]
     if d <= LARGEST and len(flat) >= 2 * d:
         variances, basis = np.linalg.eigh(np.cov(flat, rowvar=False).reshape(d, d))
