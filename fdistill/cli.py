@@ -1,4 +1,4 @@
-"""The command `fdistill`: train, plan, evaluate, sample, sweep, report, doctor, check-data,
+"""The command `fdistill`: train, plan, evaluate, sample, export, sweep, report, doctor, check-data,
 check-teacher, convert, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
@@ -74,6 +74,7 @@ REQUIRED = {
     'train': ('config', 'workdir'),
     'sweep': ('config', 'workdir'),
     'plan': ('config', 'topology'),
+    'export': ('workdir', 'to', 'out'),
 }
 
 
@@ -359,8 +360,33 @@ def _parsers():
     convert.add_argument(
         '--licence', metavar='NAME', help='of a teacher, where its file does not say it'
     )
+    _add_export(commands)
     _add_stats(commands)
     return parser, commands.choices
+
+
+def _add_export(commands):
+    description = (
+        'Writes the model of a run, with its model card, in a form that needs no fdistill.'
+    )
+    export = _command(commands, 'export', description, SAMPLER)
+    export.add_argument('--workdir', metavar='DIR', help=WORKDIR)
+    export.add_argument(
+        '--to',
+        metavar='FORM',
+        help='jax (programs for CPU, GPU and TPU) or onnx; required',
+    )
+    export.add_argument('--out', metavar='DIR', help='folder to make; required')
+    export.add_argument(
+        '--licence', metavar='NAME', help='of the weights; default: what they were distilled from'
+    )
+    export.add_argument(
+        '--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'
+    )
+    export.add_argument('--steps', type=int, help='levels of the noise grid, for a denoiser')
+    export.add_argument(
+        '--push', metavar='OWNER/NAME', help='also upload the folder to this place of a model hub'
+    )
 
 
 def _add_stats(commands):
@@ -570,6 +596,18 @@ def _sample(options, overrides, rest=()):
     if options.batch_size is not None:
         keywords['batch_size'] = options.batch_size
     build.sample(options.workdir, **keywords)
+
+
+def _export(options, overrides, rest=()):
+    if overrides:
+        raise UserError(f'{overrides[0]}: export takes the config kept in the workdir')
+    from fdistill import export
+
+    names = ('licence', 'sampler', 'steps', 'push')
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if rest:
+        given['sampler'] = {'name': options.sampler} | keyword_options(rest)
+    print(export.export(options.workdir, options.to, options.out, **given))
 
 
 def keyword_options(words: Sequence[str]) -> dict[str, Any]:
@@ -805,6 +843,7 @@ COMMANDS = {
     'plan': _plan,
     'evaluate': _evaluate,
     'sample': _sample,
+    'export': _export,
     'sweep': _sweep,
     'report': _report,
     'doctor': _doctor,

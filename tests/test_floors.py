@@ -27,6 +27,7 @@ FLOORS = {
     'build': 6,
     'sweep': 7,
     'report': 7,
+    'export': 7,
     'cli': 8,
     '__main__': 9,
 }
@@ -44,6 +45,8 @@ DOORS = {
     'ml_collections': ('build/', 'config.py'),
     'matplotlib': ('report/',),
     'safetensors': ('weights/store.py',),
+    'jax2onnx': ('export/onnx.py',),
+    'huggingface_hub': ('export/hub.py',),
     'torch': (),
     'tensorflow': (),
 }

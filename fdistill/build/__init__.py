@@ -5,13 +5,13 @@ check_teacher < train < together, plan; here is the face of all.
 """
 
 from fdistill.build.check_teacher import check_teacher
-from fdistill.build.draw import sample
+from fdistill.build.draw import batch_key, sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
 from fdistill.build.loading import from_weights, from_workdir, guided, has_solver
 from fdistill.build.measure import evaluate
 from fdistill.build.plan import page, plan
-from fdistill.build.published import convert, save_teacher
+from fdistill.build.published import as_params, convert, save_teacher, with_names
 from fdistill.build.real import make_statistics
 from fdistill.build.run import Run
 from fdistill.build.sections import load_data, replaced, resolve
@@ -23,6 +23,8 @@ from fdistill.build.train import train
 __all__ = [
     'Experiment',
     'Run',
+    'as_params',
+    'batch_key',
     'check_teacher',
     'common',
     'comparable',
@@ -49,4 +51,5 @@ __all__ = [
     'superposed',
     'train',
     'train_lanes',
+    'with_names',
 ]

@@ -103,13 +103,18 @@ def sample(
     return path
 
 
+def batch_key(seed: Any, batch: Any) -> jax.Array:
+    """Key of the noise and conditions of a batch of samples, numbers that may be traced."""
+    key = jax.random.key(seed)
+    return jnp.where(batch > 0, jax.random.fold_in(key, batch), key)
+
+
 def _batches(run: Run, n, seed, label, trajectory, batch_size):
     """Samples, a batch after another, float32 [b, ...]; with their trajectory [b, N + 1, ...]."""
     batch_size = min(n, batch_size)
-    key = jax.random.key(seed)
     starts = range(0, n, batch_size)
     for start in tqdm.tqdm(starts, 'sampling', unit='batch', delay=2, leave=False, disable=None):
-        own = jax.random.fold_in(key, start // batch_size) if start else key
+        own = batch_key(seed, start // batch_size)
         # The last batch is as large as the others, so that one program serves all.
         noise, condition = run.start(own, batch_size, label)
         if trajectory:

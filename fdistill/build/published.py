@@ -32,6 +32,11 @@ def with_names(params: Any) -> dict[str, np.ndarray]:
     return {name_of(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def as_params(arrays: Mapping[str, Any], like: Any) -> Any:
+    """Parameters of the structure of `like` from {name: array}."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[name_of(path)], like)
+
+
 def shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the parameters of a `weights.denoisers.Model`."""
     shapes = call(
@@ -84,10 +89,9 @@ def load(
       UserError: the file is missing, damaged, or holds other arrays.
     """
     shapes = call(fitting, {}, f'{path}', model=model, image=image)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    names = [name_of(leaf) for leaf, _ in leaves]
-    wanted = {name: leaf.shape for name, (_, leaf) in zip(names, leaves)}
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    wanted = {name_of(leaf): array.shape for leaf, array in leaves}
     arrays, row = denoisers.load(path, wanted)
-    params = jax.tree.unflatten(structure, [arrays.pop(name) for name in names])
+    params = as_params(arrays, shapes)
     placed = sharding.state_sharding(shapes, mesh) if mesh else first_device()
     return jax.device_put(params, placed), row['content_sha256']

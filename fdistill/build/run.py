@@ -23,9 +23,8 @@ from fdistill.training import sharding
 class Run(NamedTuple):
     """A trained model.
 
-    config: of the run.
-    step: of the checkpoint.
-    params: the averaged weights.
+    config: of the run; step: of the checkpoint.
+    params: the averaged weights; generator: what samples by them, as pure functions.
     start(key, n, condition=None) -> (noise, condition): what `sample` begins with; condition as for
       `generate`.
     generate(key, n, condition=None) -> samples[n,...]. The condition is a label, int or int[n]; a
@@ -36,13 +35,13 @@ class Run(NamedTuple):
     denoise(x[B,...], sigma[B], condition=None) -> x0[B,...]: the network as a denoiser.
     trajectory(noise[B,...], condition) -> (samples, D[N,B,...]): also the network's estimate of x0
       at each level; None for a one-step student.
-    nfe: network evaluations of one sample.
-    shape, num_classes: of the data; digest: of the weights.
+    nfe: network evaluations of a sample; shape, num_classes: of the data; digest: of the weights.
     """
 
     config: ConfigDict
     step: int
     params: Any
+    generator: Generator
     start: Callable[..., Any]
     generate: Callable[..., Any]
     sample: Callable[..., Any]
@@ -150,6 +149,7 @@ def assembled(
         config=configs.from_json(plain),
         step=step,
         params=params,
+        generator=generator,
         start=begin,
         generate=generate,
         sample=sample,

@@ -1,0 +1,78 @@
+"""Trained models in forms that need no fdistill."""
+
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fdistill.errors import UserError, pick
+from fdistill.export import card, hub, model, onnx, program
+from fdistill.files import disk
+
+
+class Target(NamedTuple):
+    """A form.
+
+    write(model, folder, **options): writes its files.
+    notes: for the model card.
+    ready(): raises UserError where something that it needs is missing.
+    """
+
+    write: Callable[..., None]
+    notes: str
+    ready: Callable[[], None] = lambda: None
+
+
+TARGETS = {
+    'jax': Target(program.write, program.WINDOW),
+    'onnx': Target(onnx.write, onnx.NOTES, onnx.ready),
+}
+
+
+def export(
+    workdir: str | pathlib.Path,
+    to: str,
+    out: str | pathlib.Path,
+    *,
+    licence: str | None = None,
+    sampler: Any = None,
+    steps: int | None = None,
+    push: str | None = None,
+) -> pathlib.Path:
+    """Writes the model of a run folder, with its model card README.md, to a new folder.
+
+    Args:
+      workdir: run folder.
+      to: a key of TARGETS.
+      out: the folder; it is there when it is whole.
+      licence: of the weights; default: that of what they were distilled from.
+      sampler, steps: of a teacher, see `build.from_workdir`.
+      push: OWNER/NAME at a model hub, where the folder is uploaded as well.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: on whatever the user can mend, before anything is written.
+    """
+    target, out = pick(TARGETS, to, '--to'), disk.folder_for(out, '--out')
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f'--out={out}: is there already; remove it or give another name')
+    target.ready()
+    if push is not None:
+        hub.check(push)
+    made = model.of_run(workdir, licence=licence, sampler=sampler, steps=steps)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f'.{out.name}.{secrets.token_hex(8)}')
+    temporary.mkdir()
+    try:
+        target.write(made, temporary)
+        (temporary / 'README.md').write_text(card.text(made, to, target.notes))
+        temporary.replace(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if push is not None:
+        hub.push(out, push)
+    return out

@@ -1,0 +1,120 @@
+"""The model card of an export: README.md, with the front matter that model hubs read."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fdistill.export.model import Exportable
+from fdistill.files import disk
+
+USE = {
+    'jax': """```python
+from loader import load, to_uint8  # in this folder; needs jax and numpy
+
+sample = load()
+images = to_uint8(sample(seed=0, n=16))  # or label=3 for the class 3
+```""",
+    'onnx': """```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession('model.onnx')
+noise = np.random.default_rng(0).standard_normal({noise}).astype(np.float32)
+(images,) = session.run(None, {given})  # float32 in about [-1, 1], channels last
+```""",
+    'page': 'Open `index.html` in a browser. It generates there and asks nothing of any network.',
+    'safetensors': """```python
+teacher = dict(weights='model.safetensors')  # in a config of fdistill
+```""",
+}
+
+
+def text(model: Exportable, target: str, notes: str = '') -> str:
+    """The card.
+
+    Args:
+      model: what is exported.
+      target: key of USE.
+      notes: about the form that it is exported in.
+    """
+    run, plain = model.run, model.plain
+    method = plain['method']
+    parts = [_front(model, target), f'# {_title(model)}', _told(model)]
+    use = USE[target]
+    if target == 'onnx':
+        label = f"'label': np.arange(16, dtype=np.int32) % {run.num_classes}"
+        given = f"{{'noise': noise{', ' + label if run.num_classes else ''}}}"
+        use = use.replace('{noise}', str((16, *run.shape))).replace('{given}', given)
+    parts += ['## Use', use]
+    facts = {
+        'method': method['name'],
+        'divergence': method.get('divergence'),
+        'data': plain['data']['name'],
+        'sample': ' x '.join(map(str, run.shape)),
+        'classes': run.num_classes or None,
+        'network': plain['network']['name'],
+        'network evaluations a sample': run.nfe,
+        'training steps': run.step,
+        'weights': f'{sum(array.size for array in model.weights.values()):,} numbers',
+        'digest of the weights': run.digest,
+        'licence': model.licence or 'not stated',
+    }
+    parts += [
+        '## Facts',
+        _table(('what', 'value'), [(k, v) for k, v in facts.items() if v is not None]),
+    ]
+    parts += ['## Measured', _measured(model)]
+    if model.derived_from:
+        rows = [(one['name'], one['licence'], one['sha256']) for one in model.derived_from]
+        parts += ['## Made from', _table(('file', 'licence', 'SHA-256'), rows)]
+    versions = ', '.join(f'{name} {version}' for name, version in disk.versions().items())
+    parts += ['## Form', f'{notes}{"." if notes else ""} Written with {versions}.'.strip()]
+    settings = json.dumps(method, indent=2, sort_keys=True)
+    parts += ['## Settings of the method', f'```json\n{settings}\n```']
+    return '\n\n'.join(parts) + '\n'
+
+
+def _title(model):
+    kind = 'A teacher' if model.run.trajectory else 'A one-step generator'
+    return f'{kind} of {model.plain["data"]["name"]}'
+
+
+def _told(model):
+    method = model.plain['method']
+    by = f' under the divergence {method["divergence"]}' if 'divergence' in method else ''
+    return f'Trained with fdistill by `{method["name"]}`{by}.'
+
+
+def _front(model, target):
+    """YAML; what is not of this file is written as JSON, which is YAML too."""
+    method = model.plain['method']['name']
+    front: dict[str, Any] = {
+        'license': (model.licence or 'other').lower().replace(' ', '-'),
+        'library_name': 'fdistill',
+        'pipeline_tag': 'unconditional-image-generation',
+        'tags': ['one-step-generation', 'distillation', method, target],
+    }
+    if model.licence is None:
+        front['license_name'] = 'not-stated'
+    lines = [f'{name}: {json.dumps(value)}' for name, value in front.items()]
+    return '\n'.join(['---', *lines, '---'])
+
+
+def _measured(model):
+    rows = []
+    for row in model.evaluations:
+        names: Mapping[str, str] = row.get('protocol', {})
+        rows += [(name, row[key]) for key, name in names.items() if key in row]
+    if not rows:
+        return 'Nothing was measured of these weights; `fdistill evaluate` does.'
+    shown = [(f'`{name}`', f'{v:.6g}' if isinstance(v, float) else v) for name, v in rows]
+    return _table(('number, with its protocol', 'value'), shown)
+
+
+def _table(head, rows):
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(_cell(cell) for cell in line) + ' |' for line in lines)
+
+
+def _cell(value):
+    return ' '.join(str(value).replace('|', '\\|').split())

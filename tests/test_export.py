@@ -1,0 +1,255 @@
+"""Exported models make the samples of the run that they come from."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdistill import build, cli, export
+from fdistill.build import models
+from fdistill.build import run as runs
+from fdistill.errors import UserError
+from fdistill.export import card, onnx, program
+from fdistill.export.model import Exportable
+from fdistill.files import disk
+from fdistill.methods.generator import Steps, student
+
+DIGITS = {'shape': [8, 8, 1], 'num_classes': 10}
+UNET = {'model_channels': 8, 'channel_mult': (1, 2), 'num_blocks': 1, 'attn_resolutions': (4,)}
+NETWORKS = {
+    'mlp': ({'name': 'mlp', 'width': 16, 'blocks': 1}, DIGITS),
+    'points': ({'name': 'mlp', 'width': 16, 'blocks': 1}, {'shape': [2], 'num_classes': 0}),
+    'ddpmpp': ({'name': 'ddpmpp'} | UNET, DIGITS),
+}
+LOADER = """
+import sys
+sys.modules['fdistill'] = None  # Importing it fails, as where it is not installed.
+import numpy as np
+from loader import load
+np.savez(sys.argv[1], **{f'{n},{label}': load()(3, n, label) for n, label in eval(sys.argv[2])})
+"""
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    """A run folder: points of the ring by f-distill, without classes."""
+    folder = tmp_path_factory.mktemp('runs') / 'ring'
+    with zipfile.ZipFile(pathlib.Path(__file__).parent / 'data' / 'run_folder_0_1.zip') as file:
+        file.extractall(folder)
+    return folder
+
+
+def model(name, levels=(), **about):
+    """An `Exportable` of random weights, a generator of one step or more."""
+    network, image = NETWORKS[name]
+    method = {'name': 'f_distill', 'divergence': 'js', 'sigma_init': 2.5, 'levels': levels}
+    plain = {'network': network, 'denoiser': {'name': 'edm'}, 'image': image, 'method': method}
+    denoiser = models.make_denoiser(network, plain['denoiser'], image, 'config.')
+    shapes = jax.eval_shape(
+        denoiser.init,
+        jax.random.key(0),
+        jnp.zeros((1, *image['shape'])),
+        models.conditions(image, 1),
+    )
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * random.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
+    generator = student(denoiser, Steps(2.5, levels))
+    run = runs.Run(
+        config=None,
+        step=3,
+        params=params,
+        generator=generator,
+        start=lambda key, n, condition=None: runs.start(key, n, condition, image, None),
+        generate=None,
+        sample=lambda noise, condition: jax.jit(generator.sample)(params, noise, condition),
+        denoise=None,
+        trajectory=generator.trajectory,
+        nfe=generator.nfe,
+        shape=tuple(image['shape']),
+        num_classes=image['num_classes'],
+        digest='0123456789abcdef',
+    )
+    about = {'licence': None, 'derived_from': (), 'evaluations': []} | about
+    return Exportable(run, plain | {'data': {'name': 'digits'}}, build.with_names(params), **about)
+
+
+def loaded(folder, wanted):
+    """{(n, label): samples of the seed 3} that the loader in a folder draws, without fdistill."""
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    words = [sys.executable, '-c', LOADER, 'made.npz', repr(wanted)]
+    subprocess.run(words, cwd=folder, check=True, env=environment)
+    with np.load(folder / 'made.npz') as file:
+        return {eval(name): file[name] for name in file}
+
+
+@pytest.mark.optimised
+def test_programs_draw_what_sample_draws(workdir, tmp_path, capsys):
+    """Bit for bit, in another process that has jax alone; also beyond the first batch."""
+    out = tmp_path / 'out'
+    assert cli.main(['export', f'--workdir={workdir}', '--to=jax', f'--out={out}']) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    build.sample(workdir, n=1003, seed=3, out=tmp_path / 'ours.npy')
+    ((_, samples),) = loaded(out, [(1003, None)]).items()
+    np.testing.assert_array_equal(samples, np.load(tmp_path / 'ours.npy'))
+    assert '`f_distill`' in (out / 'README.md').read_text()
+
+
+@pytest.mark.optimised
+def test_programs_take_classes(tmp_path):
+    exported = model('ddpmpp')
+    program.write(exported, tmp_path)
+    for (n, label), samples in loaded(tmp_path, [(5, None), (5, 7)]).items():
+        start = exported.run.start(jax.random.key(3), n, label)
+        np.testing.assert_array_equal(samples, exported.run.sample(*start))
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_what_onnx_is_made_of_is_the_same_function(name):
+    """Also without what makes it ONNX."""
+    exported = model(name)
+    noise, condition = exported.run.start(jax.random.key(1), 3)
+    given = (noise, condition.get('label'))
+    weights = {name: jnp.asarray(array) for name, array in exported.weights.items()}
+    traced = jax.make_jaxpr(exported.sample)(weights, *given)
+    made = jax.jit(lambda *leaves: onnx.replayed(traced, leaves))(
+        *jax.tree.leaves((weights, given))
+    )
+    np.testing.assert_allclose(made[0], exported.run.sample(noise, condition), atol=1e-6)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_onnx_makes_the_same_images(name):
+    """Of any batch size; a label of -1 is none."""
+    pytest.importorskip('jax2onnx', reason="needs pip install 'fdistill[onnx]'")
+    runtime = pytest.importorskip('onnxruntime', reason="needs pip install 'fdistill[onnx]'")
+    exported = model(name)
+    session = runtime.InferenceSession(onnx.as_bytes(exported))
+    for n in (1, 5):
+        noise, condition = exported.run.start(jax.random.key(1), n)
+        if condition:
+            condition['label'] = condition['label'].at[0].set(-1)
+        given = {'noise': np.asarray(noise)} | jax.tree.map(np.asarray, condition)
+        (images,) = session.run(['images'], given)
+        np.testing.assert_allclose(images, exported.run.sample(noise, condition), atol=1e-5)
+
+
+def test_onnx_has_no_random_numbers():
+    with pytest.raises(UserError, match='random_bits has no place in ONNX; use --to=jax'):
+        onnx.as_bytes(model('mlp', levels=(0.8,)))
+
+
+SOURCE = {'name': 'edm.pkl', 'sha256': 'ab' * 32, 'licence': 'CC BY-NC-SA 4.0'}
+
+
+def front_of(text):
+    """{name: value} of the front matter of a card."""
+    _, front, _ = text.split('---\n', 2)
+    return {
+        name: json.loads(value) for name, value in (line.split(': ') for line in front.splitlines())
+    }
+
+
+def test_card_says_what_it_is_and_where_it_comes_from():
+    protocol = 'fid[edm,50k,cifar10]'
+    row = {'step': 3, 'fid': 2.5, 'protocol': {'fid': protocol}}
+    about = {'licence': SOURCE['licence'], 'derived_from': (SOURCE,), 'evaluations': [row]}
+    text = card.text(model('mlp', **about), 'jax', program.WINDOW)
+    front = front_of(text)
+    assert front['license'] == 'cc-by-nc-sa-4.0' and front['library_name'] == 'fdistill'
+    assert 'f_distill' in front['tags']
+    for said in (protocol, '2.5', *SOURCE.values(), 'js', 'six months', '8 x 8 x 1'):
+        assert said in text, said
+    bare = card.text(model('points'), 'onnx')
+    assert front_of(bare)['license'] == 'other' and 'not stated' in bare
+    assert 'Made from' not in bare and 'Nothing was measured' in bare
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['--to=jx'], "unknown 'jx'; did you mean jax?"),
+        (['--to=jax', '--out={full}'], 'is there already'),
+        (['--to=onnx'], "pip install 'fdistill[onnx]'"),
+        (['--to=jax', '--push=me'], 'give OWNER/NAME'),
+        (['--to=jax', '--push=me/it'], "pip install 'fdistill[push]'"),
+        (['--to=jax', '--steps=3'], 'a student takes neither --sampler nor --steps'),
+    ],
+)
+def test_refusals(words, message, workdir, tmp_path, capsys, monkeypatch):
+    """In one line, before anything is written."""
+    for name in ('jax2onnx', 'huggingface_hub'):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'file').touch()
+    words = [word.format(full=tmp_path / 'full') for word in words]
+    words = ['export', f'--workdir={workdir}', f'--out={tmp_path / "out"}', *words]
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert [path.name for path in tmp_path.iterdir()] == ['full']
+
+
+def test_what_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
+    def write(model, folder):
+        (folder / 'half').touch()
+        raise UserError('no')
+
+    monkeypatch.setitem(export.TARGETS, 'jax', export.Target(write, ''))
+    with pytest.raises(UserError, match='no'):
+        export.export(workdir, 'jax', tmp_path / 'out')
+    assert not list(tmp_path.iterdir())
+
+
+def test_push_is_for_those_who_are_logged_in(workdir, tmp_path, monkeypatch):
+    calls = []
+    api = types.SimpleNamespace(
+        endpoint='hub',
+        create_repo=lambda name, **given: calls.append((name, given)),
+        upload_folder=lambda **given: calls.append(
+            (given, sorted(path.name for path in given['folder_path'].iterdir()))
+        ),
+    )
+    hub = types.SimpleNamespace(HfApi=lambda: api, get_token=lambda: None)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
+    target = export.Target(lambda model, folder: (folder / 'weights').touch(), '')
+    monkeypatch.setitem(export.TARGETS, 'jax', target)
+    out = tmp_path / 'out'
+    with pytest.raises(UserError, match='not logged in'):
+        export.export(workdir, 'jax', out, push='me/it')
+    assert not calls and not out.exists()
+    hub.get_token = lambda: 'secret'
+    export.export(workdir, 'jax', out, push='me/it')
+    made = ('me/it', {'exist_ok': True, 'private': True})
+    sent = {'repo_id': 'me/it', 'folder_path': out}
+    assert calls == [made, (sent, ['README.md', 'weights'])]
+    assert 'secret' not in (out / 'README.md').read_text()
+
+
+def test_a_licence_comes_along_through_the_teacher(workdir, tmp_path):
+    """Of a run whose teacher is a run whose teacher is a published file."""
+    from fdistill.export.model import sources
+    from fdistill.weights import denoisers
+
+    file = tmp_path / 'edm.safetensors'
+    image = {'shape': [2], 'num_classes': 0}
+    parts = {'network': {'name': 'mlp'}, 'denoiser': {}, 'image': image}
+    denoisers.save(file, {'a': np.zeros(1, np.float32)}, parts, licence='CC BY-NC-SA 4.0')
+    first = tmp_path / 'first'
+    disk.write_json(first / 'config.json', {'teacher': {'weights': str(file)}})
+    plain = {'teacher': {'workdir': str(first)}}
+    own = {'name': 'edm.safetensors', 'licence': 'CC BY-NC-SA 4.0', 'sha256': disk.sha256(file)}
+    assert sources(plain, None) == (own,)
+    file.unlink()
+    with pytest.raises(UserError, match='give --licence=NAME'):
+        sources(plain, None)
+    assert sources(plain, 'MIT') == (own | {'licence': 'MIT', 'sha256': 'unknown'},)
