@@ -374,7 +374,8 @@ def _add_export(commands):
     export.add_argument(
         '--to',
         metavar='FORM',
-        help='jax (programs for CPU, GPU and TPU) or onnx; required',
+        help='jax (programs for CPU, GPU and TPU), onnx, or page (it generates in a browser); '
+        'required',
     )
     export.add_argument('--out', metavar='DIR', help='folder to make; required')
     export.add_argument(
@@ -384,6 +385,9 @@ def _add_export(commands):
         '--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'
     )
     export.add_argument('--steps', type=int, help='levels of the noise grid, for a denoiser')
+    export.add_argument(
+        '--runtime', metavar='DIR', help='onnxruntime-web for --to=page; default: fetched by npm'
+    )
     export.add_argument(
         '--push', metavar='OWNER/NAME', help='also upload the folder to this place of a model hub'
     )
@@ -603,7 +607,7 @@ def _export(options, overrides, rest=()):
         raise UserError(f'{overrides[0]}: export takes the config kept in the workdir')
     from fdistill import export
 
-    names = ('licence', 'sampler', 'steps', 'push')
+    names = ('licence', 'sampler', 'steps', 'runtime', 'push')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if rest:
         given['sampler'] = {'name': options.sampler} | keyword_options(rest)

@@ -12,23 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported import NETWORKS, model
 
 from fdistill import build, cli, export
-from fdistill.build import models
-from fdistill.build import run as runs
 from fdistill.errors import UserError
 from fdistill.export import card, onnx, program
-from fdistill.export.model import Exportable
 from fdistill.files import disk
-from fdistill.methods.generator import Steps, student
 
-DIGITS = {'shape': [8, 8, 1], 'num_classes': 10}
-UNET = {'model_channels': 8, 'channel_mult': (1, 2), 'num_blocks': 1, 'attn_resolutions': (4,)}
-NETWORKS = {
-    'mlp': ({'name': 'mlp', 'width': 16, 'blocks': 1}, DIGITS),
-    'points': ({'name': 'mlp', 'width': 16, 'blocks': 1}, {'shape': [2], 'num_classes': 0}),
-    'ddpmpp': ({'name': 'ddpmpp'} | UNET, DIGITS),
-}
 LOADER = """
 import sys
 sys.modules['fdistill'] = None  # Importing it fails, as where it is not installed.
@@ -45,42 +35,6 @@ def workdir(tmp_path_factory):
     with zipfile.ZipFile(pathlib.Path(__file__).parent / 'data' / 'run_folder_0_1.zip') as file:
         file.extractall(folder)
     return folder
-
-
-def model(name, levels=(), **about):
-    """An `Exportable` of random weights, a generator of one step or more."""
-    network, image = NETWORKS[name]
-    method = {'name': 'f_distill', 'divergence': 'js', 'sigma_init': 2.5, 'levels': levels}
-    plain = {'network': network, 'denoiser': {'name': 'edm'}, 'image': image, 'method': method}
-    denoiser = models.make_denoiser(network, plain['denoiser'], image, 'config.')
-    shapes = jax.eval_shape(
-        denoiser.init,
-        jax.random.key(0),
-        jnp.zeros((1, *image['shape'])),
-        models.conditions(image, 1),
-    )
-    random = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(0.1 * random.standard_normal(leaf.shape), leaf.dtype), shapes
-    )
-    generator = student(denoiser, Steps(2.5, levels))
-    run = runs.Run(
-        config=None,
-        step=3,
-        params=params,
-        generator=generator,
-        start=lambda key, n, condition=None: runs.start(key, n, condition, image, None),
-        generate=None,
-        sample=lambda noise, condition: jax.jit(generator.sample)(params, noise, condition),
-        denoise=None,
-        trajectory=generator.trajectory,
-        nfe=generator.nfe,
-        shape=tuple(image['shape']),
-        num_classes=image['num_classes'],
-        digest='0123456789abcdef',
-    )
-    about = {'licence': None, 'derived_from': (), 'evaluations': []} | about
-    return Exportable(run, plain | {'data': {'name': 'digits'}}, build.with_names(params), **about)
 
 
 def loaded(folder, wanted):

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fdistill.config import parameters
 from fdistill.errors import UserError, pick
-from fdistill.export import card, hub, model, onnx, program
+from fdistill.export import card, hub, model, onnx, page, program
 from fdistill.files import disk
 
 
@@ -27,6 +28,7 @@ class Target(NamedTuple):
 TARGETS = {
     'jax': Target(program.write, program.WINDOW),
     'onnx': Target(onnx.write, onnx.NOTES, onnx.ready),
+    'page': Target(page.write, page.NOTES, onnx.ready),
 }
 
 
@@ -39,6 +41,7 @@ def export(
     sampler: Any = None,
     steps: int | None = None,
     push: str | None = None,
+    **options: Any,
 ) -> pathlib.Path:
     """Writes the model of a run folder, with its model card README.md, to a new folder.
 
@@ -49,6 +52,7 @@ def export(
       licence: of the weights; default: that of what they were distilled from.
       sampler, steps: of a teacher, see `build.from_workdir`.
       push: OWNER/NAME at a model hub, where the folder is uploaded as well.
+      options: of the form, as runtime.
 
     Returns:
       The folder.
@@ -57,6 +61,8 @@ def export(
       UserError: on whatever the user can mend, before anything is written.
     """
     target, out = pick(TARGETS, to, '--to'), disk.folder_for(out, '--out')
+    for name in options.keys() - parameters(target.write):
+        raise UserError(f'--{name}: is not for --to={to}; leave it out')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'--out={out}: is there already; remove it or give another name')
     target.ready()
@@ -67,7 +73,7 @@ def export(
     temporary = out.with_name(f'.{out.name}.{secrets.token_hex(8)}')
     temporary.mkdir()
     try:
-        target.write(made, temporary)
+        target.write(made, temporary, **options)
         (temporary / 'README.md').write_text(card.text(made, to, target.notes))
         temporary.replace(out)
     except BaseException:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fdistill.build import has_solver
 from fdistill.export.model import Exportable
 from fdistill.files import disk
 
@@ -37,16 +38,37 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
       target: key of USE.
       notes: about the form that it is exported in.
     """
-    run, plain = model.run, model.plain
-    method = plain['method']
-    parts = [_front(model, target), f'# {_title(model)}', _told(model)]
+    run = model.run
+    parts = [_front(model, target), f'# {title(model)}', told(model)]
     use = USE[target]
     if target == 'onnx':
         label = f"'label': np.arange(16, dtype=np.int32) % {run.num_classes}"
         given = f"{{'noise': noise{', ' + label if run.num_classes else ''}}}"
         use = use.replace('{noise}', str((16, *run.shape))).replace('{given}', given)
     parts += ['## Use', use]
-    facts = {
+    parts += ['## Facts', _table(('what', 'value'), facts(model).items())]
+    parts += ['## Measured', _measured(model)]
+    if model.derived_from:
+        rows = [(one['name'], one['licence'], one['sha256']) for one in model.derived_from]
+        parts += ['## Made from', _table(('file', 'licence', 'SHA-256'), rows)]
+    versions = ', '.join(f'{name} {version}' for name, version in disk.versions().items())
+    parts += ['## Form', f'{notes}{"." if notes else ""} Written with {versions}.'.strip()]
+    settings = json.dumps(model.plain['method'], indent=2, sort_keys=True)
+    parts += ['## Settings of the method', f'```json\n{settings}\n```']
+    return '\n\n'.join(parts) + '\n'
+
+
+def title(model: Exportable) -> str:
+    """What the model is, in a few words."""
+    steps = 'one' if model.run.nfe == 1 else model.run.nfe
+    kind = 'teacher' if has_solver(model.plain) else f'{steps}-step generator'
+    return f'A {kind} of {model.plain["data"]["name"]}'
+
+
+def facts(model: Exportable) -> dict[str, Any]:
+    """{what: value} of the model."""
+    run, plain, method = model.run, model.plain, model.plain['method']
+    known = {
         'method': method['name'],
         'divergence': method.get('divergence'),
         'data': plain['data']['name'],
@@ -59,27 +81,11 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
         'digest of the weights': run.digest,
         'licence': model.licence or 'not stated',
     }
-    parts += [
-        '## Facts',
-        _table(('what', 'value'), [(k, v) for k, v in facts.items() if v is not None]),
-    ]
-    parts += ['## Measured', _measured(model)]
-    if model.derived_from:
-        rows = [(one['name'], one['licence'], one['sha256']) for one in model.derived_from]
-        parts += ['## Made from', _table(('file', 'licence', 'SHA-256'), rows)]
-    versions = ', '.join(f'{name} {version}' for name, version in disk.versions().items())
-    parts += ['## Form', f'{notes}{"." if notes else ""} Written with {versions}.'.strip()]
-    settings = json.dumps(method, indent=2, sort_keys=True)
-    parts += ['## Settings of the method', f'```json\n{settings}\n```']
-    return '\n\n'.join(parts) + '\n'
+    return {what: value for what, value in known.items() if value is not None}
 
 
-def _title(model):
-    kind = 'A teacher' if model.run.trajectory else 'A one-step generator'
-    return f'{kind} of {model.plain["data"]["name"]}'
-
-
-def _told(model):
+def told(model: Exportable) -> str:
+    """How the model was made, in a sentence."""
     method = model.plain['method']
     by = f' under the divergence {method["divergence"]}' if 'divergence' in method else ''
     return f'Trained with fdistill by `{method["name"]}`{by}.'
