@@ -74,7 +74,7 @@ REQUIRED = {
     'train': ('config', 'workdir'),
     'sweep': ('config', 'workdir'),
     'plan': ('config', 'topology'),
-    'export': ('workdir', 'to', 'out'),
+    'export': ('to', 'out'),
 }
 
 
@@ -366,30 +366,27 @@ def _parsers():
 
 
 def _add_export(commands):
-    description = (
-        'Writes the model of a run, with its model card, in a form that needs no fdistill.'
-    )
+    description = 'Writes a model, with its model card, in a form that others read.'
     export = _command(commands, 'export', description, SAMPLER)
-    export.add_argument('--workdir', metavar='DIR', help=WORKDIR)
+    export.add_argument('--workdir', metavar='DIR', help=RUN)
+    export.add_argument('--weights', metavar='FILE', help=WEIGHTS)
     export.add_argument(
         '--to',
         metavar='FORM',
-        help='jax (programs for CPU, GPU and TPU), onnx, or page (it generates in a browser); '
-        'required',
+        help='jax (programs for CPU, GPU and TPU), onnx, page (it generates in a browser), or '
+        'safetensors (what --weights and teachers read); required',
     )
     export.add_argument('--out', metavar='DIR', help='folder to make; required')
     export.add_argument(
-        '--licence', metavar='NAME', help='of the weights; default: what they were distilled from'
+        '--licence', metavar='NAME', help='of the weights; default: of what they were made from'
     )
-    export.add_argument(
-        '--sampler', metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'
-    )
-    export.add_argument('--steps', type=int, help='levels of the noise grid, for a denoiser')
+    for flag, given in SOLVER.items():
+        export.add_argument(flag, **given)
     export.add_argument(
         '--runtime', metavar='DIR', help='onnxruntime-web for --to=page; default: fetched by npm'
     )
     export.add_argument(
-        '--push', metavar='OWNER/NAME', help='also upload the folder to this place of a model hub'
+        '--push', metavar='OWNER/NAME', help='also upload the folder, to this place of a model hub'
     )
 
 
@@ -605,12 +602,13 @@ def _sample(options, overrides, rest=()):
 def _export(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: export takes the config kept in the workdir')
+    if (options.workdir is None) == (options.weights is None):
+        raise UserError(ONE_OF)
     from fdistill import export
 
-    names = ('licence', 'sampler', 'steps', 'runtime', 'push')
+    names = ('weights', 'licence', 'runtime', 'push')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if rest:
-        given['sampler'] = {'name': options.sampler} | keyword_options(rest)
+    given['solver'] = _solver(options, rest)
     print(export.export(options.workdir, options.to, options.out, **given))
 
 

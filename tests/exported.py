@@ -23,8 +23,8 @@ def model(name, levels=(), **about):
     """An `Exportable` of random weights, a generator of one step or more."""
     network, image = NETWORKS[name]
     method = {'name': 'f_distill', 'divergence': 'js', 'sigma_init': 2.5, 'levels': levels}
-    plain = {'network': network, 'denoiser': {'name': 'edm'}, 'image': image, 'method': method}
-    denoiser = models.make_denoiser(network, plain['denoiser'], image, 'config.')
+    sections = {'network': network, 'denoiser': {'name': 'edm'}, 'image': image}
+    denoiser = models.make_denoiser(network, sections['denoiser'], image, 'config.')
     shapes = jax.eval_shape(
         denoiser.init,
         jax.random.key(0),
@@ -35,21 +35,17 @@ def model(name, levels=(), **about):
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.1 * random.standard_normal(leaf.shape), leaf.dtype), shapes
     )
-    generator = student(denoiser, Steps(2.5, levels))
-    run = runs.Run(
-        config=None,
+    steps = Steps(2.5, levels)
+    generator = student(denoiser, steps)
+    run = runs.assembled(
+        sections,
+        denoiser,
+        generator,
+        params,
+        None,
+        path='here',
         step=3,
-        params=params,
-        generator=generator,
-        start=lambda key, n, condition=None: runs.start(key, n, condition, image, None),
-        generate=None,
-        sample=lambda noise, condition: jax.jit(generator.sample)(params, noise, condition),
-        denoise=None,
-        trajectory=generator.trajectory,
-        nfe=generator.nfe,
-        shape=tuple(image['shape']),
-        num_classes=image['num_classes'],
         digest='0123456789abcdef',
     )
-    about = {'licence': None, 'derived_from': (), 'evaluations': []} | about
-    return Exportable(run, plain | {'data': {'name': 'digits'}}, build.with_names(params), **about)
+    about = {'licence': None, 'derived_from': (), 'evaluations': [], 'name': 'digits'} | about
+    return Exportable(run, sections, method, steps=steps, weights=build.with_names(params), **about)

@@ -17,7 +17,9 @@ from exported import NETWORKS, model
 from fdistill import build, cli, export
 from fdistill.errors import UserError
 from fdistill.export import card, onnx, program
+from fdistill.export.model import opened, sources
 from fdistill.files import disk
+from fdistill.weights import denoisers
 
 LOADER = """
 import sys
@@ -102,6 +104,27 @@ def test_onnx_has_no_random_numbers():
         onnx.as_bytes(model('mlp', levels=(0.8,)))
 
 
+def test_weights_come_back_bit_for_bit(workdir, tmp_path, capsys):
+    """As a file that says how the student makes samples; what is exported of it is the same."""
+    out = tmp_path / 'out'
+    words = [f'--workdir={workdir}', '--to=safetensors', f'--out={out}']
+    assert cli.main(['export', *words]) == 2
+    assert 'the file says its licence; give --licence=NAME' in capsys.readouterr().err
+    assert cli.main(['export', *words, '--licence=MIT']) == 0
+    run = build.from_workdir(workdir)
+    again = build.from_weights(out / 'model.safetensors')
+    for ours, theirs in zip(
+        jax.tree.leaves(run.params), jax.tree.leaves(again.params), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    start = run.start(jax.random.key(0), 5)
+    np.testing.assert_array_equal(run.sample(*start), again.sample(*start))
+    first, second = opened(workdir, licence='MIT'), opened(None, out / 'model.safetensors')
+    assert second.derived_from[0]['name'] == 'model.safetensors'
+    for name in ('sections', 'method', 'name', 'steps', 'licence'):
+        assert getattr(first, name) == getattr(second, name), name
+
+
 SOURCE = {'name': 'edm.pkl', 'sha256': 'ab' * 32, 'licence': 'CC BY-NC-SA 4.0'}
 
 
@@ -136,7 +159,7 @@ def test_card_says_what_it_is_and_where_it_comes_from():
         (['--to=onnx'], "pip install 'fdistill[onnx]'"),
         (['--to=jax', '--push=me'], 'give OWNER/NAME'),
         (['--to=jax', '--push=me/it'], "pip install 'fdistill[push]'"),
-        (['--to=jax', '--steps=3'], 'a student takes neither --sampler nor --steps'),
+        (['--to=jax', '--steps=3'], 'a student takes neither --sampler nor --steps nor --guidance'),
     ],
 )
 def test_refusals(words, message, workdir, tmp_path, capsys, monkeypatch):
@@ -191,19 +214,16 @@ def test_push_is_for_those_who_are_logged_in(workdir, tmp_path, monkeypatch):
 
 def test_a_licence_comes_along_through_the_teacher(workdir, tmp_path):
     """Of a run whose teacher is a run whose teacher is a published file."""
-    from fdistill.export.model import sources
-    from fdistill.weights import denoisers
-
     file = tmp_path / 'edm.safetensors'
     image = {'shape': [2], 'num_classes': 0}
     parts = {'network': {'name': 'mlp'}, 'denoiser': {}, 'image': image}
     denoisers.save(file, {'a': np.zeros(1, np.float32)}, parts, licence='CC BY-NC-SA 4.0')
     first = tmp_path / 'first'
     disk.write_json(first / 'config.json', {'teacher': {'weights': str(file)}})
-    plain = {'teacher': {'workdir': str(first)}}
+    teacher = {'workdir': str(first)}
     own = {'name': 'edm.safetensors', 'licence': 'CC BY-NC-SA 4.0', 'sha256': disk.sha256(file)}
-    assert sources(plain, None) == (own,)
+    assert sources(teacher, None) == (own,)
     file.unlink()
     with pytest.raises(UserError, match='give --licence=NAME'):
-        sources(plain, None)
-    assert sources(plain, 'MIT') == (own | {'licence': 'MIT', 'sha256': 'unknown'},)
+        sources(teacher, None)
+    assert sources(teacher, 'MIT') == (own | {'licence': 'MIT', 'sha256': 'unknown'},)

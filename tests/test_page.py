@@ -46,8 +46,7 @@ def test_page_holds_all_that_it_needs(tmp_path, monkeypatch):
     """And asks for nothing: there is no address in it, and its policy allows none."""
     monkeypatch.setattr(page, 'parts', lambda runtime: {'code': b'code', 'wasm': b'wasm'})
     monkeypatch.setattr(onnx, 'as_bytes', lambda model: b'model')
-    exported = model('ddpmpp')
-    exported.plain['data'] = {'name': '<script>alert(1)</script>'}
+    exported = model('ddpmpp')._replace(name='<script>alert(1)</script>')
     page.write(exported, tmp_path)
     text = (tmp_path / page.FILE).read_text()
     assert "default-src 'none'" in text and 'http:' not in text and 'https:' not in text

@@ -8,7 +8,7 @@ from fdistill.build.check_teacher import check_teacher
 from fdistill.build.draw import batch_key, sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
-from fdistill.build.loading import from_weights, from_workdir, guided, has_solver
+from fdistill.build.loading import from_weights, from_workdir, guided, has_solver, opened
 from fdistill.build.measure import evaluate
 from fdistill.build.plan import page, plan
 from fdistill.build.published import as_params, convert, save_teacher, with_names
@@ -39,6 +39,7 @@ __all__ = [
     'has_solver',
     'load_data',
     'make_statistics',
+    'opened',
     'optimizers',
     'override',
     'page',

@@ -3,12 +3,12 @@
 import pathlib
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fdistill.config import parameters
 from fdistill.errors import UserError, pick
-from fdistill.export import card, hub, model, onnx, page, program
+from fdistill.export import card, file, hub, model, onnx, page, program
 from fdistill.files import disk
 
 
@@ -28,29 +28,30 @@ class Target(NamedTuple):
 TARGETS = {
     'jax': Target(program.write, program.WINDOW),
     'onnx': Target(onnx.write, onnx.NOTES, onnx.ready),
+    'safetensors': Target(file.write, file.NOTES),
     'page': Target(page.write, page.NOTES, onnx.ready),
 }
 
 
 def export(
-    workdir: str | pathlib.Path,
+    workdir: str | pathlib.Path | None,
     to: str,
     out: str | pathlib.Path,
     *,
+    weights: str | pathlib.Path | None = None,
     licence: str | None = None,
-    sampler: Any = None,
-    steps: int | None = None,
+    solver: Mapping[str, Any] | None = None,
     push: str | None = None,
     **options: Any,
 ) -> pathlib.Path:
-    """Writes the model of a run folder, with its model card README.md, to a new folder.
+    """Writes a model, with its model card README.md, to a new folder.
 
     Args:
-      workdir: run folder.
+      workdir, weights: run folder, or file of weights; one of them.
       to: a key of TARGETS.
       out: the folder; it is there when it is whole.
-      licence: of the weights; default: that of what they were distilled from.
-      sampler, steps: of a teacher, see `build.from_workdir`.
+      licence: of the weights; default: that of what they were made from.
+      solver: sampler, steps and guidance of a denoiser, see `build.from_workdir`.
       push: OWNER/NAME at a model hub, where the folder is uploaded as well.
       options: of the form, as runtime.
 
@@ -68,7 +69,7 @@ def export(
     target.ready()
     if push is not None:
         hub.check(push)
-    made = model.of_run(workdir, licence=licence, sampler=sampler, steps=steps)
+    made = model.opened(workdir, weights, licence=licence, **solver or {})
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f'.{out.name}.{secrets.token_hex(8)}')
     temporary.mkdir()

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fdistill.build import has_solver
 from fdistill.export.model import Exportable
 from fdistill.files import disk
 
@@ -24,9 +23,11 @@ noise = np.random.default_rng(0).standard_normal({noise}).astype(np.float32)
 (images,) = session.run(None, {given})  # float32 in about [-1, 1], channels last
 ```""",
     'page': 'Open `index.html` in a browser. It generates there and asks nothing of any network.',
-    'safetensors': """```python
-teacher = dict(weights='model.safetensors')  # in a config of fdistill
-```""",
+    'safetensors': """```sh
+fdistill sample --weights=model.safetensors
+```
+
+As a teacher, in a config of fdistill: `teacher=dict(weights='model.safetensors')`.""",
 }
 
 
@@ -53,30 +54,30 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
         parts += ['## Made from', _table(('file', 'licence', 'SHA-256'), rows)]
     versions = ', '.join(f'{name} {version}' for name, version in disk.versions().items())
     parts += ['## Form', f'{notes}{"." if notes else ""} Written with {versions}.'.strip()]
-    settings = json.dumps(model.plain['method'], indent=2, sort_keys=True)
-    parts += ['## Settings of the method', f'```json\n{settings}\n```']
+    if model.method:
+        settings = json.dumps(model.method, indent=2, sort_keys=True)
+        parts += ['## Settings of the method', f'```json\n{settings}\n```']
     return '\n\n'.join(parts) + '\n'
 
 
 def title(model: Exportable) -> str:
     """What the model is, in a few words."""
     steps = 'one' if model.run.nfe == 1 else model.run.nfe
-    kind = 'teacher' if has_solver(model.plain) else f'{steps}-step generator'
-    return f'A {kind} of {model.plain["data"]["name"]}'
+    return f'A {f"{steps}-step generator" if model.steps else "denoiser"} of {model.name}'
 
 
 def facts(model: Exportable) -> dict[str, Any]:
     """{what: value} of the model."""
-    run, plain, method = model.run, model.plain, model.plain['method']
+    run, method = model.run, model.method
     known = {
-        'method': method['name'],
+        'method': method.get('name'),
         'divergence': method.get('divergence'),
-        'data': plain['data']['name'],
+        'data': model.name,
         'sample': ' x '.join(map(str, run.shape)),
         'classes': run.num_classes or None,
-        'network': plain['network']['name'],
+        'network': model.sections['network']['name'],
         'network evaluations a sample': run.nfe,
-        'training steps': run.step,
+        'training steps': run.step or None,
         'weights': f'{sum(array.size for array in model.weights.values()):,} numbers',
         'digest of the weights': run.digest,
         'licence': model.licence or 'not stated',
@@ -86,19 +87,21 @@ def facts(model: Exportable) -> dict[str, Any]:
 
 def told(model: Exportable) -> str:
     """How the model was made, in a sentence."""
-    method = model.plain['method']
+    method = model.method
+    if not method:
+        return 'Converted by fdistill.'
     by = f' under the divergence {method["divergence"]}' if 'divergence' in method else ''
     return f'Trained with fdistill by `{method["name"]}`{by}.'
 
 
 def _front(model, target):
     """YAML; what is not of this file is written as JSON, which is YAML too."""
-    method = model.plain['method']['name']
+    method = [model.method['name']] if model.method else []
     front: dict[str, Any] = {
         'license': (model.licence or 'other').lower().replace(' ', '-'),
         'library_name': 'fdistill',
         'pipeline_tag': 'unconditional-image-generation',
-        'tags': ['one-step-generation', 'distillation', method, target],
+        'tags': ['diffusion-distillation', *method, target],
     }
     if model.licence is None:
         front['license_name'] = 'not-stated'

@@ -1,4 +1,4 @@
-"""What is exported: a trained generator as pure functions, and where it comes from."""
+"""What is exported: a generator as pure functions, and what there is to say about it."""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,26 +11,34 @@ import numpy as np
 from fdistill import build
 from fdistill import config as configs
 from fdistill.build import Run
+from fdistill.config import parameters
 from fdistill.errors import UserError
 from fdistill.export.loader import RANDOM
 from fdistill.files import disk
+from fdistill.methods import METHODS
+from fdistill.methods.generator import Steps
 from fdistill.weights import denoisers
 
 
 class Exportable(NamedTuple):
-    """A trained generator.
+    """A generator.
 
     run: where it lies in memory.
-    plain: its config, as JSON keeps it.
+    sections: {'network', 'denoiser', 'image'} of a config, a `weights.denoisers.Model`.
+    method: section of what trained it; {} where it was trained elsewhere.
+    name: of the data, or of the published file.
+    steps: how a student makes samples; None of a denoiser, which a solver steps with.
     weights: {name: float32 array}, as in a file of `weights.denoisers`.
     licence: of the weights; None where nothing says it.
-    derived_from: the published files that it was distilled from, of each {'name', 'sha256',
-      'licence'}.
-    evaluations: rows of `eval/*.json`, of this checkpoint.
+    derived_from: the published files that it was made from, of each {'name', 'sha256', 'licence'}.
+    evaluations: rows of `eval/*.json`, of these weights.
     """
 
     run: Run
-    plain: dict[str, Any]
+    sections: denoisers.Model
+    method: dict[str, Any]
+    name: str
+    steps: Steps | None
     weights: dict[str, np.ndarray]
     licence: str | None
     derived_from: tuple[dict[str, str], ...]
@@ -39,82 +47,117 @@ class Exportable(NamedTuple):
     def start(self, seed: Any, batch: Any, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(noise[B,...] ~ N(0, 1), label[B]) with which `fdistill sample --seed` begins its batch
         number `batch`; label[B]: classes, -1 for none, `RANDOM`."""
-        key = build.batch_key(seed, batch)
-        noise, condition = self.run.start(key, label.shape[0])
+        noise, condition = self.run.start(build.batch_key(seed, batch), label.shape[0])
         drawn = condition.get('label', jnp.full_like(label, -1))
         return noise, jnp.where(label == RANDOM, drawn, label)
 
     def sample(self, weights: Mapping[str, jax.Array], noise: jax.Array, label: jax.Array) -> Any:
-        """float32 images [B,...] of noise[B,...] ~ N(0, 1) and label[B]."""
+        """float32 samples [B,...] of noise[B,...] ~ N(0, 1) and label[B]."""
         params = build.as_params(weights, self.run.params)
         condition = {'label': label} if self.run.num_classes else {}
         return self.run.generator.sample(params, noise, condition)
 
 
-def sources(plain: Mapping[str, Any], licence: str | None) -> tuple[dict[str, str], ...]:
-    """The published files that a run was distilled from; through the run that is its teacher, too.
+def sources(teacher: Mapping[str, Any], licence: str | None) -> tuple[dict[str, str], ...]:
+    """The published files that a run was distilled from, through the run that is its teacher, too.
+
+    Args:
+      teacher: section of a config.
+      licence: of the weights, where the user says it.
 
     Raises:
       UserError: the teacher is not there any more, and no licence is given.
     """
-    teacher = plain.get('teacher', {})
     place = teacher.get('weights') or teacher.get('workdir')
     if place is None:
         return ()
     try:
         if 'workdir' in teacher:
             known = configs.to_json(configs.read(place, 'config.teacher.workdir'))
-            return sources(known, licence)
-        about = denoisers.about(place)
+            return sources(known.get('teacher', {}), licence)
+        return of_file(place, denoisers.about(place))
     except UserError as error:
         if licence:
-            return (
-                {'name': pathlib.PurePath(place).name, 'sha256': 'unknown', 'licence': licence},
-            )
+            lost = {'name': pathlib.PurePath(place).name, 'sha256': 'unknown'}
+            return (lost | {'licence': licence},)
         raise UserError(
             f'{error}; or, as its licence cannot be read then, give --licence=NAME'
         ) from error
-    own = {'name': about.get('source', pathlib.PurePath(place).name), 'licence': about['licence']}
-    own['sha256'] = about.get('source_sha256') or disk.sha256(place)
-    return (own, *about['derived_from'])
 
 
-def of_run(
-    workdir: str | pathlib.Path,
+def of_file(path: str | pathlib.Path, about: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
+    """What says where a file of weights comes from: the published one, then what that is from."""
+    own = {'name': about.get('source', pathlib.PurePath(path).name), 'licence': about['licence']}
+    return (
+        own | {'sha256': about.get('source_sha256') or disk.sha256(path)},
+        *about['derived_from'],
+    )
+
+
+def _of_run(workdir, run, licence):
+    """The fields of a run folder's model that are not those of its memory."""
+    plain = configs.to_json(run.config)
+    rows = [disk.read_json(file) for file in sorted((disk.place(workdir) / 'eval').glob('*.json'))]
+    method, steps = plain['method'], None
+    if not build.has_solver(plain):
+        known = parameters(METHODS[method['name']])
+        given = {name: known[name].default for name in Steps._fields if name in known}
+        steps = Steps(**given | {name: method[name] for name in given if name in method})
+    return {
+        'method': method,
+        'name': plain['data']['name'],
+        'steps': steps,
+        'derived_from': sources(plain.get('teacher', {}), licence),
+        'evaluations': [
+            row for row in rows if row.get('details', {}).get('checkpoint') == run.digest
+        ],
+    }
+
+
+def _of_weights(path, about):
+    """The same, of a file of weights."""
+    return {
+        'method': disk.from_json(about.get('method', '{}')),
+        'name': about.get('data', about.get('source', pathlib.PurePath(path).stem)),
+        'steps': Steps(**configs.with_tuples(about['generator'])) if 'generator' in about else None,
+        'derived_from': of_file(path, about),
+        'evaluations': [],
+    }
+
+
+def opened(
+    workdir: str | pathlib.Path | None,
+    weights: str | pathlib.Path | None = None,
     *,
     licence: str | None = None,
-    sampler: Any = None,
-    steps: int | None = None,
+    **solver: Any,
 ) -> Exportable:
-    """What a run folder holds, ready to be exported.
+    """What a run folder or a file of weights holds, ready to be exported.
 
     Args:
-      workdir: run folder.
-      licence: of the weights, in place of that of what they were distilled from.
-      sampler, steps: of a teacher, see `build.from_workdir`.
+      workdir, weights: run folder, or file of weights; one of them.
+      licence: of the weights, in place of that of what they were made from.
+      solver: sampler, steps and guidance of a denoiser, see `build.from_workdir`.
 
     Raises:
-      UserError: there is no run, or its samples are conditioned on more than a class.
+      UserError: there is none, or its samples are conditioned on more than a class.
     """
-    run = build.from_workdir(workdir, sampler=sampler, steps=steps)
+    run = build.opened(workdir, weights, **solver)
     plain = configs.to_json(run.config)
     if given := plain['image'].get('given'):
         raise UserError(
-            f'--workdir={workdir}: its samples are made of {", ".join(given)}; an exported model '
+            f'{workdir or weights}: its samples are made of {", ".join(given)}; an exported model '
             'takes noise and a class alone'
         )
-    derived_from = sources(plain, licence)
-    known = ' AND '.join(sorted({one['licence'] for one in derived_from}))
-    rows = []
-    for file in sorted((disk.place(workdir) / 'eval').glob('*.json')):
-        row = disk.read_json(file, dict)
-        if row.get('details', {}).get('checkpoint') == run.digest:
-            rows.append(row)
+    if weights is None:
+        known = _of_run(workdir, run, licence)
+    else:
+        known = _of_weights(weights, denoisers.about(weights))
+    licences = ' AND '.join(sorted({one['licence'] for one in known['derived_from']}))
     return Exportable(
-        run,
-        plain,
-        build.with_names(run.params),
-        licence or known or None,
-        derived_from,
-        rows,
+        run=run,
+        sections={name: plain[name] for name in ('network', 'denoiser', 'image')},
+        weights=build.with_names(run.params),
+        licence=licence or licences or None,
+        **known,
     )
