@@ -12,15 +12,15 @@ USE = {
 from loader import load, to_uint8  # in this folder; needs jax and numpy
 
 sample = load()
-images = to_uint8(sample(seed=0, n=16))  # or label=3 for the class 3
+{samples} = sample(seed=0, n=16{label})  # float32 {shape}; to_uint8 makes levels of images
 ```""",
     'onnx': """```python
 import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession('model.onnx')
-noise = np.random.default_rng(0).standard_normal({noise}).astype(np.float32)
-(images,) = session.run(None, {given})  # float32 in about [-1, 1], channels last
+given = {'noise': np.random.default_rng(0).standard_normal({shape}).astype(np.float32)}{labels}
+({samples},) = session.run(None, given)  # float32 {shape}
 ```""",
     'page': 'Open `index.html` in a browser. It generates there and asks nothing of any network.',
     'safetensors': """```sh
@@ -41,11 +41,16 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
     """
     run = model.run
     parts = [_front(model, target), f'# {title(model)}', told(model)]
-    use = USE[target]
-    if target == 'onnx':
-        label = f"'label': np.arange(16, dtype=np.int32) % {run.num_classes}"
-        given = f"{{'noise': noise{', ' + label if run.num_classes else ''}}}"
-        use = use.replace('{noise}', str((16, *run.shape))).replace('{given}', given)
+    use, classes = USE[target], run.num_classes
+    for name, value in {
+        'shape': str((16, *run.shape)),
+        'samples': 'images' if len(run.shape) == 3 else 'points',
+        'label': ', label=3' if classes > 3 else '',
+        'labels': f"\ngiven['label'] = np.arange(16, dtype=np.int32) % {classes}"
+        if classes
+        else '',
+    }.items():
+        use = use.replace(f'{{{name}}}', value)
     parts += ['## Use', use]
     parts += ['## Facts', _table(('what', 'value'), facts(model).items())]
     parts += ['## Measured', _measured(model)]
@@ -97,14 +102,17 @@ def told(model: Exportable) -> str:
 def _front(model, target):
     """YAML; what is not of this file is written as JSON, which is YAML too."""
     method = [model.method['name']] if model.method else []
+    licence = model.licence or 'not stated'
+    known = model.licence and ' AND ' not in licence
     front: dict[str, Any] = {
-        'license': (model.licence or 'other').lower().replace(' ', '-'),
+        'license': licence.lower().replace(' ', '-') if known else 'other',
         'library_name': 'fdistill',
-        'pipeline_tag': 'unconditional-image-generation',
         'tags': ['diffusion-distillation', *method, target],
     }
-    if model.licence is None:
-        front['license_name'] = 'not-stated'
+    if len(model.run.shape) == 3:
+        front['pipeline_tag'] = 'unconditional-image-generation'
+    if not known:
+        front['license_name'] = licence
     lines = [f'{name}: {json.dumps(value)}' for name, value in front.items()]
     return '\n'.join(['---', *lines, '---'])
 
