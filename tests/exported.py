@@ -16,6 +16,8 @@ NETWORKS = {
     'mlp': ({'name': 'mlp', 'width': 16, 'blocks': 1}, DIGITS),
     'points': ({'name': 'mlp', 'width': 16, 'blocks': 1}, {'shape': [2], 'num_classes': 0}),
     'ddpmpp': ({'name': 'ddpmpp'} | UNET, DIGITS),
+    'edm2': ({'name': 'edm2', 'channels_per_head': 8} | UNET, DIGITS),
+    'dit': ({'name': 'dit', 'width': 16, 'depth': 1, 'heads': 2, 'patch': 2}, DIGITS),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from fdistill import cli, networks
 from fdistill import config as configs
 from fdistill.evaluation.protocol import PROTOCOLS
+from fdistill.export import TARGETS
 from fdistill.weights import CONVERTERS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -19,10 +20,12 @@ README = (ROOT / 'README.md').read_text()
 METHODS = (ROOT / 'docs' / 'methods.md').read_text()
 ACCELERATOR = '# needs an accelerator'
 FILES = '# needs published files'
+EXTRA = '# needs an extra'
 SHORT = {
     'train': ['--config.training.steps=2'],
     'evaluate': ['--samples=200', '--quiet'],
     'sample': [],
+    'export': [],
     'report': ['--quiet'],
     'check-data': [],
     'plan': [],
@@ -48,7 +51,7 @@ def _words(line):
 def test_commands_are_of_a_kind_that_is_tested():
     for line in LINES:
         first = _words(line)[0]
-        assert first in ('make', 'fdistill') or line.endswith((ACCELERATOR, FILES)), line
+        assert first in ('make', 'fdistill') or line.endswith((ACCELERATOR, FILES, EXTRA)), line
 
 
 def test_make_targets_exist():
@@ -73,14 +76,15 @@ def test_commands_for_accelerators_have_a_config():
 
 
 def test_commands_for_published_files_parse():
-    lines = [line for line in LINES if line.endswith(FILES)]
+    lines = [line for line in LINES if line.endswith((FILES, EXTRA))]
     for line in lines:
         options = cli._parsers()[0].parse_args(_words(line)[1:])
         assert options.command in cli.COMMANDS
-        # Tests of weights, statistics and scores run them on files of their own.
+        # Tests of weights, statistics, scores and exports run them on files of their own.
         assert getattr(options, 'protocol', 'edm') in PROTOCOLS and getattr(
             options, 'kind', 'teacher'
         ) in (*CONVERTERS, *cli.CONVERT)
+        assert getattr(options, 'to', 'jax') in TARGETS
     assert lines
 
 
@@ -91,7 +95,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('readme')
     for line in LINES:
         words = _words(re.sub(r'(?<=[= ])runs/', f'{folder}/', line))
-        if words[0] == 'fdistill' and not line.endswith((ACCELERATOR, FILES)):
+        if words[0] == 'fdistill' and not line.endswith((ACCELERATOR, FILES, EXTRA)):
             assert cli.main(words[1:] + SHORT[words[1]]) == 0, line
     return folder
 
