@@ -7,8 +7,9 @@ import numpy as np
 from fdistill import build
 from fdistill.build import models
 from fdistill.build import run as runs
+from fdistill.diffusion.samplers import SAMPLERS
 from fdistill.export.model import Exportable
-from fdistill.methods.generator import Steps, student
+from fdistill.methods.generator import Steps, solver, student
 
 DIGITS = {'shape': [8, 8, 1], 'num_classes': 10}
 UNET = {'model_channels': 8, 'channel_mult': (1, 2), 'num_blocks': 1, 'attn_resolutions': (4,)}
@@ -21,9 +22,10 @@ NETWORKS = {
 }
 
 
-def model(name, levels=(), **about):
-    """An `Exportable` of random weights, a generator of one step or more."""
+def model(name, levels=(), bfloat16=False, sampler=None, **about):
+    """An `Exportable` of random weights: a student, or a denoiser under a sampler."""
     network, image = NETWORKS[name]
+    network = network | ({'bfloat16': True} if bfloat16 else {})
     method = {'name': 'f_distill', 'divergence': 'js', 'sigma_init': 2.5, 'levels': levels}
     sections = {'network': network, 'denoiser': {'name': 'edm'}, 'image': image}
     denoiser = models.make_denoiser(network, sections['denoiser'], image, 'config.')
@@ -37,8 +39,11 @@ def model(name, levels=(), **about):
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.1 * random.standard_normal(leaf.shape), leaf.dtype), shapes
     )
-    steps = Steps(2.5, levels)
-    generator = student(denoiser, steps)
+    steps = None if sampler else Steps(2.5, levels)
+    if sampler:
+        generator = solver(denoiser, SAMPLERS[sampler], np.array([2.5, 0.5, 0.1, 0.0]))
+    else:
+        generator = student(denoiser, steps)
     run = runs.assembled(
         sections,
         denoiser,

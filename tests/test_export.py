@@ -83,12 +83,14 @@ def test_what_onnx_is_made_of_is_the_same_function(name):
     np.testing.assert_allclose(made[0], exported.run.sample(noise, condition), atol=1e-6)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-def test_onnx_makes_the_same_images(name):
+@pytest.mark.parametrize(
+    'name, given', [*((name, {}) for name in NETWORKS), ('ddpmpp', {'sampler': 'heun'})]
+)
+def test_onnx_makes_the_same_images(name, given):
     """Of any batch size; a label of -1 is none."""
     pytest.importorskip('jax2onnx', reason="needs pip install 'fdistill[onnx]'")
     runtime = pytest.importorskip('onnxruntime', reason="needs pip install 'fdistill[onnx]'")
-    exported = model(name)
+    exported = model(name, **given)
     session = runtime.InferenceSession(onnx.as_bytes(exported))
     for n in (1, 5):
         noise, condition = exported.run.start(jax.random.key(1), n)
@@ -97,6 +99,18 @@ def test_onnx_makes_the_same_images(name):
         given = {'noise': np.asarray(noise)} | jax.tree.map(np.asarray, condition)
         (images,) = session.run(['images'], given)
         np.testing.assert_allclose(images, exported.run.sample(noise, condition), atol=1e-5)
+
+
+def test_onnx_computes_in_float32():
+    """Also of a network that computes in bfloat16, which few runtimes do."""
+    narrow, wide = model('mlp', bfloat16=True), model('mlp')
+    given = (jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), np.arange(3, dtype=np.int32))
+    weights = {name: jnp.asarray(array) for name, array in narrow.weights.items()}
+    traced = jax.make_jaxpr(narrow.sample)(weights, *given)
+    assert 'bf16' in str(traced)
+    (made,) = onnx.replayed(traced, jax.tree.leaves((weights, given)))
+    np.testing.assert_allclose(made, wide.sample(weights, *given), atol=1e-6)
+    assert np.abs(made - narrow.sample(weights, *given)).max() > 1e-4
 
 
 def test_onnx_has_no_random_numbers():

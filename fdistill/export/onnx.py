@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
@@ -17,7 +18,7 @@ OPSET = 21  # that runtimes have known for two years
 NOTES = (
     f'The model is ONNX opset {OPSET}. Its inputs are `noise`, float32 [B, ...] of unit variance, '
     'and, where there are classes, `label`, int32 [B], -1 for none; its output is `images`, '
-    'float32 [B, ...]'
+    'float32 [B, ...]. It computes in float32, whatever the network was trained in'
 )
 MOST_BYTES = 2**31  # of a model in one file
 INSTALL = "pip install 'fdistill[onnx]'"
@@ -123,22 +124,38 @@ SAME = {'pad': _pad, 'stack': _stack}
 HOLDS = {'jit': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'}
 
 
+def _narrow(value):
+    return isinstance(value, np.dtype) and value == jnp.bfloat16
+
+
+def _param(value):
+    """A parameter of an operation, such as a type, or the body of a loop, as `replayed` has it."""
+    if type(value) is tuple:  # And no NamedTuple: bodies of branches.
+        return tuple(map(_param, value))
+    if isinstance(value, ClosedJaxpr):
+        given = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in value.in_avals]
+        return jax.make_jaxpr(lambda *arrays: replayed(value, arrays))(*given)
+    return np.dtype('float32') if _narrow(value) else value
+
+
 def replayed(program: ClosedJaxpr, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """The outputs of a program of these arrays, with SAME in place of some of its operations."""
+    """The outputs of a program of these arrays, with SAME in place of some of its operations, and
+    float32 in place of bfloat16, which runtimes on CPUs and in browsers do not compute in."""
     jaxpr = program.jaxpr
     values = dict(zip(jaxpr.constvars, program.consts)) | dict(zip(jaxpr.invars, arrays))
 
     def read(atom):
-        return atom.val if hasattr(atom, 'val') else values[atom]
+        value = atom.val if hasattr(atom, 'val') else values[atom]
+        return value.astype(jnp.float32) if _narrow(getattr(value, 'dtype', None)) else value
 
     for equation in jaxpr.eqns:
-        given, params = [read(atom) for atom in equation.invars], equation.params
-        name = equation.primitive.name
+        given, name = [read(atom) for atom in equation.invars], equation.primitive.name
         if name in HOLDS:
-            out = replayed(params[HOLDS[name]], given)
+            out = replayed(equation.params[HOLDS[name]], given)
         elif name in SAME:
-            out = [SAME[name](*given, **params)]
+            out = [SAME[name](*given, **equation.params)]
         else:
+            params = {key: _param(value) for key, value in equation.params.items()}
             out = equation.primitive.bind(*given, **equation.primitive.get_bind_params(params))
             out = out if equation.primitive.multiple_results else [out]
         values |= dict(zip(equation.outvars, out))

@@ -21,6 +21,7 @@ from fdistill.files import disk
 
 FILE = 'index.html'
 PACKAGE = 'onnxruntime-web@1.30.0'
+LICENCE = f'{PACKAGE}, copyright Microsoft Corporation, MIT licence'
 # Of the package, what the page holds: name -> SHA-256.
 FILES = {
     'dist/ort.wasm.bundle.min.mjs': (
@@ -60,10 +61,11 @@ def write(
             f'{shape}; use --to=onnx'
         )
     code, wasm = parts(runtime).values()
+    facts = card.facts(model) | {'runtime': LICENCE}
     settings = {'shape': shape, 'classes': model.run.num_classes}
     cells = (
         f'<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>'
-        for name, value in card.facts(model).items()
+        for name, value in facts.items()
     )
     values = {
         'title': html.escape(card.title(model)),
