@@ -64,6 +64,9 @@ def test_refusals(tmp_path, monkeypatch):
     """Of what it cannot show, and without its runtime, with what to do."""
     with pytest.raises(UserError, match='shows images of 1 or 3 channels'):
         page.write(model('points'), tmp_path)
+    large = {'a': np.broadcast_to(np.float32(0), (page.MOST_BYTES // 4 + 1,))}
+    with pytest.raises(UserError, match='the weights take 300 MiB'):
+        page.write(model('mlp')._replace(weights=large), tmp_path)
     with pytest.raises(UserError, match='has no dist/.*; where there is a network run `npm pack'):
         page.parts(tmp_path)
     for name in page.FILES:

@@ -31,6 +31,7 @@ FILES = {
         '3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2'
     ),
 }
+MOST_BYTES = 300 * 2**20  # of weights; as text a third more, of which browsers hold below 2^29
 NOTES = (
     f'`{FILE}` holds the model as ONNX and {PACKAGE} (MIT licence). Browsers since 2023 run it. A '
     'seed there is that of `fdistill sample`, to rounding'
@@ -59,6 +60,12 @@ def write(
         raise UserError(
             f'--to=page: shows images of 1 or 3 channels, and these samples have the shape '
             f'{shape}; use --to=onnx'
+        )
+    size = sum(array.nbytes for array in model.weights.values())
+    if size > MOST_BYTES:
+        raise UserError(
+            f'--to=page: the weights take {size / 2**20:.0f} MiB, and a page that browsers open '
+            f'holds {MOST_BYTES / 2**20:.0f}; use --to=onnx'
         )
     code, wasm = parts(runtime).values()
     facts = card.facts(model) | {'runtime': LICENCE}
