@@ -17,9 +17,10 @@ from exported import NETWORKS, model
 from fdistill import build, cli, export
 from fdistill.errors import UserError
 from fdistill.export import card, onnx, program
+from fdistill.export.file import write as write_weights
 from fdistill.export.model import opened, sources
 from fdistill.files import disk
-from fdistill.weights import denoisers
+from fdistill.weights import denoisers, store
 
 LOADER = """
 import sys
@@ -137,6 +138,19 @@ def test_weights_come_back_bit_for_bit(workdir, tmp_path, capsys):
     assert second.derived_from[0]['name'] == 'model.safetensors'
     for name in ('sections', 'method', 'name', 'steps', 'licence'):
         assert getattr(first, name) == getattr(second, name), name
+
+
+@pytest.mark.parametrize(
+    'damage', [{'method': '[1]'}, {'method': '{"name": 1}'}, {'derived_from': '[{"name": "a"}]'}]
+)
+def test_a_strangers_file_is_refused_in_one_line(damage, tmp_path):
+    exported, file = model('points'), tmp_path / 'a.safetensors'
+    exported = exported._replace(licence='MIT')
+    write_weights(exported, tmp_path)
+    arrays, metadata = store.load(tmp_path / 'model.safetensors')
+    store.save(file, arrays, metadata | damage)
+    with pytest.raises(UserError, match='its metadata is damaged .*; convert it again'):
+        opened(None, file)
 
 
 SOURCE = {'name': 'edm.pkl', 'sha256': 'ab' * 32, 'licence': 'CC BY-NC-SA 4.0'}

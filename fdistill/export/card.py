@@ -68,7 +68,7 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
 def title(model: Exportable) -> str:
     """What the model is, in a few words."""
     steps = 'one' if model.run.nfe == 1 else model.run.nfe
-    return f'A {f"{steps}-step generator" if model.steps else "denoiser"} of {model.name}'
+    return f'A {f"{steps}-step generator" if model.steps else "denoiser"} of {_cell(model.name)}'
 
 
 def facts(model: Exportable) -> dict[str, Any]:

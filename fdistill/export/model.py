@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,16 @@ from fdistill.export.loader import RANDOM
 from fdistill.files import disk
 from fdistill.methods import METHODS
 from fdistill.methods.generator import Steps
+from fdistill.types import misfit
 from fdistill.weights import denoisers
+
+
+class Source(TypedDict):
+    """A published file that a model was made from."""
+
+    name: str
+    sha256: str
+    licence: str
 
 
 class Exportable(NamedTuple):
@@ -30,7 +39,7 @@ class Exportable(NamedTuple):
     steps: how a student makes samples; None of a denoiser, which a solver steps with.
     weights: {name: float32 array}, as in a file of `weights.denoisers`.
     licence: of the weights; None where nothing says it.
-    derived_from: the published files that it was made from, of each {'name', 'sha256', 'licence'}.
+    derived_from: the published files that it was made from, nearest first.
     evaluations: rows of `eval/*.json`, of these weights.
     """
 
@@ -41,7 +50,7 @@ class Exportable(NamedTuple):
     steps: Steps | None
     weights: dict[str, np.ndarray]
     licence: str | None
-    derived_from: tuple[dict[str, str], ...]
+    derived_from: tuple[Source, ...]
     evaluations: list[dict[str, Any]]
 
     def start(self, seed: Any, batch: Any, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +67,7 @@ class Exportable(NamedTuple):
         return self.run.generator.sample(params, noise, condition)
 
 
-def sources(teacher: Mapping[str, Any], licence: str | None) -> tuple[dict[str, str], ...]:
+def sources(teacher: Mapping[str, Any], licence: str | None) -> tuple[Source, ...]:
     """The published files that a run was distilled from, through the run that is its teacher, too.
 
     Args:
@@ -85,13 +94,13 @@ def sources(teacher: Mapping[str, Any], licence: str | None) -> tuple[dict[str, 
         ) from error
 
 
-def of_file(path: str | pathlib.Path, about: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
-    """What says where a file of weights comes from: the published one, then what that is from."""
+def of_file(path: str | pathlib.Path, about: Mapping[str, Any]) -> tuple[Source, ...]:
+    """Where a file of weights comes from: the published file, then what that is from."""
+    before = about['derived_from']
+    if found := misfit(before, list[Source], 'derived_from'):
+        raise UserError(f'{path}: its metadata is damaged ({found}); convert it again')
     own = {'name': about.get('source', pathlib.PurePath(path).name), 'licence': about['licence']}
-    return (
-        own | {'sha256': about.get('source_sha256') or disk.sha256(path)},
-        *about['derived_from'],
-    )
+    return (own | {'sha256': about.get('source_sha256') or disk.sha256(path)}, *before)
 
 
 def _of_run(workdir, run, licence):
@@ -116,8 +125,12 @@ def _of_run(workdir, run, licence):
 
 def _of_weights(path, about):
     """The same, of a file of weights."""
+    try:
+        method = disk.from_json(about.get('method', '{}'), configs.Named)
+    except ValueError as error:
+        raise UserError(f'{path}: its metadata is damaged ({error}); convert it again') from error
     return {
-        'method': disk.from_json(about.get('method', '{}')),
+        'method': method if 'name' in method else {},
         'name': about.get('data', about.get('source', pathlib.PurePath(path).stem)),
         'steps': Steps(**configs.with_tuples(about['generator'])) if 'generator' in about else None,
         'derived_from': of_file(path, about),
