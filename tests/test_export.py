@@ -62,8 +62,9 @@ def test_programs_draw_what_sample_draws(workdir, tmp_path, capsys):
 
 
 @pytest.mark.optimised
-def test_programs_take_classes(tmp_path):
-    exported = model('ddpmpp')
+@pytest.mark.parametrize('name', ['dit', pytest.param('ddpmpp', marks=pytest.mark.slow)])
+def test_programs_take_classes(name, tmp_path):
+    exported = model(name)
     program.write(exported, tmp_path)
     for (n, label), samples in loaded(tmp_path, [(5, None), (5, 7)]).items():
         start = exported.run.start(jax.random.key(3), n, label)
