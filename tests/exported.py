@@ -22,10 +22,13 @@ NETWORKS = {
 }
 
 
-def model(name, levels=(), bfloat16=False, sampler=None, **about):
-    """An `Exportable` of random weights: a student, or a denoiser under a sampler."""
-    network, image = NETWORKS[name]
-    network = network | ({'bfloat16': True} if bfloat16 else {})
+def model(name, levels=(), sampler=None, network=(), **about):
+    """An `Exportable` of random weights: a student, or a denoiser under a sampler.
+
+    network: other settings of it than the usual ones.
+    """
+    usual, image = NETWORKS[name]
+    network = usual | dict(network)
     method = {'name': 'f_distill', 'divergence': 'js', 'sigma_init': 2.5, 'levels': levels}
     sections = {'network': network, 'denoiser': {'name': 'edm'}, 'image': image}
     denoiser = models.make_denoiser(network, sections['denoiser'], image, 'config.')

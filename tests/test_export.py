@@ -22,6 +22,7 @@ from fdistill.export.model import opened, sources
 from fdistill.files import disk
 from fdistill.weights import denoisers, store
 
+REMAT = {'network': {'remat': 'blocks'}}
 LOADER = """
 import sys
 sys.modules['fdistill'] = None  # Importing it fails, as where it is not installed.
@@ -86,7 +87,8 @@ def test_what_onnx_is_made_of_is_the_same_function(name):
 
 
 @pytest.mark.parametrize(
-    'name, given', [*((name, {}) for name in NETWORKS), ('ddpmpp', {'sampler': 'heun'})]
+    'name, given',
+    [*((name, {}) for name in NETWORKS), ('ddpmpp', {'sampler': 'heun'}), ('ddpmpp', REMAT)],
 )
 def test_onnx_makes_the_same_images(name, given):
     """Of any batch size; a label of -1 is none."""
@@ -105,7 +107,7 @@ def test_onnx_makes_the_same_images(name, given):
 
 def test_onnx_computes_in_float32():
     """Also of a network that computes in bfloat16, which few runtimes do."""
-    narrow, wide = model('mlp', bfloat16=True), model('mlp')
+    narrow, wide = model('mlp', network={'bfloat16': True}), model('mlp')
     given = (jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), np.arange(3, dtype=np.int32))
     weights = {name: jnp.asarray(array) for name, array in narrow.weights.items()}
     traced = jax.make_jaxpr(narrow.sample)(weights, *given)

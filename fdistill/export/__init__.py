@@ -81,5 +81,5 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if push is not None:
-        hub.push(out, push)
+        print(hub.push(out, push))
     return out

@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fdistill.config import parameters
 from fdistill.export.model import Exportable
 from fdistill.files import disk
+from fdistill.methods import METHODS
 
 USE = {
     'jax': """```python
@@ -82,12 +84,21 @@ def facts(model: Exportable) -> dict[str, Any]:
         'classes': run.num_classes or None,
         'network': model.sections['network']['name'],
         'network evaluations a sample': run.nfe,
+        'sampled by': None if model.steps else _solver(run.config.to_dict()['method']),
         'training steps': run.step or None,
         'weights': f'{sum(array.size for array in model.weights.values()):,} numbers',
         'digest of the weights': run.digest,
         'licence': model.licence or 'not stated',
     }
     return {what: value for what, value in known.items() if value is not None}
+
+
+def _solver(method):
+    default = parameters(METHODS[method['name']])['sampler'].default
+    sampler = method.get('sampler', default)
+    return (
+        sampler if isinstance(sampler, str) else ', '.join(f'{k} {v}' for k, v in sampler.items())
+    )
 
 
 def told(model: Exportable) -> str:

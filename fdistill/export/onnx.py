@@ -29,7 +29,9 @@ def ready() -> None:
     try:
         import jax2onnx  # noqa: F401
     except ImportError as error:
-        raise UserError(f'--to: needs jax2onnx, which is not installed: {INSTALL}') from error
+        raise UserError(
+            f'--to=onnx and --to=page need jax2onnx, which is not installed: {INSTALL}'
+        ) from error
 
 
 def write(model: Exportable, folder: pathlib.Path) -> None:
@@ -83,9 +85,9 @@ def as_bytes(model: Exportable) -> bytes:
             output_names=['images'],
             opset=OPSET,
         )
-    except NotImplementedError as error:
-        said = str(error).strip().split('\n')[0]
-        raise UserError(f'--to: jax2onnx: {said}; use --to=jax') from error
+    except Exception as error:  # Its own are of all kinds.
+        said = f'{type(error).__name__}: {str(error).strip()}'.split('\n')[0]
+        raise UserError(f'--to: jax2onnx cannot translate it ({said}); use --to=jax') from error
     finally:
         logging.disable(quiet)
     return made.SerializeToString()
@@ -121,7 +123,7 @@ def _stack(*parts, axis):
 # Of operations that jax2onnx has not, or not for a batch of any size, what is the same.
 SAME = {'pad': _pad, 'stack': _stack}
 # Operations that only hold a program, and the name of it among their parameters.
-HOLDS = {'jit': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'}
+HOLDS = {'jit': 'jaxpr', 'remat2': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'}
 
 
 def _narrow(value):
@@ -151,7 +153,9 @@ def replayed(program: ClosedJaxpr, arrays: Sequence[jax.Array]) -> list[jax.Arra
     for equation in jaxpr.eqns:
         given, name = [read(atom) for atom in equation.invars], equation.primitive.name
         if name in HOLDS:
-            out = replayed(equation.params[HOLDS[name]], given)
+            inner = equation.params[HOLDS[name]]
+            inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+            out = replayed(inner, given)
         elif name in SAME:
             out = [SAME[name](*given, **equation.params)]
         else:
