@@ -274,6 +274,13 @@ def test_uniform_time_is_uniform_in_flow_time():
         (noise.discrete, {'alphas_cumprod': [1.0, 0.5]}),
         (noise.discrete, {'alphas_cumprod': [0.9, 0.0]}),
         (noise.discrete, {'alphas_cumprod': [[0.9, 0.5]]}),
+        (noise.flow, {'shift': 0.0}),
+        (noise.betas, {'beta_schedule': 'sigmoid'}),
+        (noise.betas, {'beta_start': 0.02}),
+        (noise.betas, {'beta_end': 1.0}),
+        (noise.betas, {'num_train_timesteps': 1}),
+        (noise.betas, {'trained_betas': [0.1, 0.2]}),
+        (noise.betas, {'zero_terminal_snr': 'keep'}),
     ],
 )
 def test_noise_refuses(make, options):
@@ -322,7 +329,8 @@ def table(steps=1000):
 
 
 ARGUMENTS = {'discrete': (table(),)}
-VARIANCE_PRESERVING = ('vp_linear', 'cosine', 'discrete')
+TABLES = ('discrete', 'betas')
+VARIANCE_PRESERVING = ('vp_linear', 'cosine', *TABLES)
 
 
 def schedule(name):
@@ -330,7 +338,7 @@ def schedule(name):
 
 
 def times(name):
-    return np.linspace(1e-3, 0.999, 50) * (999 if name == 'discrete' else 1)
+    return np.linspace(1e-3, 0.999, 50) * (999 if name in TABLES else 1)
 
 
 @pytest.mark.parametrize('name', noise.SCHEDULES)
@@ -370,6 +378,47 @@ def test_values_of_the_schedules(x64):
     np.testing.assert_allclose(noise.cosine().alpha(t) ** 2, np.cos(np.pi / 2 * t) ** 2, rtol=1e-12)
     at = np.array([0, 10, 500, 999])
     np.testing.assert_allclose(noise.discrete(table()).alpha(at) ** 2, table()[at], rtol=1e-12)
+    np.testing.assert_allclose(noise.betas().alpha(at) ** 2, table()[at], rtol=1e-12)
+
+
+def ratio(chosen, t):
+    t = np.asarray(t, np.float64)
+    return np.asarray(chosen.sigma(t) / chosen.alpha(t))
+
+
+STABLE = {'beta_schedule': 'scaled_linear', 'beta_start': 0.00085, 'beta_end': 0.012}
+# sigma/alpha at times of diffusers 0.42.1's DDPMScheduler, whose tables are float32.
+PUBLISHED = [
+    ({}, (0, 499, 799, 899, 980, 999), (0.0100, 3.424, 25.53, 60.27, 130.1, 157.4)),
+    (STABLE, (0, 20, 249, 399, 499), (0.0292, 0.138, 0.6932, 1.1606, 1.6129)),
+    (STABLE, (625, 749, 799, 980, 999), (2.5017, 4.0817, 5.0878, 13.043, 14.6146)),
+    ({'beta_schedule': 'squaredcos_cap_v2'}, (0, 500, 998), (0.0064271, 1.0155508, 641.66)),
+    (
+        {**STABLE, 'zero_terminal_snr': 'floor'},
+        (500, 997, 998, 999),
+        (1.774558, 1124.5, 2254, 4096),
+    ),
+    ({**STABLE, 'zero_terminal_snr': 'drop'}, (0, 500, 998), (0.029167, 1.774558, 2254)),
+]
+
+
+@pytest.mark.parametrize('options, t, expected', PUBLISHED)
+def test_tables_of_betas_are_the_published_ones(options, t, expected, x64):
+    chosen = noise.betas(**options)
+    np.testing.assert_allclose(ratio(chosen, t), expected, rtol=5e-3 if t[0] == 0 else 3e-4)
+    assert chosen.span == (0, 998 if options.get('zero_terminal_snr') == 'drop' else 999)
+
+
+def test_betas_that_were_trained_make_their_own_table(x64):
+    chosen = noise.betas(num_train_timesteps=3, trained_betas=(0.1, 0.2, 0.5))
+    np.testing.assert_allclose(chosen.alpha(np.arange(3.0)) ** 2, [0.9, 0.72, 0.36], rtol=1e-12)
+
+
+@pytest.mark.parametrize('shift', [1.0, 3.0])
+def test_a_shift_of_the_flow_multiplies_sigma(shift, x64):
+    t = times('flow')
+    np.testing.assert_allclose(ratio(noise.flow(shift), t), shift * t / (1 - t), rtol=1e-12)
+    np.testing.assert_allclose(noise.flow(shift).time(shift * t / (1 - t)), t, rtol=1e-12)
 
 
 # Denoisers.

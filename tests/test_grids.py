@@ -76,12 +76,14 @@ RATIOS = {
         1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[np.asarray(t, int)] - 1
     ),
 }
+RATIOS['betas'] = RATIOS['discrete']
+TABLES = ('discrete', 'betas')
 
 
 @pytest.mark.parametrize('name', noise.SCHEDULES)
 def test_levels_of_timesteps(name):
     """In float64 though jax computes in float32; of the table at its own entries."""
-    t = np.array([999.0, 666.0, 333.0, 0.0]) if name == 'discrete' else np.linspace(0.9, 0.03, 4)
+    t = np.array([999.0, 666.0, 333.0, 0.0]) if name in TABLES else np.linspace(0.9, 0.03, 4)
     grid = noise.timesteps_grid(4, schedule=name, t_min=t[-1], t_max=t[0])
     np.testing.assert_allclose(grid[:-1], RATIOS[name](t), rtol=1e-10)
 
@@ -120,7 +122,7 @@ def test_options_of_a_schedule_reach_it():
 def test_euler_on_timesteps_is_ddim(name, x64):
     """x_s = alpha_s D + sigma_s eps in the schedule's own coordinates."""
     chosen, p = noise.SCHEDULES[name](), mixture([0.4, 0.6], [[-1.0], [0.7]], 0.3)
-    t_min, t_max = (5.0, 900.0) if name == 'discrete' else (0.01, 0.95)
+    t_min, t_max = (5.0, 900.0) if name in TABLES else (0.01, 0.95)
     unit = jnp.asarray(np.random.default_rng(0).normal(size=(6, 1)))
     grid = noise.timesteps_grid(7, schedule=name, t_min=t_min, t_max=t_max)
     times = np.linspace(t_max, t_min, 7)
@@ -147,7 +149,7 @@ def test_euler_on_timesteps_is_ddim(name, x64):
         (
             'timesteps',
             {'schedule': 'vp'},
-            "schedule='vp': known are vp_linear, cosine, flow, discrete",
+            "schedule='vp': known are vp_linear, cosine, flow, discrete, betas",
         ),
         ('timesteps', {'power': 0.0}, 'power=0.0'),
         ('timesteps', {'t_min': 0.5, 't_max': 0.5}, 't_min=0.5, t_max=0.5'),

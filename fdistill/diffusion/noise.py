@@ -306,9 +306,23 @@ def cosine() -> Schedule:
     )
 
 
-def flow() -> Schedule:
-    """Rectified flow with t the fraction of noise: alpha = 1 - t, sigma = t (arXiv 2209.03003)."""
-    return Schedule(lambda t: 1 - t, lambda t: t, lambda s: s / (1 + s))
+def flow(shift: float = 1.0) -> Schedule:
+    """Rectified flow with t the fraction of noise: alpha = 1 - t, sigma = t (arXiv 2209.03003).
+
+    With a shift the fraction is shift t/(1 + (shift - 1) t), as images of higher resolution want it
+    (arXiv 2403.03206, equation 23): sigma/alpha is `shift` times as large. It belongs to a grid, not
+    to a denoiser: the networks of diffusers are told the fraction, so that theirs is that of
+    shift 1.
+
+    Args:
+      shift: > 0; 3 for Stable Diffusion 3.
+    """
+    _positive(shift=shift)
+
+    def fraction(t):
+        return shift * t / (1 + (shift - 1) * t)
+
+    return Schedule(lambda t: 1 - fraction(t), fraction, lambda s: s / (shift + s))
 
 
 # alpha^2 at t = 0 .. 999 for betas linear from 1e-4 to .02 (DDPM, arXiv 2006.11239, section 4).
@@ -349,4 +363,84 @@ def discrete(alphas_cumprod: tuple[float, ...] = DDPM_TABLE) -> Schedule:
     )
 
 
-SCHEDULES = {'vp_linear': vp_linear, 'cosine': cosine, 'flow': flow, 'discrete': discrete}
+# (beta_start, beta_end, T) -> betas float64 [T]; the names are diffusers'.
+BETAS = {
+    'linear': np.linspace,
+    'scaled_linear': lambda start, end, count: np.linspace(start**0.5, end**0.5, count) ** 2,
+    # Improved DDPM, arXiv 2102.09672, equation 17, which takes neither start nor end.
+    'squaredcos_cap_v2': lambda start, end, count: np.minimum(
+        1
+        - _cosine_squared(np.arange(1, count + 1) / count)
+        / _cosine_squared(np.arange(count) / count),
+        0.999,
+    ),
+}
+TERMINALS = {'drop': lambda table: table[:-1], 'floor': lambda table: [*table[:-1], 2.0**-24]}
+
+
+def _cosine_squared(t):
+    return np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+
+
+def betas(
+    beta_schedule: str = 'linear',
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    num_train_timesteps: int = 1000,
+    trained_betas: tuple[float, ...] | None = None,
+    zero_terminal_snr: str | None = None,
+) -> Schedule:
+    """`discrete` of the table that betas make, alpha_t^2 = prod_{i <= t} (1 - beta_i), in float64.
+
+    With a terminal signal-to-noise ratio of zero (arXiv 2305.08891, algorithm 1) the table is
+
+        alpha_t' = (alpha_t - alpha_T) alpha_0/(alpha_0 - alpha_T)
+
+    whose last entry, pure noise, is sigma = infinity in the coordinate here. It is therefore left
+    out or replaced by alpha^2 = 2^-24, sigma = 4096, as diffusers' Euler sampler does.
+
+    Args:
+      beta_schedule: key of `BETAS`. Stable Diffusion's is 'scaled_linear' from .00085 to .012.
+      beta_start, beta_end: 0 < beta_start < beta_end < 1.
+      num_train_timesteps: T, entries of the table, in 2..1,000,000.
+      trained_betas: the betas themselves [T], in (0, 1), in place of those before.
+      zero_terminal_snr: key of `TERMINALS`, 'drop' or 'floor'; None: the table stays as it is.
+
+    Raises:
+      ValueError: on values out of range, or a table that does not fall strictly inside (0, 1).
+    """
+    for name, key, table in (
+        ('beta_schedule', beta_schedule, BETAS),
+        ('zero_terminal_snr', zero_terminal_snr, {None: None} | TERMINALS),
+    ):
+        if key not in table:
+            raise ValueError(f'{name}={key!r}: known are {", ".join(map(str, table))}')
+    _ordered(beta_start=beta_start, beta_end=beta_end)
+    if beta_end >= 1:
+        raise ValueError(f'beta_end={beta_end}: must be < 1')
+    if not 2 <= num_train_timesteps <= 10**6:
+        raise ValueError(f'num_train_timesteps={num_train_timesteps}: must lie in 2..1000000')
+    if trained_betas is None:
+        table = BETAS[beta_schedule](beta_start, beta_end, num_train_timesteps)
+    else:
+        table = np.asarray(trained_betas, np.float64)
+        if table.shape != (num_train_timesteps,):
+            raise ValueError(
+                f'trained_betas has {table.size} numbers: need one for each of '
+                f'num_train_timesteps={num_train_timesteps}'
+            )
+    alphas_cumprod = np.cumprod(1 - table)
+    if zero_terminal_snr is not None:
+        alpha = np.sqrt(alphas_cumprod)
+        rescaled = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        alphas_cumprod = TERMINALS[zero_terminal_snr](rescaled**2)
+    return discrete(tuple(alphas_cumprod))
+
+
+SCHEDULES = {
+    'vp_linear': vp_linear,
+    'cosine': cosine,
+    'flow': flow,
+    'discrete': discrete,
+    'betas': betas,
+}
