@@ -37,6 +37,16 @@ SMALL = {
     'edm2': {k: v for k, v in UNET.items() if k != 'augment_dim'} | dict(channels_per_head=8),
     'mlp': dict(width=16, blocks=2, dropout=0.5),
     'dit': dict(resolution=8, channels=3, width=16, depth=2, heads=2, patch=2),
+    'unet2d': dict(
+        resolution=8,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=2,
+        attention_head_dim=8,
+        down_block_types=('AttnDownBlock2D',),
+        up_block_types=('AttnUpBlock2D',),
+        dropout=0.5,
+    ),
 }
 assert SMALL.keys() == NETWORKS.keys() - {'gaussian'}  # Which has no layers, and a test of its own.
 UNETS = ('ddpmpp', 'ncsnpp', 'adm')
@@ -47,6 +57,7 @@ LAST_LAYER = {
     'edm2': 'out_gain',
     'mlp': 'output',
     'dit': 'final_layer',
+    'unet2d': 'conv_out',
 }
 
 
@@ -77,7 +88,7 @@ def params_of(name):
         return (
             values / np.sqrt(np.prod(leaf.shape[:-1]))
             if leaf.ndim > 1
-            else 0.2 * values + (path[-1].key == 'scale')
+            else 0.2 * values + path[-1].key.endswith(('scale', 'norm.weight'))
         )
 
     return jax.tree.map_with_path(draw, jax.eval_shape(build(name).init, key_of(0), *batch()))
@@ -207,7 +218,8 @@ def test_bfloat16_stays_close(name):
 def test_remat_leaves_gradients_alone(name):
     """With dropout, whose mask the second pass must draw again."""
     params = params_of(name)
-    mapping = {layer: params[layer] for layer in params if layer.startswith(('map_', 't_embedder'))}
+    first = ('map_', 't_embedder', 'time_embedding')
+    mapping = {layer: params[layer] for layer in params if layer.startswith(first)}
 
     def gradient(remat):
         apply = build(name, remat=remat).apply

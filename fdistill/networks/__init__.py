@@ -52,6 +52,7 @@ from fdistill.networks.gaussian import gaussian  # noqa: E402
 from fdistill.networks.heads import conv_head  # noqa: E402
 from fdistill.networks.mlp import mlp, mlp_head  # noqa: E402
 from fdistill.networks.unet import adm, ddpmpp, ncsnpp  # noqa: E402
+from fdistill.networks.unet2d import unet2d  # noqa: E402
 
 NETWORKS = {
     'mlp': mlp,
@@ -61,5 +62,6 @@ NETWORKS = {
     'adm': adm,
     'edm2': edm2,
     'dit': dit,
+    'unet2d': unet2d,
 }
 HEADS = {'mlp': mlp_head, 'conv': conv_head}

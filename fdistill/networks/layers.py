@@ -99,32 +99,40 @@ def group_count(channels: int) -> int:
     return groups
 
 
-class GroupNorm(nn.Module):
+def group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float
+) -> jax.Array:
     """scale (x - mean) / sqrt(variance + eps) + bias, mean and variance of a sample's group of
-    channels; [B,H,W,C] -> same.
+    channels, in float32; [B,H,W,C] -> same.
 
     Channels are summed over the pixels first and grouped then: sums over an axis that is split in
     two, as in `nn.GroupNorm`, take several times as long on CPU.
     """
+    of_group = x.shape[-1] // groups
+
+    def mean(x):
+        means = jnp.mean(x, axis=(1, 2)).reshape(x.shape[0], -1, of_group)
+        return jnp.repeat(jnp.mean(means, axis=-1), of_group, axis=-1)[:, None, None]
+
+    # Two passes: E[x^2] - E[x]^2 loses the digits that agreement with EDM needs where the mean
+    # is large.
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = y - mean(y)
+    return (y * (jax.lax.rsqrt(mean(y**2) + eps) * scale) + bias).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """`group_norm` in `group_count` groups, with its scale and bias; [B,H,W,C] -> same."""
 
     eps: float
 
     @nn.compact
     def __call__(self, x):
         shape = x.shape[-1:]
-        of_group = shape[0] // group_count(shape[0])
+        groups = group_count(shape[0])
         scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
-
-        def mean(x):
-            groups = jnp.mean(x, axis=(1, 2)).reshape(x.shape[0], -1, of_group)
-            return jnp.repeat(jnp.mean(groups, axis=-1), of_group, axis=-1)[:, None, None]
-
-        # Two passes: E[x^2] - E[x]^2 loses the digits that agreement with EDM needs where the mean
-        # is large.
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        y = y - mean(y)
-        return (y * (jax.lax.rsqrt(mean(y**2) + self.eps) * scale) + bias).astype(x.dtype)
+        return group_norm(x, scale, bias, groups, self.eps)
 
 
 def norm(x: jax.Array, eps: float, name: str) -> jax.Array:
