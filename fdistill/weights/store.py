@@ -92,9 +92,13 @@ def save(path: disk.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[st
       ValueError: an array is not finite or of a dtype without a place in the format.
     """
     check(arrays)
+    write(path, arrays, {**metadata, 'format': FORMAT, 'content_sha256': digest(arrays)})
+
+
+def write(path: disk.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes {name: array} with that metadata, as other programs may want it, and nothing more."""
     # safetensors writes the memory of an array as it lies.
     arrays = {name: _plain(array) for name, array in arrays.items()}
-    metadata = {**metadata, 'format': FORMAT, 'content_sha256': digest(arrays)}
     disk.write(
         pathlib.Path(path),
         lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata),
