@@ -310,8 +310,8 @@ def flow(shift: float = 1.0) -> Schedule:
     """Rectified flow with t the fraction of noise: alpha = 1 - t, sigma = t (arXiv 2209.03003).
 
     With a shift the fraction is shift t/(1 + (shift - 1) t), as images of higher resolution want it
-    (arXiv 2403.03206, equation 23): sigma/alpha is `shift` times as large. It belongs to a grid, not
-    to a denoiser: the networks of diffusers are told the fraction, so that theirs is that of
+    (arXiv 2403.03206, equation 23): sigma/alpha is `shift` times as large. It belongs to a grid and
+    not to a denoiser: networks of diffusers are told the fraction, so that theirs is that of
     shift 1.
 
     Args:

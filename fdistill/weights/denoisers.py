@@ -24,7 +24,7 @@ import numpy as np
 
 from fdistill.errors import UserError, pick
 from fdistill.files import disk
-from fdistill.weights import dit, edm, store
+from fdistill.weights import diffusers, dit, edm, store
 from fdistill.weights.found import Found, Refused, ShapesOf
 
 KIND = 'denoiser'
@@ -57,6 +57,7 @@ ORIGINS = {
     'edm2': Origin('a network of EDM2, .pkl', edm.fits_edm2, edm.find_edm2),
     'dit': Origin('a DiT, .pt', dit.fits, dit.find),
     'sit': Origin('a SiT, .pt', dit.fits_sit, dit.find_sit),
+    'diffusers': Origin('a model folder of diffusers', diffusers.fits, diffusers.find),
 }
 
 

@@ -19,15 +19,17 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from fdistill.errors import UserError
+from fdistill.errors import UserError, suggest
 from fdistill.files import disk
-from fdistill.weights import reader, store
+from fdistill.networks import NETWORKS
+from fdistill.weights import diffusers_config, store
+from fdistill.weights.found import Found, Refused, ShapesOf, matched
 
 STEM = 'diffusion_pytorch_model'
 CONFIG, SCHEDULER, PIPELINE = 'config.json', 'scheduler_config.json', 'model_index.json'
 AGAIN = 'download the folder again from its publisher'
 FLOATS = ('float16', 'bfloat16', 'float32')
-MOST_README = 2**20  # bytes of a README.md
+MOST_BYTES, MOST_README = 2**35, 2**20  # of all weights of a model, of its README.md
 _SHARD = re.compile(r'[\w-][\w.-]*\.safetensors')
 _VARIANT = re.compile(r'[\w-]{1,32}')
 _LICENCE = re.compile(r'^license:[ \t]*["\']?([\w .+-]{1,80}?)["\']?[ \t]*$', re.MULTILINE)
@@ -40,22 +42,20 @@ class Folder(NamedTuple):
     """What a folder holds of one model.
 
     config: of the model, as it stands in its file.
-    arrays: {published name: float32 array}; attention has its present names.
-    sources: {published name: name in the file}.
+    arrays: {published name: array}, in the types of the files; attention has its present names.
+    sources: {published name: names in the files}.
     scheduler: its scheduler's config, or None.
     licence: as its README.md says, or None.
-    files: paths of config, weights and scheduler config.
-    place, scheduler_place: files of the two configs, for messages.
+    place, scheduler_place: of the two configs in the folder, for messages.
     """
 
     config: dict[str, Any]
     arrays: dict[str, np.ndarray]
-    sources: dict[str, str]
+    sources: dict[str, tuple[str, ...]]
     scheduler: dict[str, Any] | None
     licence: str | None
-    files: tuple[pathlib.Path, ...]
-    place: pathlib.Path
-    scheduler_place: pathlib.Path | None
+    place: str
+    scheduler_place: str
 
 
 class Index(TypedDict):
@@ -64,9 +64,12 @@ class Index(TypedDict):
     weight_map: dict[str, str]
 
 
-def read(
-    path: disk.Path, parts: tuple[str, ...] = ('unet', 'transformer'), variant: str | None = None
-) -> Folder:
+def place_of(root: pathlib.Path, parts: tuple[str, ...]) -> str | None:
+    """Where in a folder the model lies: '.', one of `parts`, or None where there is none."""
+    return next((part for part in ('.', *parts) if _file(root, part, CONFIG)), None)
+
+
+def read(path: disk.Path, parts: tuple[str, ...], variant: str | None = None) -> Folder:
     """Reads a model out of a folder of its own or of a pipeline.
 
     Args:
@@ -75,87 +78,80 @@ def read(
       variant: of the weights, as 'fp16'; default: those without one.
 
     Raises:
-      UserError: on whatever is missing, damaged or leads out of the folder.
+      Refused, UserError: on whatever is missing, damaged or leads out of the folder.
     """
     root = pathlib.Path(path)
-    if not root.is_dir():
-        raise UserError(f'{root}: is no folder; name the folder of a model or a pipeline')
     if variant is not None and not _VARIANT.fullmatch(variant):
-        raise UserError(f"variant={variant!r:.80}: give a name such as 'fp16'")
-    found = [part for part in ('.', *parts) if _file(root, f'{part}/{CONFIG}')]
-    if not found:
-        raise UserError(
-            f'{root}: has no {CONFIG}, nor has a folder {" or ".join(parts)} in it; name the '
-            'folder of a model or a pipeline'
+        raise Refused(f"variant={variant!r:.80}: give a name such as 'fp16'")
+    part = place_of(root, parts)
+    if part is None:
+        raise Refused(
+            f'has no {CONFIG}, nor has a folder {" or ".join(parts)} in it; name the folder of a '
+            'model or a pipeline'
         )
-    folder = root / found[0]
-    place = folder / CONFIG
-    config = disk.read_json(place, dict, AGAIN)
-    files, read_arrays = _weights(root, folder, variant)
-    sources = {}
-    arrays = {}
-    for name, array in read_arrays().items():
-        known, arrays_name = name, _ATTENTION.fullmatch(name)
-        if arrays_name:
-            known = f'{arrays_name[1]}.{_OLD[arrays_name[2]]}.{arrays_name[3]}'
-            if array.ndim == 4:
-                raise UserError(
-                    f'{folder}: {name!r:.200} is a convolution, which diffusers does not load '
-                    'either; take newer files of the model'
-                )
-        if known in sources:
-            raise UserError(
-                f'{folder}: holds {name!r:.200} and {sources[known]!r:.200}, which are one; {AGAIN}'
-            )
-        if array.dtype.name not in FLOATS:
-            raise UserError(
-                f'{folder}: {name!r:.200} is {array.dtype.name}, and weights are '
-                f'{", ".join(FLOATS)}; take the files as they were published'
-            )
-        array = np.asarray(array, np.float32)
-        if not np.isfinite(array).all():
-            raise UserError(
-                f'{folder}: {name!r:.200} is not finite; take other files of the model, as those '
-                'in float32'
-            )
-        arrays[known], sources[known] = array, name
-    scheduler = next(
-        filter(None, (_file(root, f'{part}/{SCHEDULER}') for part in ('scheduler', '.', found[0]))),
-        None,
-    )
+    arrays, sources = _present(_weights(root, part, variant))
+    found = [at for at in ('scheduler', '.', part) if _file(root, at, SCHEDULER)]
     return Folder(
-        config=config,
+        config=disk.read_json(root / part / CONFIG, dict, AGAIN),
         arrays=arrays,
         sources=sources,
-        scheduler=scheduler and disk.read_json(scheduler, dict, AGAIN),
+        scheduler=disk.read_json(root / found[0] / SCHEDULER, dict, AGAIN) if found else None,
         licence=_licence(root),
-        files=(place, *files, *([scheduler] if scheduler else [])),
-        place=place,
-        scheduler_place=scheduler,
+        place=f'{part}/{CONFIG}'.removeprefix('./'),
+        scheduler_place=f'{found[0]}/{SCHEDULER}'.removeprefix('./') if found else SCHEDULER,
     )
 
 
-def _file(root, name):
+def _present(held):
+    """({present name: array}, {present name: names in the file}) of floating, finite arrays."""
+    arrays, sources = {}, {}
+    for name, array in held.items():
+        known, old = name, _ATTENTION.fullmatch(name)
+        if old:
+            known = f'{old[1]}.{_OLD[old[2]]}.{old[3]}'
+            if array.ndim == 4:
+                raise Refused(
+                    f'{name!r:.200} is a convolution, which diffusers does not load either; take '
+                    'newer files of the model'
+                )
+        if known in sources:
+            raise Refused(
+                f'holds {name!r:.200} and {sources[known][0]!r:.200}, one of which is '
+                f'the old name of the other; {AGAIN}'
+            )
+        if array.dtype.name not in FLOATS:
+            raise Refused(
+                f'{name!r:.200} is {array.dtype.name}, and weights are {", ".join(FLOATS)}; take '
+                'the files as they were published'
+            )
+        if not np.isfinite(array).all():
+            raise Refused(
+                f'{name!r:.200} is not finite; take other files of the model, as those in float32'
+            )
+        arrays[known], sources[known] = array, (name,)
+    return arrays, sources
+
+
+def _file(root, part, name):
     """A file of the folder, or None where there is none."""
-    path = root / name
+    path = root / part / name
     if not path.exists():
         return None
     if not path.resolve().is_relative_to(root.resolve()):
-        raise UserError(
-            f'{path}: is a link that leads out of the folder; copy the folder with its files, as '
-            'by `cp -rL`'
+        raise Refused(
+            f'{path.relative_to(root)} is a link that leads out of the folder; copy the folder '
+            'with its files, as by `cp -rL`'
         )
     if not path.is_file():
-        raise UserError(f'{path}: is no file; {AGAIN}')
+        raise Refused(f'{path.relative_to(root)} is no file; {AGAIN}')
     return path
 
 
-def _weights(root, folder, variant):
-    """(files, () -> {name: array}) of the weights of a folder."""
+def _weights(root, part, variant):
+    """{name: array} of the weights of a model."""
     middle = f'.{variant}' if variant else ''
-    inside = folder.relative_to(root).as_posix()
     single, index, pickled = (
-        _file(root, f'{inside}/{STEM}{name}')
+        _file(root, part, f'{STEM}{name}')
         for name in (
             f'{middle}.safetensors',
             f'.safetensors.index{middle}.json',
@@ -163,64 +159,56 @@ def _weights(root, folder, variant):
         )
     )
     if single and index:
-        raise UserError(f'{folder}: holds {single.name} and {index.name}; remove one of them')
+        raise Refused(f'holds {single.name} and {index.name}; remove one of them')
     if index:
-        shards = _shards(root, folder, index)
-        files = (index, *shards)
-        _check_size(folder, files)
-        return files, lambda: _joined(index, shards)
-    if not (single or pickled):
-        there = sorted(path.name for path in folder.glob(f'{STEM}*'))
-        hint = f'; there is {", ".join(there[:4])}' if there else ''
-        raise UserError(
-            f'{folder}: has no {STEM}{middle}.safetensors{hint}; give the variant that is there, or'
-            ' download the folder again'
-        )
+        shards = _shards(root, part, index)
+        _check_size(shards)
+        return _joined(shards)
     # Beside safetensors, a pickle holds the same, and is the poorer of the two.
-    file = single or pickled
-    _check_size(folder, (file,))
-    if single:
-        return (file,), lambda: store.read(file)[0]
-    return (file,), lambda: _flat(file)
+    if file := single or pickled:
+        _check_size([file])
+        return store.read(file)[0] if single else _flat(file)
+    there = sorted(path.name for path in (root / part).glob(f'{STEM}*'))
+    hint = f'there is {", ".join(there[:4])}: name its variant' if there else AGAIN
+    raise Refused(f'has no {STEM}{middle}.safetensors; {hint}')
 
 
-def _check_size(folder, files):
+def _check_size(files):
     size = sum(file.stat().st_size for file in files)
-    if size > reader.LIMITS.total:
-        raise UserError(
-            f'{folder}: its weights have {size} bytes, more than {reader.LIMITS.total}; take a '
-            'smaller model'
+    if size > MOST_BYTES:
+        raise Refused(
+            f'its weights have {size} bytes, more than {MOST_BYTES}; take a smaller model'
         )
 
 
 def _flat(file):
+    from fdistill.weights import reader  # What reads a stranger's file is there only for that.
+
     tree = reader.read(file)
     if not isinstance(tree, dict) or not all(isinstance(x, np.ndarray) for x in tree.values()):
-        raise UserError(f'{file}: is no dict of arrays, as a model has it; {AGAIN}')
+        raise Refused(f'{file.name} is no dict of arrays, as a model has it; {AGAIN}')
     return tree
 
 
-def _shards(root, folder, index):
+def _shards(root, part, index):
     """{file: names of its arrays} as an index says."""
-    shards = {}
+    names = {}
     for name, file in disk.read_json(index, Index, AGAIN)['weight_map'].items():
         if not _SHARD.fullmatch(file):
-            raise UserError(
-                f'{index}: {file!r:.200} is no safetensors file of this folder; {AGAIN}'
-            )
-        shards.setdefault(file, []).append(name)
-    if not shards:
-        raise UserError(f'{index}: names no array; {AGAIN}')
+            raise Refused(f'{index.name}: {file!r:.200} is no file of this folder; {AGAIN}')
+        names.setdefault(file, []).append(name)
+    if not names:
+        raise Refused(f'{index.name}: names no array; {AGAIN}')
     found = {}
-    for file, names in shards.items():
-        path = _file(root, f'{folder.relative_to(root).as_posix()}/{file}')
+    for file in names:
+        path = _file(root, part, file)
         if path is None:
-            raise UserError(f'{index}: names {file!r:.200}, which is not there; {AGAIN}')
-        found[path] = names
+            raise Refused(f'{index.name}: names {file!r:.200}, which is not there; {AGAIN}')
+        found[path] = names[file]
     return found
 
 
-def _joined(index, shards):
+def _joined(shards):
     arrays = {}
     for path, names in shards.items():
         held, _ = store.read(path)
@@ -229,14 +217,14 @@ def _joined(index, shards):
             (held, names, 'holds, beside what the index says,'),
         ):
             if wrong := sorted(set(said) - set(there)):
-                raise UserError(f'{path}: {what} {wrong[0]!r:.200}; {AGAIN}')
+                raise Refused(f'{path.name} {what} {wrong[0]!r:.200}; {AGAIN}')
         arrays |= held
     return arrays
 
 
 def _licence(root):
     """`license:` of the front matter of README.md."""
-    readme = _file(root, 'README.md')
+    readme = _file(root, '.', 'README.md')
     if not readme:
         return None
     with readme.open('rb') as file:
@@ -244,6 +232,59 @@ def _licence(root):
     matter = re.match(r'---\s*\n(.*?)\n---\s*\n', text, re.DOTALL)
     found = matter and _LICENCE.search(matter[1])
     return found[1] if found else None
+
+
+# Of a pipeline, the folders that a denoiser may lie in.
+PARTS = ('unet', 'transformer')
+
+
+def fits(tree: Any) -> bool:
+    """Whether a folder may hold a denoiser of diffusers."""
+    return isinstance(tree, pathlib.Path) and place_of(tree, PARTS) is not None
+
+
+def find(
+    tree: pathlib.Path,
+    shapes_of: ShapesOf,
+    *,
+    variant: str | None = None,
+    resolution: int | None = None,
+) -> Found:
+    """The denoiser of a folder, with what its scheduler says it was trained under.
+
+    Args:
+      tree: the folder.
+      shapes_of: of a model.
+      variant: of the weights, as 'fp16'.
+      resolution: of the images, where the config has no sample_size.
+
+    Raises:
+      Refused: what is there is no denoiser of ours.
+    """
+    folder = read(tree, PARTS, variant)
+    name, options = diffusers_config.settings(folder.config, folder.place)
+    if name not in NETWORKS:
+        raise Refused(f'{folder.place} is of {name}, which is no denoiser; name the folder of one')
+    if folder.scheduler is None:
+        raise Refused(
+            f'has no {SCHEDULER}, which says what the network predicts; put that of its pipeline '
+            'beside it'
+        )
+    said = options.pop('resolution', None)
+    size = said if resolution is None else resolution
+    if type(size) is not int:
+        raise Refused(
+            f'{folder.place}: sample_size={size!r:.40} is no side of a square; give the side with '
+            '--resolution=PIXELS'
+        )
+    shape = [size, size, options.pop('channels', 3)]
+    model = {
+        'image': {'shape': shape, 'num_classes': options.pop('num_classes', 0)},
+        'network': {'name': name, **options},
+        'denoiser': diffusers_config.denoiser_of(folder.scheduler, folder.scheduler_place),
+    }
+    matched(folder.arrays, {key: key for key in shapes_of(model)}, {})
+    return Found(model, folder.arrays, folder.sources, folder.licence)
 
 
 def write(
@@ -259,7 +300,7 @@ def write(
     Args:
       folder: to write to, empty or not there.
       config: of the model, `diffusers_config.config_of`.
-      arrays: {published name: float32 array}.
+      arrays: {published name: array}.
       scheduler: config of its scheduler, `diffusers_config.scheduler_of`; None: none is written.
       where: what the user calls the folder.
 
@@ -274,3 +315,32 @@ def write(
     if scheduler:
         disk.write_json(folder / SCHEDULER, scheduler)
     disk.write_json(folder / CONFIG, config)
+
+
+def export(
+    folder: disk.Path, model: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: str
+) -> None:
+    """Writes a denoiser as the folder of a model of diffusers and its scheduler; the way back of
+    `find`.
+
+    Args:
+      folder, where: as of `write`.
+      model: sections network, denoiser and image of a config.
+      arrays: {our name: array}.
+
+    Raises:
+      UserError: diffusers has no such network or scheduler, or as of `write`.
+    """
+    network, image = dict(model['network']), model['image']
+    kinds = {row.ours: kind for kind, row in diffusers_config.MODELS.items()}
+    name = network.pop('name')
+    if name not in kinds or len(image['shape']) != 3:
+        raise UserError(f'{where}: diffusers has no network like {name!r}{suggest(name, kinds)}')
+    size, _, channels = image['shape']
+    network |= {'resolution': size, 'channels': channels, 'num_classes': image['num_classes']}
+    config = diffusers_config.config_of(kinds[name], network)
+    try:
+        scheduler = diffusers_config.scheduler_of(model['denoiser'])
+    except Refused as error:
+        raise UserError(f'{where}: {error}') from error
+    write(folder, config, arrays, scheduler, where)

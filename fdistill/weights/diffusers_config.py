@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fdistill.diffusion import noise
-from fdistill.errors import UserError, pick, suggest
+from fdistill.errors import suggest
+from fdistill.weights.found import Refused
 
 VERSION = '0.42.1'  # of diffusers, whose defaults these are
 INTERNAL = ('_class_name', '_diffusers_version', '_name_or_path')
@@ -83,7 +84,14 @@ BLOCK_TYPES = {
 ZERO = ('num_class_embeds',)
 
 
-def settings(config: Mapping[str, Any], where: Any) -> tuple[str, dict[str, Any]]:
+def _of(table, name, where):
+    """A name that is one of a table's."""
+    if not isinstance(name, str) or name not in table:
+        raise Refused(f'{where}={name!r:.80} is not supported{suggest(name, table)}')
+    return name
+
+
+def settings(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """(name, arguments) of our network that a model's config describes.
 
     Args:
@@ -91,10 +99,10 @@ def settings(config: Mapping[str, Any], where: Any) -> tuple[str, dict[str, Any]
       where: the file, for messages.
 
     Raises:
-      UserError: the class is none of `MODELS`, a key is unknown, or a value is not supported.
+      Refused: the class is none of `MODELS`, a key is unknown, or a value is not supported.
     """
-    kind = str(config.get('_class_name'))
-    model, blocks = pick(MODELS, kind, f'{where}: _class_name'), BLOCK_TYPES.get(kind, {})
+    kind = _of(MODELS, config.get('_class_name'), f'{where}: _class_name')
+    model, blocks = MODELS[kind], BLOCK_TYPES.get(kind, {})
     known = {*model.keys, *model.only, *model.free, *model.fixed.values(), *blocks}
     made = {}
     for key, value in config.items():
@@ -102,12 +110,12 @@ def settings(config: Mapping[str, Any], where: Any) -> tuple[str, dict[str, Any]
         if key in INTERNAL or key in model.free:
             continue
         if key not in known:
-            raise UserError(
+            raise Refused(
                 f'{where}: {key!r:.80} is no setting of {kind} in diffusers {VERSION}'
                 f'{suggest(key, known)}; take the folder as it was published'
             )
         if key in model.only and value not in model.only[key]:
-            raise UserError(
+            raise Refused(
                 f'{where}: {key}={value!r:.80} is not supported, only '
                 f'{" or ".join(map(repr, model.only[key]))}; take another model'
             )
@@ -118,7 +126,7 @@ def settings(config: Mapping[str, Any], where: Any) -> tuple[str, dict[str, Any]
         default = 3
         source = next(name for name, to in model.keys.items() if to == ours)
         if config.get(key, default) != config.get(source, default):
-            raise UserError(
+            raise Refused(
                 f'{where}: {key}={config.get(key, default)!r:.20} and '
                 f'{source}={config.get(source, default)!r:.20}: a model whose output is no image '
                 'like its input is not supported; take another model'
@@ -127,7 +135,7 @@ def settings(config: Mapping[str, Any], where: Any) -> tuple[str, dict[str, Any]
         count = len(made.get('block_out_channels', (64,)))
         found = config.get(key, [block])
         if list(found) != [block] * count:
-            raise UserError(
+            raise Refused(
                 f'{where}: {key}={found!r:.200}: supported is {block!r} for each of the {count} '
                 'block_out_channels; take another model'
             )
@@ -174,9 +182,9 @@ def _betas(said, where):
     """DDPM's table, which most schedulers sample from in their own ways."""
     if said['use_flow_sigmas']:
         return _flow(said, where)
-    prediction = pick(PREDICTIONS, str(said['prediction_type']), f'{where}: prediction_type')
+    prediction = PREDICTIONS[_of(PREDICTIONS, said['prediction_type'], f'{where}: prediction_type')]
     if prediction == 'flow':
-        raise UserError(
+        raise Refused(
             f"{where}: prediction_type='flow_prediction' without use_flow_sigmas: a table of betas "
             'is no flow; take the scheduler that the model was published with'
         )
@@ -187,7 +195,7 @@ def _betas(said, where):
     }
     if said['rescale_betas_zero_snr']:
         if prediction == 'eps':
-            raise UserError(
+            raise Refused(
                 f"{where}: rescale_betas_zero_snr with prediction_type='epsilon': at the last time "
                 'there is no image in the input, and none in the noise; take the scheduler that '
                 'the model was published with'
@@ -198,7 +206,7 @@ def _betas(said, where):
 
 def _flow(said, where):
     if said['prediction_type'] != 'flow_prediction':
-        raise UserError(
+        raise Refused(
             f'{where}: prediction_type={said["prediction_type"]!r:.80} under a flow is not '
             "supported, only 'flow_prediction'; take the scheduler that the model was published "
             'with'
@@ -214,7 +222,7 @@ def _flow(said, where):
 
 def _edm(said, where):
     if said['prediction_type'] != 'epsilon':
-        raise UserError(
+        raise Refused(
             f'{where}: prediction_type={said["prediction_type"]!r:.80} under EDM is not supported, '
             "only 'epsilon'; take another model"
         )
@@ -261,7 +269,7 @@ SAMPLING = frozenset(
 )
 
 
-def denoiser_of(scheduler: Mapping[str, Any], where: Any) -> dict[str, Any]:
+def denoiser_of(scheduler: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The section `denoiser` of a network that was trained under a scheduler.
 
     Args:
@@ -269,13 +277,13 @@ def denoiser_of(scheduler: Mapping[str, Any], where: Any) -> dict[str, Any]:
       where: the file, for messages.
 
     Raises:
-      UserError: the class is none of `SCHEDULERS`, a key is unknown, or a value is not supported.
+      Refused: the class is none of `SCHEDULERS`, a key is unknown, or a value is not supported.
     """
-    kind = str(scheduler.get('_class_name'))
-    row = pick(SCHEDULERS, kind, f'{where}: _class_name')
+    kind = _of(SCHEDULERS, scheduler.get('_class_name'), f'{where}: _class_name')
+    row = SCHEDULERS[kind]
     for key in scheduler:
         if key not in row.defaults and key not in SAMPLING and key not in INTERNAL:
-            raise UserError(
+            raise Refused(
                 f'{where}: {key!r:.80} is no setting of {kind} in diffusers {VERSION}'
                 f'{suggest(key, row.defaults)}; take the folder as it was published'
             )
@@ -286,7 +294,7 @@ def denoiser_of(scheduler: Mapping[str, Any], where: Any) -> dict[str, Any]:
         try:
             noise.SCHEDULES[section['schedule']['name']](**options)
         except (ValueError, TypeError) as error:
-            raise UserError(f'{where}: {error}; take the folder as it was published') from error
+            raise Refused(f'{where}: {error}; take the folder as it was published') from error
     return section
 
 
@@ -294,32 +302,26 @@ def scheduler_of(section: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler_config.json for a network of a section `denoiser`; the way back of `denoiser_of`.
 
     Raises:
-      UserError: diffusers has no scheduler for it.
+      Refused: diffusers has no scheduler for it.
     """
-    name = section.get('name', 'edm')
-    if name == 'edm':
+    if section.get('name', 'edm') == 'edm':
         return _scheduler('EDMEuler', sigma_data=section.get('sigma_data', 0.5))
-    schedule = section.get('schedule')
-    schedule = {'name': schedule} if isinstance(schedule, str) else dict(schedule)
-    prediction, of = section['prediction'], schedule.pop('name')
     known = {ours: theirs for theirs, ours in PREDICTIONS.items()}
-    scale = section.get('time_scale', 1.0)
+    prediction, scale = section.get('prediction'), section.get('time_scale', 1.0)
+    schedule = section.get('schedule', '')
+    schedule = {'name': schedule} if isinstance(schedule, str) else dict(schedule)
+    of = schedule.pop('name')
     if of == 'flow' and prediction == 'flow' and schedule.get('shift', 1.0) == 1.0:
         return _scheduler('FlowMatchEulerDiscrete', num_train_timesteps=int(scale), shift=1.0)
     if of in ('betas', 'discrete') and prediction != 'flow' and scale == 1:
         zero = schedule.pop('zero_terminal_snr', None) is not None
-        if of == 'discrete' and (table := schedule.pop('alphas_cumprod', None)):
-            ratios = [after / before for before, after in zip((1.0, *table), table)]
-            betas = [1 - ratio for ratio in ratios]
+        if table := schedule.pop('alphas_cumprod', None):
+            betas = [1 - after / before for before, after in zip((1.0, *table), table)]
             schedule |= {'trained_betas': betas, 'num_train_timesteps': len(betas)}
-        return _scheduler(
-            'DDPM',
-            **schedule,
-            prediction_type=known[prediction],
-            rescale_betas_zero_snr=zero,
-            clip_sample=False,
-        )
-    raise UserError(
+        own = {'prediction_type': known[prediction], 'rescale_betas_zero_snr': zero}
+        # Which is how it samples pixels by default, and does latents harm.
+        return _scheduler('DDPM', **schedule, **own, clip_sample=False)
+    raise Refused(
         f'denoiser={dict(section)!r:.300}: diffusers has no scheduler for it; it has those of '
         'betas, of flow and of EDM'
     )
