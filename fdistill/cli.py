@@ -1,5 +1,5 @@
 """The command `fdistill`: train, plan, evaluate, sample, export, sweep, report, doctor, check-data,
-check-teacher, convert, stats.
+check-teacher, convert, encode, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
 """
@@ -63,6 +63,7 @@ SOLVER = {
     '--sampler': dict(metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'),
     '--steps': dict(type=int, help='levels of the noise grid before 0, for a denoiser'),
     '--guidance': dict(type=float, metavar='W', help='scale of guidance, for a denoiser'),
+    '--vae': dict(metavar='FILE', help="what decodes latents; default: that of the run's data"),
 }
 PEER_SECONDS = 20
 ONE_OF = 'give either --workdir=DIR, a run, or --weights=FILE, converted weights'
@@ -75,6 +76,7 @@ REQUIRED = {
     'sweep': ('config', 'workdir'),
     'plan': ('config', 'topology'),
     'export': ('to', 'out'),
+    'encode': ('config', 'vae', 'out'),
 }
 
 
@@ -330,6 +332,24 @@ def _parsers():
     doctor.add_argument('--out', metavar='DIR', help='folder for doctor.png and doctor.json')
     doctor.add_argument('--json', action='store_true', help='print doctor.json and not a table')
 
+    description = 'Encodes the images of a config by an autoencoder, once, for training on latents.'
+    encode = _command(commands, 'encode', description, OVERRIDES)
+    encode.add_argument(
+        '--config', metavar='FILE', help='Python file with get_config(), whose data is taken'
+    )
+    encode.add_argument('--vae', metavar='FILE', help='of `fdistill convert vae`; required')
+    encode.add_argument('--out', metavar='DIR', help='folder to write to; required')
+    encode.add_argument(
+        '--dtype',
+        default='float32',
+        metavar='TYPE',
+        help='to keep latents in, or float16; default: %(default)s',
+    )
+    encode.add_argument(
+        '--batch-size', type=int, default=64, metavar='B', help='images at once; default: 64'
+    )
+    encode.add_argument('--quiet', action='store_true', help='no progress on stderr')
+
     description = (
         'Reads published weights, running nothing in the file, and writes them as safetensors.'
     )
@@ -337,7 +357,7 @@ def _parsers():
     convert.add_argument(
         'kind',
         metavar='KIND',
-        help='teacher; average, of snapshots of EDM2; or as inception, a wrong one says which',
+        help='teacher; vae; average, of snapshots of EDM2; or as inception, a wrong one says which',
     )
     convert.add_argument(
         'source', metavar='SRC', help='the .pth, .pt or .pkl file, or the folder, as published'
@@ -358,7 +378,7 @@ def _parsers():
         '--of', metavar='NAME', help='what a teacher is of, as edm; default: as the file looks'
     )
     convert.add_argument(
-        '--licence', metavar='NAME', help='of a teacher, where its file does not say it'
+        '--licence', metavar='NAME', help='of a teacher or vae, where its file does not say it'
     )
     _add_export(commands)
     _add_stats(commands)
@@ -530,7 +550,7 @@ def _sets_protocol(options, overrides):
 
 def _solver(options, rest):
     """{'sampler', 'steps', 'guidance'} of those that are given."""
-    given = {name: getattr(options, name) for name in ('sampler', 'steps', 'guidance')}
+    given = {name: getattr(options, name) for name in ('sampler', 'steps', 'guidance', 'vae')}
     if rest:
         given['sampler'] = {'name': options.sampler} | keyword_options(rest)
     return {name: value for name, value in given.items() if value is not None}
@@ -699,7 +719,8 @@ def _check_data(options, overrides):
     from fdistill.data import check
     from fdistill.files import disk
 
-    section = dict(config.get('data', {}))
+    config = build.of_images(config)
+    section = dict(config['data'])
     folder = section if section.get('name') == 'image_folder' and section.get('path') else None
     disk.folder_for(options.out, '--out')
     if folder and check.within(options.out, folder['path']):
@@ -743,6 +764,19 @@ def _check_teacher(options, overrides):
     return 0 if result['usable'] else 1
 
 
+def _encode(options, overrides):
+    from fdistill import build
+    from fdistill import config as configs
+
+    config = configs.load(options.config)
+    build.override(config, overrides)
+    names = ('dtype', 'batch_size', 'quiet')
+    given = {name: getattr(options, name) for name in names}
+    note = build.encode(config, options.vae, options.out, **given)
+    count = sum(split['count'] for split in note['splits'].values())
+    print(f'{count:,} latents of {" x ".join(map(str, note["latent"]))} in {options.out}')
+
+
 def _convert(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: convert takes no config')
@@ -757,6 +791,13 @@ def _convert(options, overrides, rest=()):
     if options.kind == 'average':
         _convert_average(options)
         return
+    if options.of or (rest and options.kind != 'vae'):
+        raise UserError(f'--of: is for a teacher, not for {options.kind!r:.40}')
+    if options.kind == 'vae':
+        _convert_vae(options, rest)
+        return
+    if options.licence:
+        raise UserError(f'--licence: is for a teacher or a vae, not for {options.kind!r:.40}')
     from fdistill import weights
 
     for name, value in sorted(weights.convert(options.kind, options.source, options.out).items()):
@@ -771,6 +812,18 @@ def _convert_average(options):
     paths = (options.source, *options.beside)
     for name, value in posthoc.reconstruct(paths, options.out, std=options.std).items():
         print(f'{name}: {value}')
+
+
+def _convert_vae(options, rest):
+    from fdistill import config as configs
+    from fdistill.weights import autoencoders
+
+    given = {'licence': options.licence} | keyword_options(rest)
+    places = {'source': options.source, 'out': options.out}
+    row = configs.call(autoencoders.convert, given, 'convert vae: --', **places)
+    for name, value in sorted(row.items()):
+        print(f'{name}: {json.dumps(value)}')
+    print(options.out)
 
 
 def _convert_teacher(options, rest):
@@ -852,6 +905,7 @@ COMMANDS = {
     'check-data': _check_data,
     'check-teacher': _check_teacher,
     'convert': _convert,
+    'encode': _encode,
     'stats': _stats,
 }
 
@@ -883,7 +937,7 @@ def _parse(words):
     passed_on = (
         getattr(options, 'sampler', None)
         or getattr(options, 'executor', None)
-        or getattr(options, 'kind', None) == 'teacher'
+        or getattr(options, 'kind', None) in ('teacher', 'vae')
     )
     passed_on = passed_on and all(re.fullmatch(r'--\w[\w-]*=.+', word) for word in unknown)
     if unknown and not passed_on:

@@ -22,12 +22,22 @@ from fdistill.types import misfit
 FLOAT32 = float(np.finfo(np.float32).max)
 
 
+class Latents(TypedDict):
+    """What samples that are latents are decoded to: images of that shape, by the autoencoder whose
+    arrays have that SHA-256."""
+
+    autoencoder: str
+    shape: list[int]
+
+
 class Image(TypedDict):
-    """What a sample is: its shape, the classes (0 for none) and shapes of its other conditions."""
+    """What a sample is: its shape, the classes (0 for none), shapes of its other conditions, and
+    what it is decoded to."""
 
     shape: list[int]
     num_classes: int
     given: NotRequired[dict[str, list[int]]]
+    latents: NotRequired[Latents]
 
 
 class Named(TypedDict, total=False):

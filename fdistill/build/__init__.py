@@ -1,13 +1,14 @@
 """From a config to objects, and from a workdir to a model: the only reader of configs.
 
-sections < models < published < teachers < parts < levels < experiment < settings < run < measure,
-check_teacher < train < together, plan; here is the face of all.
+sections < latents < models < published < teachers < parts < levels < experiment < settings < run <
+measure, check_teacher < train < together, plan; here is the face of all.
 """
 
 from fdistill.build.check_teacher import check_teacher
 from fdistill.build.draw import batch_key, sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
+from fdistill.build.latents import encode, of_images
 from fdistill.build.loading import from_weights, from_workdir, guided, has_solver, opened
 from fdistill.build.measure import evaluate
 from fdistill.build.plan import page, plan
@@ -31,6 +32,7 @@ __all__ = [
     'complete',
     'continuous',
     'convert',
+    'encode',
     'evaluate',
     'experiment',
     'from_weights',
@@ -39,6 +41,7 @@ __all__ = [
     'has_solver',
     'load_data',
     'make_statistics',
+    'of_images',
     'opened',
     'optimizers',
     'override',

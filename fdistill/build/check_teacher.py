@@ -11,10 +11,9 @@ import jax
 import numpy as np
 
 from fdistill import config as configs
-from fdistill.build.evaluators import splits
 from fdistill.build.experiment import experiment
 from fdistill.build.loading import SIGMAS, guided, has_solver, opened
-from fdistill.build.sections import image_of
+from fdistill.build.sections import image_of, is_of, load_data
 from fdistill.config import call
 from fdistill.data.sources import to_float
 from fdistill.diffusion import noise, samplers
@@ -63,9 +62,9 @@ def check_teacher(
         if weights is not None:
             raise UserError('--config: missing; give the config of the data to check weights on')
         config = plain
-    train, held_out = splits(config)
+    train, held_out = (load_data(config, split) for split in ('train', 'held_out'))
     image = image_of(train)
-    if image != plain['image']:
+    if not is_of(plain['image'], image, weights is not None):
         raise UserError(f'{name}: was trained on {plain["image"]}, not {image}')
 
     built = experiment(plain)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fdistill.build.latents import of_images
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of
 from fdistill.config import call
@@ -18,7 +19,8 @@ from fdistill.evaluation.protocol import Measure
 
 
 def splits(config: Mapping[str, Any]) -> tuple[Source, Source]:
-    """The two splits of a config's data."""
+    """The two splits of a config's data, as images."""
+    config = of_images(config)
     return load_data(config, 'train'), load_data(config, 'held_out')
 
 
@@ -56,6 +58,7 @@ def _own_row(subject, config, options, mesh, progress, against):
         generate=subject.sample,
         train=train,
         held_out=held_out,
+        noise_shape=subject.shape,
         nfe=subject.nfe,
         progress=progress,
         against=against,
@@ -63,7 +66,12 @@ def _own_row(subject, config, options, mesh, progress, against):
 
 
 def _own_reference(source, config, options, mesh, shape):
-    return evaluation.reference(source, load_data(config, 'held_out'), progress=False)
+    train, held_out = (
+        splits(config)
+        if source is None or source.decoded
+        else (source, load_data(config, 'held_out'))
+    )
+    return evaluation.reference(train, held_out, progress=False)
 
 
 def _published_row(subject, config, options, mesh, progress, against):
@@ -153,4 +161,4 @@ def reference(config: Mapping[str, Any]) -> Any:
     chosen, options = evaluator(config.get('evaluation', {}))
     if chosen.sharded:
         return None
-    return chosen.reference(load_data(config, 'train'), config, options, None, None)
+    return chosen.reference(None, config, options, None, None)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fdistill.build.experiment import experiment
+from fdistill.build.latents import decoder_of
 from fdistill.build.measure import while_training
 from fdistill.data.sources import Source
 from fdistill.files import disk, pictures
@@ -37,7 +38,9 @@ def hooks(
         built = experiment(plain)  # Made anew, for to sample, a batch is not taken in parts.
     if training.evaluate_every:
         measure = while_training(plain, built, source, workdir, mesh)
-    preview = _preview(built, source, mesh) if training.sample_every else None
+    preview = (
+        _preview(built, source, mesh, decoder_of(plain, mesh)) if training.sample_every else None
+    )
 
     def of(out, ratings):
         def sample(state, done):
@@ -56,7 +59,7 @@ def hooks(
     return of
 
 
-def _preview(built, source, mesh):
+def _preview(built, source, mesh, decode):
     """preview(params) -> picture of samples, from noise that is the same at every step of every
     run."""
     noise = jax.random.normal(jax.random.key(0), (PREVIEW, *built.shape))
@@ -68,7 +71,7 @@ def _preview(built, source, mesh):
     generate = jax.jit(built.method.generator.sample, out_shardings=sharding.replicated(mesh))
 
     def preview(params):
-        samples = np.asarray(generate(params, noise, condition), np.float32)
+        samples = np.asarray(decode(generate(params, noise, condition)), np.float32)
         return pictures.image_grid(samples) if samples.ndim == 4 else pictures.scatter(samples)
 
     return preview

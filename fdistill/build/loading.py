@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from fdistill import config as configs
 from fdistill.build import published
 from fdistill.build.experiment import Experiment, experiment
+from fdistill.build.latents import decoder, decoder_of
 from fdistill.build.models import load_ema
 from fdistill.build.run import Run, assembled, digest_of
 from fdistill.build.sections import of_file, plain_of
@@ -68,6 +69,7 @@ def from_workdir(
     guidance: float | None = None,
     mesh: Mesh | None = None,
     step: int | str | None = None,
+    vae: str | pathlib.Path | None = None,
 ) -> Run:
     """A trained model.
 
@@ -80,6 +82,7 @@ def from_workdir(
       mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays;
         default: the first device.
       step: of a checkpoint, or 'best', see `Training.keep_best`; default: the newest.
+      vae: file of the autoencoder that decodes its latents; default: that of its data.
 
     Raises:
       UserError: if there is no run or no checkpoint, or a student is asked for a sampler.
@@ -90,6 +93,7 @@ def from_workdir(
             raise UserError(f'--workdir={path}: {ONE_STEP}')
         _solve(plain['method'], sampler, steps, guidance)
     built = experiment(plain)
+    decode = decoder(plain['image'], vae, mesh, '--vae') if vae else decoder_of(plain, mesh)
     params, position = load_ema(built.student, path, mesh, step)
     return assembled(
         plain,
@@ -100,6 +104,7 @@ def from_workdir(
         path=path,
         step=position['next_step'],
         digest=digest_of(position['digests']['ema']),
+        decode=decode,
     )
 
 
@@ -110,6 +115,7 @@ def from_weights(
     steps: int | None = None,
     guidance: float | None = None,
     mesh: Mesh | None = None,
+    vae: str | pathlib.Path | None = None,
 ) -> Run:
     """A model out of a file of weights, as `fdistill convert teacher` and `fdistill export` write.
 
@@ -119,6 +125,7 @@ def from_weights(
     Args:
       path: the .safetensors file.
       sampler, steps, guidance, mesh: as of `from_workdir`.
+      vae: file of the autoencoder that decodes its latents; default: latents stay latents.
 
     Raises:
       UserError: if the file is missing, damaged, or of something else, or a student is asked for a
@@ -145,9 +152,18 @@ def from_weights(
         _solve(plain['method'], sampler, steps, guidance)
         built = experiment(plain)
         model, generator = built.student, built.method.generator
+    decode = decoder(plain['image'], vae, mesh, '--vae')
     params, digest = published.load(model, path, plain['image'], mesh)
     return assembled(
-        plain, model, generator, params, mesh, path=path, step=0, digest=digest_of(digest)
+        plain,
+        model,
+        generator,
+        params,
+        mesh,
+        path=path,
+        step=0,
+        digest=digest_of(digest),
+        decode=decode,
     )
 
 

@@ -1,6 +1,5 @@
 """Measures runs."""
 
-import functools
 import json
 import pathlib
 import sys
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from fdistill import config as configs
 from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment
+from fdistill.build.latents import decoder_of, seen
 from fdistill.build.loading import folder_of, opened
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data
@@ -72,6 +72,7 @@ def evaluate(
         details = {'solver': configs.to_json(run.config).get('method')}
         run = run._replace(digest=digest_of([run.digest, details]))
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
+    subject = subject._replace(decoded=run.decoded)
     if chosen.sharded and 'given' in run.config.image:
         subject = subject._replace(given=given_of(load_data(config, 'train')))
     return measure(
@@ -139,16 +140,21 @@ def while_training(
     chosen, options = evaluator(section)
     # Made once, before there is a step: hours later is too late to hear of statistics of another
     # protocol.
-    against = chosen.reference(source, plain, options, mesh, built.shape)
+    against = chosen.reference(source, plain, options, mesh, seen(built.image))
     known = {name: of for name, of in chosen.measures(against, options).items() if of.sign}
     sign = pick(known, named, 'config.training.keep_best').sign if named is not None else 0
     split = sharding.batch_sharding(mesh) if chosen.sharded else sharding.replicated(mesh)
     generator = built.method.generator
     generate = jax.jit(generator.sample, out_shardings=split)
+    decode = decoder_of(plain, mesh)
 
     def evaluated(params, step):
-        sample, digest = functools.partial(generate, params), digest_of(checkpoint.digests(params))
+        def sample(noise, condition):
+            return decode(generate(params, noise, condition))
+
+        digest = digest_of(checkpoint.digests(params))
         subject = Subject(sample, built.shape, built.num_classes, generator.nfe, step, digest)
+        subject = subject._replace(decoded=seen(built.image))
         if source.given:
             subject = subject._replace(given=given_of(source))
         row = measure(plain, section, workdir, subject, mesh, quiet=True, against=against)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from fdistill.build.evaluators import splits
+from fdistill.build.latents import of_images
 from fdistill.build.sections import load_data
 from fdistill.config import call
 from fdistill.evaluation import scores, statistics_files
@@ -27,7 +28,7 @@ def make_statistics(
     returns what it holds.
 
     Args:
-      config: whose `data` is taken.
+      config: whose `data` is taken; of latents the images that they were made of.
       out: `.npz` file to write.
       split: 'train', 'held_out' or 'all'; default: 'all' of an image folder, whose splits are ours,
         else 'train'.
@@ -40,6 +41,7 @@ def make_statistics(
       UserError: on whatever the user can mend; nothing has been written then.
     """
     statistics_files.vacant(out)  # Before an hour of features, not after it.
+    config = of_images(config)
     usual = 'all' if config['data']['name'] == 'image_folder' else 'train'
     split = split or usual
     if split == 'all':

@@ -35,7 +35,11 @@ class Run(NamedTuple):
     denoise(x[B,...], sigma[B], condition=None) -> x0[B,...]: the network as a denoiser.
     trajectory(noise[B,...], condition) -> (samples, D[N,B,...]): also the network's estimate of x0
       at each level; None for a one-step student.
-    nfe: network evaluations of a sample; shape, num_classes: of the data; digest: of the weights.
+    nfe: network evaluations of one sample.
+    shape, num_classes: of the data; digest: of the weights.
+    decode(x[B,...]) -> what is to be seen of samples: of latents images, else x itself. What
+      `sample` and `trajectory` give has been through it, `denoise` is of latents.
+    decoded: shape of what is seen of a sample.
     """
 
     config: ConfigDict
@@ -51,6 +55,8 @@ class Run(NamedTuple):
     shape: tuple[int, ...]
     num_classes: int
     digest: str
+    decode: Callable[..., Any]
+    decoded: tuple[int, ...]
 
 
 def digest_of(value: Any) -> str:
@@ -107,6 +113,7 @@ def assembled(
     path: str | pathlib.Path,
     step: int,
     digest: str,
+    decode: Callable[..., Any],
 ) -> Run:
     """A `Run` of a network and its weights.
 
@@ -115,6 +122,7 @@ def assembled(
       model, generator, params, mesh: of the network.
       path: what it came from, for messages.
       step, digest: of the weights.
+      decode: as of `Run`.
     """
     image = plain['image']
     jitted = jax.jit(generator.sample, out_shardings=mesh and sharding.batch_sharding(mesh))
@@ -129,7 +137,7 @@ def assembled(
         return made
 
     def sample(noise, condition):
-        return jitted(params, noise, said(condition))
+        return decode(jitted(params, noise, said(condition)))
 
     def begin(key, n, condition=None):
         return start(key, n, condition, image, lambda: load_data(plain, 'train'))
@@ -143,7 +151,8 @@ def assembled(
         return denoiser(params, x, sigma, given)
 
     def path_of(noise, condition):
-        return trajectory(params, noise, said(condition))
+        x0, estimates = trajectory(params, noise, said(condition))
+        return decode(x0), jnp.stack([decode(level) for level in estimates])
 
     return Run(
         config=configs.from_json(plain),
@@ -159,4 +168,6 @@ def assembled(
         shape=tuple(image['shape']),
         num_classes=image['num_classes'],
         digest=digest,
+        decode=decode,
+        decoded=jax.eval_shape(decode, jax.ShapeDtypeStruct((1, *image['shape']), float)).shape[1:],
     )

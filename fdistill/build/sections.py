@@ -107,7 +107,18 @@ def image_of(source: sources.Source) -> dict[str, Any]:
         'num_classes': source.num_classes if source.num_classes > 1 else 0,
     }
     given = {name: list(values.shape[1:]) for name, values in source.given.items()}
-    return image | {'given': given} if given else image
+    image |= {'given': given} if given else {}
+    if source.decoded:
+        autoencoder, shape = source.decoded
+        image['latents'] = {'autoencoder': autoencoder, 'shape': list(shape)}
+    return image
+
+
+def is_of(known: Mapping[str, Any], image: Mapping[str, Any], published: bool) -> bool:
+    """Whether a model of the data `known` is one of `image`; what was published does not say whose
+    latents it makes."""
+    latents = {'latents': image['latents']} if published and 'latents' in image else {}
+    return latents | known == image
 
 
 def resolve(
@@ -142,7 +153,7 @@ def resolve(
             continue
         at = f'config.teacher.{kind}'
         about = read(teacher[kind], at) if known is None else known
-        if about['image'] != plain['image']:
+        if not is_of(about['image'], plain['image'], kind == 'weights'):
             raise UserError(
                 f'{at}={teacher[kind]}: was trained on {about["image"]}, not {plain["image"]}'
             )

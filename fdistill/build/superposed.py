@@ -56,7 +56,8 @@ def superposed(
 
     def sample(noise, condition):
         with configs.told('--operator, --temperature'):
-            return solved(params, noise, as_condition(condition, first.num_classes))
+            made = solved(params, noise, as_condition(condition, first.num_classes))
+        return first.decode(made)
 
     def generate(key, n, condition=None):
         return sample(*first.start(key, n, condition))

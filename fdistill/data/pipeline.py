@@ -51,7 +51,7 @@ def batches(
       'condition': {name: [...]}}.
 
     Raises:
-      ValueError: empty source, a size or an index out of range, or flipping points.
+      ValueError: empty source, a size or an index out of range, or flipping points or latents.
     """
     size = len(source.images)
     if not size:
@@ -65,6 +65,11 @@ def batches(
         raise ValueError(f'process_index={process_index}: must be in 0..{process_count - 1}')
     if seed < 0 or start_step < 0:
         raise ValueError(f'seed={seed}, start_step={start_step}: must not be negative')
+    if flip and source.decoded:
+        raise ValueError(
+            f'flip=True: {source.name!r} are not mirrored by turning them round, set flip=False '
+            'and encode the images with flip=True'
+        )
     if flip and source.images.ndim != 4:
         raise ValueError(f'flip=True: {source.name!r} has no left and right, set flip=False')
     block = batch_size // process_count

@@ -20,9 +20,11 @@ import numpy as np
 import tqdm
 
 from fdistill.data import cache
+from fdistill.data import latents as encoded
 from fdistill.errors import UserError, pick
 from fdistill.files import disk
 from fdistill.types import Free, Place
+from fdistill.weights import autoencoders
 
 SPLITS = {'train': 0, 'held_out': 1}  # The numbers seed points that are drawn.
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
@@ -47,10 +49,18 @@ MAX_CLASSES = 2**16  # A slip in a label must not become a one-hot code that fil
 CACHE_VERSION = 3
 
 
+class Decoded(NamedTuple):
+    """What latents are of: images of that shape, as an autoencoder of that digest decodes them."""
+
+    autoencoder: str
+    shape: tuple[int, ...]
+
+
 class Source(NamedTuple):
     """A split of a data set, whole in memory or memory-mapped.
 
-    images: uint8 [N, H, W, C] with grey levels 0..levels, or float32 [N, D] points with levels 0.
+    images: uint8 [N, H, W, C] with grey levels 0..levels, or float32 with levels 0: [N, D] points
+      or [N, h, w, c] latents.
     labels: int32 [N] in 0..num_classes - 1.
     num_classes: number of classes of the data set, 1 if it has no labels.
     levels: largest grey level (255 for 8 bits), 0 for points.
@@ -59,6 +69,7 @@ class Source(NamedTuple):
       resolution.
     stored: hex SHA-256 of the images as they are stored, before any library has decoded them; ''
       where they are computed.
+    decoded: of latents.
     """
 
     images: np.ndarray
@@ -68,6 +79,7 @@ class Source(NamedTuple):
     name: str
     given: Mapping[str, Any] = {}
     stored: str = ''
+    decoded: Decoded | None = None
 
     def condition(self, index: Any) -> dict[str, np.ndarray]:
         """What the samples of an index are to be like, {name: [n, ...]}; the label where there are
@@ -818,7 +830,75 @@ def _noted(note, paths):
         return None
 
 
-SOURCES = {'digits': digits, 'mixture': mixture, 'tfds': tfds, 'image_folder': image_folder}
+def latents(
+    split: str,
+    path: Annotated[str, Place],
+    vae: Annotated[str, Place],
+    sampled: bool = True,
+    seed: int = 0,
+) -> Source:
+    """Latents that `fdistill encode` made, float32 [N, h, w, c], levels 0.
+
+    Args:
+      split: which of the two splits.
+      path: the folder.
+      vae: the autoencoder that they were made with, of `fdistill convert vae`: what is sampled is
+        decoded by it.
+      sampled: draw each latent once, z = (mean + std n - shift) scale, as diffusion models are
+        trained; else z = (mean - shift) scale.
+      seed: of n, integer >= 0.
+
+    Raises:
+      UserError: no such folder, not what was written, or made with another autoencoder.
+    """
+    note, network = _encoded(path, vae, seed)
+    made = encoded.drawn(path, note, split, network.latents, sampled, seed)
+    labels = encoded.labels(path, note, split)
+    own = repr((note['splits'][split]['moments'], sampled, seed if sampled else 0))
+    stored = hashlib.sha256(own.encode()).hexdigest()
+    return _of_note(note, made, labels)._replace(stored=stored)
+
+
+def latents_outline(
+    split: str,
+    path: Annotated[str, Place],
+    vae: Annotated[str, Place],
+    sampled: bool = True,
+    seed: int = 0,
+) -> Source:
+    """What `latents` would give, but for the latents, without reading any: they are 0."""
+    note, _ = _encoded(path, vae, seed)
+    made = np.broadcast_to(np.float32(0), (1, *note['latent']))
+    return _of_note(note, made, np.zeros(1, np.int32))
+
+
+def _encoded(path, vae, seed):
+    """(`latents.Note` of a folder, the `Autoencoder` that it was made with)."""
+    if seed < 0:
+        raise ValueError(f'seed={seed}: must be >= 0')
+    note, about = encoded.read(path), autoencoders.about(vae)
+    if about['content_sha256'] != note['autoencoder']:
+        raise UserError(
+            f'vae={vae}: is another autoencoder ({about["content_sha256"][:12]}) than the one that '
+            f'made the latents {str(path)!r} ({note["autoencoder"][:12]}); give that one, or '
+            'encode the data again'
+        )
+    return note, autoencoders.make(about['model'], vae)
+
+
+def _of_note(note, made, labels):
+    decoded = Decoded(note['autoencoder'], tuple(note['image']))
+    name = f'{note["name"]} latents'
+    return Source(made, labels, note['num_classes'], 0, name, decoded=decoded)
+
+
+SOURCES = {
+    'digits': digits,
+    'mixture': mixture,
+    'tfds': tfds,
+    'image_folder': image_folder,
+    'latents': latents,
+}
 # Of those that would be read from disk, what is known without: the rows of `SOURCES` but for their
 # images.
-OUTLINES = SOURCES | {'tfds': tfds_outline}
+OUTLINES = SOURCES | {'tfds': tfds_outline, 'latents': latents_outline}

@@ -119,6 +119,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 500,
     progress: bool = True,
+    noise_shape: tuple[int, ...] | None = None,
 ) -> tuple[np.ndarray, float]:
     """Draws samples that depend on their index alone, not on batch size or devices (beyond the
     rounding of `generate`).
@@ -127,7 +128,7 @@ def sample(
     last one padded and cut, so a jitted `generate` is compiled once.
 
     Args:
-      generate: (noise float32 [batch_size, *shape], {name: [batch_size, ...]}) -> samples
+      generate: (noise float32 [batch_size, *noise_shape], {name: [batch_size, ...]}) -> samples
         [batch_size, *shape]. It is called as it is: jit it, with the parameters as an argument of
         the jitted function, or each evaluation compiles.
       shape: of one sample.
@@ -136,6 +137,7 @@ def sample(
       seed: integer >= 0.
       batch_size: samples generated at once.
       progress: show a bar if it takes longer than two seconds.
+      noise_shape: of the noise of one sample; default: `shape`.
 
     Returns:
       (float32 [N, *shape], seconds); seconds is the number of batches times the median time of one,
@@ -156,14 +158,14 @@ def sample(
         index = np.arange(start, start + batch_size)
         given = {name: value[index.clip(max=total - 1)] for name, value in condition.items()}
         # Through the host, so that devices and sharding are those `generate` was made for.
-        drawn = np.asarray(noise(seed, index, shape))
+        drawn = np.asarray(noise(seed, index, shape if noise_shape is None else noise_shape))
         began = time.perf_counter()
         batch = np.asarray(generate(drawn, given), np.float32)
         seconds.append(time.perf_counter() - began)
-        if batch.shape != drawn.shape:
+        if batch.shape != (batch_size, *shape):
             raise ValueError(
-                f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: they must be '
-                'equal'
+                f'generate gave shape {batch.shape} for noise of shape {drawn.shape}: it must be '
+                f'{(batch_size, *shape)}'
             )
         if not np.isfinite(batch).all():
             raise ValueError(
@@ -198,6 +200,7 @@ def evaluate(
     batch_size: int = 500,
     progress: bool = True,
     against: Reference | None = None,
+    noise_shape: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Samples a generator and measures it.
 
@@ -212,6 +215,7 @@ def evaluate(
       batch_size: samples generated at once.
       progress: show a bar if it takes longer than two seconds.
       against: Reference(train, held_out), to save making it again in every evaluation.
+      noise_shape: of the noise of one sample; default: as of the data.
 
     Returns:
       For images, of which the samples are first rounded to the grey levels of the data, the row
@@ -235,6 +239,7 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         progress=progress,
+        noise_shape=noise_shape,
     )
     return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
 

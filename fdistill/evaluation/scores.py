@@ -287,7 +287,7 @@ def evaluate(
     settings = {'metrics': metrics, 'samples': samples, 'ranges': ranges, 'batch_size': batch_size}
     against = against or reference(
         mesh,
-        subject.shape,
+        subject.sample_shape,
         protocol=protocol,
         detector=detector,
         statistics=statistics,
@@ -370,7 +370,7 @@ def measure(
         a metric needs.
       ValueError: samples that are not finite.
     """
-    _fitting(rules, detector, real, subject.shape, names, samples)
+    _fitting(rules, detector, real, subject.sample_shape, names, samples)
     count, chosen = samples or rules.samples, _chosen(rules, real, names, samples)
     keep = sorted({part for name in chosen for part in METRICS[name].needs})
     measured = {}

@@ -8,11 +8,12 @@ class Subject(NamedTuple):
     """A generator, as an evaluator wants it.
 
     sample(noise float32 [B, ...] ~ N(0, 1), condition) -> samples [B, ...], jitted.
-    shape, num_classes: of the data; num_classes 0 or 1 for none.
+    shape, num_classes: of noise and data; num_classes 0 or 1 for none.
     nfe: network evaluations of one sample.
     step, digest: of the checkpoint and its weights.
     given(index) -> {name: [n, ...]}: the conditions of the samples of an index, where there is more
       to them than a label that a protocol could choose.
+    decoded: shape of samples, where it is another than the noise's, as of decoded latents.
     """
 
     sample: Callable[..., Any]
@@ -22,6 +23,12 @@ class Subject(NamedTuple):
     step: int = 0
     digest: str = ''
     given: Callable[[Any], Mapping[str, Any]] = lambda index: {}
+    decoded: tuple[int, ...] | None = None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.shape if self.decoded is None else self.decoded
 
 
 class Rules(TypedDict):

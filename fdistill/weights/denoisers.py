@@ -14,7 +14,6 @@ Beside it lies the report, the same name with .json: all of this, and of every a
 found.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -25,10 +24,9 @@ import numpy as np
 from fdistill.errors import UserError, pick
 from fdistill.files import disk
 from fdistill.weights import diffusers, dit, edm, store
-from fdistill.weights.found import Found, Refused, ShapesOf
+from fdistill.weights.found import DTYPES, Found, Refused, ShapesOf, sha256
 
 KIND = 'denoiser'
-DTYPES = ('float32', 'float16', 'bfloat16')
 
 
 class Model(TypedDict):
@@ -178,17 +176,8 @@ def save(
         **more,
     }
     if source is not None:
-        metadata |= {'source': source.name, 'source_sha256': _sha256(source)}
+        metadata |= {'source': source.name, 'source_sha256': sha256(source)}
     store.save(out, arrays, metadata)
-
-
-def _sha256(source):
-    """Of a file; of a folder that of its weight files' in their order."""
-    if source.is_file():
-        return disk.sha256(source)
-    kinds = ('.safetensors', '.bin')
-    files = sorted(file for file in source.rglob('*') if file.suffix in kinds and file.is_file())
-    return hashlib.sha256(' '.join(disk.sha256(file) for file in files).encode()).hexdigest()
 
 
 def about(path: disk.Path) -> dict[str, Any]:

@@ -23,12 +23,11 @@ from fdistill.errors import UserError, suggest
 from fdistill.files import disk
 from fdistill.networks import NETWORKS
 from fdistill.weights import diffusers_config, store
-from fdistill.weights.found import Found, Refused, ShapesOf, matched
+from fdistill.weights.found import DTYPES, Found, Refused, ShapesOf, matched
 
 STEM = 'diffusion_pytorch_model'
 CONFIG, SCHEDULER, PIPELINE = 'config.json', 'scheduler_config.json', 'model_index.json'
 AGAIN = 'download the folder again from its publisher'
-FLOATS = ('float16', 'bfloat16', 'float32')
 MOST_BYTES, MOST_README = 2**35, 2**20  # of all weights of a model, of its README.md
 _SHARD = re.compile(r'[\w-][\w.-]*\.safetensors')
 _VARIANT = re.compile(r'[\w-]{1,32}')
@@ -119,9 +118,9 @@ def _present(held):
                 f'holds {name!r:.200} and {sources[known][0]!r:.200}, one of which is '
                 f'the old name of the other; {AGAIN}'
             )
-        if array.dtype.name not in FLOATS:
+        if array.dtype.name not in DTYPES:
             raise Refused(
-                f'{name!r:.200} is {array.dtype.name}, and weights are {", ".join(FLOATS)}; take '
+                f'{name!r:.200} is {array.dtype.name}, and weights are {", ".join(DTYPES)}; take '
                 'the files as they were published'
             )
         if not np.isfinite(array).all():

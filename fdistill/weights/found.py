@@ -1,14 +1,19 @@
 """What is found in a published file: a type that all origins share."""
 
+import hashlib
 import math
+import pathlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fdistill.files import disk
 from fdistill.types import misfit
 
+# What weights are published in, and kept in.
+DTYPES = ('float32', 'float16', 'bfloat16')
 # Of a model, as sections of a config, the shapes of its parameters: {our name: shape}.
 ShapesOf = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
 
@@ -97,3 +102,12 @@ def matched(
             f'its arrays are not those of the network that it says it is: '
             f'{"; ".join(faults[:3])}{more}; take the file as it was published, whole'
         )
+
+
+def sha256(source: pathlib.Path) -> str:
+    """Of a file; of a folder that of its weight files' in their order."""
+    if source.is_file():
+        return disk.sha256(source)
+    kinds = ('.safetensors', '.bin')
+    files = sorted(file for file in source.rglob('*') if file.suffix in kinds and file.is_file())
+    return hashlib.sha256(' '.join(disk.sha256(file) for file in files).encode()).hexdigest()
