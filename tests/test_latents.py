@@ -1,6 +1,7 @@
 """Latents: images are encoded once, teacher and student are trained on latents, and what is sampled
 is decoded."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -16,6 +17,7 @@ from fdistill.data import latents as folders
 from fdistill.data import sources
 from fdistill.data.pipeline import batches
 from fdistill.errors import UserError
+from fdistill.evaluation import features
 from fdistill.networks.autoencoder import autoencoder_kl
 from fdistill.weights import autoencoders, diffusers, diffusers_config
 
@@ -316,8 +318,15 @@ def runs(tmp_path_factory, encoded, vae):
     return folder
 
 
-@pytest.mark.optimised  # As it evaluates, it trains the classifier.
-def test_teacher_and_student_of_latents_make_images(runs, encoded, vae, tmp_path, capsys):
+@pytest.fixture
+def quick(monkeypatch):
+    """Evaluations by a classifier of a few steps, which is all that its numbers being numbers
+    needs."""
+    few = functools.partial(features.classifier_features, steps=10)
+    monkeypatch.setitem(features.FEATURES, 'classifier', few)
+
+
+def test_teacher_and_student_of_latents_make_images(runs, vae, tmp_path, quick):
     network, params, _ = autoencoders.load(vae)
     for name in ('teacher', 'student'):
         workdir = runs / name
@@ -356,7 +365,7 @@ def test_latents_of_another_autoencoder_are_refused(runs, encoded, tmp_path, cap
         build.resolve(config, build.load_data(config, 'train'))
 
 
-def test_a_moved_autoencoder_is_named(runs, vae, tmp_path, capsys):
+def test_a_moved_autoencoder_is_named(runs, vae, tmp_path):
     moved = pathlib.Path(shutil.copy(vae, tmp_path / 'moved.safetensors'))
     one, other = (build.from_workdir(runs / 'student', vae=path) for path in (None, moved))
     noise, condition = one.start(jax.random.key(0), 2)
