@@ -57,7 +57,12 @@ WORKDIR = 'folder of the run; required'
 RUN = 'folder of the run; this or --weights is required'
 WEIGHTS = 'weights in place of a run, as written by `fdistill convert teacher`'
 # Options of `convert` by what they are for.
-CONVERT = {'teacher': ('of', 'licence'), 'average': ('beside', 'std')}
+CONVERT = {
+    'of': ('teacher',),
+    'licence': ('teacher', 'vae'),
+    'beside': ('average',),
+    'std': ('average',),
+}
 # How samples are drawn from a denoiser.
 SOLVER = {
     '--sampler': dict(metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'),
@@ -549,7 +554,7 @@ def _sets_protocol(options, overrides):
 
 
 def _solver(options, rest):
-    """{'sampler', 'steps', 'guidance'} of those that are given."""
+    """{'sampler', 'steps', 'guidance', 'vae'} of those that are given."""
     given = {name: getattr(options, name) for name in ('sampler', 'steps', 'guidance', 'vae')}
     if rest:
         given['sampler'] = {'name': options.sampler} | keyword_options(rest)
@@ -780,31 +785,20 @@ def _encode(options, overrides):
 def _convert(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: convert takes no config')
-    for kind, names in CONVERT.items():
-        for name in names if kind != options.kind else ():
-            if getattr(options, name):
-                flag = 'with' if name == 'beside' else name
-                raise UserError(f'--{flag}: is for {kind}, not for {options.kind!r:.40}')
-    if options.kind == 'teacher':
-        _convert_teacher(options, rest)
+    for name, kinds in CONVERT.items():
+        if options.kind not in kinds and getattr(options, name):
+            flag, kind = 'with' if name == 'beside' else name, ' or '.join(kinds)
+            raise UserError(f'--{flag}: is for {kind}, not for {options.kind!r:.40}')
+    if options.kind in CONVERTERS:
+        CONVERTERS[options.kind](options, rest)
         return
-    if options.kind == 'average':
-        _convert_average(options)
-        return
-    if options.of or (rest and options.kind != 'vae'):
-        raise UserError(f'--of: is for a teacher, not for {options.kind!r:.40}')
-    if options.kind == 'vae':
-        _convert_vae(options, rest)
-        return
-    if options.licence:
-        raise UserError(f'--licence: is for a teacher or a vae, not for {options.kind!r:.40}')
     from fdistill import weights
 
     for name, value in sorted(weights.convert(options.kind, options.source, options.out).items()):
         print(f'{name}: {value}')
 
 
-def _convert_average(options):
+def _convert_average(options, rest):
     if options.std is None:
         raise UserError('--std=S: is missing; give the relative width of the average, as 0.13')
     from fdistill.weights import posthoc
@@ -837,6 +831,9 @@ def _convert_teacher(options, rest):
     for name, value in {**model, **report}.items():
         print(f'{name}: {json.dumps(value)}')
     print(options.out)
+
+
+CONVERTERS = {'teacher': _convert_teacher, 'average': _convert_average, 'vae': _convert_vae}
 
 
 def _stats(options, overrides):

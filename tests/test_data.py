@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import toy_autoencoder
 
+from fdistill import build
 from fdistill.data import cache, sources
 from fdistill.data.pipeline import batches
 from fdistill.data.sources import Source, load, quantise, to_float, to_levels
@@ -78,14 +80,24 @@ def tfds_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='module')
+def latents(tmp_path_factory):
+    """Options of latents of the digits."""
+    folder = tmp_path_factory.mktemp('latents')
+    vae = toy_autoencoder.write(folder / 'vae.safetensors')
+    build.encode({'data': {'name': 'digits'}}, vae, folder / 'digits', quiet=True)
+    return {'path': folder / 'digits', 'vae': vae}
+
+
 @pytest.fixture
-def options(tmp_path, tfds_folder):
+def options(tmp_path, tfds_folder, latents):
     """Options with which every registered source can be loaded."""
     return {
         'digits': {},
         'mixture': {'mixture': 'grid', 'n': 500},
         'tfds': {'dataset': 'tiny_grey', 'data_dir': tfds_folder},
         'image_folder': {'path': write_images(tmp_path, {'cat': 20, 'dog': 20}), 'held_out': 0.3},
+        'latents': latents,
     }
 
 
@@ -106,7 +118,8 @@ def test_every_source_keeps_the_type(name, split, options):
             and source.images.max() <= source.levels
         )
     else:
-        assert source.images.dtype == np.float32 and source.images.ndim == 2
+        assert source.images.dtype == np.float32
+        assert source.images.ndim == (4 if source.decoded else 2)
     again = load(name, split, **options[name])
     assert sources.fingerprint(source) == sources.fingerprint(again)
     batch = next(batches(source, 8, seed=0))

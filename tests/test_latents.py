@@ -9,7 +9,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import toy_autoencoder
 from PIL import Image
+from toy_autoencoder import LOGVAR, SCALE, SHIFT, TOY
 
 from fdistill import build, cli
 from fdistill.build import latents as built_latents
@@ -21,53 +23,10 @@ from fdistill.evaluation import features
 from fdistill.networks.autoencoder import autoencoder_kl
 from fdistill.weights import autoencoders, diffusers, diffusers_config
 
-SCALE, SHIFT = 2.0, 0.25
-TOY = dict(
-    channels=1,
-    latent_channels=1,
-    block_out_channels=(4,),
-    norm_num_groups=1,
-    scaling_factor=SCALE,
-    shift_factor=SHIFT,
-    use_quant_conv=False,
-    use_post_quant_conv=False,
-    mid_block_add_attention=False,
-)
-LARGE, BIAS = 100.0, 20.0
-LOGVAR = -12.0  # of the toy: std e^-6
-
-
-def toy_arrays(invert=1.0):
-    """An autoencoder whose latents are `invert` times the images, of the same size, to about 1e-4.
-
-    The norms hardly see channels 0 and 1, the image and its negative, beside channels of +-LARGE,
-    and SiLU of what lies around BIAS is the identity; all residual branches are zero.
-    """
-    network = autoencoder_kl(**TOY)
-    arrays = {
-        name: np.full(shape, 'norm' in name and name.endswith('weight'), np.float32)
-        for name, shape in network.shapes().items()
-    }
-    for part, gain in (('encoder', invert), ('decoder', 1 / invert)):
-        arrays[f'{part}.conv_in.weight'][:2, 0, 1, 1] = 1, -1
-        arrays[f'{part}.conv_in.bias'][2:] = LARGE, -LARGE
-        arrays[f'{part}.conv_norm_out.weight'][0] = LARGE / 2**0.5
-        arrays[f'{part}.conv_norm_out.bias'][0] = BIAS
-        arrays[f'{part}.conv_out.weight'][0, 0, 1, 1] = gain
-        arrays[f'{part}.conv_out.bias'][0] = -BIAS * gain
-    arrays['encoder.conv_out.bias'][1] = LOGVAR
-    return arrays
-
-
-def write_toy(path, invert=1.0):
-    model = {'name': 'autoencoder_kl', **TOY}
-    autoencoders.save(path, toy_arrays(invert), model, licence='none')
-    return path
-
 
 @pytest.fixture(scope='module')
 def vae(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp('vae') / 'vae.safetensors')
+    return toy_autoencoder.write(tmp_path_factory.mktemp('vae') / 'vae.safetensors')
 
 
 @pytest.fixture(scope='module')
@@ -230,7 +189,7 @@ def test_images_must_fit_the_autoencoder(tmp_path, encoded, vae):
 
 
 def test_latents_that_are_not_finite_are_refused(tmp_path):
-    arrays = toy_arrays()
+    arrays = toy_autoencoder.arrays()
     arrays['encoder.conv_out.bias'][0] = 1e5  # More than float16 holds.
     model = {'name': 'autoencoder_kl', **TOY}
     autoencoders.save(tmp_path / 'vae.safetensors', arrays, model, licence='none')
@@ -244,20 +203,20 @@ def test_latents_that_are_not_finite_are_refused(tmp_path):
 
 def test_a_published_autoencoder_is_converted(tmp_path, capsys):
     config = diffusers_config.config_of('AutoencoderKL', TOY)
-    diffusers.write(tmp_path / 'model' / 'vae', config, toy_arrays())
+    diffusers.write(tmp_path / 'model' / 'vae', config, toy_autoencoder.arrays())
     out = tmp_path / 'vae.safetensors'
     words = ['convert', 'vae', str(tmp_path / 'model'), str(out)]
     assert cli.main(words) == 2 and '--licence=NAME' in capsys.readouterr().err
     assert cli.main([*words, '--licence=mit']) == 0
     network, params, about = autoencoders.load(out)
     assert (about['licence'], about['source'], network.factor) == ('mit', 'model', 1)
-    assert params.keys() == toy_arrays().keys()
+    assert params.keys() == toy_autoencoder.arrays().keys()
     assert cli.main([*words, '--licence=mit']) == 0  # As it is there already.
     (tmp_path / 'model' / 'vae' / 'config.json').write_text(json.dumps(config | {'act_fn': 'relu'}))
     for more, message in (
         ([], "act_fn='relu' is not supported"),
         (['--variant=fp16'], 'has no diffusion_pytorch_model.fp16'),
-        (['--of=edm'], '--of: is for a teacher'),
+        (['--of=edm'], '--of: is for teacher'),
         (['--colour=red'], 'colour'),
     ):
         assert cli.main([*words, '--licence=mit', *more]) == 2
@@ -273,7 +232,7 @@ def test_a_vae_file_of_something_else_is_refused(tmp_path, vae):
         ({'norm_num_groups': 3}, 'norm_num_groups=3'),
     ):
         path = tmp_path / f'{message[:4]}.safetensors'
-        autoencoders.save(path, toy_arrays(), model | changes, licence='none')
+        autoencoders.save(path, toy_autoencoder.arrays(), model | changes, licence='none')
         with pytest.raises(UserError, match=message):
             autoencoders.load(path)
 
@@ -350,7 +309,7 @@ def test_teacher_and_student_of_latents_make_images(runs, vae, tmp_path, quick):
 
 
 def test_latents_of_another_autoencoder_are_refused(runs, encoded, tmp_path, capsys):
-    other = write_toy(tmp_path / 'other.safetensors', invert=2.0)
+    other = toy_autoencoder.write(tmp_path / 'other.safetensors', invert=2.0)
     words = ['sample', f'--workdir={runs / "student"}', '--n=2', f'--out={tmp_path / "x.png"}']
     assert cli.main([*words, f'--vae={other}']) == 2
     assert 'is another autoencoder' in capsys.readouterr().err
