@@ -247,10 +247,10 @@ HOSTILE = {
     'class embedding': (config(class_embed_type='timestep'), "class_embed_type='timestep'"),
     'another class': (config(_class_name='UNet2DConditionModel'), 'UNet2DConditionModel'),
     'no class': (config(_class_name=...), '_class_name=None'),
-    'a list for a class': (config(_class_name=['a']), 'is not supported'),
+    'a list for a class': (config(_class_name=['a']), 'is no denoiser'),
     'an autoencoder': (
         lambda folder, _: put_json(folder / 'config.json', config_of('vae')),
-        'is no denoiser',
+        'is no denoiser that is supported',
     ),
     'inpainting': (config(in_channels=9), 'whose output is no image like its input'),
     'text for a number': (config(layers_per_block='2'), "layers_per_block.*'2'"),
@@ -489,3 +489,25 @@ def test_the_installed_library_loads_what_is_written(name, tmp_path):
     for folder, options in (('whole', {}), ('pieces', {'max_shard_size': '50KB'})):
         loaded.save_pretrained(tmp_path / folder, **options)
         same(diffusers.read(tmp_path / folder, ()).arrays, arrays)
+
+
+def test_a_dit_is_read_and_goes_back(tmp_path):
+    network = {'name': 'dit', 'variant': 'diffusers', 'width': 16, 'depth': 2, 'heads': 2}
+    model = {
+        'network': network | {'patch': 2, 'learned_variance': True},
+        'denoiser': {'name': 'prediction', 'prediction': 'eps', 'schedule': {'name': 'betas'}},
+        'image': {'shape': [8, 8, 4], 'num_classes': 10},
+    }
+    arrays = diffusers_networks.arrays(published.shapes_of(model))
+    diffusers.export(tmp_path / 'dit', model, arrays, '--out')
+    report = build.convert(tmp_path / 'dit', tmp_path / 'dit.safetensors', licence='none')
+    assert report['model']['network'] == model['network']
+    assert report['model']['image'] == model['image']
+    same(store.load(tmp_path / 'dit.safetensors')[0], arrays)
+    rows = {row['name']: row['found_as'] for row in report['arrays']}
+    parts = [f'transformer_blocks.0.attn1.to_{part}.weight' for part in 'qkv']
+    assert rows['blocks.0.attn.qkv.weight'] == parts
+    with pytest.raises(UserError, match="--out: diffusers' DiT embeds time in each block"):
+        own = model | {'network': {**model['network'], 'variant': 'facebook'}}
+        diffusers.export(tmp_path / 'other', own, arrays, '--out')
+    assert not (tmp_path / 'other').exists()

@@ -12,6 +12,7 @@ loads them.
 Nothing outside the folder is read, whatever a link or a name in it says.
 """
 
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping
@@ -21,8 +22,7 @@ import numpy as np
 
 from fdistill.errors import UserError, suggest
 from fdistill.files import disk
-from fdistill.networks import NETWORKS
-from fdistill.weights import diffusers_config, store
+from fdistill.weights import diffusers_config, dit, store
 from fdistill.weights.found import DTYPES, Found, Refused, ShapesOf, matched
 
 STEM = 'diffusion_pytorch_model'
@@ -261,29 +261,61 @@ def find(
       Refused: what is there is no denoiser of ours.
     """
     folder = read(tree, PARTS, variant)
-    name, options = diffusers_config.settings(folder.config, folder.place)
-    if name not in NETWORKS:
-        raise Refused(f'{folder.place} is of {name}, which is no denoiser; name the folder of one')
+    kind = folder.config.get('_class_name')
+    if not isinstance(kind, str) or kind not in READERS:
+        raise Refused(
+            f'{folder.place}: _class_name={kind!r:.80} is no denoiser that is supported'
+            f'{suggest(kind, READERS)}'
+        )
     if folder.scheduler is None:
         raise Refused(
             f'has no {SCHEDULER}, which says what the network predicts; put that of its pipeline '
             'beside it'
         )
-    said = options.pop('resolution', None)
-    size = said if resolution is None else resolution
+    config = dict(folder.config)
+    if resolution is not None:
+        config['sample_size'] = resolution
+    denoiser = diffusers_config.denoiser_of(folder.scheduler, folder.scheduler_place)
+    found = READERS[kind](config, folder.arrays, denoiser, shapes_of, folder.licence)
+    sources = {
+        name: tuple(itertools.chain(*(folder.sources[part] for part in parts)))
+        for name, parts in found.sources.items()
+    }
+    return found._replace(sources=sources)
+
+
+def _unet(config, arrays, denoiser, shapes_of, licence):
+    """A UNet2DModel out of what a folder holds; arguments as of `dit.from_diffusers`."""
+    name, options = diffusers_config.settings(config, CONFIG)
+    size = options.pop('resolution', None)
     if type(size) is not int:
         raise Refused(
-            f'{folder.place}: sample_size={size!r:.40} is no side of a square; give the side with '
+            f'{CONFIG}: sample_size={size!r:.40} is no side of a square; give the side with '
             '--resolution=PIXELS'
         )
     shape = [size, size, options.pop('channels', 3)]
-    model = {
-        'image': {'shape': shape, 'num_classes': options.pop('num_classes', 0)},
-        'network': {'name': name, **options},
-        'denoiser': diffusers_config.denoiser_of(folder.scheduler, folder.scheduler_place),
-    }
-    matched(folder.arrays, {key: key for key in shapes_of(model)}, {})
-    return Found(model, folder.arrays, folder.sources, folder.licence)
+    image = {'shape': shape, 'num_classes': options.pop('num_classes', 0)}
+    model = {'network': {'name': name, **options}, 'denoiser': denoiser, 'image': image}
+    names = list(shapes_of(model))
+    matched(arrays, {key: key for key in names}, {})
+    return Found(model, arrays, {key: (key,) for key in names}, licence)
+
+
+def _unet_back(network, image, arrays):
+    """(config, arrays) of a UNet2DModel; arguments as of `dit.to_diffusers`."""
+    size, _, channels = image['shape']
+    options = {key: value for key, value in network.items() if key != 'name'}
+    options |= {'resolution': size, 'channels': channels, 'num_classes': image['num_classes']}
+    return diffusers_config.config_of('UNet2DModel', options), dict(arrays)
+
+
+# What reads a class of diffusers, and what writes a network of ours as one.
+READERS = {
+    'UNet2DModel': _unet,
+    dit.CLASS: dit.from_diffusers,
+    dit.OLD_CLASS: dit.from_diffusers,
+}
+WRITERS = {'unet2d': _unet_back, 'dit': dit.to_diffusers}
 
 
 def write(
@@ -330,16 +362,12 @@ def export(
     Raises:
       UserError: diffusers has no such network or scheduler, or as of `write`.
     """
-    network, image = dict(model['network']), model['image']
-    kinds = {row.ours: kind for kind, row in diffusers_config.MODELS.items()}
-    name = network.pop('name')
-    if name not in kinds or len(image['shape']) != 3:
-        raise UserError(f'{where}: diffusers has no network like {name!r}{suggest(name, kinds)}')
-    size, _, channels = image['shape']
-    network |= {'resolution': size, 'channels': channels, 'num_classes': image['num_classes']}
-    config = diffusers_config.config_of(kinds[name], network)
+    name = model['network']['name']
+    if name not in WRITERS or len(model['image']['shape']) != 3:
+        raise UserError(f'{where}: diffusers has no network like {name!r}{suggest(name, WRITERS)}')
     try:
         scheduler = diffusers_config.scheduler_of(model['denoiser'])
+        config, own = WRITERS[name](model['network'], model['image'], arrays)
     except Refused as error:
         raise UserError(f'{where}: {error}') from error
-    write(folder, config, arrays, scheduler, where)
+    write(folder, config, own, scheduler, where)
