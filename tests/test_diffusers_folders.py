@@ -16,7 +16,8 @@ from fdistill import build
 from fdistill.build import published
 from fdistill.build.models import make_denoiser
 from fdistill.config import call
-from fdistill.diffusion import noise
+from fdistill.diffusion import denoiser as denoisers_of
+from fdistill.diffusion import noise, samplers
 from fdistill.errors import UserError
 from fdistill.networks import NETWORKS
 from fdistill.networks.autoencoder import autoencoder_kl
@@ -467,30 +468,6 @@ def test_a_converted_folder_is_a_denoiser_and_goes_back(name, tmp_path):
         diffusers.export(tmp_path / 'back', model, arrays, '--out')
 
 
-@pytest.mark.parametrize('name', [*CASES])
-def test_the_installed_library_loads_what_is_written(name, tmp_path):
-    for package in ('torch', 'diffusers'):
-        pytest.importorskip(package, reason=f'{package} is not installed')
-    import diffusers as theirs
-
-    case, config = CASES[name], config_of(name)
-    arrays = arrays_of(config)
-    row, options = diffusers_config.settings(config, '')
-    written = diffusers_config.config_of(case.kind, options)
-    diffusers.write(tmp_path / 'model', written, arrays)
-    loaded, info = getattr(theirs, case.kind).from_pretrained(
-        tmp_path / 'model', output_loading_info=True
-    )
-    assert not any(info.values())
-    expected = diffusers_networks.answers(case, diffusers_networks.model(case, arrays))
-    for part, value in diffusers_networks.answers(case, loaded.eval()).items():
-        np.testing.assert_array_equal(value, expected[part])
-    # And reads what it writes: whole, and in pieces.
-    for folder, options in (('whole', {}), ('pieces', {'max_shard_size': '50KB'})):
-        loaded.save_pretrained(tmp_path / folder, **options)
-        same(diffusers.read(tmp_path / folder, ()).arrays, arrays)
-
-
 def test_a_dit_is_read_and_goes_back(tmp_path):
     network = {'name': 'dit', 'variant': 'diffusers', 'width': 16, 'depth': 2, 'heads': 2}
     model = {
@@ -511,3 +488,73 @@ def test_a_dit_is_read_and_goes_back(tmp_path):
         own = model | {'network': {**model['network'], 'variant': 'facebook'}}
         diffusers.export(tmp_path / 'other', own, arrays, '--out')
     assert not (tmp_path / 'other').exists()
+
+
+@pytest.fixture
+def theirs():
+    for package in ('torch', 'diffusers'):
+        pytest.importorskip(package, reason=f'{package} is not installed')
+    import diffusers
+
+    return diffusers
+
+
+@pytest.mark.parametrize('name', [*CASES])
+def test_the_installed_library_loads_what_is_written(name, tmp_path, theirs):
+    case, config = CASES[name], config_of(name)
+    arrays = arrays_of(config)
+    row, options = diffusers_config.settings(config, '')
+    written = diffusers_config.config_of(case.kind, options)
+    diffusers.write(tmp_path / 'model', written, arrays)
+    loaded, info = getattr(theirs, case.kind).from_pretrained(
+        tmp_path / 'model', output_loading_info=True
+    )
+    assert not any(info.values())
+    expected = diffusers_networks.answers(case, diffusers_networks.model(case, arrays))
+    for part, value in diffusers_networks.answers(case, loaded.eval()).items():
+        np.testing.assert_array_equal(value, expected[part])
+    # And reads what it writes: whole, and in pieces.
+    for folder, options in (('whole', {}), ('pieces', {'max_shard_size': '50KB'})):
+        loaded.save_pretrained(tmp_path / folder, **options)
+        same(diffusers.read(tmp_path / folder, ()).arrays, arrays)
+
+
+def test_the_installed_library_loads_a_dit_and_a_scheduler(tmp_path, theirs):
+    network = {'name': 'dit', 'variant': 'diffusers', 'width': 16, 'depth': 1, 'heads': 2}
+    model = {
+        'network': network | {'patch': 2},
+        'denoiser': {'name': 'prediction', 'prediction': 'v', 'schedule': {'name': 'betas'}},
+        'image': {'shape': [8, 8, 4], 'num_classes': 10},
+    }
+    arrays = diffusers_networks.arrays(published.shapes_of(model))
+    diffusers.export(tmp_path / 'dit', model, arrays, '--out')
+    _, info = theirs.DiTTransformer2DModel.from_pretrained(
+        tmp_path / 'dit', output_loading_info=True
+    )
+    assert not any(info.values())
+    scheduler = theirs.DDPMScheduler.from_pretrained(tmp_path / 'dit')
+    assert scheduler.config.prediction_type == 'v_prediction'
+    expected = noise.betas().alpha(np.arange(1000.0)) ** 2
+    np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), expected, rtol=1e-4)
+
+
+def test_ten_steps_end_where_the_installed_library_does(tmp_path, theirs):
+    import torch
+
+    _, denoiser, params, arrays = converted(tmp_path, 'unet ddpm')
+    case = CASES['unet ddpm']
+    network = diffusers_networks.model(case, arrays)
+    scheduler = theirs.DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(10)
+    unit = np.random.RandomState(2).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    x = torch.from_numpy(unit).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t).sample, t, x).prev_sample
+    chosen = noise.betas()
+    times = scheduler.timesteps.numpy().astype(np.float64)
+    sigmas = np.append(chosen.sigma(times) / chosen.alpha(times), 0)
+    start = jnp.asarray(unit / chosen.alpha(times[0]), jnp.float32)
+    out = samplers.euler(denoisers_of.bind(denoiser, params, {}), start, sigmas)
+    expected = x.permute(0, 2, 3, 1).numpy()
+    assert np.abs(out - expected).max() < 1e-4 * np.abs(expected).max()
