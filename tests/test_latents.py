@@ -14,14 +14,18 @@ from PIL import Image
 from toy_autoencoder import LOGVAR, SCALE, SHIFT, TOY
 
 from fdistill import build, cli
+from fdistill import config as configs
 from fdistill.build import latents as built_latents
+from fdistill.build import published, resume
+from fdistill.build.measure import while_training
 from fdistill.data import latents as folders
 from fdistill.data import sources
 from fdistill.data.pipeline import batches
 from fdistill.errors import UserError
 from fdistill.evaluation import features
 from fdistill.networks.autoencoder import autoencoder_kl
-from fdistill.weights import autoencoders, diffusers, diffusers_config
+from fdistill.training import sharding
+from fdistill.weights import autoencoders, denoisers, diffusers, diffusers_config
 
 
 @pytest.fixture(scope='module')
@@ -329,6 +333,64 @@ def test_a_moved_autoencoder_is_named(runs, vae, tmp_path):
     one, other = (build.from_workdir(runs / 'student', vae=path) for path in (None, moved))
     noise, condition = one.start(jax.random.key(0), 2)
     np.testing.assert_array_equal(one.sample(noise, condition), other.sample(noise, condition))
+
+
+def test_weights_of_latents_are_decoded_if_an_autoencoder_is_given(runs, vae, tmp_path, quick):
+    run = build.from_workdir(runs / 'teacher')
+    plain = configs.to_json(run.config)
+    leaves = jax.tree_util.tree_leaves_with_path(run.params)
+    arrays = {published.name_of(path): np.asarray(leaf) for path, leaf in leaves}
+    file = tmp_path / 'teacher.safetensors'
+    for image in (plain['image'], {k: v for k, v in plain['image'].items() if k != 'latents'}):
+        model = {'network': plain['network'], 'denoiser': plain.get('denoiser', {}), 'image': image}
+        denoisers.save(file, arrays, model, licence='none')
+        bare, seen = (build.from_weights(file, steps=2, vae=path) for path in (None, vae))
+        noise, condition = bare.start(jax.random.key(0), 2)
+        network, params, _ = autoencoders.load(vae)
+        expected = network.decode(params, bare.sample(noise, condition))
+        np.testing.assert_allclose(seen.sample(noise, condition), expected, rtol=1e-5, atol=1e-4)
+        assert bare.digest != seen.digest
+        # Such a teacher may teach on latents, whether or not it says whose they are.
+        config = config_of(plain['data']['path'], vae, teacher={'weights': str(file)})
+        assert build.resolve(config, build.load_data(config, 'train'))['network']['name'] == 'mlp'
+
+
+def test_samples_on_a_mesh_are_decoded_there(runs):
+    one, many = (build.from_workdir(runs / 'student', mesh=m) for m in (None, sharding.make_mesh()))
+    noise, condition = one.start(jax.random.key(0), 16)
+    placed = sharding.put_batch((noise, condition), sharding.batch_sharding(sharding.make_mesh()))
+    images = many.sample(*placed)
+    assert len(images.sharding.device_set) == 8 and not images.sharding.is_fully_replicated
+    np.testing.assert_allclose(images, one.sample(noise, condition), rtol=1e-3, atol=1e-2)
+
+
+def test_a_training_measures_images(runs, tmp_path, quick):
+    plain = configs.to_json(configs.read(runs / 'student'))
+    source, built = build.load_data(plain, 'train'), build.experiment(plain)
+    mesh = sharding.make_mesh()
+    measure = while_training(plain, built, source, tmp_path, mesh)
+    params = jax.device_put(build.from_workdir(runs / 'student').params, sharding.replicated(mesh))
+    numbers, _ = measure(params, 4)
+    assert np.isfinite(numbers['pixel_fd']) and 'accuracy' in numbers
+
+
+def test_a_run_goes_on_where_its_latents_were_moved_to(runs, encoded, vae, tmp_path):
+    shutil.copytree(encoded, tmp_path / 'latents')
+    shutil.copy(vae, tmp_path / 'vae.safetensors')
+    config = configs.to_json(configs.read(runs / 'teacher'))
+    config = {name: config[name] for name in config if name not in ('image', 'origin')}
+    config['data'] |= {'path': str(tmp_path / 'latents'), 'vae': str(tmp_path / 'vae.safetensors')}
+
+    def check(**more):
+        own = config | {'data': config['data'] | more}
+        source = build.load_data(own, 'train')
+        plain = build.resolve(own, source)
+        plain['origin'] = resume.origin(source, {})
+        return resume.check_resumable(plain, runs / 'teacher')
+
+    assert check() == []
+    with pytest.raises(UserError, match='config.data.seed=None, now 3'):
+        check(seed=3)
 
 
 def test_points_are_not_decoded(vae):

@@ -71,7 +71,7 @@ def _preview(built, source, mesh, decode):
     generate = jax.jit(built.method.generator.sample, out_shardings=sharding.replicated(mesh))
 
     def preview(params):
-        samples = np.asarray(decode(generate(params, noise, condition)), np.float32)
+        samples = np.asarray(decode.images(generate(params, noise, condition)), np.float32)
         return pictures.image_grid(samples) if samples.ndim == 4 else pictures.scatter(samples)
 
     return preview

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,11 +34,23 @@ def of_images(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: config[name] for name in config} | {'data': note['data']}
 
 
+class Decoder(NamedTuple):
+    """What is seen of samples.
+
+    images(samples[B,...]) -> [B,*shape], placed as the samples are.
+    shape: of one.
+    digest: of the autoencoder, '' where samples are seen as they are.
+    """
+
+    images: Callable[[jax.Array], jax.Array]
+    shape: tuple[int, ...]
+    digest: str = ''
+
+
 def decoder(
     image: Mapping[str, Any], vae: disk.Path | None, mesh: Mesh | None, where: str
-) -> Callable[[jax.Array], jax.Array]:
-    """decode(samples[B,...]) -> images[B,H,W,C]; the samples themselves where they are no latents
-    or no autoencoder is given.
+) -> Decoder:
+    """The `Decoder` of samples; without an autoencoder they are seen as they are.
 
     Args:
       image: what the samples are, see `sections.resolve`.
@@ -50,32 +62,32 @@ def decoder(
       UserError: it is another autoencoder than the one of the latents, or does not fit them.
     """
     if vae is None:
-        return lambda samples: samples
+        return Decoder(lambda samples: samples, tuple(image['shape']))
     network, params, about = autoencoders.load(vae)
-    known = image.get('latents')
-    if known and known['autoencoder'] != about['content_sha256']:
+    known, digest = image.get('latents'), about['content_sha256']
+    if known and known['autoencoder'] != digest:
         raise UserError(
-            f'{where}={vae}: is another autoencoder ({about["content_sha256"][:12]}) than the one '
-            f'that made the latents ({known["autoencoder"][:12]}); give that one'
+            f'{where}={vae}: is another autoencoder ({digest[:12]}) than the one that made the '
+            f'latents ({known["autoencoder"][:12]}); give that one'
         )
     if len(image['shape']) != 3 or image['shape'][-1] != network.latent_channels:
         raise UserError(
             f'{where}={vae}: decodes {network.latent_channels} channels of latents, the samples '
             f'are {image["shape"]}; give the autoencoder of the data'
         )
-    placed = sharding.replicated(mesh) if mesh else jax.local_devices()[0]
-    params = jax.device_put(params, placed)
-    return lambda samples: network.decode(params, samples)
+    params = jax.device_put(params, sharding.replicated(mesh) if mesh else jax.local_devices()[0])
+    height, width, _ = image['shape']
+
+    def images(samples):
+        return jax.device_put(network.decode(params, samples), samples.sharding)
+
+    shape = (height * network.factor, width * network.factor, network.channels)
+    return Decoder(images, shape, digest)
 
 
-def decoder_of(plain: Mapping[str, Any], mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
+def decoder_of(plain: Mapping[str, Any], mesh: Mesh | None) -> Decoder:
     """`decoder` of a resolved config."""
     return decoder(plain['image'], plain.get('data', {}).get('vae'), mesh, 'config.data.vae')
-
-
-def seen(image: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of what `decoder_of` makes of a sample."""
-    return tuple(image.get('latents', image)['shape'])
 
 
 def encode(

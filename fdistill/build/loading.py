@@ -162,7 +162,7 @@ def from_weights(
         mesh,
         path=path,
         step=0,
-        digest=digest_of(digest),
+        digest=digest_of([digest, decode.digest] if vae else digest),
         decode=decode,
     )
 

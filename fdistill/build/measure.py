@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from fdistill import config as configs
 from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment
-from fdistill.build.latents import decoder_of, seen
+from fdistill.build.latents import decoder_of
 from fdistill.build.loading import folder_of, opened
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data
@@ -138,23 +138,23 @@ def while_training(
     """
     section, named = plain.get('evaluation', {}), plain['training'].get('keep_best')
     chosen, options = evaluator(section)
+    decode = decoder_of(plain, mesh)
     # Made once, before there is a step: hours later is too late to hear of statistics of another
     # protocol.
-    against = chosen.reference(source, plain, options, mesh, seen(built.image))
+    against = chosen.reference(source, plain, options, mesh, decode.shape)
     known = {name: of for name, of in chosen.measures(against, options).items() if of.sign}
     sign = pick(known, named, 'config.training.keep_best').sign if named is not None else 0
     split = sharding.batch_sharding(mesh) if chosen.sharded else sharding.replicated(mesh)
     generator = built.method.generator
     generate = jax.jit(generator.sample, out_shardings=split)
-    decode = decoder_of(plain, mesh)
 
     def evaluated(params, step):
         def sample(noise, condition):
-            return decode(generate(params, noise, condition))
+            return decode.images(generate(params, noise, condition))
 
         digest = digest_of(checkpoint.digests(params))
         subject = Subject(sample, built.shape, built.num_classes, generator.nfe, step, digest)
-        subject = subject._replace(decoded=seen(built.image))
+        subject = subject._replace(decoded=decode.shape)
         if source.given:
             subject = subject._replace(given=given_of(source))
         row = measure(plain, section, workdir, subject, mesh, quiet=True, against=against)

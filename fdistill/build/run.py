@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fdistill import config as configs
+from fdistill.build.latents import Decoder
 from fdistill.build.sections import load_data
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError
@@ -113,7 +114,7 @@ def assembled(
     path: str | pathlib.Path,
     step: int,
     digest: str,
-    decode: Callable[..., Any],
+    decode: Decoder,
 ) -> Run:
     """A `Run` of a network and its weights.
 
@@ -122,7 +123,7 @@ def assembled(
       model, generator, params, mesh: of the network.
       path: what it came from, for messages.
       step, digest: of the weights.
-      decode: as of `Run`.
+      decode: what is seen of samples.
     """
     image = plain['image']
     jitted = jax.jit(generator.sample, out_shardings=mesh and sharding.batch_sharding(mesh))
@@ -137,7 +138,7 @@ def assembled(
         return made
 
     def sample(noise, condition):
-        return decode(jitted(params, noise, said(condition)))
+        return decode.images(jitted(params, noise, said(condition)))
 
     def begin(key, n, condition=None):
         return start(key, n, condition, image, lambda: load_data(plain, 'train'))
@@ -152,7 +153,7 @@ def assembled(
 
     def path_of(noise, condition):
         x0, estimates = trajectory(params, noise, said(condition))
-        return decode(x0), jnp.stack([decode(level) for level in estimates])
+        return decode.images(x0), jnp.stack([decode.images(level) for level in estimates])
 
     return Run(
         config=configs.from_json(plain),
@@ -168,6 +169,6 @@ def assembled(
         shape=tuple(image['shape']),
         num_classes=image['num_classes'],
         digest=digest,
-        decode=decode,
-        decoded=jax.eval_shape(decode, jax.ShapeDtypeStruct((1, *image['shape']), float)).shape[1:],
+        decode=decode.images,
+        decoded=decode.shape,
     )
