@@ -1,5 +1,6 @@
 """Latents in place of images: they are encoded once, and what is sampled is decoded."""
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -107,7 +108,7 @@ def encode(
       vae: file of the autoencoder, of `fdistill convert vae`.
       out: folder to write to.
       dtype: of `DTYPES`, what moments are kept in.
-      batch_size: images at once.
+      batch_size: images at once on all devices, which share them evenly: it may become some more.
       quiet: no progress on stderr.
 
     Returns:
@@ -125,7 +126,10 @@ def encode(
     if (pathlib.Path(out) / latents.NOTE).exists():
         raise UserError(f'--out={out}: holds latents already; give the name of a new folder')
     network, params, about = autoencoders.load(vae)
-    params = jax.device_put(params, jax.local_devices()[0])
+    mesh = sharding.mesh_over(jax.local_devices())
+    by_batch = sharding.batch_sharding(mesh)
+    params = jax.device_put(params, sharding.replicated(mesh))
+    batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     # In this order, so that a folder whose second split cannot be read stays as it was.
     loaded: dict[str, Source] = {split: load_data(config, split) for split in SPLITS}
     train = loaded['train']
@@ -167,7 +171,7 @@ def encode(
             split,
             images,
             np.tile(source.labels, 2 if twice else 1),
-            lambda batch: network.encode(params, batch),
+            lambda batch: network.encode(params, jax.device_put(batch, by_batch)),
             dtype=dtype,
             batch_size=batch_size,
             progress=not quiet,

@@ -265,7 +265,9 @@ SAMPLING = frozenset(
     'predictor_order corrector_order tau_func interpolation_type sigma_min sigma_max timestep_type '
     'original_inference_steps timestep_scaling shift base_shift max_shift base_image_seq_len '
     'max_image_seq_len invert_sigmas shift_terminal stochastic_sampling scale_factors upscale_mode '
-    'sigma_schedule rho num_train_timesteps rescale_betas_zero_snr use_flow_sigmas'.split()
+    'sigma_schedule rho num_train_timesteps rescale_betas_zero_snr use_flow_sigmas '
+    # Of old versions.
+    'tensor_format timestep_values'.split()
 )
 
 
