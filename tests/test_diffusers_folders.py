@@ -65,16 +65,16 @@ def put(folder, config=None, arrays=None, scheduler=DDPM, part='.', name=f'{STEM
     return folder
 
 
-def sharded(folder, arrays, change=lambda index: index):
+def sharded(folder, arrays, change=lambda index: index, variant=''):
     """The same in two files and an index."""
     (folder / f'{STEM}.safetensors').unlink()
     half = {name: i % 2 for i, name in enumerate(sorted(arrays))}
-    names = [f'{STEM}-0000{i + 1}-of-00002.safetensors' for i in range(2)]
+    names = [f'{STEM}{variant}-0000{i + 1}-of-00002.safetensors' for i in range(2)]
     for i, name in enumerate(names):
         own = {key: value for key, value in arrays.items() if half[key] == i}
         store.write(folder / name, own, {'format': 'pt'})
     index = {'metadata': {}, 'weight_map': {key: names[i] for key, i in half.items()}}
-    put_json(folder / f'{STEM}.safetensors.index.json', change(index))
+    put_json(folder / f'{STEM}.safetensors.index{variant}.json', change(index))
 
 
 def pickled(arrays):
@@ -120,6 +120,9 @@ def test_reads_a_part_of_a_pipeline(part, tmp_path, arrays):
 def test_reads_shards(tmp_path, arrays):
     sharded(put(tmp_path, arrays=arrays), arrays)
     same(read(tmp_path).arrays, arrays)
+    half = {name: array.astype(np.float16) for name, array in arrays.items()}
+    sharded(put(tmp_path / 'half', arrays=arrays), half, variant='.fp16')
+    same(read(tmp_path / 'half', variant='fp16').arrays, half)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
@@ -265,7 +268,7 @@ HOSTILE = {
     'a list': (lambda folder, _: put_json(folder / 'config.json', '[]'), 'config.json is damaged'),
     'no config': (lambda folder, _: (folder / 'config.json').unlink(), 'known are'),
     'no weights': (lambda folder, _: (folder / f'{STEM}.safetensors').unlink(), 'has no diffusion'),
-    'truncated': (cut(f'{STEM}.safetensors', 5000), 'no whole safetensors file'),
+    'truncated': (cut(f'{STEM}.safetensors', 5000), 'no whole safetensors.*download the folder'),
     'header of 2^63': (cut(f'{STEM}.safetensors', 0), 'no whole safetensors file'),
     'code': (pickle_of(CODE), 'posix|os.system|global'),
     'a list of arrays': (

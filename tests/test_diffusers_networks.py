@@ -226,6 +226,7 @@ def test_sinusoid(dim, shift):
         ('autoencoder_kl', dict(latents_mean=(1.0,)), 'give both'),
         ('autoencoder_kl', dict(latents_mean=(1.0,), latents_std=(1.0,)), 'has 1 numbers'),
         ('autoencoder_kl', dict(latent_channels=0), 'latent_channels=0'),
+        ('autoencoder_kl', dict(block_out_channels=(8,) * 99), 'at most 16 resolutions'),
     ],
 )
 def test_bad_settings_are_named(row, options, message):

@@ -16,6 +16,7 @@ from fdistill.networks import MOST_BLOCKS, MOST_WIDTH
 from fdistill.networks.blocks2d import attention, conv, doubled, draw, given, norm, resnet, shapes
 
 EPS = 1e-6  # of all its norms
+MOST_LEVELS = 16  # A latent of 32768 pixels a side is none.
 LOGVAR = (-30.0, 20.0)  # what the logarithm of a variance is clipped to
 
 
@@ -80,9 +81,10 @@ def autoencoder_kl(
       ValueError: an argument is out of range.
     """
     widths = tuple(block_out_channels)
-    if not widths or not all(1 <= width <= MOST_WIDTH for width in widths):
+    if not 1 <= len(widths) <= MOST_LEVELS or not all(1 <= w <= MOST_WIDTH for w in widths):
         raise ValueError(
-            f'block_out_channels={widths}: must be one width in 1..{MOST_WIDTH} for each resolution'
+            f'block_out_channels={widths!r:.200}: must be one width in 1..{MOST_WIDTH} for each of '
+            f'at most {MOST_LEVELS} resolutions'
         )
     for name, value, most in (
         ('channels', channels, MOST_WIDTH),

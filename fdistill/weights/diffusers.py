@@ -166,7 +166,7 @@ def _weights(root, part, variant):
     # Beside safetensors, a pickle holds the same, and is the poorer of the two.
     if file := single or pickled:
         _check_size([file])
-        return store.read(file)[0] if single else _flat(file)
+        return store.read(file, AGAIN)[0] if single else _flat(file)
     there = sorted(path.name for path in (root / part).glob(f'{STEM}*'))
     hint = f'there is {", ".join(there[:4])}: name its variant' if there else AGAIN
     raise Refused(f'has no {STEM}{middle}.safetensors; {hint}')
@@ -210,7 +210,7 @@ def _shards(root, part, index):
 def _joined(shards):
     arrays = {}
     for path, names in shards.items():
-        held, _ = store.read(path)
+        held, _ = store.read(path, AGAIN)
         for said, there, what in (
             (names, held, 'does not hold'),
             (held, names, 'holds, beside what the index says,'),

@@ -105,20 +105,25 @@ def write(path: disk.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[s
     )
 
 
-def _open(path, ask):
+CONVERT = 'make one with `fdistill convert`'
+
+
+def _open(path, ask, remedy=CONVERT):
     """What `ask` takes out of an open file."""
     try:
         with safetensors.safe_open(path, 'np') as file:
             return ask(file)
     except (safetensors.SafetensorError, AttributeError, OSError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
-        raise UserError(
-            f'{path}: is no whole safetensors file ({reason}); make one with `fdistill convert`'
-        ) from error
+        raise UserError(f'{path}: is no whole safetensors file ({reason}); {remedy}') from error
 
 
-def read(path: disk.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read(path: disk.Path, remedy: str = CONVERT) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({name: array}, {str: str}) of any safetensors file.
+
+    Args:
+      path: of the file.
+      remedy: what the user can do about a damaged one.
 
     Raises:
       UserError: the file is no whole safetensors file.
@@ -129,6 +134,7 @@ def read(path: disk.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             {name: file.get_tensor(name) for name in file.keys()},
             file.metadata() or {},
         ),
+        remedy,
     )
 
 
