@@ -21,7 +21,7 @@ from fdistill.diffusion import noise, samplers
 from fdistill.errors import UserError
 from fdistill.networks import NETWORKS
 from fdistill.networks.autoencoder import autoencoder_kl
-from fdistill.weights import denoisers, diffusers, diffusers_config, store
+from fdistill.weights import autoencoders, denoisers, diffusers, diffusers_config, store
 
 STEM = diffusers.STEM
 DDPM = {'_class_name': 'DDPMScheduler', 'variance_type': 'fixed_small', 'clip_sample': True}
@@ -329,6 +329,42 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(fault, tmp_path, array
         build.convert(folder, out)
     assert '\n' not in str(caught.value) and str(folder) in str(caught.value)
     assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+ODD = (None, True, -1, 0, 2**40, 1.5, 'x', [], [None], [[1]], {}, {'a': 1}, [2**40] * 99)
+
+
+@pytest.mark.parametrize('name', ['unet', 'vae'])
+def test_a_config_of_odd_values_is_one_line_or_works(name):
+    config = config_of(name)
+    keys = {*config, *diffusers_config.MODELS[config['_class_name']].keys}
+    refused = 0
+    for key in sorted(keys - {'_diffusers_version', 'sample_size'}):
+        for value in ODD:
+            try:
+                row, options = diffusers_config.settings(config | {key: value}, 'config.json')
+                if row == 'unet2d':
+                    call(NETWORKS[row], options, 'config.json')
+                else:
+                    autoencoders.make({'name': row, **options}, 'config.json')
+            except ValueError as error:
+                assert '\n' not in str(error) and len(str(error)) < 900
+                refused += 1
+    assert refused > 100
+
+
+def test_a_scheduler_of_odd_values_is_one_line_or_works():
+    kinds = ('DDPM', 'DPMSolverMultistep', 'FlowMatchEulerDiscrete', 'EDMEuler')
+    refused = 0
+    for kind in [f'{kind}Scheduler' for kind in kinds]:
+        for key in ('_class_name', *diffusers_config.SCHEDULERS[kind].defaults):
+            for value in ODD:
+                try:
+                    diffusers_config.denoiser_of({'_class_name': kind} | {key: value}, 'here')
+                except ValueError as error:
+                    assert '\n' not in str(error) and len(str(error)) < 900
+                    refused += 1
+    assert refused > 100
 
 
 def test_a_strange_variant_is_refused(tmp_path):

@@ -414,7 +414,7 @@ def betas(
         ('zero_terminal_snr', zero_terminal_snr, {None: None} | TERMINALS),
     ):
         if key not in table:
-            raise ValueError(f'{name}={key!r}: known are {", ".join(map(str, table))}')
+            raise ValueError(f'{name}={key!r:.80}: known are {", ".join(map(str, table))}')
     _ordered(beta_start=beta_start, beta_end=beta_end)
     if beta_end >= 1:
         raise ValueError(f'beta_end={beta_end}: must be < 1')

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fdistill.networks import MOST_BLOCKS, MOST_WIDTH
 from fdistill.networks.blocks2d import attention, conv, doubled, draw, given, norm, resnet, shapes
@@ -110,8 +111,8 @@ def autoencoder_kl(
                 f'latent_channels={latent_channels}'
             )
     factor, last = 2 ** (len(widths) - 1), len(widths) - 1
-    shift = jnp.asarray(latents_mean or shift_factor or 0.0, jnp.float32)
-    scale = scaling_factor / jnp.asarray(latents_std or 1.0, jnp.float32)
+    shift = np.asarray(latents_mean or shift_factor or 0.0, np.float32)
+    scale = np.float32(scaling_factor) / np.asarray(latents_std or 1.0, np.float32)
     block = functools.partial(resnet, groups=norm_num_groups, eps=EPS)
 
     def middle(ask, name, h):

@@ -42,7 +42,9 @@ def make(model: Mapping[str, Any], where: Any) -> Autoencoder:
     try:
         return AUTOENCODERS[name](**options)
     except (TypeError, ValueError) as error:
-        raise UserError(f'{where}: {error}; take the autoencoder as it was published') from error
+        raise UserError(
+            f'{where}: {error!s:.400}; take the autoencoder as it was published'
+        ) from error
 
 
 def convert(

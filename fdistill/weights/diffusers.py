@@ -26,13 +26,13 @@ from fdistill.weights import diffusers_config, dit, store
 from fdistill.weights.found import DTYPES, Found, Refused, ShapesOf, matched
 
 STEM = 'diffusion_pytorch_model'
-CONFIG, SCHEDULER, PIPELINE = 'config.json', 'scheduler_config.json', 'model_index.json'
+CONFIG, SCHEDULER = 'config.json', 'scheduler_config.json'
 AGAIN = 'download the folder again from its publisher'
 MOST_BYTES, MOST_README = 2**35, 2**20  # of all weights of a model, of its README.md
 _SHARD = re.compile(r'[\w-][\w.-]*\.safetensors')
 _VARIANT = re.compile(r'[\w-]{1,32}')
 _LICENCE = re.compile(r'^license:[ \t]*["\']?([\w .+-]{1,80}?)["\']?[ \t]*$', re.MULTILINE)
-# Names that attention has in files before diffusers 0.17, which it still loads.
+# Names that attention has in old files, which diffusers still loads.
 _OLD = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 _ATTENTION = re.compile(r'(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)')
 
@@ -88,13 +88,15 @@ def read(path: disk.Path, parts: tuple[str, ...], variant: str | None = None) ->
             f'has no {CONFIG}, nor has a folder {" or ".join(parts)} in it; name the folder of a '
             'model or a pipeline'
         )
-    arrays, sources = _present(_weights(root, part, variant))
+    config = disk.read_json(root / part / CONFIG, dict, AGAIN)
     found = [at for at in ('scheduler', '.', part) if _file(root, at, SCHEDULER)]
+    scheduler = disk.read_json(root / found[0] / SCHEDULER, dict, AGAIN) if found else None
+    arrays, sources = _present(_weights(root, part, variant))
     return Folder(
-        config=disk.read_json(root / part / CONFIG, dict, AGAIN),
+        config=config,
         arrays=arrays,
         sources=sources,
-        scheduler=disk.read_json(root / found[0] / SCHEDULER, dict, AGAIN) if found else None,
+        scheduler=scheduler,
         licence=_licence(root),
         place=f'{part}/{CONFIG}'.removeprefix('./'),
         scheduler_place=f'{found[0]}/{SCHEDULER}'.removeprefix('./') if found else SCHEDULER,

@@ -122,8 +122,7 @@ def settings(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]
         if key in model.keys:
             made[model.keys[key]] = 0 if value is None and key in ZERO else value
     for ours, key in model.fixed.items():
-        # Both have the same default.
-        default = 3
+        default = 3  # of both
         source = next(name for name, to in model.keys.items() if to == ours)
         if config.get(key, default) != config.get(source, default):
             raise Refused(
@@ -132,9 +131,9 @@ def settings(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]
                 'like its input is not supported; take another model'
             )
     for key, block in blocks.items():
-        count = len(made.get('block_out_channels', (64,)))
-        found = config.get(key, [block])
-        if list(found) != [block] * count:
+        widths, found = made.get('block_out_channels', (64,)), config.get(key, [block])
+        count = len(widths) if isinstance(widths, tuple) else 1
+        if found != [block] * count and found != (block,) * count:
             raise Refused(
                 f'{where}: {key}={found!r:.200}: supported is {block!r} for each of the {count} '
                 'block_out_channels; take another model'
@@ -211,12 +210,18 @@ def _flow(said, where):
             "supported, only 'flow_prediction'; take the scheduler that the model was published "
             'with'
         )
+    scale = said['num_train_timesteps']
+    if type(scale) is not int or scale < 1:
+        raise Refused(
+            f'{where}: num_train_timesteps={scale!r:.80}: must be a whole number >= 1; take the '
+            'folder as it was published'
+        )
     # The network is told the fraction of noise, shifted or not: a shift is of the sampler's levels.
     return {
         'name': 'prediction',
         'prediction': 'flow',
         'schedule': 'flow',
-        'time_scale': float(said['num_train_timesteps']),
+        'time_scale': float(scale),
     }
 
 
@@ -296,7 +301,9 @@ def denoiser_of(scheduler: Mapping[str, Any], where: str) -> dict[str, Any]:
         try:
             noise.SCHEDULES[section['schedule']['name']](**options)
         except (ValueError, TypeError) as error:
-            raise Refused(f'{where}: {error}; take the folder as it was published') from error
+            raise Refused(
+                f'{where}: {error!s:.400}; take the folder as it was published'
+            ) from error
     return section
 
 
