@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fdistill import config as configs
-from fdistill.build.latents import Decoder
+from fdistill.build.latents import Decoder, decoder
 from fdistill.build.sections import load_data
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError
@@ -114,7 +114,7 @@ def assembled(
     path: str | pathlib.Path,
     step: int,
     digest: str,
-    decode: Decoder,
+    decode: Decoder | None = None,
 ) -> Run:
     """A `Run` of a network and its weights.
 
@@ -123,9 +123,10 @@ def assembled(
       model, generator, params, mesh: of the network.
       path: what it came from, for messages.
       step, digest: of the weights.
-      decode: what is seen of samples.
+      decode: what is seen of samples; default: they are seen as they are.
     """
     image = plain['image']
+    decode = decode or decoder(image, None, mesh, '')
     jitted = jax.jit(generator.sample, out_shardings=mesh and sharding.batch_sharding(mesh))
     denoiser = jax.jit(lambda params, x, sigma, given: model.apply(params, x, sigma, given)[0])
     trajectory = generator.trajectory and jax.jit(generator.trajectory)
