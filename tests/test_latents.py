@@ -374,6 +374,12 @@ def test_a_training_measures_images(runs, tmp_path, quick):
     assert np.isfinite(numbers['pixel_fd']) and 'accuracy' in numbers
 
 
+def test_a_teacher_of_latents_is_checked_on_latents(runs, quick):
+    measured, drawn = build.check_teacher(None, runs / 'teacher', samples=20, quiet=True)
+    assert (measured['data']['name'], measured['data']['shape']) == ('digits latents', [8, 8, 1])
+    assert all(made.shape[1:] == (8, 8, 1) for made in drawn.values())
+
+
 def test_a_run_goes_on_where_its_latents_were_moved_to(runs, encoded, vae, tmp_path):
     shutil.copytree(encoded, tmp_path / 'latents')
     shutil.copy(vae, tmp_path / 'vae.safetensors')
