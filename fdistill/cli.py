@@ -58,10 +58,9 @@ RUN = 'folder of the run; this or --weights is required'
 WEIGHTS = 'weights in place of a run, as written by `fdistill convert teacher`'
 # Options of `convert` by what they are for.
 CONVERT = {
-    'of': ('teacher',),
-    'licence': ('teacher', 'vae'),
-    'beside': ('average',),
-    'std': ('average',),
+    'teacher': ('of', 'licence'),
+    'vae': ('licence',),
+    'average': ('beside', 'std'),
 }
 # How samples are drawn from a denoiser.
 SOLVER = {
@@ -785,10 +784,11 @@ def _encode(options, overrides):
 def _convert(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: convert takes no config')
-    for name, kinds in CONVERT.items():
-        if options.kind not in kinds and getattr(options, name):
-            flag, kind = 'with' if name == 'beside' else name, ' or '.join(kinds)
-            raise UserError(f'--{flag}: is for {kind}, not for {options.kind!r:.40}')
+    for name in {name for names in CONVERT.values() for name in names}:
+        if getattr(options, name) and name not in CONVERT.get(options.kind, ()):
+            flag = 'with' if name == 'beside' else name
+            kinds = ' or '.join(kind for kind, names in CONVERT.items() if name in names)
+            raise UserError(f'--{flag}: is for {kinds}, not for {options.kind!r:.40}')
     if options.kind in CONVERTERS:
         CONVERTERS[options.kind](options, rest)
         return

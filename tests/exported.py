@@ -12,12 +12,20 @@ from fdistill.export.model import Exportable
 from fdistill.methods.generator import Steps, solver, student
 
 DIGITS = {'shape': [8, 8, 1], 'num_classes': 10}
+UNET2D = {
+    'block_out_channels': (8, 16),
+    'layers_per_block': 1,
+    'norm_num_groups': 4,
+    'down_block_types': ('DownBlock2D', 'AttnDownBlock2D'),
+    'up_block_types': ('AttnUpBlock2D', 'UpBlock2D'),
+}
 UNET = {'model_channels': 8, 'channel_mult': (1, 2), 'num_blocks': 1, 'attn_resolutions': (4,)}
 NETWORKS = {
     'mlp': ({'name': 'mlp', 'width': 16, 'blocks': 1}, DIGITS),
     'points': ({'name': 'mlp', 'width': 16, 'blocks': 1}, {'shape': [2], 'num_classes': 0}),
     'ddpmpp': ({'name': 'ddpmpp'} | UNET, DIGITS),
     'edm2': ({'name': 'edm2', 'channels_per_head': 8} | UNET, DIGITS),
+    'unet2d': ({'name': 'unet2d'} | UNET2D, DIGITS),
     'dit': ({'name': 'dit', 'width': 16, 'depth': 1, 'heads': 2, 'patch': 2}, DIGITS),
 }
 
