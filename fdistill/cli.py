@@ -397,8 +397,8 @@ def _add_export(commands):
     export.add_argument(
         '--to',
         metavar='FORM',
-        help='jax (programs for CPU, GPU and TPU), onnx, page (it generates in a browser), or '
-        'safetensors (what --weights and teachers read); required',
+        help='jax (programs for CPU, GPU and TPU), onnx, page (it generates in a browser), '
+        'safetensors (what --weights and teachers read) or diffusers; required',
     )
     export.add_argument('--out', metavar='DIR', help='folder to make; required')
     export.add_argument(

@@ -7,6 +7,7 @@ import numpy as np
 from fdistill import build
 from fdistill.build import models
 from fdistill.build import run as runs
+from fdistill.build.latents import decoder
 from fdistill.diffusion.samplers import SAMPLERS
 from fdistill.export.model import Exportable
 from fdistill.methods.generator import Steps, solver, student
@@ -64,6 +65,13 @@ def model(name, levels=(), sampler=None, network=(), **about):
         path='here',
         step=3,
         digest='0123456789abcdef',
+        decode=decoder(image, None, None, ''),
     )
-    about = {'licence': None, 'derived_from': (), 'evaluations': [], 'name': 'digits'} | about
+    about = {
+        'decoder': None,
+        'licence': None,
+        'derived_from': (),
+        'evaluations': [],
+        'name': 'digits',
+    } | about
     return Exportable(run, sections, method, steps=steps, weights=build.with_names(params), **about)

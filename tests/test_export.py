@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_autoencoder
 from exported import NETWORKS, model
 
 from fdistill import build, cli, export
+from fdistill.build import published
 from fdistill.errors import UserError
-from fdistill.export import card, onnx, program
+from fdistill.export import card, folder, onnx, program
 from fdistill.export.file import write as write_weights
 from fdistill.export.model import opened, sources
 from fdistill.files import disk
-from fdistill.weights import denoisers, store
+from fdistill.weights import denoisers, diffusers, store
 
 REMAT = {'network': {'remat': 'blocks'}}
 LOADER = """
@@ -141,6 +143,38 @@ def test_weights_come_back_bit_for_bit(workdir, tmp_path, capsys):
     assert second.derived_from[0]['name'] == 'model.safetensors'
     for name in ('sections', 'method', 'name', 'steps', 'licence'):
         assert getattr(first, name) == getattr(second, name), name
+
+
+def test_diffusers_gets_a_folder(tmp_path):
+    """That gives the same arrays back; of what diffusers has no network for, the reason."""
+    exported = model('unet2d')
+    folder.write(exported, tmp_path)
+    again = diffusers.find(tmp_path, published.shapes_of)
+    assert again.arrays.keys() == exported.weights.keys()
+    for name, array in exported.weights.items():
+        np.testing.assert_array_equal(array, again.arrays[name])
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match="--to=diffusers: diffusers has no network like 'mlp'"):
+        folder.write(model('mlp'), tmp_path / 'empty')
+    assert not list((tmp_path / 'empty').iterdir())
+
+
+@pytest.mark.optimised
+def test_latents_are_decoded(tmp_path):
+    """By the autoencoder, which goes along; its licence too."""
+    vae = toy_autoencoder.write(tmp_path / 'vae.safetensors')
+    weights = tmp_path / 'model.safetensors'
+    write_weights(model('mlp')._replace(licence='MIT'), tmp_path)
+    exported = opened(None, weights, vae=vae)
+    (out := tmp_path / 'out').mkdir()
+    program.write(exported, out)
+    ((_, samples),) = loaded(out, [(5, None)]).items()
+    start = exported.run.start(jax.random.key(3), 5)
+    np.testing.assert_allclose(samples, exported.run.sample(*start), atol=1e-6)
+    plain = opened(None, weights).run.sample(*start)
+    assert np.abs(samples - plain).max() > 0.1
+    own = {'name': vae.name, 'sha256': disk.sha256(vae), 'licence': 'none'}
+    assert exported.derived_from[-1] == own and exported.licence == 'MIT AND none'
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_noise_of_the_page():
     code = TEMPLATE[TEMPLATE.index('function threefry') : TEMPLATE.index('async function unpacked')]
     for seed in SEEDS:
         exported = model('mlp')
-        settings = 'const size = 64, classes = 10;'
+        settings = 'const drawn = 64, classes = 10;'
         ask = f"const [noise, labels] = start({seed}, 40, 'random');"
         ask += f"const mixed = between(noise, start({seed}, 40, 'each')[0], 0.25);"
         ask += 'console.log(JSON.stringify([noise, labels, mixed].map(a => Array.from(a))))'
@@ -51,7 +51,9 @@ def test_page_holds_all_that_it_needs(tmp_path, monkeypatch):
     text = (tmp_path / page.FILE).read_text()
     assert "default-src 'none'" in text and 'http:' not in text and 'https:' not in text
     assert '<script>alert' not in text and '$' not in text
-    assert {'shape': [8, 8, 1], 'classes': 10} == json.loads(_between(text, 'id="settings">'))
+    assert {'shape': [8, 8, 1], 'noise': [8, 8, 1], 'classes': 10} == json.loads(
+        _between(text, 'id="settings">')
+    )
     for name in ('wasm', 'model'):
         assert page.unpacked(_between(text, f'id="{name}">')) == name.encode()
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fdistill.config import parameters
 from fdistill.errors import UserError, pick
-from fdistill.export import card, file, hub, model, onnx, page, program
+from fdistill.export import card, file, folder, hub, model, onnx, page, program
 from fdistill.files import disk
 
 
@@ -29,6 +29,7 @@ TARGETS = {
     'jax': Target(program.write, program.WINDOW),
     'onnx': Target(onnx.write, onnx.NOTES, onnx.ready),
     'safetensors': Target(file.write, file.NOTES),
+    'diffusers': Target(folder.write, folder.NOTES),
     'page': Target(page.write, page.NOTES, onnx.ready),
 }
 

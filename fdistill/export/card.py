@@ -21,10 +21,19 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession('model.onnx')
-given = {'noise': np.random.default_rng(0).standard_normal({shape}).astype(np.float32)}{labels}
+given = {'noise': np.random.default_rng(0).standard_normal({noise}).astype(np.float32)}{labels}
 ({samples},) = session.run(None, given)  # float32 {shape}
 ```""",
     'page': 'Open `index.html` in a browser. It generates there and asks nothing of any network.',
+    'diffusers': """```python
+import json
+
+import diffusers
+
+with open('config.json') as file:  # in this folder
+    kind = json.load(file)['_class_name']
+model = getattr(diffusers, kind).from_pretrained('.')
+```""",
     'safetensors': """```sh
 fdistill sample --weights=model.safetensors
 ```
@@ -45,8 +54,9 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
     parts = [_front(model, target), f'# {title(model)}', told(model)]
     use, classes = USE[target], run.num_classes
     for name, value in {
-        'shape': str((16, *run.shape)),
-        'samples': 'images' if len(run.shape) == 3 else 'points',
+        'shape': str((16, *run.decoded)),
+        'noise': str((16, *run.shape)),
+        'samples': 'images' if len(run.decoded) == 3 else 'points',
         'label': ', label=3' if classes > 3 else '',
         'labels': f"\ngiven['label'] = np.arange(16, dtype=np.int32) % {classes}"
         if classes
@@ -75,16 +85,19 @@ def title(model: Exportable) -> str:
 
 def facts(model: Exportable) -> dict[str, Any]:
     """{what: value} of the model."""
-    run, method = model.run, model.method
+    run, method, steps = model.run, model.method, model.steps
+    levels = (steps.sigma_init, *steps.levels) if steps else ()
     known = {
         'method': method.get('name'),
         'divergence': method.get('divergence'),
         'data': model.name,
-        'sample': ' x '.join(map(str, run.shape)),
+        'sample': ' x '.join(map(str, run.decoded)),
+        'latent': ' x '.join(map(str, run.shape)) if model.decoder else None,
         'classes': run.num_classes or None,
         'network': model.sections['network']['name'],
         'network evaluations a sample': run.nfe,
         'sampled by': None if model.steps else _solver(run.config.to_dict()['method']),
+        'levels of noise': ', '.join(map(str, levels)) or None,
         'training steps': run.step or None,
         'weights': f'{sum(array.size for array in model.weights.values()):,} numbers',
         'digest of the weights': run.digest,
@@ -117,10 +130,10 @@ def _front(model, target):
     known = model.licence and ' AND ' not in licence
     front: dict[str, Any] = {
         'license': licence.lower().replace(' ', '-') if known else 'other',
-        'library_name': 'fdistill',
+        'library_name': target if target in ('diffusers', 'onnx') else 'fdistill',
         'tags': ['diffusion-distillation', *method, target],
     }
-    if len(model.run.shape) == 3:
+    if len(model.run.decoded) == 3:
         front['pipeline_tag'] = 'unconditional-image-generation'
     if not known:
         front['license_name'] = licence

@@ -17,8 +17,11 @@ from fdistill.export.loader import RANDOM
 from fdistill.files import disk
 from fdistill.methods import METHODS
 from fdistill.methods.generator import Steps
+from fdistill.networks.autoencoder import Autoencoder
 from fdistill.types import misfit
-from fdistill.weights import denoisers
+from fdistill.weights import autoencoders, denoisers
+
+DECODER = 'decoder/'  # before the names of its arrays
 
 
 class Source(TypedDict):
@@ -38,6 +41,7 @@ class Exportable(NamedTuple):
     name: of the data, or of the published file.
     steps: how a student makes samples; None of a denoiser, which a solver steps with.
     weights: {name: float32 array}, as in a file of `weights.denoisers`.
+    decoder: (autoencoder, {name: float32 array}) that makes images of latents, or None.
     licence: of the weights; None where nothing says it.
     derived_from: the published files that it was made from, nearest first.
     evaluations: rows of `eval/*.json`, of these weights.
@@ -49,6 +53,7 @@ class Exportable(NamedTuple):
     name: str
     steps: Steps | None
     weights: dict[str, np.ndarray]
+    decoder: tuple[Autoencoder, dict[str, np.ndarray]] | None
     licence: str | None
     derived_from: tuple[Source, ...]
     evaluations: list[dict[str, Any]]
@@ -60,11 +65,22 @@ class Exportable(NamedTuple):
         drawn = condition.get('label', jnp.full_like(label, -1))
         return noise, jnp.where(label == RANDOM, drawn, label)
 
-    def sample(self, weights: Mapping[str, jax.Array], noise: jax.Array, label: jax.Array) -> Any:
-        """float32 samples [B,...] of noise[B,...] ~ N(0, 1) and label[B]."""
-        params = build.as_params(weights, self.run.params)
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """{name: array} of all that `sample` takes: the weights, and those of the decoder."""
+        _, decoder = self.decoder or (None, {})
+        return self.weights | {f'{DECODER}{name}': array for name, array in decoder.items()}
+
+    def sample(self, arrays: Mapping[str, jax.Array], noise: jax.Array, label: jax.Array) -> Any:
+        """float32 samples, decoded ones where they are latents, of noise[B,...] ~ N(0, 1) and
+        label[B]."""
+        params = build.as_params(arrays, self.run.params)
         condition = {'label': label} if self.run.num_classes else {}
-        return self.run.generator.sample(params, noise, condition)
+        made = self.run.generator.sample(params, noise, condition)
+        if self.decoder is None:
+            return made
+        network, names = self.decoder
+        return network.decode({name: arrays[f'{DECODER}{name}'] for name in names}, made)
 
 
 def sources(teacher: Mapping[str, Any], licence: str | None) -> tuple[Source, ...]:
@@ -94,13 +110,19 @@ def sources(teacher: Mapping[str, Any], licence: str | None) -> tuple[Source, ..
         ) from error
 
 
+def _itself(path, about):
+    """The published file that a file of ours was made of."""
+    name = about.get('source', pathlib.PurePath(path).name)
+    digest = about.get('source_sha256') or disk.sha256(path)
+    return {'name': name, 'sha256': digest, 'licence': about['licence']}
+
+
 def of_file(path: str | pathlib.Path, about: Mapping[str, Any]) -> tuple[Source, ...]:
     """Where a file of weights comes from: the published file, then what that is from."""
     before = about['derived_from']
     if found := misfit(before, list[Source], 'derived_from'):
         raise UserError(f'{path}: its metadata is damaged ({found}); convert it again')
-    own = {'name': about.get('source', pathlib.PurePath(path).name), 'licence': about['licence']}
-    return (own | {'sha256': about.get('source_sha256') or disk.sha256(path)}, *before)
+    return (_itself(path, about), *before)
 
 
 def _of_run(workdir, run, licence):
@@ -150,7 +172,8 @@ def opened(
     Args:
       workdir, weights: run folder, or file of weights; one of them.
       licence: of the weights, in place of that of what they were made from.
-      solver: sampler, steps and guidance of a denoiser, see `build.from_workdir`.
+      solver: sampler, steps and guidance of a denoiser, and what decodes latents; see
+        `build.from_workdir`.
 
     Raises:
       UserError: there is none, or its samples are conditioned on more than a class.
@@ -166,11 +189,17 @@ def opened(
         known = _of_run(workdir, run, licence)
     else:
         known = _of_weights(weights, denoisers.about(weights))
+    decoder, vae = None, solver.get('vae') or plain.get('data', {}).get('vae')
+    if vae is not None:
+        network, arrays, about = autoencoders.load(vae)
+        decoder = network, arrays
+        known['derived_from'] += (_itself(vae, about),)
     licences = ' AND '.join(sorted({one['licence'] for one in known['derived_from']}))
     return Exportable(
         run=run,
         sections={name: plain[name] for name in ('network', 'denoiser', 'image')},
         weights=build.with_names(run.params),
+        decoder=decoder,
         licence=licence or licences or None,
         **known,
     )

@@ -50,7 +50,7 @@ def write(model: Exportable, folder: pathlib.Path) -> None:
 
 def as_bytes(model: Exportable) -> bytes:
     """The file that `write` writes."""
-    size = sum(array.nbytes for array in model.weights.values())
+    size = sum(array.nbytes for array in model.arrays.values())
     if size >= MOST_BYTES:
         raise UserError(
             f'--to: the weights take {size / 2**30:.1f} GiB, and an ONNX file holds 2; use '
@@ -60,7 +60,7 @@ def as_bytes(model: Exportable) -> bytes:
     given = {'noise': jax.ShapeDtypeStruct((batch, *model.run.shape), jnp.float32)}
     if model.run.num_classes:
         given['label'] = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    weights = {name: jnp.asarray(array) for name, array in model.weights.items()}
+    weights = {name: jnp.asarray(array) for name, array in model.arrays.items()}
 
     def sample(noise, label=None):
         return model.sample(weights, noise, label)

@@ -55,13 +55,13 @@ def write(
     Raises:
       UserError: its samples are no images, the runtime is missing, or as of `onnx.as_bytes`.
     """
-    shape = model.run.shape
+    shape = model.run.decoded
     if len(shape) != 3 or shape[-1] not in (1, 3):
         raise UserError(
             f'--to=page: shows images of 1 or 3 channels, and these samples have the shape '
             f'{shape}; use --to=onnx'
         )
-    size = sum(array.nbytes for array in model.weights.values())
+    size = sum(array.nbytes for array in model.arrays.values())
     if size > MOST_BYTES:
         raise UserError(
             f'--to=page: the weights take {size / 2**20:.0f} MiB, and a page that browsers open '
@@ -69,7 +69,7 @@ def write(
         )
     code, wasm = parts(runtime).values()
     facts = card.facts(model) | {'runtime': LICENCE}
-    settings = {'shape': shape, 'classes': model.run.num_classes}
+    settings = {'shape': shape, 'noise': model.run.shape, 'classes': model.run.num_classes}
     cells = (
         f'<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>'
         for name, value in facts.items()

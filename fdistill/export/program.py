@@ -34,8 +34,7 @@ def write(model: Exportable, folder: pathlib.Path) -> None:
     noise = jax.ShapeDtypeStruct((size, *model.run.shape), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     weights = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype)
-        for name, array in model.weights.items()
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in model.arrays.items()
     }
     programs = {
         'start': (model.start, (number, number, label)),
@@ -44,5 +43,5 @@ def write(model: Exportable, folder: pathlib.Path) -> None:
     for name, (function, given) in programs.items():
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*given)
         (folder / f'{name}.jax').write_bytes(exported.serialize())
-    np.savez(folder / 'weights.npz', **model.weights)
+    np.savez(folder / 'weights.npz', **model.arrays)
     (folder / 'loader.py').write_text(inspect.getsource(loader))
