@@ -384,12 +384,7 @@ def _parsers():
     convert.add_argument(
         '--licence', metavar='NAME', help='of a teacher or vae, where its file does not say it'
     )
-    _add_export(commands)
-    _add_stats(commands)
-    return parser, commands.choices
 
-
-def _add_export(commands):
     description = 'Writes a model, with its model card, in a form that others read.'
     export = _command(commands, 'export', description, SAMPLER)
     export.add_argument('--workdir', metavar='DIR', help=RUN)
@@ -412,6 +407,8 @@ def _add_export(commands):
     export.add_argument(
         '--push', metavar='OWNER/NAME', help='also upload the folder, to this place of a model hub'
     )
+    _add_stats(commands)
+    return parser, commands.choices
 
 
 def _add_stats(commands):
@@ -749,6 +746,7 @@ def _check_teacher(options, overrides):
         raise UserError(f'{overrides[0]}: is for the data of a config; give --config=FILE')
     from fdistill import build
     from fdistill import config as configs
+    from fdistill.build.check_teacher import check_teacher
     from fdistill.files import disk
     from fdistill.report import teacher
 
@@ -758,7 +756,7 @@ def _check_teacher(options, overrides):
         build.override(config, overrides)
     disk.folder_for(options.out, '--out')
     given = {'weights': options.weights, 'samples': options.samples, 'quiet': options.quiet}
-    measured, drawn = build.check_teacher(config, options.workdir, **given)
+    measured, drawn = check_teacher(config, options.workdir, **given)
     result = teacher.judge(measured)
     paths = teacher.write(options.out, result, drawn)
     if options.json:

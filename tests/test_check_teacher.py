@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdistill import build, cli, networks
+from fdistill import cli, networks
+from fdistill.build.check_teacher import check_teacher
 from fdistill.build.teachers import mixture_of
 from fdistill.data import sources
 from fdistill.evaluation import features
@@ -126,7 +127,7 @@ def saved(tmp_path, monkeypatch):
 
 def judged(path):
     """{metric: (level, text)}, and the whole."""
-    measured, _ = build.check_teacher(DATA, weights=path, samples=256, quiet=True)
+    measured, _ = check_teacher(DATA, weights=path, samples=256, quiet=True)
     result = report.judge(measured)
     return {one['what']: (one['level'], one['text']) for one in result['findings']}, result
 

@@ -17,6 +17,7 @@ from fdistill import build, cli
 from fdistill import config as configs
 from fdistill.build import latents as built_latents
 from fdistill.build import published, resume
+from fdistill.build.check_teacher import check_teacher
 from fdistill.build.measure import while_training
 from fdistill.data import latents as folders
 from fdistill.data import sources
@@ -375,7 +376,7 @@ def test_a_training_measures_images(runs, tmp_path, quick):
 
 
 def test_a_teacher_of_latents_is_checked_on_latents(runs, quick):
-    measured, drawn = build.check_teacher(None, runs / 'teacher', samples=20, quiet=True)
+    measured, drawn = check_teacher(None, runs / 'teacher', samples=20, quiet=True)
     assert (measured['data']['name'], measured['data']['shape']) == ('digits latents', [8, 8, 1])
     assert all(made.shape[1:] == (8, 8, 1) for made in drawn.values())
 

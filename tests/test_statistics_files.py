@@ -11,10 +11,11 @@ import pytest
 
 import fdistill
 from fdistill.errors import UserError
-from fdistill.evaluation import statistics, statistics_files
+from fdistill.evaluation import statistics
 from fdistill.evaluation.frechet import Moments, frechet_distance
 from fdistill.evaluation.statistics import Statistics, compare, make, same_protocol
 from fdistill.evaluation.statistics_files import convert, read, show, write
+from fdistill.weights import reader
 from fdistill.weights.detectors import DETECTORS
 
 D = 6
@@ -614,7 +615,7 @@ def test_a_protocol_is_changed_only_for_one_with_the_same_features(tmp_path, sma
 def foreign(monkeypatch):
     """Sets what the reader of pickles returns."""
     content = {}
-    monkeypatch.setattr(statistics_files, 'read_foreign', lambda path: content['tree'])
+    monkeypatch.setattr(reader, 'read', lambda path: content['tree'])
     return content
 
 

@@ -4,7 +4,6 @@ sections < latents < models < published < teachers < parts < levels < experiment
 measure, check_teacher < train < together, plan; here is the face of all.
 """
 
-from fdistill.build.check_teacher import check_teacher
 from fdistill.build.draw import batch_key, sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
@@ -26,7 +25,6 @@ __all__ = [
     'Run',
     'as_params',
     'batch_key',
-    'check_teacher',
     'common',
     'comparable',
     'complete',

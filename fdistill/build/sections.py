@@ -114,13 +114,6 @@ def image_of(source: sources.Source) -> dict[str, Any]:
     return image
 
 
-def is_of(known: Mapping[str, Any], image: Mapping[str, Any], published: bool) -> bool:
-    """Whether a model of the data `known` is one of `image`; what was published does not say whose
-    latents it makes."""
-    latents = {'latents': image['latents']} if published and 'latents' in image else {}
-    return latents | known == image
-
-
 def resolve(
     config: Mapping[str, Any], source: sources.Source, known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -153,7 +146,11 @@ def resolve(
             continue
         at = f'config.teacher.{kind}'
         about = read(teacher[kind], at) if known is None else known
-        if not is_of(about['image'], plain['image'], kind == 'weights'):
+        image = dict(about['image'])
+        if kind == 'weights' and 'latents' in plain['image']:
+            # What was published does not say whose latents it makes.
+            image.setdefault('latents', plain['image']['latents'])
+        if image != plain['image']:
             raise UserError(
                 f'{at}={teacher[kind]}: was trained on {about["image"]}, not {plain["image"]}'
             )

@@ -31,7 +31,6 @@ from fdistill.evaluation.statistics import AGAIN, MAX_FEATURES, MAX_KEPT, Statis
 from fdistill.files import disk
 from fdistill.files.archive import Refused, open_archive
 from fdistill.weights.detectors import DETECTORS
-from fdistill.weights.reader import read as read_foreign
 
 FORMAT = 1
 MAX_MEMBERS = 64
@@ -344,7 +343,9 @@ def _array(archive, info, axes, rows=MAX_FEATURES):
 def _read_pickle(path, detector):
     """Statistics of EDM2's `.pkl` file, unchecked: a dict of plain arrays, through the reader that
     runs nothing."""
-    content = read_foreign(path)
+    from fdistill.weights import reader  # What reads a stranger's file is there only for that.
+
+    content = reader.read(path)
     names = {name: row.edm2 for name, row in DETECTORS.items()}
     held = [name for name, key in names.items() if isinstance(content, dict) and key in content]
     if not held:

@@ -32,9 +32,18 @@ class Model(NamedTuple):
     fixed: Mapping[str, str]
 
 
-def _same(names):
-    return {name: name for name in names.split()}
-
+# Keys of diffusers that have the same name here.
+_UNET2D = (
+    'block_out_channels layers_per_block attention_head_dim center_input_sample dropout '
+    'down_block_types up_block_types mid_block_type add_attention downsample_type '
+    'upsample_type downsample_padding norm_num_groups norm_eps attn_norm_num_groups '
+    'resnet_time_scale_shift flip_sin_to_cos freq_shift time_embedding_dim'
+).split()
+_KL = (
+    'latent_channels block_out_channels layers_per_block norm_num_groups scaling_factor '
+    'shift_factor latents_mean latents_std use_quant_conv use_post_quant_conv '
+    'mid_block_add_attention'
+).split()
 
 MODELS = {
     'UNet2DModel': Model(
@@ -44,12 +53,7 @@ MODELS = {
             'in_channels': 'channels',
             'num_class_embeds': 'num_classes',
         }
-        | _same(
-            'block_out_channels layers_per_block attention_head_dim center_input_sample dropout '
-            'down_block_types up_block_types mid_block_type add_attention downsample_type '
-            'upsample_type downsample_padding norm_num_groups norm_eps attn_norm_num_groups '
-            'resnet_time_scale_shift flip_sin_to_cos freq_shift time_embedding_dim'
-        ),
+        | dict(zip(_UNET2D, _UNET2D)),
         {
             'time_embedding_type': ('positional',),
             'act_fn': ('silu', 'swish'),
@@ -61,12 +65,7 @@ MODELS = {
     ),
     'AutoencoderKL': Model(
         'autoencoder_kl',
-        {'in_channels': 'channels'}
-        | _same(
-            'latent_channels block_out_channels layers_per_block norm_num_groups scaling_factor '
-            'shift_factor latents_mean latents_std use_quant_conv use_post_quant_conv '
-            'mid_block_add_attention'
-        ),
+        {'in_channels': 'channels'} | dict(zip(_KL, _KL)),
         {'act_fn': ('silu', 'swish')},
         # It is float32 here, as `force_upcast` asks for.
         ('sample_size', 'force_upcast'),
