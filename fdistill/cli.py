@@ -364,7 +364,9 @@ def _parsers():
         help='teacher; vae; average, of snapshots of EDM2; or as inception, a wrong one says which',
     )
     convert.add_argument(
-        'source', metavar='SRC', help='the .pth, .pt or .pkl file, or the folder, as published'
+        'source',
+        metavar='SRC',
+        help='the file or folder as published, or OWNER/NAME at a model hub',
     )
     convert.add_argument('out', metavar='OUT', help='safetensors file to write')
     convert.add_argument(
@@ -788,6 +790,11 @@ def _convert(options, overrides, rest=()):
             kinds = ' or '.join(kind for kind, names in CONVERT.items() if name in names)
             raise UserError(f'--{flag}: is for {kinds}, not for {options.kind!r:.40}')
     if options.kind in CONVERTERS:
+        from fdistill.data import cache
+        from fdistill.files import hub
+
+        if options.kind != 'average' and hub.is_name(options.source):
+            options.source = hub.fetch(options.source, cache.folder('hub'))
         CONVERTERS[options.kind](options, rest)
         return
     from fdistill import weights

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import types
 
 import diffusers_networks
 import jax
@@ -12,7 +14,7 @@ import pytest
 import weights_files as files
 from diffusers_networks import CASES
 
-from fdistill import build
+from fdistill import build, cli
 from fdistill.build import published
 from fdistill.build.models import make_denoiser
 from fdistill.config import call
@@ -597,3 +599,42 @@ def test_ten_steps_end_where_the_installed_library_does(tmp_path, theirs):
     out = samplers.euler(denoisers_of.bind(denoiser, params, {}), start, sigmas)
     expected = x.permute(0, 2, 3, 1).numpy()
     assert np.abs(out - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+# By name, at a model hub.
+
+
+def test_a_model_by_its_name(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def download(name, *, revision, allow_patterns, local_dir):
+        asked.append((name, revision))
+        assert '*.bin' not in allow_patterns and not any('py' in one for one in allow_patterns)
+        put(local_dir)
+
+    client = types.SimpleNamespace(snapshot_download=download)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', client)
+    monkeypatch.chdir(tmp_path)
+    words = ['convert', 'teacher', 'someone/ddpm@v1', 'a.safetensors', '--licence=MIT']
+    assert cli.main(words) == 0
+    assert asked == [('someone/ddpm', 'v1')] and 'unet2d' in capsys.readouterr().out
+    assert denoisers.about('a.safetensors')['source'] == 'someone--ddpm@v1'
+
+
+def test_a_name_that_leads_nowhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def fails(*_, **__):
+        raise ConnectionError('no network\nat all')
+
+    client = types.SimpleNamespace(snapshot_download=fails)
+    for module, said in ((client, 'does not give it (no network)'), (None, "'fdistill[hub]'")):
+        monkeypatch.setitem(sys.modules, 'huggingface_hub', module)
+        for kind in ('teacher', 'vae'):
+            assert cli.main(['convert', kind, 'someone/ddpm', 'a.safetensors']) == 2
+            message = capsys.readouterr().err
+            assert said in message and 'someone/ddpm: is no file or folder here' in message
+    # The name of a file is none of a model.
+    assert cli.main(['convert', 'teacher', 'weights/none.pkl', 'a.safetensors']) == 2
+    assert 'weights/none.pkl: is no file' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -223,7 +223,7 @@ def test_card_says_what_it_is_and_where_it_comes_from():
         (['--to=jax', '--out={full}'], 'is there already'),
         (['--to=onnx'], "pip install 'fdistill[onnx]'"),
         (['--to=jax', '--push=me'], 'give OWNER/NAME'),
-        (['--to=jax', '--push=me/it'], "pip install 'fdistill[push]'"),
+        (['--to=jax', '--push=me/it'], "pip install 'fdistill[hub]'"),
         (['--to=jax', '--steps=3'], 'a student takes neither --sampler nor --steps nor --guidance'),
     ],
 )

@@ -46,7 +46,7 @@ DOORS = {
     'matplotlib': ('report/',),
     'safetensors': ('weights/store.py',),
     'jax2onnx': ('export/onnx.py',),
-    'huggingface_hub': ('export/hub.py',),
+    'huggingface_hub': ('files/hub.py',),
     'torch': (),
     'tensorflow': (),
 }

@@ -296,6 +296,7 @@ def test_command_line_from_pickle_to_picture(goldens, put, tmp_path, capsys):
             'convert teacher {0} {1}/b.safetensors --of=edn',
             "--of: unknown 'edn'; did you mean edm?",
         ),
+        ('convert teacher {2} {1}/b.safetensors --foo=1', '--foo: is unknown of a network of EDM'),
         ('convert teacher {0} {1}/b.txt', 'give the name of a .safetensors file'),
         ('convert teacher {1}/none.pkl {1}/b.safetensors', 'none.pkl: is no file'),
         ('convert teacher {1} {1}/b.safetensors', 'is a folder of another kind'),
@@ -303,7 +304,7 @@ def test_command_line_from_pickle_to_picture(goldens, put, tmp_path, capsys):
     ],
 )
 def test_wrong_commands_are_one_line(words, said, converted, tmp_path, capsys):
-    words = words.format(converted, tmp_path).split()
+    words = words.format(converted, tmp_path, converted.with_name('teacher.pkl')).split()
     assert cli.main(words) == 2
     message = capsys.readouterr().err
     assert said in message and message.count('\n') == 1

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from fdistill.config import parameters
 from fdistill.errors import UserError, pick
-from fdistill.export import card, file, folder, hub, model, onnx, page, program
-from fdistill.files import disk
+from fdistill.export import card, file, folder, model, onnx, page, program
+from fdistill.files import disk, hub
 
 
 class Target(NamedTuple):

@@ -14,6 +14,7 @@ Beside it lies the report, the same name with .json: all of this, and of every a
 found.
 """
 
+import inspect
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -93,7 +94,10 @@ def convert(
     source = pathlib.Path(source)
     tree = source if source.is_dir() else reader.read(source)
     try:
-        found = (origin or _origin(tree)).find(tree, shapes_of, **options)
+        origin = origin or _origin(tree)
+        for name in options.keys() - inspect.signature(origin.find).parameters.keys():
+            raise UserError(f'--{name}: is unknown of {origin.what}; leave it out')
+        found = origin.find(tree, shapes_of, **options)
         store.check(found.arrays, shapes_of(found.model), DTYPES)
     except ValueError as error:
         # A stranger's numbers may be long.
