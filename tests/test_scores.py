@@ -17,6 +17,7 @@ from scipy import linalg
 
 from fdistill import build, cli
 from fdistill import config as configs
+from fdistill.build import published
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
 from fdistill.evaluation import (
@@ -33,7 +34,7 @@ from fdistill.evaluation.evaluate import noise
 from fdistill.evaluation.subject import Subject
 from fdistill.networks import inception
 from fdistill.training import checkpoint, sharding
-from fdistill.weights import store
+from fdistill.weights import denoisers, store
 from fdistill.weights.detectors import DETECTORS, Network
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -681,3 +682,30 @@ def test_the_real_network_behind_the_door(tmp_path):
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4 * np.abs(value).max())
     assert noise(0, np.arange(2), (2,)).shape == (2, 2)
+
+
+PLACES = {'detector': 'w.safetensors', 'statistics': 'real.npz'}
+
+
+def test_weights_of_a_teacher(files, tmp_path, capsys):
+    """A published denoiser under a published protocol, by two solvers: a file each."""
+    model = {
+        'network': {'name': 'mlp', 'width': 16, 'blocks': 1, 'embedding': 8},
+        'denoiser': {'name': 'edm'},
+        'image': {'shape': [8, 8, 3], 'num_classes': 0},
+    }
+    rng = np.random.default_rng(0)
+    shapes = published.shapes_of(model)
+    arrays = {name: rng.normal(size=shape).astype(np.float32) / 9 for name, shape in shapes.items()}
+    denoisers.save(tmp_path / 't.safetensors', arrays, model, licence='MIT')
+    given = [f'--{name}={files / file}' for name, file in PLACES.items()]
+    words = ['evaluate', f'--weights={tmp_path / "t.safetensors"}', *given, '--protocol=edm']
+    words += ['--metrics=fid', '--samples=40', '--ranges=1', '--batch-size=64', '--quiet']
+    found = []
+    for solver in (['--sampler=euler', '--steps=3'], ['--steps=2']):
+        assert cli.main([*words, *solver]) == 0
+        row = json.loads(capsys.readouterr().out)
+        found.append((row['nfe'], row['details']['solver']['sampler'], row['fid40']))
+    assert [one[:2] for one in found] == [(3, 'euler'), (3, 'heun')] and found[0] != found[1]
+    kept = sorted((tmp_path / 't' / 'eval').glob('step-000000000-edm-40-*.json'))
+    assert {json.loads(path.read_text())['fid40'] for path in kept} == {one[2] for one in found}

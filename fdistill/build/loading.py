@@ -144,6 +144,7 @@ def from_weights(
         ends = {'sigma_min': max(low, SIGMAS[0]), 'sigma_max': min(high, SIGMAS[1])}
         plain['method'] = {
             'name': 'pretrain',
+            'sampler': 'heun',
             'law': {'name': 'loguniform', **ends},
             'grid': {'name': 'karras', 'steps': STEPS, **ends},
             # It was trained without a condition too, if guidance is to mean anything.
