@@ -18,7 +18,11 @@ def get_config():
         dict(
             seed=0,
             data=dict(
-                name='latents', path='data/imagenet256-latents', vae='weights/sd-vae.safetensors'
+                name='latents',
+                path='data/imagenet256-latents',
+                vae='weights/sd-vae.safetensors',
+                shape=(32, 32, 4),
+                num_classes=1000,
             ),
             teacher=dict(weights='weights/sit-xl-2.safetensors', guidance=1.5),
             network=dict(

@@ -87,20 +87,22 @@ def resolve(options, overrides):
     plain = configs.to_json(config)
     data = plain.get('data', {})
     name = data.get('dataset', data.get('name'))
-    if name not in DATA and (options.shape is None or options.classes is None):
+    # Latents say in the config what they are.
+    told = data.get('shape'), data.get('num_classes'), None
+    shape, classes, teacher_file = DATA.get(name, told)
+    shape = options.shape or shape
+    classes = classes if options.classes is None else options.classes
+    if shape is None or classes is None:
         raise UserError(
             f'--config={options.config}: no shape known for data {name!r}; '
             'give --shape and --classes'
         )
-    shape, classes, teacher_file = DATA.get(name, (None, None, None))
-    shape = options.shape or shape
-    classes = classes if options.classes is None else options.classes
     plain['image'] = {'shape': list(shape), 'num_classes': classes}
     teacher = plain.get('teacher', {})
-    if 'workdir' in teacher:
-        # What training takes from the teacher's folder.
+    if not teacher.keys().isdisjoint(('workdir', 'weights')):
+        # What training takes from the teacher's folder or file.
         known = plain
-        if teacher_file is not None:
+        if 'workdir' in teacher and teacher_file is not None:
             known = configs.to_json(configs.load(str(REPOSITORY / 'configs' / teacher_file)))
         elif 'network' not in plain:
             raise UserError(

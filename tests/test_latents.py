@@ -108,6 +108,18 @@ def test_mirrored_images_are_encoded_and_latents_never_mirrored(tmp_path, encode
         batches(load(encoded, vae), 8, seed=0, flip=True)
 
 
+def test_what_is_told_of_a_folder_is_checked_and_outlines_it_before_it_is_there(encoded, vae):
+    there = sources.OUTLINES['latents']('train', str(encoded), str(vae))
+    told = {'shape': there.images.shape[1:], 'num_classes': there.num_classes}
+    source = sources.latents('train', str(encoded), str(vae), **told)
+    assert source.images.shape[1:] == told['shape']
+    absent = sources.OUTLINES['latents']('train', 'nowhere', 'no.safetensors', **told)
+    assert (absent.images.shape, absent.num_classes) == (there.images.shape, there.num_classes)
+    for wrong in ({'shape': (9, 9, 9)}, {'num_classes': 7}):
+        with pytest.raises(UserError, match='holds latents of shape .* and not of'):
+            sources.latents('train', str(encoded), str(vae), **{**told, **wrong})
+
+
 def test_an_outline_reads_no_latents(tmp_path, encoded, vae):
     shutil.copy(encoded / folders.NOTE, tmp_path / folders.NOTE)
     outline = sources.latents_outline('train', str(tmp_path), str(vae))

@@ -836,6 +836,8 @@ def latents(
     vae: Annotated[str, Place],
     sampled: bool = True,
     seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+    num_classes: int | None = None,
 ) -> Source:
     """Latents that `fdistill encode` made, float32 [N, h, w, c], levels 0.
 
@@ -847,11 +849,24 @@ def latents(
       sampled: draw each latent once, z = (mean + std n - shift) scale, as diffusion models are
         trained; else z = (mean - shift) scale.
       seed: of n, integer >= 0.
+      shape, num_classes: (h, w, c) and classes that the folder must have, by which a run can be
+        planned where the folder is not.
 
     Raises:
-      UserError: no such folder, not what was written, or made with another autoencoder.
+      UserError: no such folder, not what was written, of another shape or other classes, or made
+        with another autoencoder.
     """
     note, network = _encoded(path, vae, seed)
+    held = tuple(note['latent']), note['num_classes']
+    told = (
+        held[0] if shape is None else tuple(shape),
+        held[1] if num_classes is None else num_classes,
+    )
+    if told != held:
+        raise UserError(
+            f'path={path}: holds latents of shape {held[0]} in {held[1]} classes, and not of '
+            f'{told[0]} in {told[1]}; name another folder, or mend shape and num_classes'
+        )
     made = encoded.drawn(path, note, split, network.latents, sampled, seed)
     labels = encoded.labels(path, note, split)
     own = repr((note['splits'][split]['moments'], sampled, seed if sampled else 0))
@@ -865,8 +880,14 @@ def latents_outline(
     vae: Annotated[str, Place],
     sampled: bool = True,
     seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+    num_classes: int | None = None,
 ) -> Source:
-    """What `latents` would give, but for the latents, without reading any: they are 0."""
+    """What `latents` would give, but for the latents, without reading any: they are 0. Where shape
+    and classes are told, the folder need not be there; what decodes them is not known then."""
+    if shape is not None and num_classes is not None and not pathlib.Path(path).exists():
+        made = np.broadcast_to(np.float32(0), (1, *shape))
+        return Source(made, np.zeros(1, np.int32), num_classes, 0, 'latents')
     note, _ = _encoded(path, vae, seed)
     made = np.broadcast_to(np.float32(0), (1, *note['latent']))
     return _of_note(note, made, np.zeros(1, np.int32))
