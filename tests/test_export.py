@@ -292,3 +292,52 @@ def test_a_licence_comes_along_through_the_teacher(workdir, tmp_path):
     with pytest.raises(UserError, match='give --licence=NAME'):
         sources(teacher, None)
     assert sources(teacher, 'MIT') == (own | {'licence': 'MIT', 'sha256': 'unknown'},)
+
+
+def test_a_card_is_no_markup_of_what_a_file_says():
+    """Whoever made the weights wrote the names in it."""
+    evil = '<script>alert(1)</script>'
+    method = {'name': f'x`\n\n# Evil\n{evil}', 'divergence': 'a\n---\nb'}
+    exported = model('mlp', licence=f'MIT\nname: x\n---\n{evil}')
+    exported = exported._replace(name=f'{evil}|', method=method)
+    text = card.text(exported, 'jax')
+    front, body = text.split('---\n', 2)[1:]
+    assert all(': ' in line for line in front.splitlines())
+    outside, settings = body.split('## Settings of the method')
+    assert '<script' not in outside and '&lt;script' in outside
+    heads = [line for line in outside.splitlines() if line.startswith('#')]
+    assert heads[1:] == ['## Use', '## Facts', '## Measured', '## Form']
+    assert '\n---\n' not in outside
+
+
+@pytest.mark.parametrize(
+    'licence, front',
+    [
+        ('Apache 2.0', {'license': 'apache-2.0'}),
+        (
+            'MIT (Meta), if these are the published weights',
+            {'license': 'other', 'license_name': 'mit-meta-if-these-are-the-published-weights'},
+        ),
+    ],
+)
+def test_a_hub_is_told_a_licence_that_it_knows(licence, front):
+    """It refuses a card with another, and with it the upload."""
+    found = front_of(card.text(model('points', licence=licence), 'jax'))
+    assert {name: found[name] for name in found if name.startswith('license')} == front
+
+
+def test_there_is_no_folder_without_a_name(tmp_path, monkeypatch, capsys, workdir):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['export', f'--workdir={workdir}', '--to=jax', '--out=.']) == 2
+    assert cli.main(['sample', '--weights=']) == 2
+    assert 'give the name of a new folder' in (said := capsys.readouterr().err)
+    assert "--weights='': give the name of a file" in said and not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_unicode_are_exported(tmp_path):
+    """As of files of another encoding of names."""
+    name = os.fsdecode(b'mod\xe8le')
+    store.write(tmp_path / 'file.safetensors', {'x': np.zeros(1, np.float32)}, {'source': name})
+    assert store.read(tmp_path / 'file.safetensors')[1] == {'source': 'mod\\udce8le'}
+    disk.write_text(tmp_path / 'README.md', f'{name}, ü')
+    assert (tmp_path / 'README.md').read_bytes().decode() == 'mod\\udce8le, ü'

@@ -187,4 +187,8 @@ def folder_of(
     """
     if (workdir is None) == (weights is None):
         raise UserError('give either --workdir=DIR, a run, or --weights=FILE, converted weights')
-    return disk.place(workdir) if weights is None else pathlib.Path(weights).with_suffix('')
+    if weights is None:
+        return disk.place(workdir)
+    if not pathlib.Path(weights).name:
+        raise UserError(f'--weights={str(weights)!r}: give the name of a file')
+    return pathlib.Path(weights).with_suffix('')

@@ -65,6 +65,8 @@ def export(
     target, out = pick(TARGETS, to, '--to'), disk.folder_for(out, '--out')
     for name in options.keys() - parameters(target.write):
         raise UserError(f'--{name}: is not for --to={to}; leave it out')
+    if not out.name:
+        raise UserError(f'--out={out}: give the name of a new folder')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'--out={out}: is there already; remove it or give another name')
     target.ready()
@@ -76,7 +78,7 @@ def export(
     temporary.mkdir()
     try:
         target.write(made, temporary, **options)
-        (temporary / 'README.md').write_text(card.text(made, to, target.notes))
+        disk.write_text(temporary / 'README.md', card.text(made, to, target.notes))
         temporary.replace(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

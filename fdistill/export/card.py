@@ -1,6 +1,8 @@
 """The model card of an export: README.md, with the front matter that model hubs read."""
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,14 @@ from fdistill.export.model import Exportable
 from fdistill.files import disk
 from fdistill.methods import METHODS
 
+# Of the names of licences that a model hub knows, those of weights; it refuses a card with another.
+LICENCES = frozenset(
+    'apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m openrail++ afl-3.0 bsd '
+    'bsd-2-clause bsd-3-clause bsd-3-clause-clear cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 '
+    'cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 '
+    'cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 gpl gpl-2.0 '
+    'gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 agpl-3.0 isc mpl-2.0 unlicense wtfpl zlib unknown'.split()
+)
 USE = {
     'jax': """```python
 from loader import load, to_uint8  # in this folder; needs jax and numpy
@@ -51,7 +61,7 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
       notes: about the form that it is exported in.
     """
     run = model.run
-    parts = [_front(model, target), f'# {title(model)}', told(model)]
+    parts = [_front(model, target), f'# {_cell(title(model))}', _cell(told(model))]
     use, classes = USE[target], run.num_classes
     for name, value in {
         'shape': str((16, *run.decoded)),
@@ -80,7 +90,7 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
 def title(model: Exportable) -> str:
     """What the model is, in a few words."""
     steps = 'one' if model.run.nfe == 1 else model.run.nfe
-    return f'A {f"{steps}-step generator" if model.steps else "denoiser"} of {_cell(model.name)}'
+    return f'A {f"{steps}-step generator" if model.steps else "denoiser"} of {_line(model.name)}'
 
 
 def facts(model: Exportable) -> dict[str, Any]:
@@ -120,23 +130,23 @@ def told(model: Exportable) -> str:
     if not method:
         return 'Converted by fdistill.'
     by = f' under the divergence {method["divergence"]}' if 'divergence' in method else ''
-    return f'Trained with fdistill by `{method["name"]}`{by}.'
+    return _line(f'Trained with fdistill by `{method["name"]}`{by}.')
 
 
 def _front(model, target):
     """YAML; what is not of this file is written as JSON, which is YAML too."""
     method = [model.method['name']] if model.method else []
     licence = model.licence or 'not stated'
-    known = model.licence and ' AND ' not in licence
+    named = '-'.join(re.findall(r'[a-z0-9.]+', licence.lower()))
     front: dict[str, Any] = {
-        'license': licence.lower().replace(' ', '-') if known else 'other',
+        'license': named if named in LICENCES else 'other',
         'library_name': target if target in ('diffusers', 'onnx') else 'fdistill',
         'tags': ['diffusion-distillation', *method, target],
     }
     if len(model.run.decoded) == 3:
         front['pipeline_tag'] = 'unconditional-image-generation'
-    if not known:
-        front['license_name'] = licence
+    if named not in LICENCES:
+        front['license_name'] = named
     lines = [f'{name}: {json.dumps(value)}' for name, value in front.items()]
     return '\n'.join(['---', *lines, '---'])
 
@@ -157,5 +167,10 @@ def _table(head, rows):
     return '\n'.join('| ' + ' | '.join(_cell(cell) for cell in line) + ' |' for line in lines)
 
 
+def _line(value):
+    return ' '.join(str(value).split())
+
+
 def _cell(value):
-    return ' '.join(str(value).replace('|', '\\|').split())
+    """A value in Markdown, where it is to be no markup of HTML and no border of a cell."""
+    return html.escape(_line(value), quote=False).replace('|', '\\|')

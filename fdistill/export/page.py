@@ -83,8 +83,8 @@ def write(
         'wasm': _packed(wasm),
         'model': _packed(onnx.as_bytes(model)),
     }
-    template = pathlib.Path(__file__).with_suffix('.html').read_text()
-    (folder / FILE).write_text(string.Template(template).substitute(values))
+    template = pathlib.Path(__file__).with_suffix('.html').read_text('utf-8')
+    disk.write_text(folder / FILE, string.Template(template).substitute(values))
 
 
 def _packed(data):

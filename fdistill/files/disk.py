@@ -87,6 +87,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     write(path, lambda temporary: pathlib.Path(temporary).write_bytes(data))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8, whatever the locale, to a file as `write` does. Of the name of a file
+    that is no Unicode, bytes stand there as backslashes."""
+    write_bytes(path, shown(text).encode())
+
+
+def shown(text: str) -> str:
+    """Text that UTF-8 has: of the name of a file that has not, bytes become backslashes."""
+    return text.encode(errors='backslashreplace').decode()
+
+
 def append(path: Path, text: str) -> None:
     """Adds text to a file, which is made when missing; OSError where there is a link in its place,
     which may have been planted."""

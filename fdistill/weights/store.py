@@ -5,8 +5,10 @@ source's name and SHA-256, the licence, and the SHA-256 of the arrays themselves
 """
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -99,6 +101,7 @@ def write(path: disk.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[s
     """Writes {name: array} with that metadata, as other programs may want it, and nothing more."""
     # safetensors writes the memory of an array as it lies.
     arrays = {name: _plain(array) for name, array in arrays.items()}
+    metadata = {name: disk.shown(value) for name, value in metadata.items()}
     disk.write(
         pathlib.Path(path),
         lambda temporary: safetensors.numpy.save_file(arrays, temporary, metadata),
@@ -156,6 +159,24 @@ def _ours(path, metadata):
             'convert the weights again'
         )
     return metadata
+
+
+def check_said(metadata: Mapping[str, str], *names: str) -> None:
+    """Raises ValueError where the metadata of a file lacks one of these, or its digest."""
+    for name in (*names, 'content_sha256'):
+        if name not in metadata:
+            raise ValueError(f'it has no {name}')
+
+
+def same_said(path: disk.Path, about: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises UserError where a file that is there says something else than what is given, as JSON
+    has it."""
+    for name, value in given.items():
+        if json.loads(json.dumps(value)) != about[name]:
+            raise UserError(
+                f'{path}: exists and holds the same weights with another {name} '
+                f'({about[name]!r:.200}); delete it or choose another name'
+            )
 
 
 def load(
