@@ -24,7 +24,7 @@ FLOAT32 = float(np.finfo(np.float32).max)
 
 class Latents(TypedDict):
     """What samples that are latents are decoded to: images of that shape, by the autoencoder whose
-    arrays have that SHA-256."""
+    arrays and settings have that SHA-256."""
 
     autoencoder: str
     shape: list[int]
@@ -347,6 +347,7 @@ def check_range(value: Any, where: str, whole: bool = True) -> None:
         for part in value:
             check_range(part, where, whole)
     elif isinstance(value, (int, float)):
+        whole = whole or isinstance(value, int)
         most = 2**31 - 1 if whole else FLOAT32
         if not -most <= value <= most:
             kind = 'an integer' if whole else 'a finite number'

@@ -24,6 +24,7 @@ from fdistill.data import sources
 from fdistill.data.pipeline import batches
 from fdistill.errors import UserError
 from fdistill.evaluation import features
+from fdistill.files import disk
 from fdistill.networks.autoencoder import autoencoder_kl
 from fdistill.training import sharding
 from fdistill.weights import autoencoders, denoisers, diffusers, diffusers_config
@@ -145,6 +146,18 @@ def overwritten(name):
     return apply
 
 
+def replaced_by(kind, array):
+    """Another array of which the note says that it was written."""
+
+    def change(folder):
+        np.save(folder / f'train-{kind}.npy', array)
+        note = json.loads((folder / folders.NOTE).read_text())
+        note['splits']['train'][kind] = disk.sha256(folder / f'train-{kind}.npy')
+        (folder / folders.NOTE).write_text(json.dumps(note))
+
+    return change
+
+
 DAMAGE = {
     'no note': (lambda folder: (folder / folders.NOTE).unlink(), 'make the folder with'),
     'another format': (changed_note(format='2'), "its format is '2'"),
@@ -154,6 +167,14 @@ DAMAGE = {
     'other moments': (overwritten('train-moments.npy'), 'is not what was written'),
     'other labels': (overwritten('train-labels.npy'), 'is not what was written'),
     'no moments': (lambda folder: (folder / 'train-moments.npy').unlink(), 'not what was written'),
+    'another shape': (changed_note(latent=[4, 16, 1]), 'of shape .1442, 8, 8, 2., not'),
+    'no shape': (changed_note(latent=[-8, 8, 1]), 'are no sizes'),
+    'a huge shape': (changed_note(latent=[10**9] * 3), 'train-moments.npy: is'),
+    'no classes': (changed_note(num_classes=-5), 'are no sizes'),
+    'less classes': (changed_note(num_classes=3), 'has labels 0 to 9 in 3 classes'),
+    'moments of no axes': (replaced_by('moments', np.float32(3)), 'is float32 of shape'),
+    'moments of text': (replaced_by('moments', np.array(['a'] * 1442)), 'is str'),
+    'labels of two axes': (replaced_by('labels', np.zeros((1442, 3), np.int32)), 'is int32 of'),
     'of another vae': (changed_note(autoencoder='0' * 64), 'is another autoencoder'),
 }
 
@@ -416,3 +437,29 @@ def test_points_are_not_decoded(vae):
     image = {'shape': [2], 'num_classes': 0}
     with pytest.raises(UserError, match='--vae=.*decodes 1 channels of latents'):
         built_latents.decoder(image, vae, None, '--vae')
+
+
+def test_another_scale_is_another_autoencoder(tmp_path, encoded):
+    """Its arrays are the same, and its latents are not."""
+    path = tmp_path / 'other.safetensors'
+    model = {'name': 'autoencoder_kl', **TOY, 'scaling_factor': 2 * SCALE}
+    autoencoders.save(path, toy_autoencoder.arrays(), model, licence='none')
+    with pytest.raises(UserError, match='is another autoencoder'):
+        load(encoded, path)
+
+
+@pytest.mark.parametrize(
+    'setting, value',
+    [
+        ('channels', 1.5),
+        ('channels', True),
+        ('norm_num_groups', 1.0),
+        ('scaling_factor', 1e300),
+        ('shift_factor', [1, 2]),
+        ('layers_per_block', 900),
+    ],
+)
+def test_settings_of_an_autoencoder_are_looked_at(setting, value):
+    model = {'name': 'autoencoder_kl', **TOY, setting: value}
+    with pytest.raises(UserError, match=setting):
+        autoencoders.make(model, 'file')

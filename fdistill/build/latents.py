@@ -65,7 +65,7 @@ def decoder(
     if vae is None:
         return Decoder(lambda samples: samples, tuple(image['shape']))
     network, params, about = autoencoders.load(vae)
-    known, digest = image.get('latents'), about['content_sha256']
+    known, digest = image.get('latents'), about['digest']
     if known and known['autoencoder'] != digest:
         raise UserError(
             f'{where}={vae}: is another autoencoder ({digest[:12]}) than the one that made the '
@@ -155,7 +155,7 @@ def encode(
         'data': section,
         'latent': [height // factor, width // factor, network.latent_channels],
         'mirrored': mirrored,
-        'autoencoder': about['content_sha256'],
+        'autoencoder': about['digest'],
         'splits': {},
     }
     for split, source in loaded.items():

@@ -44,7 +44,7 @@ class Note(TypedDict):
       section `data` of the config they came with.
     latent: [h,w,c].
     mirrored: behind the training images there are their mirror images, in the same order.
-    autoencoder: SHA-256 of its arrays.
+    autoencoder: SHA-256 of its arrays and settings.
     """
 
     format: str
@@ -72,6 +72,10 @@ def read(path: disk.Path) -> Note:
     note = disk.read_json(place, Note, AGAIN)
     if note['format'] != FORMAT:
         raise UserError(f'{place}: its format is {note["format"]!r:.40}, not {FORMAT!r}; {AGAIN}')
+    counts = [note['num_classes'], *(split['count'] for split in note['splits'].values())]
+    for name, sizes in (('image', note['image']), ('latent', note['latent']), ('', counts)):
+        if min(sizes, default=0) < 1 or max(sizes) >= 2**31 or (name and len(sizes) != 3):
+            raise UserError(f'{place}: {name or "counts"} {sizes!r:.80}: are no sizes; {AGAIN}')
     return note
 
 
@@ -153,7 +157,13 @@ def labels(path: disk.Path, note: Note, split: str) -> np.ndarray:
     Raises:
       UserError: the file is missing or not what was written.
     """
-    return np.asarray(_array(path, note, split, 'labels'), np.int32)
+    found, classes = np.asarray(_array(path, note, split, 'labels')), note['num_classes']
+    if found.min() < 0 or found.max() >= classes:
+        raise UserError(
+            f'latents {str(path)!r}: has labels {found.min()} to {found.max()} in {classes} '
+            f'classes; {AGAIN}'
+        )
+    return found
 
 
 def _array(path, note, split, kind):
@@ -165,10 +175,18 @@ def _array(path, note, split, kind):
         raise UserError(f'{place}: is not what was written; {AGAIN}')
     try:
         array = np.load(place, mmap_mode='r')
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f'{place}: is no array ({error}); {AGAIN}') from error
-    if len(array) != known['count']:
-        raise UserError(f'{place}: has {len(array)} entries, not {known["count"]}; {AGAIN}')
+    *sides, channels = note['latent']
+    shape, types = {
+        'moments': ((known['count'], *sides, 2 * channels), ('float32', 'float16')),
+        'labels': ((known['count'],), ('int32',)),
+    }[kind]
+    if array.shape != shape or array.dtype.name not in types:
+        raise UserError(
+            f'{place}: is {array.dtype.name:.40} of shape {array.shape}, not {" or ".join(types)} '
+            f'of {shape}; {AGAIN}'
+        )
     return array
 
 

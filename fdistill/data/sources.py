@@ -898,9 +898,9 @@ def _encoded(path, vae, seed):
     if seed < 0:
         raise ValueError(f'seed={seed}: must be >= 0')
     note, about = encoded.read(path), autoencoders.about(vae)
-    if about['content_sha256'] != note['autoencoder']:
+    if about['digest'] != note['autoencoder']:
         raise UserError(
-            f'vae={vae}: is another autoencoder ({about["content_sha256"][:12]}) than the one that '
+            f'vae={vae}: is another autoencoder ({about["digest"][:12]}) than the one that '
             f'made the latents {str(path)!r} ({note["autoencoder"][:12]}); give that one, or '
             'encode the data again'
         )

@@ -13,6 +13,17 @@ MOST_BLOCKS = 1000
 MOST_WIDTH = 2**16
 
 
+def check_blocks(count: int, what: str) -> None:
+    """Raises ValueError where a network would have more blocks in a row, all levels together.
+
+    Args:
+      count: of its blocks.
+      what: makes them so many, in words.
+    """
+    if count > MOST_BLOCKS:
+        raise ValueError(f'{what}: make {count} blocks in a row; at most {MOST_BLOCKS} are known')
+
+
 class Network(NamedTuple):
     """A network as two pure functions; it knows neither the noise schedule nor the mesh.
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.networks import MOST_BLOCKS, MOST_WIDTH
+from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, check_blocks
 from fdistill.networks.blocks2d import attention, conv, doubled, draw, given, norm, resnet, shapes
 
 EPS = 1e-6  # of all its norms
@@ -94,6 +94,8 @@ def autoencoder_kl(
     ):
         if not 1 <= value <= most:
             raise ValueError(f'{name}={value}: must lie in 1..{most}')
+    count = (2 * layers_per_block + 1) * len(widths) + 4
+    check_blocks(count, f'layers_per_block={layers_per_block}, {len(widths)} block_out_channels')
     for width in widths:
         if norm_num_groups < 1 or width % norm_num_groups:
             raise ValueError(

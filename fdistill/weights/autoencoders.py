@@ -9,8 +9,10 @@ text:
     source, source_sha256    the published folder
 """
 
+import hashlib
 import json
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +21,12 @@ import numpy as np
 from fdistill.errors import UserError
 from fdistill.files import disk
 from fdistill.networks.autoencoder import AUTOENCODERS, Autoencoder
+from fdistill.types import misfit
 from fdistill.weights import diffusers, diffusers_config, store
 from fdistill.weights.found import DTYPES, Refused, matched, sha256
 
 KIND = 'autoencoder'
+MOST_NUMBER = 1e9  # of a setting
 # Of a pipeline, the folder that it lies in.
 PARTS = ('vae',)
 
@@ -39,7 +43,14 @@ def make(model: Mapping[str, Any], where: Any) -> Autoencoder:
     name = options.pop('name', None)
     if not isinstance(name, str) or name not in AUTOENCODERS:
         raise UserError(f'{where}: has an autoencoder {name!r:.40}, which is not known')
+    kinds = typing.get_type_hints(AUTOENCODERS[name])
     try:
+        for key, value in options.items():
+            if fault := misfit(value, kinds.get(key, Any), key):
+                raise Refused(fault)
+            parts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(part, (int, float)) and abs(part) > MOST_NUMBER for part in parts):
+                raise Refused(f'{key}={value!r:.80}: is out of range')
         return AUTOENCODERS[name](**options)
     except (TypeError, ValueError) as error:
         raise UserError(
@@ -93,6 +104,7 @@ def convert(
             raise UserError(
                 f'{out}: exists and holds other weights; delete it or choose another name'
             )
+        store.same_said(out, about(out), {'model': model, 'licence': licence})
     else:
         origin = {'source': source.name, 'source_sha256': sha256(source)}
         save(out, folder.arrays, model, licence=licence, **origin)
@@ -123,6 +135,8 @@ def save(
 def about(path: disk.Path) -> dict[str, Any]:
     """The metadata of an autoencoder's file, {'model', 'licence', ...}; its arrays are not read.
 
+    'digest' is of its arrays and settings: latents of another scale are others.
+
     Raises:
       UserError: the file is missing, damaged, or holds something else.
     """
@@ -133,9 +147,12 @@ def about(path: disk.Path) -> dict[str, Any]:
             '`fdistill convert vae`'
         )
     try:
-        return row | {'model': disk.from_json(row.get('model', ''))}
+        model = disk.from_json(row.get('model', ''))
+        store.check_said(row, 'licence')
     except ValueError as error:
         raise UserError(f'{path}: its metadata is damaged ({error}); convert it again') from error
+    own = row['content_sha256'] + json.dumps(model, sort_keys=True)
+    return row | {'model': model, 'digest': hashlib.sha256(own.encode()).hexdigest()}
 
 
 def load(path: disk.Path) -> tuple[Autoencoder, dict[str, np.ndarray], dict[str, Any]]:
