@@ -309,3 +309,11 @@ def test_a_size_by_name_goes_back():
 def test_only_the_variant_of_diffusers_goes_back():
     with pytest.raises(Refused, match="variant='diffusers'"):
         origin.to_diffusers({'variant': 'facebook'}, {}, {})
+
+
+def test_the_same_arrays_as_another_model(convert):
+    """That a file is there already is no reason to keep what it predicts."""
+    data = files.state_dict(state('dit'))
+    out, _ = convert(data, of='dit', heads=2)
+    with pytest.raises(UserError, match='the same weights with another model'):
+        build.convert(out.with_name('teacher.pt'), out, of='sit', heads=2)

@@ -337,6 +337,46 @@ def test_a_place_that_is_taken(converted, goldens, put):
     assert again['content_sha256'] == store.load(converted)[1]['content_sha256']
     with pytest.raises(UserError, match='exists and holds other weights'):
         build.convert(put(pickled('edm2', goldens)), converted)
+    with pytest.raises(UserError, match='the same weights with another licence'):
+        build.convert(converted.with_name('teacher.pkl'), converted, licence='MIT')
+
+
+def test_what_metadata_says_of_a_model_is_looked_at(tmp_path):
+    """It may be a stranger's: one line, and no section that is none of a model's."""
+    path = tmp_path / 'file.safetensors'
+    write_mlp(path, 0)
+    arrays, metadata = store.load(path)
+
+    def said(**sections):
+        store.save(path, arrays, metadata | {'model': json.dumps(MLP | sections)})
+        return build.from_weights(path)
+
+    flow = {'name': 'prediction', 'prediction': 'eps'}
+    deep = {'name': 'edm2', 'num_blocks': 900, 'attn_resolutions': []}
+    tiny = {'block_out_channels': [32], 'down_block_types': ['DownBlock2D']}
+    tiny |= {'name': 'unet2d', 'up_block_types': ['UpBlock2D']}
+    for sections, message in (
+        ({'network': {'name': []}}, 'unknown'),
+        ({'denoiser': flow | {'schedule': 5}}, '5 is no section'),
+        ({'denoiser': flow | {'schedule': [1]}}, 'is no section'),
+        ({'denoiser': {'name': 'edm', 'sigma_data': 2**62}}, 'is out of range'),
+        ({'image': {'shape': [-8, 8, 1], 'num_classes': 0}}, 'is no shape of a sample'),
+        ({'image': {'shape': [0], 'num_classes': 0}}, 'is no shape of a sample'),
+        ({'image': {'shape': [2**20] * 3, 'num_classes': 0}}, 'is no shape of a sample'),
+        ({'image': {'shape': [8, 8, 1], 'num_classes': -1}}, 'is no number of classes'),
+        ({'network': tiny | {'time_embedding_dim': -3}}, 'time_embedding_dim=-3'),
+        ({'network': tiny | {'freq_shift': 16}}, 'freq_shift=16'),
+        ({'network': tiny | {'layers_per_block': 900}}, 'make 1803 blocks in a row'),
+        ({'network': deep}, 'blocks in a row'),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            said(**sections)
+        assert '\n' not in str(caught.value)
+    assert 'data' not in said(data={'name': 'image_folder', 'path': '/'}).config
+    for name in ('licence', 'derived_from'):
+        store.save(path, arrays, {key: metadata[key] for key in metadata if key != name})
+        with pytest.raises(UserError, match=f'it has no {name}'):
+            build.from_weights(path)
 
 
 # Distillation of a converted teacher.
@@ -600,3 +640,35 @@ def test_published_solvers_are_solvers(converted):
     for row in published_fid.PUBLISHED.values():
         run = build.from_weights(converted, **row.solver)
         assert run.nfe == {18: 35, 40: 79, 256: 511}[row.solver['steps']]
+
+
+def test_an_average_is_of_weights_that_belong_together(tmp_path):
+    """One line for whatever the names and arrays of the snapshots are; and no file is lost."""
+    names = iter('abcdefghijklmnop')
+
+    def snapshot(place, std='0.050', arrays=None):
+        path = tmp_path / f'{next(names)}.safetensors'
+        shapes = published.shapes_of(MLP)
+        arrays = arrays or {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        metadata = {'kind': 'denoiser', 'licence': 'MIT', 'derived_from': '[]'}
+        metadata |= {'source': f'x-{place}-{std}.pkl', 'model': json.dumps(MLP)}
+        store.save(path, arrays, metadata)
+        return path
+
+    good = snapshot(1000, '0.100')
+    for other, message in (
+        (snapshot('0000000'), 'does not end with -KIMG-STD'),
+        (snapshot('9' * 5000), 'does not end with -KIMG-STD'),
+        (snapshot('9' * 400), 'does not end with -KIMG-STD'),
+        (snapshot(1000, arrays={'x': np.zeros(3, np.float32)}), 'is missing'),
+    ):
+        with pytest.raises(UserError, match=message):
+            posthoc.reconstruct((good, other), tmp_path / 'out.safetensors', std=0.1)
+        assert not (tmp_path / 'out.safetensors').exists()
+    weights = {name: np.ones(shape, np.float32) for name, shape in published.shapes_of(MLP).items()}
+    other = snapshot(1000, arrays=weights)
+    for taken in (good, other):
+        before = taken.read_bytes()
+        with pytest.raises(UserError, match='exists and holds other weights'):
+            posthoc.reconstruct((good, other), taken, std=0.07)
+        assert taken.read_bytes() == before

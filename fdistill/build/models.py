@@ -59,7 +59,7 @@ def make_denoiser(
       UserError: on whatever does not fit, as a condition that the network does not take.
     """
     name = network.get('name')
-    if name not in networks.NETWORKS:
+    if not isinstance(name, str) or name not in networks.NETWORKS:
         raise UserError(
             f'{where}network.name: unknown {name!r}{suggest(name, networks.NETWORKS)}; one of your '
             'own is known after networks.NETWORKS[NAME] = ..., as with `python FILE.py sample ...` '

@@ -15,6 +15,7 @@ evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evalu
 
 import copy
 import functools
+import math
 import operator
 import pathlib
 import typing
@@ -30,6 +31,7 @@ from fdistill.errors import UserError, pick, suggest
 from fdistill.types import misfit
 from fdistill.weights import denoisers
 
+MOST_NUMBERS = 2**31  # of a sample
 SECTIONS = typing.get_type_hints(configs.Sections)
 
 
@@ -42,6 +44,8 @@ def plain_of(section: Any) -> dict[str, Any]:
 
 def chosen(table: Mapping[str, Any], section: Any, where: str) -> tuple[Any, dict[str, Any]]:
     """(table[section.name], rest of the section); a name alone is a section without the rest."""
+    if not isinstance(section, (str, Mapping, ConfigDict)):
+        raise UserError(f'{where}: {section!r:.80} is no section; give a name, or a dict with one')
     section = {'name': section} if isinstance(section, str) else plain_of(section)
     if 'name' not in section:
         raise UserError(f'{where}.name: missing{suggest("", table)}')
@@ -88,7 +92,15 @@ def of_file(path: str | pathlib.Path, where: str) -> dict[str, Any]:
         about = denoisers.about(path)
     except UserError as error:
         raise UserError(f'{where}={error}') from error
-    if found := misfit(about['model']['image'], configs.Image, 'image'):
+    image = about['model']['image']
+    found = misfit(image, configs.Image, 'image')
+    if not found and not (
+        image['shape'] and min(image['shape']) >= 1 and math.prod(image['shape']) < MOST_NUMBERS
+    ):
+        found = f'image.shape={image["shape"]!r:.80}: is no shape of a sample'
+    if not found and not 0 <= image['num_classes'] < 2**31:
+        found = f'image.num_classes={image["num_classes"]}: is no number of classes'
+    if found:
         raise UserError(f'{where}={path}: its metadata is damaged ({found}); convert it again')
     return about
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fdistill.networks import MOST_BLOCKS, Network, label_of
+from fdistill.networks import MOST_BLOCKS, Network, check_blocks, label_of
 from fdistill.networks.compute import REMAT, Compute, check
 from fdistill.networks.layers import RESAMPLE
 
@@ -278,6 +278,7 @@ def edm2(
             raise ValueError(f'{name}={value}: must be >= {least}')
     if num_blocks > MOST_BLOCKS:
         raise ValueError(f'num_blocks={num_blocks}: must be <= {MOST_BLOCKS}')
+    check_blocks(2 * (num_blocks + 1) * len(mult), f'num_blocks={num_blocks}, {len(mult)} levels')
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout={dropout}: must lie in [0, 1)')
     for name in ('res_balance', 'attn_balance', 'label_balance', 'concat_balance'):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fdistill.errors import suggest
-from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, Network, label_of
+from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, Network, check_blocks, label_of
 from fdistill.networks.blocks2d import (
     attention,
     conv,
@@ -128,7 +128,12 @@ def unet2d(
     _check(resolution, channels, num_classes, widths, layers_per_block, dropout, blocks, norms)
     _check_attention(widths, attention_head_dim, blocks, norms)
     check(compute)
-    temb = time.time_embedding_dim or 4 * widths[0]
+    temb = 4 * widths[0] if time.time_embedding_dim is None else time.time_embedding_dim
+    if not 1 <= temb <= MOST_WIDTH or not 0 <= time.freq_shift < widths[0] // 2:
+        raise ValueError(
+            f'time_embedding_dim={temb}, freq_shift={time.freq_shift}: must lie in 1..{MOST_WIDTH} '
+            f'and 0..{widths[0] // 2 - 1}'
+        )
     shift = norms.resnet_time_scale_shift == 'scale_shift'
     groups, eps = norms.norm_num_groups, norms.norm_eps
     # With a scale and a shift the middle has a norm only where its groups are said.
@@ -271,6 +276,8 @@ def _check(resolution, channels, num_classes, widths, layers, dropout, blocks, n
     ):
         if not least <= value <= most:
             raise ValueError(f'{name}={value}: must lie in {least}..{most}')
+    count = (2 * layers + 1) * len(widths) + 2
+    check_blocks(count, f'layers_per_block={layers}, {len(widths)} block_out_channels')
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout={dropout}: must lie in [0, 1)')
     if not norms.norm_eps > 0:

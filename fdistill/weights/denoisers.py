@@ -114,6 +114,7 @@ def convert(
             raise UserError(
                 f'{out}: exists and holds other weights; delete it or choose another name'
             )
+        store.same_said(out, about(out), {'model': found.model, 'licence': licence})
     else:
         save(out, found.arrays, found.model, licence=licence, source=source)
     row = about(out)
@@ -199,11 +200,10 @@ def about(path: disk.Path) -> dict[str, Any]:
         )
     kinds = {'model': Model, 'derived_from': list, 'generator': dict}
     try:
-        if 'model' not in row:
-            raise ValueError('it names no model')
-        return row | {
-            key: disk.from_json(row[key], kind) for key, kind in kinds.items() if key in row
-        }
+        store.check_said(row, 'model', 'licence', 'derived_from')
+        read = {key: disk.from_json(row[key], kind) for key, kind in kinds.items() if key in row}
+        read['model'] = {name: read['model'][name] for name in Model.__annotations__}
+        return row | read
     except ValueError as error:
         raise UserError(f'{path}: its metadata is damaged ({error}); convert it again') from error
 

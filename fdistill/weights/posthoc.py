@@ -20,7 +20,7 @@ from fdistill.files import disk
 from fdistill.weights import denoisers, store
 
 # As EDM2 names its files: ...-KIMG-STD.pkl
-_NAME = re.compile(r'-(\d+)-(\d*\.\d+)\.\w+$')
+_NAME = re.compile(r'-(\d{1,9})-(\d?\.\d{1,9})\.\w+$')
 
 
 def power(std: float) -> float:
@@ -80,7 +80,7 @@ def place_of(path: disk.Path) -> tuple[int, float]:
     """
     source = denoisers.about(path).get('source', '')
     found = _NAME.search(source)
-    if found is None:
+    if found is None or not int(found[1]):
         raise UserError(
             f'{path}: its source {source!r:.80} does not end with -KIMG-STD, as EDM2 names its '
             'snapshots; convert them under the names they were published with'
@@ -115,11 +115,17 @@ def reconstruct(paths: Sequence[disk.Path], out: disk.Path, *, std: float) -> di
         raise UserError(f'{", ".join(map(str, paths))}: two are the same snapshot; leave one out')
     try:
         factors = coefficients(times, stds, max(times), std)
+    except np.linalg.LinAlgError as error:
+        raise UserError(
+            f'{", ".join(map(str, paths))}: are too much alike; take others in place of some'
+        ) from error
     except ValueError as error:
         raise UserError(f'--{error}') from error
     total: dict[str, np.ndarray] = {}
+    shapes = None
     for path, factor in zip(paths, factors):
-        arrays, _ = store.load(path)
+        arrays, _ = store.load(path, shapes, denoisers.DTYPES)
+        shapes = {name: array.shape for name, array in arrays.items()}
         for name, array in arrays.items():
             total[name] = total.get(name, 0) + np.float64(factor) * array
     arrays = {name: array.astype(np.float32) for name, array in total.items()}
@@ -131,6 +137,8 @@ def reconstruct(paths: Sequence[disk.Path], out: disk.Path, *, std: float) -> di
         }
         for path, about in zip(paths, abouts)
     ]
+    if out.exists() and store.metadata(out).get('content_sha256') != store.digest(arrays):
+        raise UserError(f'{out}: exists and holds other weights; delete it or choose another name')
     average = {'std': std, 'kimg': max(times), 'factors': factors.tolist()}
     denoisers.save(
         out,
