@@ -1,5 +1,6 @@
 """What every floor reads, writes and says."""
 
+import errno
 import io
 import json
 import os
@@ -248,3 +249,20 @@ def test_an_archive_is_refused(data, message):
     with pytest.raises(Refused, match=message) as caught:
         open_archive(io.BytesIO(data), r'\w', 2)
     assert caught.value.large == ('more than' in message)
+
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='macOS has none')
+def test_an_array_has_its_place_on_the_disk_before_it_is_filled(tmp_path, monkeypatch):
+    """Else a disk that becomes full ends the process by a signal."""
+    made = disk.array(tmp_path / 'a.npy', np.float32, (1000, 1000))
+    about = (tmp_path / 'a.npy').stat()
+    assert 512 * about.st_blocks >= about.st_size > made.nbytes == 4_000_000
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'full')
+
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    with pytest.raises(OSError, match='full') as caught:
+        disk.write(tmp_path / 'b.npy', lambda path: disk.array(path, np.float32, (3,)))
+    assert caught.value.filename == str(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['a.npy']

@@ -133,7 +133,7 @@ def _write_array(path, run, n, seed, label, trajectory, batch_size):
         for made in _batches(run, n, seed, label, trajectory, batch_size):
             if array is None:
                 shape = (n, *made.shape[1:])
-                array = np.lib.format.open_memmap(temporary, 'w+', np.float32, shape)
+                array = disk.array(temporary, np.float32, shape)
             array[filled : filled + len(made)] = made
             filled += len(made)
         array.flush()

@@ -137,7 +137,7 @@ def write_split(
                     )
                 if array is None:
                     shape = (count, *moments.shape[1:])
-                    array = np.lib.format.open_memmap(temporary, 'w+', dtype, shape)
+                    array = disk.array(temporary, dtype, shape)
                 array[start:stop] = moments
                 bar.update(stop - start)
         array.flush()
@@ -231,7 +231,7 @@ def drawn(
 
         def save(temporary):
             shape = (len(moments), *note['latent'])
-            made = np.lib.format.open_memmap(temporary, 'w+', np.float32, shape)
+            made = disk.array(temporary, np.float32, shape)
             for start in range(0, len(moments), CHUNK):
                 stop = min(start + CHUNK, len(moments))
                 index = np.arange(start, stop, dtype=np.uint32)

@@ -788,9 +788,7 @@ def _decoded(name, identity, count, read, where, chunk=1000):
 
         def save(temporary):
             shape = _named(decode, read(0, 1)[0][0], where(0)).shape
-            images = np.lib.format.open_memmap(
-                temporary, mode='w+', dtype=np.uint8, shape=(count,) + shape
-            )
+            images = disk.array(temporary, np.uint8, (count, *shape))
             # The bar shows only on a terminal, and only if it takes longer than two seconds.
             with tqdm.tqdm(
                 desc=f'decoding {name}', total=count, unit='img', disable=None, delay=2, leave=False

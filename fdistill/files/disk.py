@@ -98,6 +98,24 @@ def shown(text: str) -> str:
     return text.encode(errors='backslashreplace').decode()
 
 
+def array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file, memory-mapped, whose place on the disk is taken already: a write to memory
+    that then finds the disk full ends the process without a word.
+
+    Raises:
+        OSError: there is no room.
+    """
+    made = np.lib.format.open_memmap(path, 'w+', dtype, shape)
+    if hasattr(os, 'posix_fallocate'):  # On all but macOS.
+        with open(path, 'r+b') as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+            except OSError as error:
+                folder = os.path.dirname(path)
+                raise OSError(error.errno, error.strerror, folder) from error
+    return made
+
+
 def append(path: Path, text: str) -> None:
     """Adds text to a file, which is made when missing; OSError where there is a link in its place,
     which may have been planted."""
