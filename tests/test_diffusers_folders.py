@@ -264,6 +264,9 @@ HOSTILE = {
     'heads': (config(attention_head_dim=5), 'attention_head_dim=5'),
     'groups': (config(norm_num_groups=3), 'norm_num_groups=3'),
     'size': (config(sample_size=9), 'resolution=9'),
+    'an enormous size': (config(sample_size=10**9), 'is no shape of a sample'),
+    'classes of text': (config(num_class_embeds='a'), "num_class_embeds='a' is no number"),
+    'classes of fractions': (config(num_class_embeds=3.0), 'num_class_embeds=3.0 is no number'),
     'no size': (config(sample_size=...), 'give the side with --resolution'),
     'oblong': (config(sample_size=[8, 16]), 'is no side of a square'),
     'no json': (lambda folder, _: put_json(folder / 'config.json', '{'), 'config.json is damaged'),
@@ -638,3 +641,9 @@ def test_a_name_that_leads_nowhere(tmp_path, monkeypatch, capsys):
     assert cli.main(['convert', 'teacher', 'weights/none.pkl', 'a.safetensors']) == 2
     assert 'weights/none.pkl: is no file' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_variant_is_a_name(tmp_path, arrays):
+    folder = put(tmp_path / 'model', arrays=arrays)
+    with pytest.raises(UserError, match='variant=3: give a name'):
+        build.convert(folder, tmp_path / 'out.safetensors', variant=3)

@@ -9,8 +9,10 @@ from jax.sharding import Mesh
 
 from fdistill import config as configs
 from fdistill.build.models import first_device, fitting, make_denoiser
+from fdistill.build.sections import image_misfit
 from fdistill.config import call
 from fdistill.diffusion.denoiser import Denoiser
+from fdistill.errors import UserError
 from fdistill.files import disk
 from fdistill.training import sharding
 from fdistill.weights import denoisers, store
@@ -39,6 +41,8 @@ def as_params(arrays: Mapping[str, Any], like: Any) -> Any:
 
 def shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the parameters of a `weights.denoisers.Model`."""
+    if found := image_misfit(model['image']):
+        raise UserError(found)
     shapes = call(
         fitting, {}, 'the network', model=make(model, 'the network'), image=model['image']
     )

@@ -92,17 +92,19 @@ def of_file(path: str | pathlib.Path, where: str) -> dict[str, Any]:
         about = denoisers.about(path)
     except UserError as error:
         raise UserError(f'{where}={error}') from error
-    image = about['model']['image']
-    found = misfit(image, configs.Image, 'image')
-    if not found and not (
-        image['shape'] and min(image['shape']) >= 1 and math.prod(image['shape']) < MOST_NUMBERS
-    ):
-        found = f'image.shape={image["shape"]!r:.80}: is no shape of a sample'
-    if not found and not 0 <= image['num_classes'] < 2**31:
-        found = f'image.num_classes={image["num_classes"]}: is no number of classes'
-    if found:
+    if found := image_misfit(about['model']['image']):
         raise UserError(f'{where}={path}: its metadata is damaged ({found}); convert it again')
     return about
+
+
+def image_misfit(image: Any) -> str:
+    """Why something is no section `image`, or ''."""
+    if found := misfit(image, configs.Image, 'image'):
+        return found
+    shape, classes = image['shape'], image['num_classes']
+    if not shape or min(shape) < 1 or math.prod(shape) >= MOST_NUMBERS:
+        return f'image.shape={shape!r:.80}: is no shape of a sample'
+    return '' if 0 <= classes < 2**31 else f'image.num_classes={classes}: is no number of classes'
 
 
 # What says of a teacher which network it is: (its place, what that is called) -> config.

@@ -80,7 +80,7 @@ def read(path: disk.Path, parts: tuple[str, ...], variant: str | None = None) ->
       Refused, UserError: on whatever is missing, damaged or leads out of the folder.
     """
     root = pathlib.Path(path)
-    if variant is not None and not _VARIANT.fullmatch(variant):
+    if variant is not None and not (isinstance(variant, str) and _VARIANT.fullmatch(variant)):
         raise Refused(f"variant={variant!r:.80}: give a name such as 'fp16'")
     part = place_of(root, parts)
     if part is None:
@@ -295,8 +295,10 @@ def _unet(config, arrays, denoiser, shapes_of, licence):
             f'{CONFIG}: sample_size={size!r:.40} is no side of a square; give the side with '
             '--resolution=PIXELS'
         )
-    shape = [size, size, options.pop('channels', 3)]
-    image = {'shape': shape, 'num_classes': options.pop('num_classes', 0)}
+    shape, classes = [size, size, options.pop('channels', 3)], options.pop('num_classes', 0)
+    if type(classes) is not int:
+        raise Refused(f'{CONFIG}: num_class_embeds={classes!r:.40} is no number; {AGAIN}')
+    image = {'shape': shape, 'num_classes': classes}
     model = {'network': {'name': name, **options}, 'denoiser': denoiser, 'image': image}
     names = list(shapes_of(model))
     matched(arrays, {key: key for key in names}, {})
