@@ -14,6 +14,7 @@ from diffusers_networks import CASES
 from fdistill.config import call
 from fdistill.networks import NETWORKS, blocks2d
 from fdistill.networks.autoencoder import AUTOENCODERS
+from fdistill.networks.unet2d import unet2d
 from fdistill.weights import diffusers_config
 
 BAR = 1e-5  # of the largest number of the answer
@@ -247,3 +248,22 @@ def test_bad_inputs_are_named():
     network, params = built('unet')
     with pytest.raises(ValueError, match='was built for'):
         network.apply(params, np.zeros((1, 4, 4, 3), np.float32), np.zeros(1), {})
+
+
+def test_the_gradient_of_a_class_is_no_sum_in_any_order():
+    """As a look-up's is on a GPU, where a resumed run would be another."""
+    settings = dict(
+        num_classes=3,
+        block_out_channels=(8,),
+        down_block_types=('DownBlock2D',),
+        up_block_types=('UpBlock2D',),
+        norm_num_groups=4,
+    )
+    network = call(unet2d, settings, 'network', resolution=4)
+    x, t, condition = jnp.ones((2, 4, 4, 3)), jnp.ones(2), {'label': jnp.array([2, -1])}
+    params = network.init(jax.random.key(0), x, t, condition)
+
+    def loss(params):
+        return network.apply(params, x, t, condition)[0].sum()
+
+    assert 'scatter' not in str(jax.make_jaxpr(jax.grad(loss))(params))
