@@ -32,6 +32,7 @@ PLACES = {
     errno.EIO: 'mend that disk, or choose another place',
     errno.EISDIR: 'give the name of a file',
     errno.ENOTDIR: 'give the name of a folder',
+    errno.ENAMETOOLONG: 'give a shorter name',
     errno.ELOOP: 'remove the link or choose another place',
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import toy_autoencoder
 from exported import NETWORKS, model
+from test_teachers import write_mlp
 
 from fdistill import build, cli, export
 from fdistill.build import published
@@ -21,7 +22,7 @@ from fdistill.errors import UserError
 from fdistill.export import card, folder, onnx, program
 from fdistill.export.file import write as write_weights
 from fdistill.export.model import opened, sources
-from fdistill.files import disk
+from fdistill.files import disk, hub
 from fdistill.weights import denoisers, diffusers, store
 
 REMAT = {'network': {'remat': 'blocks'}}
@@ -330,7 +331,10 @@ def test_there_is_no_folder_without_a_name(tmp_path, monkeypatch, capsys, workdi
     monkeypatch.chdir(tmp_path)
     assert cli.main(['export', f'--workdir={workdir}', '--to=jax', '--out=.']) == 2
     assert cli.main(['sample', '--weights=']) == 2
+    long = 'a' * 300
+    assert cli.main(['convert', 'teacher', f'{long}/b', 'out.safetensors']) == 2
     assert 'give the name of a new folder' in (said := capsys.readouterr().err)
+    assert 'give a shorter name' in said
     assert "--weights='': give the name of a file" in said and not list(tmp_path.iterdir())
 
 
@@ -341,3 +345,24 @@ def test_names_that_are_no_unicode_are_exported(tmp_path):
     assert store.read(tmp_path / 'file.safetensors')[1] == {'source': 'mod\\udce8le'}
     disk.write_text(tmp_path / 'README.md', f'{name}, ü')
     assert (tmp_path / 'README.md').read_bytes().decode() == 'mod\\udce8le, ü'
+
+
+def test_a_denoiser_may_be_a_teacher_and_a_student_not(tmp_path):
+    write_mlp(tmp_path / 'file.safetensors', 0)
+    denoiser = opened(None, tmp_path / 'file.safetensors')
+    assert 'As a teacher' in card.text(denoiser, 'safetensors')
+    said = card.text(model('mlp'), 'safetensors').split('```json')[0]
+    assert 'As a teacher' not in said and '{' not in said
+
+
+def test_a_hub_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    """The library that its client sends requests by has errors of its own."""
+
+    def create_repo(*_, **__):
+        raise Exception('[Errno 111] Connection refused\nmore')
+
+    api = types.SimpleNamespace(create_repo=create_repo)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(HfApi=lambda: api))
+    with pytest.raises(UserError, match='Connection refused; .* is written all the same') as caught:
+        hub.push(tmp_path, 'me/it')
+    assert '\n' not in str(caught.value)

@@ -46,10 +46,12 @@ model = getattr(diffusers, kind).from_pretrained('.')
 ```""",
     'safetensors': """```sh
 fdistill sample --weights=model.safetensors
-```
-
-As a teacher, in a config of fdistill: `teacher=dict(weights='model.safetensors')`.""",
+```{teacher}""",
 }
+
+TEACHER = """
+
+As a teacher, in a config of fdistill: `teacher=dict(weights='model.safetensors')`."""
 
 
 def text(model: Exportable, target: str, notes: str = '') -> str:
@@ -71,6 +73,8 @@ def text(model: Exportable, target: str, notes: str = '') -> str:
         'labels': f"\ngiven['label'] = np.arange(16, dtype=np.int32) % {classes}"
         if classes
         else '',
+        # A student is no denoiser at the levels that a teacher is asked for.
+        'teacher': '' if model.steps else TEACHER,
     }.items():
         use = use.replace(f'{{{name}}}', value)
     parts += ['## Use', use]

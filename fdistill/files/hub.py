@@ -55,8 +55,7 @@ def fetch(source: str, folder: pathlib.Path) -> pathlib.Path:
         hub.snapshot_download(
             name, revision=revision or None, allow_patterns=_WANTED, local_dir=place
         )
-    # The client's own errors are of requests, and of values.
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Also of what the client sends requests by.
         raise UserError(
             f'{source}: is no file or folder here, and the hub does not give it ({_said(error)}); '
             'name a file or folder, or mend name or network'
@@ -86,7 +85,7 @@ def push(folder: pathlib.Path, name: str) -> str:
     try:
         hub.create_repo(name, exist_ok=True, private=True)
         hub.upload_folder(repo_id=name, folder_path=folder)
-    except OSError as error:  # The client's own errors are of requests.
+    except Exception as error:  # Also of what the client sends requests by.
         raise UserError(
             f'--push={name}: {_said(error)}; {folder} is written all the same'
         ) from error
