@@ -347,8 +347,8 @@ def check_range(value: Any, where: str, whole: bool = True) -> None:
         for part in value:
             check_range(part, where, whole)
     elif isinstance(value, (int, float)):
-        whole = whole or isinstance(value, int)
-        most = 2**31 - 1 if whole else FLOAT32
+        # An integer is int32 there too; 1e10 is no integer.
+        most = 2**31 - 1 if whole or isinstance(value, int) else FLOAT32
         if not -most <= value <= most:
             kind = 'an integer' if whole else 'a finite number'
             raise UserError(f'{where}: {value} is out of range; give {kind} within +-{most:g}')

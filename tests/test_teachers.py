@@ -672,3 +672,11 @@ def test_an_average_is_of_weights_that_belong_together(tmp_path):
         with pytest.raises(UserError, match='exists and holds other weights'):
             posthoc.reconstruct((good, other), taken, std=0.07)
         assert taken.read_bytes() == before
+
+
+def test_weights_that_are_float32_are_in_memory_once(tmp_path, monkeypatch):
+    write_mlp(tmp_path / 'file.safetensors', 0)
+    held, metadata = store.load(tmp_path / 'file.safetensors')
+    monkeypatch.setattr(store, 'load', lambda *_: (held, metadata))
+    found, _ = denoisers.load(tmp_path / 'file.safetensors', {})
+    assert all(np.shares_memory(found[name], held[name]) for name in held)

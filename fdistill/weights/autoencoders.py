@@ -164,4 +164,8 @@ def load(path: disk.Path) -> tuple[Autoencoder, dict[str, np.ndarray], dict[str,
     row = about(path)
     network = make(row['model'], path)
     arrays, _ = store.load(path, network.shapes(), DTYPES)
-    return network, {name: array.astype(np.float32) for name, array in arrays.items()}, row
+    return (
+        network,
+        {name: array.astype(np.float32, copy=False) for name, array in arrays.items()},
+        row,
+    )

@@ -222,4 +222,4 @@ def load(
     """
     row = about(path)
     arrays, _ = store.load(path, shapes, DTYPES)
-    return {name: array.astype(np.float32) for name, array in arrays.items()}, row
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}, row
