@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from fdistill.errors import NotFinite, UserError, suggest
+from fdistill.errors import NotFinite, UserError, pick, suggest
 
 # What a user can do about a place that cannot be written to or read.
 PLACES = {
@@ -800,6 +800,7 @@ def _convert(options, overrides, rest=()):
         return
     from fdistill import weights
 
+    pick({**CONVERTERS, **weights.CONVERTERS}, options.kind, 'KIND')
     for name, value in sorted(weights.convert(options.kind, options.source, options.out).items()):
         print(f'{name}: {value}')
 

@@ -196,6 +196,12 @@ def test_another_path_of_sit_is_refused(convert):
         convert(training({'path_type': 'VP'}, ema=state('sit')), heads=2)
 
 
+def test_the_same_arrays_as_another_teacher_are_not_taken_for_it(convert, tmp_path):
+    out, _ = convert(files.state_dict(state('dit')), of='dit', heads=2)
+    with pytest.raises(UserError, match='holds the same weights with another model'):
+        build.convert(tmp_path / 'teacher.pt', out, of='sit', heads=2)
+
+
 def test_what_is_no_array_is_refused(convert):
     data = {name: files.number(1) for name in state('dit')}
     with pytest.raises(UserError, match='is no array'):

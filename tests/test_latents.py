@@ -250,6 +250,8 @@ def test_a_published_autoencoder_is_converted(tmp_path, capsys):
     assert (about['licence'], about['source'], network.factor) == ('mit', 'model', 1)
     assert params.keys() == toy_autoencoder.arrays().keys()
     assert cli.main([*words, '--licence=mit']) == 0  # As it is there already.
+    assert cli.main([*words, '--licence=mpl']) == 2
+    assert "the same weights with another licence ('mit')" in capsys.readouterr().err
     (tmp_path / 'model' / 'vae' / 'config.json').write_text(json.dumps(config | {'act_fn': 'relu'}))
     for more, message in (
         ([], "act_fn='relu' is not supported"),

@@ -286,6 +286,8 @@ def test_command_line_from_pickle_to_picture(goldens, put, tmp_path, capsys):
         ('evaluate --weights={0} --config.evaluation.samples=3', 'give --config=FILE'),
         ('evaluate --workdir=x --sampler=euler', '--sampler: is for --weights'),
         ('convert inception a b --of=edm', "--of: is for teacher, not for 'inception'"),
+        ('convert techer {2} {1}/b.safetensors', "KIND: unknown 'techer'; did you mean teacher?"),
+        ('convert x {2} {1}/b.safetensors', 'known: teacher, average, vae, inception, dinov2'),
         ('convert average {0} {1}/b.safetensors', '--std=S: is missing'),
         ('convert average {0} {1}/b.safetensors --std=0.1', '--with: give one more snapshot'),
         (
@@ -377,6 +379,39 @@ def test_what_metadata_says_of_a_model_is_looked_at(tmp_path):
         store.save(path, arrays, {key: metadata[key] for key in metadata if key != name})
         with pytest.raises(UserError, match=f'it has no {name}'):
             build.from_weights(path)
+
+
+def test_what_is_said_of_the_same_weights_is_not_passed_over(converted, capsys):
+    words = ['convert', 'teacher', str(converted.with_name('teacher.pkl')), str(converted)]
+    assert cli.main(words) == 0
+    assert cli.main([*words, '--licence=mine']) == 2
+    assert 'the same weights with another licence' in capsys.readouterr().err
+
+
+def test_what_a_file_says_is_in_order(converted):
+    said = store.metadata(converted)
+    assert list(said) == sorted(said) == list(store.read(converted)[1])
+
+
+@pytest.mark.parametrize('of', [*denoisers.ORIGINS, None])
+@pytest.mark.parametrize('holds', ['edm', 'edm2', 'nothing', 'a list', 'a number', 'a folder'])
+def test_a_file_of_another_origin(of, holds, goldens, put, tmp_path):
+    values = {'nothing': files.pairs({}), 'a list': files.items(), 'a number': files.number(1)}
+    if holds in denoisers.ORIGINS:
+        source = put(pickled('ddpmpp' if holds == 'edm' else 'edm2', goldens))
+    elif holds in values:
+        source = put(files.program(values[holds]))
+    else:
+        source = tmp_path / 'folder'
+        source.mkdir()
+    out = tmp_path / 'out' / 'out.safetensors'
+    if of in (holds, None) and holds in denoisers.ORIGINS:
+        assert build.convert(source, out, of=of)['model']
+        return
+    said = f'as --of says; give --of={holds}' if holds in denoisers.ORIGINS else ' a'
+    with pytest.raises(UserError, match=said):
+        build.convert(source, out, of=of)
+    assert not out.parent.exists()
 
 
 # Distillation of a converted teacher.

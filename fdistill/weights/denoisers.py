@@ -94,7 +94,7 @@ def convert(
     source = pathlib.Path(source)
     tree = source if source.is_dir() else reader.read(source)
     try:
-        origin = origin or _origin(tree)
+        origin = _origin(tree, origin)
         for name in options.keys() - inspect.signature(origin.find).parameters.keys():
             raise UserError(f'--{name}: is unknown of {origin.what}; leave it out')
         found = origin.find(tree, shapes_of, **options)
@@ -132,8 +132,13 @@ def convert(
     return row
 
 
-def _origin(tree):
+def _origin(tree, given):
+    """What a file is of: what the user says where it may be that, else what it looks like."""
     fitting = [name for name, origin in ORIGINS.items() if origin.fits(tree)]
+    if given is not None and any(ORIGINS[name] is given for name in fitting):
+        return given
+    if given is not None and fitting:
+        raise Refused(f'is not {given.what}, as --of says; give --of={" or ".join(fitting)}')
     if len(fitting) == 1:
         return ORIGINS[fitting[0]]
     if fitting:

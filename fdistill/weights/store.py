@@ -121,6 +121,11 @@ def _open(path, ask, remedy=CONVERT):
         raise UserError(f'{path}: is no whole safetensors file ({reason}); {remedy}') from error
 
 
+def _metadata(file):
+    """In an order that does not change: the library gives another one each time."""
+    return dict(sorted((file.metadata() or {}).items()))
+
+
 def read(path: disk.Path, remedy: str = CONVERT) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({name: array}, {str: str}) of any safetensors file.
 
@@ -135,7 +140,7 @@ def read(path: disk.Path, remedy: str = CONVERT) -> tuple[dict[str, np.ndarray],
         path,
         lambda file: (
             {name: file.get_tensor(name) for name in file.keys()},
-            file.metadata() or {},
+            _metadata(file),
         ),
         remedy,
     )
@@ -149,7 +154,7 @@ def metadata(path: disk.Path) -> dict[str, str]:
     """
     if not pathlib.Path(path).is_file():
         raise UserError(f'{path}: is no file; convert the weights first')
-    return _ours(path, _open(path, lambda file: file.metadata() or {}))
+    return _ours(path, _open(path, _metadata))
 
 
 def _ours(path, metadata):
