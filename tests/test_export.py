@@ -24,6 +24,7 @@ from fdistill.export.file import write as write_weights
 from fdistill.export.model import opened, sources
 from fdistill.files import disk, hub
 from fdistill.weights import denoisers, diffusers, store
+from fdistill.weights.edm import LICENCE
 
 REMAT = {'network': {'remat': 'blocks'}}
 LOADER = """
@@ -225,6 +226,8 @@ def test_card_says_what_it_is_and_where_it_comes_from():
         (['--to=onnx'], "pip install 'fdistill[onnx]'"),
         (['--to=jax', '--push=me'], 'give OWNER/NAME'),
         (['--to=jax', '--push=me/it'], "pip install 'fdistill[hub]'"),
+        (['--to=safetensors', '--steps=3'], '--steps: is not kept by --to=safetensors'),
+        (['--to=diffusers', '--sampler=heun', '--order=2'], '--sampler: is not kept'),
         (['--to=jax', '--steps=3'], 'a student takes neither --sampler nor --steps nor --guidance'),
     ],
 )

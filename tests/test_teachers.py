@@ -285,6 +285,10 @@ def test_command_line_from_pickle_to_picture(goldens, put, tmp_path, capsys):
         ('evaluate --weights={0}', 'config.data: missing'),
         ('evaluate --weights={0} --config.evaluation.samples=3', 'give --config=FILE'),
         ('evaluate --workdir=x --sampler=euler', '--sampler: is for --weights'),
+        (
+            'evaluate --weights={0} --config={3}/configs/ring.py',
+            "'ring' has samples of shape (2,), and the model makes (8, 8, 3); give the config",
+        ),
         ('convert inception a b --of=edm', "--of: is for teacher, not for 'inception'"),
         ('convert techer {2} {1}/b.safetensors', "KIND: unknown 'techer'; did you mean teacher?"),
         ('convert x {2} {1}/b.safetensors', 'known: teacher, average, vae, inception, dinov2'),
@@ -306,7 +310,8 @@ def test_command_line_from_pickle_to_picture(goldens, put, tmp_path, capsys):
     ],
 )
 def test_wrong_commands_are_one_line(words, said, converted, tmp_path, capsys):
-    words = words.format(converted, tmp_path, converted.with_name('teacher.pkl')).split()
+    root = pathlib.Path(__file__).parents[1]
+    words = words.format(converted, tmp_path, converted.with_name('teacher.pkl'), root).split()
     assert cli.main(words) == 2
     message = capsys.readouterr().err
     assert said in message and message.count('\n') == 1
@@ -386,6 +391,15 @@ def test_what_is_said_of_the_same_weights_is_not_passed_over(converted, capsys):
     assert cli.main(words) == 0
     assert cli.main([*words, '--licence=mine']) == 2
     assert 'the same weights with another licence' in capsys.readouterr().err
+
+
+def test_guidance_without_a_condition_is_refused(tmp_path, capsys):
+    model = MLP | {'image': {'shape': [8, 8, 1], 'num_classes': 0}}
+    arrays = {k: np.zeros(shape, np.float32) for k, shape in published.shapes_of(model).items()}
+    denoisers.save(tmp_path / 'a.safetensors', arrays, model, licence='MIT')
+    words = ['sample', f'--weights={tmp_path}/a.safetensors', '--n=1', '--guidance=2']
+    assert cli.main(words) == 2
+    assert 'its samples have no condition; leave it out' in capsys.readouterr().err
 
 
 def test_what_a_file_says_is_in_order(converted):

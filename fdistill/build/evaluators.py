@@ -51,6 +51,12 @@ SECTION = 'config.evaluation'
 
 def _own_row(subject, config, options, mesh, progress, against):
     train, held_out = (against.train, against.held_out) if against else splits(config)
+    made, real = tuple(subject.decoded or subject.shape), train.images.shape[1:]
+    if made != real:
+        raise UserError(
+            f'config.data: {train.name!r} has samples of shape {real}, and the model makes {made}; '
+            'give the config of the data that it was trained on'
+        )
     return call(
         evaluation.evaluate,
         options,

@@ -45,8 +45,11 @@ def guided(built: Experiment, config: Mapping[str, Any]) -> tuple[Denoiser, int]
 ONE_STEP = 'a student takes neither --sampler nor --steps nor --guidance'
 
 
-def _solve(method, sampler, steps, guidance):
-    """Puts settings of the solver into a section `method`."""
+def _solve(plain, sampler, steps, guidance):
+    """Puts settings of the solver into the section `method` of a config."""
+    method, image = plain['method'], plain['image']
+    if guidance is not None and not (image.get('num_classes') or image.get('given')):
+        raise UserError(f'--guidance={guidance}: its samples have no condition; leave it out')
     if isinstance(sampler, Mapping):
         sampler = dict(sampler)
         for name in Corrections._fields:
@@ -91,7 +94,7 @@ def from_workdir(
     if (sampler, steps, guidance) != (None, None, None):
         if not has_solver(plain):
             raise UserError(f'--workdir={path}: {ONE_STEP}')
-        _solve(plain['method'], sampler, steps, guidance)
+        _solve(plain, sampler, steps, guidance)
     built = experiment(plain)
     decode = decoder(plain['image'], vae, mesh, '--vae') if vae else decoder_of(plain, mesh)
     params, position = load_ema(built.student, path, mesh, step)
@@ -150,7 +153,7 @@ def from_weights(
             # It was trained without a condition too, if guidance is to mean anything.
             'label_dropout': 0.1,
         }
-        _solve(plain['method'], sampler, steps, guidance)
+        _solve(plain, sampler, steps, guidance)
         built = experiment(plain)
         model, generator = built.student, built.method.generator
     decode = decoder(plain['image'], vae, mesh, '--vae')

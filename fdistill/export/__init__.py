@@ -18,18 +18,20 @@ class Target(NamedTuple):
     write(model, folder, **options): writes its files.
     notes: for the model card.
     ready(): raises UserError where something that it needs is missing.
+    draws: whether it makes samples, and so holds a solver and what decodes them.
     """
 
     write: Callable[..., None]
     notes: str
     ready: Callable[[], None] = lambda: None
+    draws: bool = True
 
 
 TARGETS = {
     'jax': Target(program.write, program.WINDOW),
     'onnx': Target(onnx.write, onnx.NOTES, onnx.ready),
-    'safetensors': Target(file.write, file.NOTES),
-    'diffusers': Target(folder.write, folder.NOTES),
+    'safetensors': Target(file.write, file.NOTES, draws=False),
+    'diffusers': Target(folder.write, folder.NOTES, draws=False),
     'page': Target(page.write, page.NOTES, onnx.ready),
 }
 
@@ -67,6 +69,11 @@ def export(
         raise UserError(f'--{name}: is not for --to={to}; leave it out')
     if not out.name:
         raise UserError(f'--out={out}: give the name of a new folder')
+    if solver and not target.draws:
+        raise UserError(
+            f'--{next(iter(solver))}: is not kept by --to={to}, which holds the network alone; '
+            'leave it out'
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'--out={out}: is there already; remove it or give another name')
     target.ready()
