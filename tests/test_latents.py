@@ -348,6 +348,13 @@ def test_teacher_and_student_of_latents_make_images(runs, vae, tmp_path, quick):
     assert np.load(tmp_path / 'few.npy').shape == (4, 3, 8, 8, 1)
 
 
+def test_a_check_of_a_teacher_shows_images(runs, quick):
+    _, seen = check_teacher(None, runs / 'teacher', samples=100, quiet=True)
+    levels = (seen['held-out data'] + 1) * 8  # Of latents from -20 on.
+    np.testing.assert_allclose(levels, levels.round(), atol=0.1)
+    assert levels.min() > -0.1 and levels.max() < 16.1
+
+
 def test_latents_of_another_autoencoder_are_refused(runs, encoded, tmp_path, capsys):
     other = toy_autoencoder.write(tmp_path / 'other.safetensors', invert=2.0)
     words = ['sample', f'--workdir={runs / "student"}', '--n=2', f'--out={tmp_path / "x.png"}']

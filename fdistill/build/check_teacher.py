@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fdistill import config as configs
 from fdistill.build.experiment import experiment
+from fdistill.build.latents import decoder
 from fdistill.build.loading import SIGMAS, guided, has_solver, opened
-from fdistill.build.sections import image_of, load_data
+from fdistill.build.sections import image_of, load_data, plain_of, section_of
 from fdistill.config import call
 from fdistill.data.sources import to_float
 from fdistill.diffusion import noise, samplers
@@ -26,6 +28,7 @@ LEVELS = 13  # of the noise
 LOOKED = 256  # held-out samples that are denoised, at most
 STEPS = (5, 18)  # of Heun's method; the last is measured
 BATCH = 64  # samples at once
+DECODED = 8  # latents at once
 POINTS = 2000  # in a picture; of images a batch
 
 
@@ -114,7 +117,7 @@ def check_teacher(
         'denoising': measured,
         'samples': found,
         'cost': cost | {'evaluations': solver(STEPS[-1])[1]},
-    }, drawn
+    }, _seen(drawn, image, plain_of(section_of(config, 'data')).get('vae'))
 
 
 def _compiled(run, model, source):
@@ -169,6 +172,17 @@ def _draw(run, solver, source):
     condition = source.condition(index)
     made = {f'Heun, {n} steps': np.asarray(solver(n)[0](begun, condition)) for n in STEPS}
     return made | {'held-out data': np.float32(to_float(source.images[index], source.levels))}
+
+
+def _seen(drawn, image, vae):
+    """What is to be seen of samples: of latents images, some at once."""
+    images = decoder(image, vae, None, 'config.data.vae').images
+    return {
+        title: np.concatenate(
+            [images(jnp.asarray(made[i : i + DECODED])) for i in range(0, len(made), DECODED)]
+        )
+        for title, made in drawn.items()
+    }
 
 
 def _measured(sample, nfe, linear, train, held_out, given):
