@@ -24,7 +24,6 @@ from fdistill.export.file import write as write_weights
 from fdistill.export.model import opened, sources
 from fdistill.files import disk, hub
 from fdistill.weights import denoisers, diffusers, store
-from fdistill.weights.edm import LICENCE
 
 REMAT = {'network': {'remat': 'blocks'}}
 LOADER = """

@@ -564,6 +564,16 @@ def test_a_file_that_does_not_fit(changes, said, digits_teacher, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_student_is_no_teacher(digits_teacher, tmp_path):
+    arrays, metadata = store.load(digits_teacher / '0.safetensors')
+    student = tmp_path / 'student.safetensors'
+    store.save(student, arrays, {**metadata, 'generator': '{"sigma_init": 2.5}'})
+    assert build.from_weights(student).nfe == 1
+    with pytest.raises(UserError, match='holds a student, .* name the file of its teacher'):
+        build.train(student_config(student), tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run').exists()
+
+
 # Levels that a network knows.
 
 

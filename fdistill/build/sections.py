@@ -107,10 +107,20 @@ def image_misfit(image: Any) -> str:
     return '' if 0 <= classes < 2**31 else f'image.num_classes={classes}: is no number of classes'
 
 
+def _of_teacher(path, where):
+    about = of_file(path, where)
+    if 'generator' in about:
+        raise UserError(
+            f'{where}={path}: holds a student, which makes samples and denoises no more; name the '
+            'file of its teacher'
+        )
+    return about['model']
+
+
 # What says of a teacher which network it is: (its place, what that is called) -> config.
 KNOWN = {
     'workdir': lambda place, where: configs.to_json(configs.read(place, where)),
-    'weights': lambda place, where: of_file(place, where)['model'],
+    'weights': _of_teacher,
 }
 
 
