@@ -24,6 +24,14 @@ def check_blocks(count: int, what: str) -> None:
         raise ValueError(f'{what}: make {count} blocks in a row; at most {MOST_BLOCKS} are known')
 
 
+def check_shape(x: jax.Array, *shape: int) -> None:
+    """Raises ValueError unless x is [B, *shape]."""
+    if x.shape[1:] != shape:
+        raise ValueError(
+            f'x has shape {x.shape}, the network was built for [B, {", ".join(map(str, shape))}]'
+        )
+
+
 class Network(NamedTuple):
     """A network as two pure functions; it knows neither the noise schedule nor the mesh.
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.networks.layers import group_norm
+from fdistill.networks import layers
 
 Ask = Callable[..., jax.Array]  # (name, *shape) -> array
 
@@ -107,7 +107,7 @@ def conv(
 def norm(ask: Ask, name: str, x: jax.Array, groups: int, eps: float) -> jax.Array:
     """`layers.group_norm`, [B,H,W,C] -> same."""
     channels = x.shape[-1]
-    return group_norm(
+    return layers.group_norm(
         x, ask(f'{name}.weight', channels), ask(f'{name}.bias', channels), groups, eps
     )
 
@@ -160,7 +160,7 @@ def attention(
         linear(ask, f'{name}.to_{part}', h, channels).reshape(*h.shape[:2], -1, head_dim)
         for part in 'qkv'
     )
-    h = jax.nn.dot_product_attention(q, k, v).reshape(h.shape)
+    h = layers.attention(q, k, v).reshape(h.shape)
     return x + linear(ask, f'{name}.to_out.0', h, channels).reshape(x.shape)
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fdistill.networks import MOST_BLOCKS, Network, check_blocks, label_of
+from fdistill.networks import Network, check_blocks, check_shape, label_of
 from fdistill.networks.compute import REMAT, Compute, check
-from fdistill.networks.layers import RESAMPLE
+from fdistill.networks.layers import RESAMPLE, attention, dropped
 
 TAPS = (1, 1)
 
@@ -118,16 +118,12 @@ def _attend(qkv, heads):
     """Softmax(q k^T / sqrt(C)) v of pixel norms of q, k and v; channels: head, C, (q, k, v)."""
     batch, height, width, channels = qkv.shape
     qkv = qkv.reshape(batch, height * width, heads, channels // (3 * heads), 3)
-    q, k, v = jnp.moveaxis(unit(qkv, 3), -1, 0)
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum('bqhc,bkhc->bhqk', q.astype(wide), k.astype(wide) / math.sqrt(q.shape[-1]))
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum('bhqk,bkhc->bqhc', weights, v)
+    out = attention(*jnp.moveaxis(unit(qkv, 3), -1, 0))
     return out.reshape(batch, height, width, channels // 3)
 
 
 def _plan(resolution, widths, num_blocks, attn_resolutions, per_head):
-    """(Width of the first convolution, blocks of the encoder, of the decoder)."""
+    """(Blocks of the encoder, blocks of the decoder)."""
 
     def heads(features, attends):
         if attends and features % per_head:
@@ -195,10 +191,7 @@ def _run(block, style, dropout, params, x, emb, key):
     y = _conv(params['conv_res0.weight'], mp_silu(x))
     scale = _linear(params['emb_linear.weight'], emb, params['emb_gain']) + 1
     y = mp_silu(y * scale.astype(y.dtype)[:, None, None, :])
-    if key is not None and dropout:
-        keep = jax.random.bernoulli(key, 1 - dropout, y.shape)
-        y = jnp.where(keep, y / (1 - dropout), 0)
-    y = _conv(params['conv_res1.weight'], y)
+    y = _conv(params['conv_res1.weight'], dropped(key, y, dropout))
     if not block.encoder and skip is not None:
         x = _conv(skip, x)
     x = mp_sum(x, y, style.res_balance)
@@ -276,8 +269,6 @@ def edm2(
     ):
         if value < least:
             raise ValueError(f'{name}={value}: must be >= {least}')
-    if num_blocks > MOST_BLOCKS:
-        raise ValueError(f'num_blocks={num_blocks}: must be <= {MOST_BLOCKS}')
     check_blocks(2 * (num_blocks + 1) * len(mult), f'num_blocks={num_blocks}, {len(mult)} levels')
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout={dropout}: must lie in [0, 1)')
@@ -339,12 +330,7 @@ def edm2(
 
     @jax.jit
     def apply(params, x, c_noise, condition, key=None):
-        expected = (resolution, resolution, channels)
-        if x.shape[1:] != expected:
-            raise ValueError(
-                f'x has shape {x.shape}, the network was built for [B, '
-                f'{", ".join(map(str, expected))}]'
-            )
+        check_shape(x, resolution, resolution, channels)
         blocks = len(encoder) + len(decoder)
         keys = [None] * blocks if key is None else list(jax.random.split(key, blocks))
         emb = embed(params, x, c_noise, condition)

@@ -216,6 +216,13 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(q, k, v, implementation='xla')
 
 
+def dropped(key: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:
+    """x with a share `rate` of its entries 0 and the others over 1 - rate; without a key x."""
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
 class BlockStyle(NamedTuple):
     """What distinguishes the residual blocks of Song's U-Nets from those of Dhariwal's.
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdistill.networks import MOST_BLOCKS, Network, label_of
+from fdistill.networks import MOST_BLOCKS, Network, check_shape, label_of
 from fdistill.networks.compute import REMAT, Compute, check
 from fdistill.networks.layers import (
     KAIMING,
@@ -262,12 +262,7 @@ class UNet(nn.Module):
         return out.astype(jnp.float32), tuple(feature.astype(jnp.float32) for feature in features)
 
     def _embed(self, x, c_noise, condition):
-        expected = (self.resolution, self.resolution, self.channels)
-        if x.shape[1:] != expected:
-            raise ValueError(
-                f'x has shape {x.shape}, the network was built for [B, '
-                f'{", ".join(map(str, expected))}]'
-            )
+        check_shape(x, self.resolution, self.resolution, self.channels)
         augment = condition.get('augment')
         if augment is not None and augment.shape[1:] != (self.augment_dim,):
             raise ValueError(

@@ -4,14 +4,13 @@ Parameters are a flat dict of the published names in torch's layouts, so that re
 published folder changes no array. Names and arithmetic are those of diffusers 0.42.1.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fdistill.errors import suggest
-from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, Network, check_blocks, label_of
+from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, Network, check_blocks, check_shape, label_of
 from fdistill.networks.blocks2d import (
     attention,
     conv,
@@ -26,6 +25,7 @@ from fdistill.networks.blocks2d import (
     sinusoid,
 )
 from fdistill.networks.compute import REMAT, Compute, check
+from fdistill.networks.layers import dropped
 
 # Types of blocks, and whether each attends after every residual block.
 DOWN = {'DownBlock2D': False, 'AttnDownBlock2D': True}
@@ -157,30 +157,21 @@ def unet2d(
         return emb
 
     def forward(ask, x, t, condition, key=None):
-        expected = (resolution, resolution, channels)
-        if x.shape[1:] != expected:
-            raise ValueError(
-                f'x has shape {x.shape}, the network was built for [B, '
-                f'{", ".join(map(str, expected))}]'
-            )
-        emb, dropped = embed(ask, x, t, condition), 0
-
-        def drop(key, h):
-            if key is None or not dropout:
-                return h
-            kept = jax.random.bernoulli(key, 1 - dropout, h.shape)
-            return jnp.where(kept, h / (1 - dropout), 0).astype(h.dtype)
+        check_shape(x, resolution, resolution, channels)
+        emb, count = embed(ask, x, t, condition), 0
 
         def run(name, h, features, attends='', resample=lambda x: x, mid=False):
             """A residual block and, by the name `attends`, what attends behind it."""
-            nonlocal dropped
-            own = None if key is None else jax.random.fold_in(key, dropped)
-            dropped += 1
+            nonlocal count
+            own = None if key is None else jax.random.fold_in(key, count)
+            count += 1
 
             def block(h, emb, own):
+                def drop(h):
+                    return dropped(own, h, dropout)
+
                 options = dict(groups=groups, eps=eps, scale_shift=shift, resample=resample)
-                drops = functools.partial(drop, own)
-                h = resnet(ask, name, h, features, emb, drop=drops, **options)
+                h = resnet(ask, name, h, features, emb, drop=drop, **options)
                 return attend(ask, attends, h, mid_groups if mid else groups) if attends else h
 
             return REMAT[compute.remat].function(block)(h, emb, own)
