@@ -66,13 +66,8 @@ def convert(kind: str, source: disk.Path, out: disk.Path) -> dict[str, str]:
             f'{source}: does not hold the weights {kind!r}: {error}; take the file as it was '
             'published'
         ) from error
-    if out.exists():
-        _, metadata = store.load(out)
-        if (metadata.get('kind'), metadata['content_sha256']) != (kind, store.digest(renamed)):
-            raise UserError(
-                f'{out}: exists and holds other weights; delete it or choose another name'
-            )
-        return metadata
+    if store.is_there(out, kind, renamed):
+        return store.metadata(out)
     metadata = {
         'kind': kind,
         'source': source.name,

@@ -98,12 +98,7 @@ def convert(
             f'{source}: does not say its licence; look it up where it was published and give '
             '--licence=NAME'
         )
-    if out.exists():
-        _, written = store.load(out)
-        if (written.get('kind'), written['content_sha256']) != (KIND, store.digest(folder.arrays)):
-            raise UserError(
-                f'{out}: exists and holds other weights; delete it or choose another name'
-            )
+    if store.is_there(out, KIND, folder.arrays):
         store.same_said(out, about(out), {'model': model, 'licence': licence})
     else:
         origin = {'source': source.name, 'source_sha256': sha256(source)}

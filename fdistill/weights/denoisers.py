@@ -108,12 +108,7 @@ def convert(
             f'{source}: does not say its licence; look it up where it was published and give '
             '--licence=NAME'
         )
-    if out.exists():
-        _, written = store.load(out)
-        if (written.get('kind'), written['content_sha256']) != (KIND, store.digest(found.arrays)):
-            raise UserError(
-                f'{out}: exists and holds other weights; delete it or choose another name'
-            )
+    if store.is_there(out, KIND, found.arrays):
         store.same_said(out, about(out), {'model': found.model, 'licence': licence})
     else:
         save(out, found.arrays, found.model, licence=licence, source=source)

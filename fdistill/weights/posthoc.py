@@ -137,8 +137,7 @@ def reconstruct(paths: Sequence[disk.Path], out: disk.Path, *, std: float) -> di
         }
         for path, about in zip(paths, abouts)
     ]
-    if out.exists() and store.metadata(out).get('content_sha256') != store.digest(arrays):
-        raise UserError(f'{out}: exists and holds other weights; delete it or choose another name')
+    store.is_there(out, denoisers.KIND, arrays)
     average = {'std': std, 'kimg': max(times), 'factors': factors.tolist()}
     denoisers.save(
         out,

@@ -173,6 +173,25 @@ def check_said(metadata: Mapping[str, str], *names: str) -> None:
             raise ValueError(f'it has no {name}')
 
 
+def is_there(path: disk.Path, kind: str, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a file that would be written is there already.
+
+    Args:
+      path: of the file.
+      kind: that its metadata should say.
+      arrays: that it should hold.
+
+    Raises:
+      UserError: there is something else.
+    """
+    if not pathlib.Path(path).exists():
+        return False
+    _, written = load(path)
+    if (written.get('kind'), written['content_sha256']) != (kind, digest(arrays)):
+        raise UserError(f'{path}: exists and holds other weights; delete it or choose another name')
+    return True
+
+
 def same_said(path: disk.Path, about: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raises UserError where a file that is there says something else than what is given, as JSON
     has it."""
