@@ -4,6 +4,7 @@ It estimates E[x0 | x0 + sigma eps = x]. Scores follow by Tweedie, s = (D - x)/s
 network was trained to predict, under whatever schedule, is turned into this at the door.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
@@ -66,6 +67,10 @@ def _range(sigma_range):
     return float(low), float(high)
 
 
+def _init(network, key, x, condition):
+    return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
+
+
 def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0.5) -> Denoiser:
     """EDM preconditioning: D = c_skip x + c_out F(c_in x, c_noise) (arXiv 2206.00364, table 1 and
     equation 7).
@@ -89,9 +94,6 @@ def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0
             f'sigma_data={sigma_data}: must be > 0; it is the standard deviation of the data'
         )
 
-    def init(key, x, condition):
-        return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
-
     def apply(params, x, sigma, condition, key=None):
         total = jnp.sqrt(sigma**2 + sigma_data**2)
         c_skip, c_out, c_in = (
@@ -100,7 +102,7 @@ def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0
         out, features = network.apply(params, c_in * x, jnp.log(sigma) / 4, condition, key=key)
         return c_skip * x + c_out * out, features
 
-    return Denoiser(init, apply, network.takes)
+    return Denoiser(functools.partial(_init, network), apply, network.takes)
 
 
 # Each from (x_t, output, alpha, sigma) of x_t = alpha x + sigma eps to the estimate of x.
@@ -145,9 +147,6 @@ def from_prediction(
         raise ValueError(f'prediction={prediction!r}: known are {", ".join(PREDICTIONS)}')
     convert = PREDICTIONS[prediction]
 
-    def init(key, x, condition):
-        return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
-
     def apply(params, x, sigma, condition, key=None):
         t = schedule.time(sigma)
         alpha_t, sigma_t = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
@@ -156,7 +155,7 @@ def from_prediction(
         return convert(x_t, out, alpha_t, sigma_t), features
 
     known = _range(sigma_range or schedule.limits or EVERYWHERE)
-    return Denoiser(init, apply, network.takes, sigma_range=known)
+    return Denoiser(functools.partial(_init, network), apply, network.takes, sigma_range=known)
 
 
 def variance_exploding(
@@ -173,14 +172,13 @@ def variance_exploding(
       ValueError: on a range that is none.
     """
 
-    def init(key, x, condition):
-        return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
-
     def apply(params, x, sigma, condition, key=None):
         out, features = network.apply(params, x, jnp.log(0.5 * sigma), condition, key=key)
         return x + column(sigma, x) * out, features
 
-    return Denoiser(init, apply, network.takes, sigma_range=_range(sigma_range))
+    return Denoiser(
+        functools.partial(_init, network), apply, network.takes, sigma_range=_range(sigma_range)
+    )
 
 
 def guide(
