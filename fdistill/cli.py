@@ -561,8 +561,6 @@ def _solver(options, rest):
 
 
 def _evaluate(options, overrides, rest=()):
-    if (options.workdir is None) == (options.weights is None):
-        raise UserError(ONE_OF)
     solver = _solver(options, rest)
     if solver and options.weights is None:
         raise UserError(
@@ -608,8 +606,6 @@ def _evaluate(options, overrides, rest=()):
 def _sample(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: sample takes the config kept in the workdir')
-    if (options.workdir is None) == (options.weights is None):
-        raise UserError(ONE_OF)
     from fdistill import build
 
     keywords = {
@@ -626,8 +622,6 @@ def _sample(options, overrides, rest=()):
 def _export(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: export takes the config kept in the workdir')
-    if (options.workdir is None) == (options.weights is None):
-        raise UserError(ONE_OF)
     from fdistill import export
 
     names = ('weights', 'licence', 'runtime', 'push')
@@ -743,8 +737,6 @@ def _check_data(options, overrides):
 
 
 def _check_teacher(options, overrides):
-    if (options.workdir is None) == (options.weights is None):
-        raise UserError(ONE_OF)
     if overrides and options.config is None:
         raise UserError(f'{overrides[0]}: is for the data of a config; give --config=FILE')
     from fdistill import build
@@ -956,6 +948,8 @@ def _parse(words):
             raise UserError(
                 f'{options.command}: --{name} is missing; see `fdistill {options.command} --help`'
             )
+    if hasattr(options, 'weights') and (options.workdir is None) == (options.weights is None):
+        raise UserError(ONE_OF)
     for name, value in vars(options).items():
         if isinstance(value, (int, float)) and not -(2**31) < value < 2**31:
             raise UserError(
