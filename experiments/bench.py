@@ -17,6 +17,7 @@ import sys
 import time
 
 from fdistill.errors import UserError
+from fdistill.files import process
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # Dataset -> shape, classes and the config of its teacher, so that neither data nor teacher has to
@@ -324,6 +325,7 @@ def main(words=None):
 if __name__ == '__main__':
     # A program out of the cache would take no time to compile.
     os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+    process.prepare()
     try:
         sys.exit(main())
     except UserError as error:

@@ -297,7 +297,9 @@ if __name__ == '__main__':
     if sys.argv[1:2] == ['serve']:
         sys.exit(serve(json.loads(sys.argv[2])))
     from fdistill.errors import UserError
+    from fdistill.files import process
 
+    process.prepare()
     try:
         sys.exit(main())
     except UserError as error:

@@ -170,7 +170,9 @@ def _table(report):
 
 if __name__ == '__main__':
     from fdistill.errors import UserError
+    from fdistill.files import process
 
+    process.prepare()
     try:
         sys.exit(main())
     except UserError as error:

@@ -89,7 +89,9 @@ def main(words=None):
 
 if __name__ == '__main__':
     from fdistill.errors import NotFinite, UserError
+    from fdistill.files import process
 
+    process.prepare()
     try:
         sys.exit(main())
     except (NotFinite, UserError) as error:

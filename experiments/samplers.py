@@ -274,7 +274,9 @@ def picture(lines, path, title):
 
 if __name__ == '__main__':
     from fdistill.errors import UserError
+    from fdistill.files import process
 
+    process.prepare()
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

@@ -21,6 +21,7 @@ import sys
 
 from fdistill import config as configs
 from fdistill.errors import UserError
+from fdistill.files import process
 
 DIGITS = 5  # significant digits of a candidate level: the line printed is exactly what was scored
 MOST = 10000  # candidates that so many digits tell apart
@@ -286,6 +287,7 @@ def _resumed(path, settings, fresh):
 
 
 if __name__ == '__main__':
+    process.prepare()
     try:
         sys.exit(main())
     except UserError as error:

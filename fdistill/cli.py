@@ -10,7 +10,6 @@ import errno
 import json
 import math
 import os
-import pathlib
 import re
 import shlex
 import signal
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fdistill.errors import NotFinite, UserError, pick, suggest
+from fdistill.files import process
 
 # What a user can do about a place that cannot be written to or read.
 PLACES = {
@@ -958,17 +958,6 @@ def _parse(words):
     return COMMANDS[options.command], (options, overrides, *([unknown] if unknown else []))
 
 
-def _keep_programs():
-    """Keeps compiled programs from run to run, unless the environment says where, or not at all.
-
-    To be called before jax is imported, which reads these variables then.
-    """
-    own = pathlib.Path.home() / '.cache' / 'fdistill'  # As of `data.cache`, without importing it.
-    folder = pathlib.Path(os.environ.get('FDISTILL_CACHE') or own) / 'programs'
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
-    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command line.
 
@@ -982,7 +971,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words, code = sys.argv[1:] if words is None else words, 1
     try:
         command, arguments = _parse(words)
-        _keep_programs()
+        process.prepare()
         code = command(*arguments) or 0
     except (UserError, NotFinite) as error:
         print('fdistill: ' + ' '.join(str(error).split()), file=sys.stderr)

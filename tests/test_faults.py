@@ -73,7 +73,8 @@ COUNTED = """
 import collections, sys, time
 began, count = time.monotonic(), collections.Counter()
 from fdistill import cli
-cli._keep_programs()
+from fdistill.files import process
+process.prepare()
 import jax
 from fdistill.training import loop
 
