@@ -20,14 +20,14 @@ from fdistill.errors import UserError
 from fdistill.files import process
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-# Dataset -> shape, classes and the config of its teacher, so that neither data nor teacher has to
-# be there.
+# Dataset -> shape and classes, so that it has not to be there.
 DATA = {
-    'digits': ((8, 8, 1), 10, 'digits_teacher.py'),
-    'mixture': ((2,), 0, None),
-    'mnist': ((28, 28, 1), 10, 'mnist_teacher.py'),
-    'cifar10': ((32, 32, 3), 10, 'cifar10_teacher.py'),
-    'imagenet_resized/64x64': ((64, 64, 3), 1000, 'imagenet64_teacher.py'),
+    'digits': ((8, 8, 1), 10),
+    'mixture': ((2,), 0),
+    'mnist': ((28, 28, 1), 10),
+    'cifar10': ((32, 32, 3), 10),
+    'cifar10_jpeg': ((32, 32, 3), 10),
+    'imagenet_resized/64x64': ((64, 64, 3), 1000),
 }
 LONG_ENOUGH = 0.1  # seconds: a shorter program is run several times for one measurement
 
@@ -89,8 +89,7 @@ def resolve(options, overrides):
     data = plain.get('data', {})
     name = data.get('dataset', data.get('name'))
     # Latents say in the config what they are.
-    told = data.get('shape'), data.get('num_classes'), None
-    shape, classes, teacher_file = DATA.get(name, told)
+    shape, classes = DATA.get(name, (data.get('shape'), data.get('num_classes')))
     shape = options.shape or shape
     classes = classes if options.classes is None else options.classes
     if shape is None or classes is None:
@@ -101,14 +100,16 @@ def resolve(options, overrides):
     plain['image'] = {'shape': list(shape), 'num_classes': classes}
     teacher = plain.get('teacher', {})
     if not teacher.keys().isdisjoint(('workdir', 'weights')):
-        # What training takes from the teacher's folder or file.
-        known = plain
-        if 'workdir' in teacher and teacher_file is not None:
-            known = configs.to_json(configs.load(str(REPOSITORY / 'configs' / teacher_file)))
+        # What training takes from the teacher's folder or file. The folder need not be there: our
+        # configs train runs/x-teacher by configs/x_teacher.py.
+        name = pathlib.Path(teacher.get('workdir', '')).name.replace('-', '_')
+        file, known = REPOSITORY / 'configs' / f'{name}.py', plain
+        if file.is_file():
+            known = configs.to_json(configs.load(str(file)))
         elif 'network' not in plain:
             raise UserError(
-                f'--config={options.config}: has no network and no teacher is known for data '
-                f'{name!r}'
+                f'--config={options.config}: has no network, and there is no configs/{file.name} '
+                'of its teacher'
             )
         for section in ('network', 'denoiser'):
             teacher[section] = known.get(section, {})
