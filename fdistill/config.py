@@ -64,6 +64,7 @@ class Sections(TypedDict, total=False):
     denoiser: Named | str
     fake_score: Named | str
     teacher: dict
+    start: dict
     method: Named
     discriminator: Named | str
     optimizer: dict[str, dict]

@@ -11,11 +11,14 @@ import jax
 import numpy as np
 import pytest
 import stops
+from ml_collections import ConfigDict
 from PIL import Image
 
 from fdistill import build, cli
 from fdistill import config as configs
+from fdistill.build.train import ready
 from fdistill.config import parameters
+from fdistill.errors import UserError
 from fdistill.methods import METHODS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -226,6 +229,50 @@ def test_student(teacher, tmp_path, capsys, method):
     assert 'takes neither --sampler nor --steps' in refused(
         capsys, 'sample', f'--workdir={workdir}', '--steps=5'
     )
+
+
+@pytest.mark.parametrize('method', STUDENTS)
+def test_student_of_another_network(teacher, tmp_path, method):
+    """`start` names the run that the student begins as; its network is that run's, while the fake
+    score has the teacher's and begins as the teacher."""
+    small = configs.load(str(CONFIGS / 'digits_teacher.py'))
+    build.override(
+        small,
+        [
+            f'--config.{name}={value}'
+            for name, value in {
+                'network.width': 16,
+                'network.blocks': 1,
+                'network.embedding': 8,
+                'method.grid.steps': 4,
+                'training.steps': 2,
+                'training.batch_size': 16,
+            }.items()
+        ],
+    )
+    build.train(small, tmp_path / 'small', quiet=True)
+    plain = student_config(method, teacher) | {'start': {'workdir': str(tmp_path / 'small')}}
+    made = ready(ConfigDict(plain), tmp_path / 'run')
+    assert made.plain['network']['width'] == 16 and made.plain['teacher']['network']['width'] == 32
+    batch = {'x': np.zeros((2, 8, 8, 1), np.float32), 'condition': {'label': np.zeros(2, np.int32)}}
+    params, _ = made.built.method.init(jax.random.key(0), batch, made.frozen)
+    compared = {'student': (params['student'], tmp_path / 'small')}
+    if 'critic' in params:
+        compared['fake_score'] = params['critic']['fake_score'], teacher
+    for own, folder in compared.values():
+        theirs = build.from_workdir(folder).params
+        jax.tree.map(np.testing.assert_array_equal, own, theirs)
+    if method == 'sim':  # Its steps are those of all, and the quickest to compile.
+        build.train(ConfigDict(plain), tmp_path / 'run', quiet=True)
+        assert build.from_workdir(tmp_path / 'run').config.network.width == 16
+
+    for change, message in (
+        ({'start': {}}, 'config.start={}: give one of workdir, weights'),
+        ({'start': {'workdir': str(teacher), 'guidance': 2.0}}, 'and nothing else'),
+        ({'network': {'name': 'mlp', 'width': 8}}, 'config.network: is not that of config.start'),
+    ):
+        with pytest.raises(UserError, match=message):
+            ready(ConfigDict(plain | change), tmp_path / 'run')
 
 
 def test_student_of_two_steps(teacher, tmp_path, capsys):

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from fdistill import networks
 from fdistill.build.models import make_denoiser
-from fdistill.build.sections import chosen, named, plain_of, section_of
+from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
 from fdistill.build.teachers import TEACHERS, mixture_of
 from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
@@ -46,7 +46,27 @@ def _student(site):
     plain = site.plain
     section = plain.get('denoiser', {})
     model = make_denoiser(section_of(plain, 'network'), section, plain['image'], 'config.')
+    if 'start' in plain:
+        site.frozen['start'] = _start(plain)
     return denoisers.accumulated(model, site.microbatches)
+
+
+def _start(plain):
+    """What loads the weights that the student starts with."""
+    section = plain_of(section_of(plain, 'start'))
+    kinds = KNOWN.keys() & section
+    if len(kinds) != 1 or section.keys() - kinds - {'network', 'denoiser'}:
+        raise UserError(
+            f'config.start={section!r:.80}: give one of {", ".join(KNOWN)}, the folder of a '
+            'trained denoiser or the file of a published one, and nothing else'
+        )
+    for name in ('network', 'denoiser'):
+        if plain[name] != section[name]:
+            raise UserError(
+                f'config.{name}: is not that of config.start, whose weights would not fit; '
+                'leave it out'
+            )
+    return TEACHERS[kinds.pop()](plain, **section).load
 
 
 def _teacher(site):
@@ -71,10 +91,14 @@ def _teacher(site):
 
 def _fake_score(site):
     plain = site.plain
-    if 'fake_score' not in plain:
-        return _student(site)
-    section, at = plain['fake_score'], 'config.fake_score'
-    model = make_denoiser(plain['network'], section, plain['image'], 'config.', at)
+    network, at = section_of(plain, 'network'), 'config.fake_score'
+    section = plain.get('fake_score', plain.get('denoiser', {}))
+    if 'start' in plain and 'network' in plain.get('teacher', {}):
+        # A student of another network has a fake score of the teacher's, which starts as that.
+        network = plain['teacher']['network']
+        section = plain.get('fake_score', plain['teacher']['denoiser'])
+    where = () if 'fake_score' not in plain else (at,)
+    model = make_denoiser(network, section, plain['image'], 'config.', *where)
     return denoisers.accumulated(model, site.microbatches)
 
 

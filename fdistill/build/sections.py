@@ -143,7 +143,8 @@ def resolve(
 ) -> dict[str, Any]:
     """The config that a run keeps: plain values, complete without the teacher's folder or the data.
 
-    A network or denoiser that is left out is the teacher's. `image` notes what a sample is.
+    A network or denoiser that is left out is that of `start`, or else the teacher's. `image` notes
+    what a sample is.
 
     Args:
       config: sections.
@@ -164,23 +165,22 @@ def resolve(
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
     plain['image'] = image_of(source)
-    teacher = plain.get('teacher', {})
-    for kind, read in KNOWN.items():
-        if kind not in teacher:
-            continue
-        at = f'config.teacher.{kind}'
-        about = read(teacher[kind], at) if known is None else known
-        image = dict(about['image'])
-        if kind == 'weights' and 'latents' in plain['image']:
-            # What was published does not say whose latents it makes.
-            image.setdefault('latents', plain['image']['latents'])
-        if image != plain['image']:
-            raise UserError(
-                f'{at}={teacher[kind]}: was trained on {about["image"]}, not {plain["image"]}'
-            )
-        for name in ('network', 'denoiser'):
-            teacher[name] = about.get(name, {})
-            plain.setdefault(name, teacher[name])
+    for part, told in (('start', None), ('teacher', known)):
+        section = plain.get(part, {})
+        for kind in KNOWN.keys() & section:
+            at = f'config.{part}.{kind}'
+            about = KNOWN[kind](section[kind], at) if told is None else told
+            image = dict(about['image'])
+            if kind == 'weights' and 'latents' in plain['image']:
+                # What was published does not say whose latents it makes.
+                image.setdefault('latents', plain['image']['latents'])
+            if image != plain['image']:
+                raise UserError(
+                    f'{at}={section[kind]}: was trained on {about["image"]}, not {plain["image"]}'
+                )
+            for name in ('network', 'denoiser'):
+                section[name] = about.get(name, {})
+                plain.setdefault(name, section[name])
     return plain
 
 

@@ -55,9 +55,10 @@ def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., An
         name = (at(path) or {}).get('name', 'edm')
         if row := DENOISERS.get(name) if isinstance(name, str) else None:
             yield path, row
-    for name, row in TEACHERS.items():
-        if name in plain.get('teacher', {}):
-            yield 'teacher', row
+    for part in ('teacher', 'start'):
+        for name, row in TEACHERS.items():
+            if name in plain.get(part, {}):
+                yield part, row
     for role in plain.get('optimizer', {}):
         yield f'optimizer.{role}', optim.adam
     yield 'training', Training

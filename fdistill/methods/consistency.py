@@ -78,6 +78,7 @@ def consistency(
       target_decay: of the moving average f^- per step, in [0, 1); 0 is the student itself. The
         paper has 0 on CIFAR-10 and 0.95 on ImageNet-64.
       from_teacher: start the student as a copy of the teacher; else from its own initialisation.
+        With frozen['start'] it is a copy of that.
       steps: sigma_init and levels, all within the trained levels; sigma_init usually their highest.
 
     Raises:
@@ -105,7 +106,7 @@ def consistency(
     advance, d, weigh = SOLVERS[solver], DISTANCES[distance], WEIGHTINGS[weighting]
 
     def init(key, batch, frozen):
-        base = frozen['teacher'] if from_teacher else None
+        base = frozen.get('start', frozen['teacher'] if from_teacher else None)
         return {'student': start(key, student, batch, base)}, {}
 
     def loss(params, context, batch, key):

@@ -109,7 +109,7 @@ def distribution_matching(
 
     def init(key, batch, frozen):
         key_student, key_critic = jax.random.split(key)
-        base = frozen['teacher'] if tracking.from_teacher else None
+        base = frozen.get('start', frozen['teacher'] if tracking.from_teacher else None)
         params = {
             'student': start(key_student, student, batch, base),
             'critic': critic.init(key_critic, batch, frozen),

@@ -94,7 +94,7 @@ def exact(
     generate = generator.student(student, generator.Steps(sigma_init))
 
     def init(key, batch, frozen):
-        return {'student': start(key, student, batch)}, updates(weighting)
+        return {'student': start(key, student, batch, frozen.get('start'))}, updates(weighting)
 
     def loss(params, context, batch, key):
         key_z, key_t = jax.random.split(key)

@@ -107,7 +107,7 @@ class Tracking(NamedTuple):
       FastGen.
     sigma_data: standard deviation of the data, for the weighting.
     from_teacher: start student and fake score as copies of the teacher; else from their own
-      initialisation.
+      initialisation. With frozen['start'] the student is a copy of that.
     cycle, student_every: see `make_cycle`.
     """
 

@@ -73,7 +73,7 @@ def pretrain(
     guided = denoisers.guide(student, guidance, guidance_interval)
 
     def init(key, batch, frozen):
-        return {'student': start(key, student, batch)}, {}
+        return {'student': start(key, student, batch, frozen.get('start'))}, {}
 
     def loss(params, context, batch, key):
         x, condition = batch['x'], batch['condition']
