@@ -11,7 +11,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
 
-.PHONY: help venv demo demo-short test test-slow test-faults test-slurm bench lint clean
+.PHONY: help venv demo demo-short demo-mnist test test-slow test-faults test-slurm bench lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## trains teachers and one-step students, and prints what came o
 
 demo-short: $(STAMP)  ## the same, as short as it makes sense
 	$(RUN) experiments/demo.py --short
+
+demo-mnist: $(STAMP)  ## on MNIST, half an hour of two cores: DATA=DIR, a TFDS folder
+	$(RUN) experiments/demo.py mnist $(DATA:%=--config.data.data_dir=%)
 
 test: $(STAMP)  ## all tests but the slow ones, a file at a time on each core
 	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
