@@ -7,6 +7,9 @@ A sweep is a config file with two functions:
     def get_sweep():                  # a grid, or a list of trials
         return {'method.divergence': ('reverse_kl', 'js'), 'seed': (0, 1, 2)}
 
+The key `config` of a trial is the argument of get_config() that makes its base, so that trials of
+several methods stand in one sweep.
+
 Its folder holds `sweep.json` and, below `trials/`, one run folder for each trial with
 `result.json`: the status (done or failed), the row of its evaluation or the error, and the
 seconds. Results are written whole or not at all. A trial that is killed in the middle has none, and
@@ -15,6 +18,7 @@ checkpoint has failed. One sweep at a time runs in a folder, and one process a t
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -106,8 +110,16 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[Trial, ...]:
     Raises:
       UserError: no get_sweep, an unknown key, a value of another type, or two trials alike.
     """
-    base = configs.load(path)
-    build.override(base, overrides)
+
+    @functools.cache
+    def base(argument):
+        # Of a trial's own, the argument of `path` does not matter.
+        place = path if argument is None else f'{path.partition(":")[0]}:{argument}'
+        config = configs.load(place)
+        build.override(config, overrides)
+        return config
+
+    base(None)
     make = getattr(configs.module(path), 'get_sweep', None)
     if not callable(make):
         raise UserError(
@@ -130,9 +142,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[Trial, ...]:
     varied = [key for key in keys if len({repr(chosen.get(key)) for chosen in sweep}) > 1]
     trials = []
     for chosen in sweep:
-        config = base.copy_and_resolve_references().unlock()
-        build.complete(config, chosen)
-        for key, value in chosen.items():
+        config = base(chosen.get('config')).copy_and_resolve_references().unlock()
+        values = {key: value for key, value in chosen.items() if key != 'config'}
+        build.complete(config, values)
+        for key, value in values.items():
             configs.put(config, key, value, f'--config={path}: get_sweep()')
         trials.append(
             Trial(

@@ -101,6 +101,34 @@ def test_trials_of_a_grid_and_of_a_list(tmp_path):
     assert sweep.load(write(tmp_path), ['--config.training.steps=7'])[0].config.training.steps == 7
 
 
+def test_trials_of_several_methods(tmp_path, capsys):
+    """The key `config` is the argument of get_config(); what is overridden, is so in all."""
+    path = tmp_path / 'sweep.py'
+    path.write_text(
+        'import pathlib\n'
+        'from fdistill.config import load\n'
+        "def get_config(name='pair_exact'):\n"
+        f"    return load(f'{ROOT}/configs/{{name}}.py')\n"
+        'def get_sweep():\n'
+        "    return [{'config': 'ring_sim'}, {'config': 'ring', 'method.divergence': 'js'}, "
+        "{'seed': 1}]\n"
+    )
+    trials = sweep.load(str(path), ['--config.training.steps=7'])
+    assert [trial.name for trial in trials] == [
+        'config=ring_sim',
+        'config=ring,divergence=js',
+        'seed=1',
+    ]
+    names = [trial.config.method.name for trial in trials]
+    assert names == ['sim', 'f_distill', 'exact']
+    assert all(trial.config.training.steps == 7 for trial in trials)
+    assert trials[0].config.to_dict().keys() >= {'method', 'training'}
+    wrong = path.read_text().replace('ring_sim', 'ring_sin')
+    path.write_text(wrong)
+    with pytest.raises(UserError, match='ring_sin.py: no such file'):
+        sweep.load(str(path))
+
+
 @pytest.mark.parametrize(
     ('trials', 'message'),
     [
@@ -478,7 +506,8 @@ def test_shipped_sweeps_load(name):
     trials = sweep.load(str(ROOT / 'configs' / 'sweeps' / name))
     assert len({trial.name for trial in trials}) == len(trials) >= 15
     for trial in trials:
-        divergences.weighting(trial.config.method.divergence)
+        if 'divergence' in trial.config.method:
+            divergences.weighting(trial.config.method.divergence)
 
 
 def test_a_name_too_long_for_a_folder_is_refused(tmp_path):

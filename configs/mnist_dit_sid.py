@@ -1,0 +1,37 @@
+"""DOC"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config():
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(name='tfds', dataset='mnist', data_dir=config_dict.placeholder(str)),
+            teacher=dict(workdir='runs/mnist-dit-teacher'),
+            method=dict(
+                name='sid',
+                alpha=1.0,
+                cycle='alternate',
+                student_every=1,
+                sigma_init=2.5,
+                student_law=dict(name='lognormal', mean=0.0, std=1.2),
+                critic_law=dict(name='lognormal', mean=0.0, std=1.2),
+            ),
+            optimizer=dict(
+                student=dict(learning_rate=3e-4, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
+                critic=dict(learning_rate=6e-4, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
+            ),
+            training=dict(
+                steps=1500,
+                batch_size=64,
+                ema_half_life=1e4,
+                ema_ramp_up=0.2,
+                log_every=50,
+                checkpoint_every=500,
+                sample_every=500,
+            ),
+            mesh=dict(data=-1, fsdp=1),
+            evaluation=dict(samples=10000, seed=0, batch_size=500),
+        )
+    )
