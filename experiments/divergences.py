@@ -1,13 +1,13 @@
 """Which divergence? The shipped comparisons, each in one command: teacher where there is one,
 students, report.
 
-    python experiments/divergences.py [mixtures digits mnist cifar10] [--workdir runs/divergences]
-        [--config.data.data_dir=DIR]
+    python experiments/divergences.py [mixtures digits mnist mnist_small cifar10]
+        [--workdir runs/divergences] [--config.data.data_dir=DIR]
 
 mixtures: one Gaussian against two, everything but the student exact; three minutes on two cores.
-  digits: an MLP on 8 x 8 images,
-15 minutes. mnist, cifar10: U-Nets, for an accelerator; without one they run only if named. Killed
-and started again it goes on where it was.
+digits: an MLP on 8 x 8 images, 15 minutes. mnist: transformers, students as large as their teacher,
+and mnist_small, of a quarter of its parameters; hours of two cores. cifar10: U-Nets, for an
+accelerator. What takes hours runs only if named. Killed and started again it goes on where it was.
 """
 
 import argparse
@@ -20,18 +20,23 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
 
 class Comparison(NamedTuple):
-    """teacher: config that the students need first, or None. accelerator: whether it is hopeless
-    without one."""
+    """What the students of a sweep need first: {section of their config: (folder, config of the
+    run there)}; folders of one name are one run for all comparisons. long: on CPU, hours or more.
+    """
 
-    teacher: str | None
-    accelerator: bool
+    first: dict[str, tuple[str, str]]
+    long: bool
 
 
+MNIST = {'teacher': ('mnist-dit-teacher', 'mnist_dit_teacher.py')}
 COMPARISONS = {
-    'mixtures': Comparison(None, False),
-    'digits': Comparison('digits_teacher.py', False),
-    'mnist': Comparison('mnist_teacher.py', True),
-    'cifar10': Comparison('cifar10_teacher.py', True),
+    'mixtures': Comparison({}, False),
+    'digits': Comparison({'teacher': ('digits-teacher', 'digits_teacher.py')}, False),
+    'mnist': Comparison(MNIST, True),
+    'mnist_small': Comparison(
+        MNIST | {'start': ('mnist-dit-small', 'mnist_dit_teacher.py:small')}, True
+    ),
+    'cifar10': Comparison({'teacher': ('cifar10-teacher', 'cifar10_teacher.py')}, True),
 }
 
 
@@ -44,7 +49,7 @@ def main(words=None):
         'names',
         nargs='*',
         metavar='NAME',
-        help=f'of {", ".join(COMPARISONS)}; default: all that this machine can',
+        help=f'of {", ".join(COMPARISONS)}; default: all that do not take hours',
     )
     parser.add_argument(
         '--workdir', default='runs/divergences', help='where everything goes; default: %(default)s'
@@ -63,24 +68,21 @@ def main(words=None):
             pathlib.Path(options.workdir) / name,
             time.perf_counter(),
         )
-        if comparison.accelerator and not options.names and jax.default_backend() == 'cpu':
-            print(
-                f'== {name}: not run, there is no accelerator; name it to run it all the same',
-                flush=True,
-            )
+        if comparison.long and not options.names and jax.default_backend() == 'cpu':
+            print(f'== {name}: not run, on CPU it takes hours; name it to run it', flush=True)
             continue
         print(f'== {name}', flush=True)
         given = list(overrides)
-        if comparison.teacher:
-            teacher = config.load(str(CONFIGS / comparison.teacher))
-            build.override(teacher, overrides)
-            build.train(teacher, folder / 'teacher')
-            given.append(f'--config.teacher.workdir={folder / "teacher"}')
+        for section, (called, file) in comparison.first.items():
+            needed = config.load(str(CONFIGS / file))
+            build.override(needed, overrides)
+            build.train(needed, folder.parent / called)
+            given.append(f'--config.{section}.workdir={folder.parent / called}')
         sweep.run(
             str(CONFIGS / 'sweeps' / f'{name}.py'),
             folder,
             overrides=given,
-            vmap_seeds=not comparison.teacher,
+            vmap_seeds=not comparison.first,
         )
         written = report.write([folder])
         print(f'{written["report.html"]}: {time.perf_counter() - began:.0f} s', flush=True)
