@@ -208,11 +208,13 @@ def _names(runs, differing):
             if word
             else ', '.join(f'{key}={value}' for key, value in shown.items())
         )
-        # Runs that have little in common are known by their folders.
+        # Runs that have little in common are known by their folders, those of a sweep over methods
+        # by what it calls them.
         if not differing and len(runs) > 1:
             name = 'all runs'
-        elif not 0 < len(name) <= 60:
-            name = re.sub(r'(^|,)seed=[^,]*', '', run.name) or run.name
+        elif run.name.startswith('config=') or not 0 < len(name) <= 60:
+            name = re.sub(r'(^|,)seed=[^,]*|(?<![^,])(config|divergence)=', '', run.name)
+            name = name.replace(',', ', ') or run.name
         while name in names.values():
             name += "'"
         names[text] = name
