@@ -265,7 +265,10 @@ def test_a_student_is_refused(saved, data, capsys):
     [
         ('', 'give either --workdir=DIR, a run, or --weights=FILE'),
         ('--weights={0}', '--config: missing'),
-        ('--weights={0} --config={1} --samples=1', 'a distance needs at least two'),
+        (
+            '--weights={0} --config={1} --samples=1',
+            'samples=1: the neighbours of a sample need at least 4',
+        ),
         ('--weights={0} --config={1}:grid', "not {'shape': [2], 'num_classes': 25}"),
         ('--weights={0} --config.data.mixture=grid', 'give --config=FILE'),
         ('--weights={0} --config={1} --out={1}', 'data.py'),

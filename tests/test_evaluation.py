@@ -8,6 +8,7 @@ import scipy.linalg
 
 from fdistill.data import cache
 from fdistill.data.sources import MIXTURES, Source, load, mixture_parameters, quantise, to_float
+from fdistill.evaluation import evaluate as evaluation
 from fdistill.evaluation import features, metrics
 from fdistill.evaluation.evaluate import evaluate, measures, reference, reference_rows, sample
 from fdistill.evaluation.frechet import (
@@ -534,6 +535,10 @@ KEYS = {
     'fd_held_out',
     'fd_train',
     'pixel_fd',
+    'precision',
+    'recall',
+    'density',
+    'coverage',
     'accuracy',
     'diversity',
     'nn_ratio',
@@ -553,6 +558,19 @@ def test_real_digits_get_the_numbers_of_real_digits(digits):
     assert train['nn_ratio'] == 0
     assert 0.31 < held_out['diversity'] < 0.34 and 0.31 < train['diversity'] < 0.34
     assert 2.0 < digits.held_out_distance < 2.3
+    for key in ('precision', 'recall', 'coverage'):
+        assert held_out[key] > 0.5 and train[key] > 0.9, key
+    assert held_out['density'] == pytest.approx(1, abs=0.2)
+
+
+def test_neighbours_are_looked_for_among_some_of_many_and_their_names_say_so(digits, monkeypatch):
+    monkeypatch.setattr(evaluation, 'SEARCHED', 300)
+    against = digits._replace(searched=digits.searched[:300])
+    row = reference_rows(digits.train, digits.held_out, samples=500, against=against)['train']
+    assert row['protocol']['recall'] == 'recall-k3[digits-clf,300,train300,q16,balanced,seed0]'
+    assert row['protocol']['coverage'] == 'coverage-k5[digits-clf,300,train300,q16,balanced,seed0]'
+    assert 0.8 < row['coverage'] < 1 and row['recall'] > 0.8
+    assert '[digits-clf,500,train,' in row['protocol']['fd_train']
 
 
 def test_evaluating_a_copier_of_the_training_data(digits):

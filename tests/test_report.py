@@ -278,6 +278,18 @@ def test_protocols_and_data_are_never_mixed(tmp_path):
         } <= names
 
 
+def test_rows_of_before_a_number_was_measured_are_compared_with_later_ones(tmp_path):
+    more = PROTOCOL | {'recall': 'recall-k3[digits-clf,2k,train,q16,balanced,seed0]'}
+    folders = [
+        make(tmp_path / 'before', 'js'),
+        make(tmp_path / 'after', 'pearson', protocol=more, recall=0.5),
+    ]
+    (comparison,) = summary.summarise(collect.runs(folders))['comparisons']
+    assert {group['divergence'] for group in comparison['groups']} == {'js', 'pearson'}
+    (ranked,) = comparison['rankings']['recall']['rows']
+    assert comparison['measures']['recall']['sign'] == 1 and ranked['group'] == 'pearson'
+
+
 def test_a_run_counts_once(tmp_path):
     make_sweep(tmp_path / 's', {'js': [1.0, 2.0]})
     twin = make(tmp_path / 'twin', 'js', 1, pixel_fd=7.0)

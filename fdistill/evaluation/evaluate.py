@@ -11,12 +11,12 @@ import numpy as np
 import tqdm
 
 from fdistill.data.sources import MIXTURES, Source, mixture_parameters, quantise, to_float
-from fdistill.evaluation import features, metrics
+from fdistill.evaluation import features, metrics, neighbours
 from fdistill.evaluation.frechet import Moments, frechet_distance
-from fdistill.evaluation.protocol import Measure, Protocol
+from fdistill.evaluation.protocol import Measure, Protocol, short
 
-# Memorisation is measured on at most so many images: beyond that the search takes long and the mean
-# hardly changes.
+# Neighbours are looked for of at most so many images: beyond that the search takes long, and the
+# mean distance hardly changes.
 SEARCHED = 2000
 
 
@@ -46,9 +46,10 @@ OTHERS = {
         0,
         '1: new, 0: copies',
     ),
+    **neighbours.MEASURES,
 }
 # Which of the others there are, by the data.
-IMAGES = ('pixel_fd', 'accuracy', 'diversity', 'nn_ratio')
+IMAGES = ('pixel_fd', *neighbours.MEASURES, 'accuracy', 'diversity', 'nn_ratio')
 POINTS, MODES = ('spread', 'pixel_fd'), ('modes', 'kl', 'high_quality', 'within')
 
 
@@ -61,6 +62,8 @@ class Reference(NamedTuple):
     moments: {(features' name, 'train' or 'held-out'): Moments}.
     held_out_distance: mean distance of a held-out image to its nearest training image, over
       SEARCHED held-out images; None for points.
+    searched: float32 [M, d], the classifier's features of M = min(SEARCHED, all) training images,
+      the same in every evaluation; None for points.
     """
 
     train: Source
@@ -68,6 +71,7 @@ class Reference(NamedTuple):
     features: tuple[features.Features, ...]
     moments: Mapping[tuple[str, str], Moments]
     held_out_distance: float | None
+    searched: np.ndarray | None
 
 
 def reference(train: Source, held_out: Source, seed: int = 0, progress: bool = True) -> Reference:
@@ -98,6 +102,7 @@ def reference(train: Source, held_out: Source, seed: int = 0, progress: bool = T
             (pixels,),
             {(pixels.name, 'train'): _moments(pixels, train.images, 0)},
             None,
+            None,
         )
     classifier = features.get('classifier', train, seed=seed, progress=progress)
     moments = {
@@ -105,9 +110,11 @@ def reference(train: Source, held_out: Source, seed: int = 0, progress: bool = T
         (classifier.name, 'train'): _moments(classifier, train.images, train.levels),
         (pixels.name, 'train'): _moments(pixels, train.images, train.levels),
     }
-    searched = to_float(_some(held_out.images), held_out.levels)
-    distance = metrics.nearest_neighbour(searched, train.images, train.levels).mean()
-    return Reference(train, held_out, (classifier, pixels), moments, distance)
+    unseen, seen = (to_float(_some(s.images), s.levels) for s in (held_out, train))
+    distance = metrics.nearest_neighbour(unseen, train.images, train.levels).mean()
+    return Reference(
+        train, held_out, (classifier, pixels), moments, distance, classifier.apply(seen)
+    )
 
 
 def sample(
@@ -181,8 +188,10 @@ def check(samples: int = 2000, seed: int = 0, batch_size: int = 500) -> None:
     Raises:
       ValueError: a value out of range.
     """
-    if samples < 2:
-        raise ValueError(f'samples={samples}: a distance needs at least two')
+    if samples <= neighbours.K:
+        raise ValueError(
+            f'samples={samples}: the neighbours of a sample need at least {neighbours.K + 1}'
+        )
     if seed < 0 or batch_size < 1:
         raise ValueError(
             f'seed={seed}, batch_size={batch_size}: seed must be >= 0 and batch_size >= 1'
@@ -219,9 +228,11 @@ def evaluate(
 
     Returns:
       For images, of which the samples are first rounded to the grey levels of the data, the row
-      {nfe, fd_held_out, fd_train, pixel_fd, accuracy, diversity, nn_ratio, seconds, protocol}, with
-      Frechet distances in the classifier's features against either split and in pixels against the
-      training split; see `metrics` for the others. For points {nfe, modes, kl, high_quality,
+      {nfe, fd_held_out, fd_train, pixel_fd, precision, recall, density, coverage, accuracy,
+      diversity, nn_ratio, seconds, protocol}, with Frechet distances in the classifier's features
+      against either split and in pixels against the training split, and `neighbours.prdc` in the
+      classifier's features, of at most SEARCHED samples against as many training images; see
+      `metrics` for the others. For points {nfe, modes, kl, high_quality,
       within, spread, pixel_fd, seconds, protocol}, without the four of `mode_coverage` if the data
       is no named mixture. `protocol` maps each measured key to its full name.
 
@@ -338,15 +349,17 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
     pixels = against.features[-1]
     measured, protocol = {}, {}
 
-    def put(key, metric, value, extractor=pixels.name, reference='train'):
+    def put(key, metric, value, extractor=pixels.name, reference='train', count=len(images)):
         measured[key] = value
-        protocol[key] = Protocol(
-            extractor, len(images), reference, train.levels, labelling, seed
-        ).name(metric)
+        protocol[key] = Protocol(extractor, count, reference, train.levels, labelling, seed).name(
+            metric
+        )
 
-    def distance(extractor, reference):
-        ours, real = _moments(extractor, images, 0), against.moments[extractor.name, reference]
+    def distance(ours, extractor, reference):
+        real = against.moments[extractor.name, reference]
         return frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)
+
+    in_pixels = distance(_moments(pixels, images, 0), pixels, 'train')
 
     if points:
         if train.name in MIXTURES:
@@ -355,12 +368,21 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
             ).items():
                 put(key, key, value, reference=train.name)
         put('spread', 'spread', metrics.spread(images, train.images))
-        put('pixel_fd', 'fd', distance(pixels, 'train'))
+        put('pixel_fd', 'fd', in_pixels)
     else:
         classifier = against.features[0]
-        put('fd_held_out', 'fd', distance(classifier, 'held-out'), classifier.name, 'held-out')
-        put('fd_train', 'fd', distance(classifier, 'train'), classifier.name)
-        put('pixel_fd', 'fd', distance(pixels, 'train'))
+        ours = _moments(classifier, images, 0)
+        for key, split in (('fd_held_out', 'held-out'), ('fd_train', 'train')):
+            put(key, 'fd', distance(ours, classifier, split), classifier.name, split)
+        put('pixel_fd', 'fd', in_pixels)
+        searched = _some(images)
+        whole = len(against.searched) == len(train.images)
+        part = 'train' if whole else f'train{short(len(against.searched))}'
+        for key, value in neighbours.prdc(
+            classifier.apply(searched), against.searched, progress=False
+        ).items():
+            k = neighbours.K if key in ('precision', 'recall') else neighbours.K_DENSITY
+            put(key, f'{key}-k{k}', value, classifier.name, part, len(searched))
         put(
             'accuracy',
             'accuracy',
@@ -368,8 +390,6 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
             classifier.name,
         )
         put('diversity', 'diversity', metrics.diversity(images, labels))
-        ratio = metrics.nn_ratio(
-            _some(images), train.images, against.held_out_distance, train.levels
-        )
+        ratio = metrics.nn_ratio(searched, train.images, against.held_out_distance, train.levels)
         put('nn_ratio', 'nn_ratio', ratio)
     return {'nfe': nfe, **measured, 'seconds': seconds, 'protocol': protocol}

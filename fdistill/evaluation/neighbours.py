@@ -4,13 +4,26 @@ import numpy as np
 import tqdm
 
 from fdistill.evaluation.metrics import feature_pair
+from fdistill.evaluation.protocol import Measure
+
+# What `prdc` gives, for people.
+MEASURES = {
+    'precision': Measure('samples within the real manifold', 'share', 1),
+    'recall': Measure('real images within the manifold of samples', 'share', 1),
+    'density': Measure(
+        'real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'
+    ),
+    'coverage': Measure('real neighbourhoods that hold a sample', 'share', 1),
+}
+# The neighbours of the papers.
+K, K_DENSITY = 3, 5
 
 
 def prdc(
     samples: np.ndarray,
     reference: np.ndarray,
-    k: int = 3,
-    k_density: int = 5,
+    k: int = K,
+    k_density: int = K_DENSITY,
     block: int = 2000,
     progress: bool = True,
 ) -> dict[str, float]:

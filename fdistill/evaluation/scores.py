@@ -157,14 +157,7 @@ METRICS = {
     ),
     'prdc': Metric(
         _prdc,
-        {
-            'precision': Measure('samples within the real manifold', 'share', 1),
-            'recall': Measure('real images within the manifold of samples', 'share', 1),
-            'density': Measure(
-                'real neighbourhoods a sample lies in', 'of those expected', 0, '1 for real images'
-            ),
-            'coverage': Measure('real neighbourhoods that hold a sample', 'share', 1),
-        },
+        neighbours.MEASURES,
         needs=('pool',),
         fewest=6,
         present=functools.partial(_kept, 6),
