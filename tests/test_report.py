@@ -725,18 +725,22 @@ def fake_run(shape, seen):
         seen.append(np.asarray(noise))
         return jnp.tanh(noise)
 
-    return types.SimpleNamespace(shape=shape, start=start, sample=sample, config={})
+    return types.SimpleNamespace(
+        shape=shape, start=start, sample=sample, config={'data': {'name': 'any'}}
+    )
 
 
 @pytest.mark.parametrize(
     ('shape', 'groups', 'n'),
-    [((8, 8, 1), 3, 25), ((32, 32, 3), 60, 9), ((2,), 3, 4000), ((1,), 3, 4000)],
+    [((8, 8, 1), 3, 25), ((32, 32, 3), 60, 4), ((2,), 3, 4000), ((1,), 3, 4000)],
 )
 def test_pictures_come_from_the_same_noise_and_fit(shape, groups, n, monkeypatch):
     seen = []
     monkeypatch.setattr(pictures.build, 'from_workdir', lambda folder: fake_run(shape, seen))
     real = types.SimpleNamespace(
-        images=np.random.default_rng(0).normal(size=(100, *shape)).astype(np.float32), name='other'
+        images=np.random.default_rng(0).normal(size=(100, *shape)).astype(np.float32),
+        name='other',
+        levels=0,
     )
     monkeypatch.setattr(pictures.build, 'load_data', lambda config, split: real)
     (png, shown), again = pictures.draw('a', groups), pictures.draw('b', groups)
@@ -747,6 +751,28 @@ def test_pictures_come_from_the_same_noise_and_fit(shape, groups, n, monkeypatch
         and len(seen[0]) == n
     )
     assert Image.open(io.BytesIO(png)).size[0] > 8 and len(png) * groups < 4e6
+
+
+def test_copies_are_seen_beside_the_images_they_copy(monkeypatch):
+    monkeypatch.setattr(pictures.build, 'from_workdir', lambda folder: fake_run((8, 8, 1), []))
+    noise, _ = fake_run((8, 8, 1), []).start(jax.random.key(pictures.SEED), 25)
+    copied = np.round((np.tanh(noise) + 1) * 127.5).astype(np.uint8)
+    others = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), np.uint8)
+    real = types.SimpleNamespace(images=np.concatenate([others, copied[::-1]]), levels=255)
+    monkeypatch.setattr(pictures.build, 'load_data', lambda config, split: real)
+    png, shown = pictures.draw('a', 1)
+    picture = np.asarray(Image.open(io.BytesIO(png)), int)
+    side = 5 * 10
+    assert picture.shape == (side, 2 * side + 4, 3) and 'nearest to each (right)' in shown
+    assert (picture[:, side : side + 4] == 255).all()
+    assert np.abs(picture[:, :side] - picture[:, side + 4 :]).max() <= 1
+
+    def away(config, split):
+        raise UserError('config.data: no folder')
+
+    monkeypatch.setattr(pictures.build, 'load_data', away)
+    png, shown = pictures.draw('a', 1)
+    assert Image.open(io.BytesIO(png)).size == (side, side) and shown.endswith('data: no folder')
 
 
 def test_points_in_space_are_not_drawn(monkeypatch):

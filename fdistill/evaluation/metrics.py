@@ -88,15 +88,12 @@ def diversity(images: np.ndarray, labels: np.ndarray) -> float:
     )
 
 
-def nearest_neighbour(
+def nearest(
     samples: np.ndarray, train: np.ndarray, levels: int = 0, block: int = 2000
 ) -> np.ndarray:
-    """Distance of each sample to its nearest training image, over pixels in [-1, 1].
+    """Which training image is nearest to each sample, over pixels in [-1, 1].
 
-    min_j |x_i - t_j|_2
-
-    The nearest is searched in float32 as |t|^2 - 2 x.t, the distance to the one found is computed
-    from the difference in float64: an exact copy gives exactly 0.
+    argmin_j |x_i - t_j|_2, searched in float32 as |t|^2 - 2 x.t
 
     Args:
       samples: float [N, ...].
@@ -106,22 +103,40 @@ def nearest_neighbour(
         same time.
 
     Returns:
-      float64 [N].
+      int64 [N], in 0..M - 1.
     """
     samples = np.asarray(samples, np.float32).reshape(len(samples), -1)
-    nearest, best = np.zeros(len(samples), np.int64), np.full(len(samples), np.inf, np.float32)
+    found, best = np.zeros(len(samples), np.int64), np.full(len(samples), np.inf, np.float32)
     for j in range(0, len(train), block):
         columns = to_float(train[j : j + block], levels).reshape(-1, samples.shape[1])
         norms = np.square(columns).sum(axis=1)
         for i in range(0, len(samples), block):
             distance = norms - 2 * samples[i : i + block] @ columns.T
-            found = distance.argmin(axis=1)
-            value = distance[np.arange(len(found)), found]
-            nearest[i : i + block] = np.where(
-                value < best[i : i + block], found + j, nearest[i : i + block]
+            closest = distance.argmin(axis=1)
+            value = distance[np.arange(len(closest)), closest]
+            found[i : i + block] = np.where(
+                value < best[i : i + block], closest + j, found[i : i + block]
             )
             best[i : i + block] = np.minimum(value, best[i : i + block])
-    matches = to_float(train[nearest], levels).reshape(samples.shape)
+    return found
+
+
+def nearest_neighbour(
+    samples: np.ndarray, train: np.ndarray, levels: int = 0, block: int = 2000
+) -> np.ndarray:
+    """Distance of each sample to its nearest training image, over pixels in [-1, 1].
+
+    min_j |x_i - t_j|_2, from the difference in float64: an exact copy gives exactly 0
+
+    Args:
+      samples, train, levels, block: as of `nearest`.
+
+    Returns:
+      float64 [N].
+    """
+    samples = np.asarray(samples, np.float32).reshape(len(samples), -1)
+    found = nearest(samples, train, levels, block)
+    matches = to_float(train[found], levels).reshape(samples.shape)
     return np.linalg.norm(samples.astype(np.float64) - matches, axis=1)
 
 
