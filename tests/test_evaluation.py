@@ -2,6 +2,7 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -449,8 +450,28 @@ def test_blocks_are_padded_and_cut(monkeypatch):
     source = Source(images, np.arange(37, dtype=np.int32) % 2, 2, 255, 'colour')
     extractor = features.get('classifier', source, steps=2, batch_size=8, progress=False)
     values = extractor.apply(to_float(source.images, 255))
-    assert values.shape == (37, 32)
+    assert values.shape == (37, 32) and extractor.name == 'colour-clf2'
     np.testing.assert_allclose(values.std(axis=0), 1, rtol=1e-4)
+
+
+def test_a_classifier_sees_its_images_shifted_within_reach():
+    recipe, key = features.LARGE._replace(noise=0.0), jax.random.key(0)
+    images = np.random.default_rng(0).normal(size=(64, 28, 20, 1)).astype(np.float32)
+    padded = np.pad(images, ((0, 0), (2, 2), (1, 1), (0, 0)), 'edge')
+    places = list(itertools.product(range(5), range(3)))
+    shifted = np.stack([padded[:, i : i + 28, j : j + 20] for i, j in places])
+    same = (shifted == np.asarray(features._varied(key, images, recipe))).all(axis=(2, 3, 4))
+    assert (same.sum(axis=0) == 1).all() and same.any(axis=1).sum() > 12
+    small = features._varied(key, images, features.SMALL)
+    np.testing.assert_array_equal(small, images + 0.2 * jax.random.normal(key, images.shape))
+
+
+def test_classifiers_of_any_size_have_features_of_one_length():
+    for shape in ((8, 8, 1), (16, 16, 1), (17, 30, 3), (64, 64, 3)):
+        model, x = classifier(num_classes=3, image_shape=shape), jnp.zeros((2, *shape))
+        params = jax.eval_shape(model.init, jax.random.key(0), x)
+        logits, found = jax.eval_shape(model.apply, params, x)
+        assert (logits.shape, found.shape) == ((2, 3), (2, 32))
 
 
 def test_classifier_is_kept_and_deterministic(monkeypatch):

@@ -18,13 +18,41 @@ from fdistill.data.pipeline import batches
 from fdistill.data.sources import Source, fingerprint, to_float
 from fdistill.errors import pick
 from fdistill.files import disk
-from fdistill.networks.classifier import classifier
+from fdistill.networks.classifier import classifier, convolutional
 
-# Whatever changes the numbers of a trained classifier raises this, so that no cached one is
-# mistaken for another.
-VERSION = 4
 # Programs are compiled for blocks of this many images; the last block is padded.
 BLOCK = 500
+
+
+class Recipe(NamedTuple):
+    """How a classifier is trained.
+
+    name: what its features are called behind the name of the data set. Whatever changes their
+      numbers changes it, so that old ones and new ones are never compared, and raises `version`, so
+      that no cached one is mistaken for another.
+    version: part of the key in the cache.
+    steps, batch_size, learning_rate: of AdamW with a cosine decay.
+    weight_decay: of AdamW; it keeps the features from growing apart between training and held-out
+      data.
+    noise: std of the noise added to the input, in units of [-1, 1].
+    shift: images are shifted by up to this share of their sides, at random.
+    mirror: colour images are mirrored with probability 1/2; grey ones, often of characters, never.
+    """
+
+    name: str
+    version: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    noise: float
+    shift: float
+    mirror: bool
+
+
+# For the two networks of `classifier`.
+SMALL = Recipe('clf', 4, 1500, 128, 3e-3, 1.0, 0.2, 0.0, False)
+LARGE = Recipe('clf2', 5, 6000, 64, 2e-3, 0.1, 0.02, 0.075, True)
 
 
 class Features(NamedTuple):
@@ -64,27 +92,25 @@ def pixel_features(source: Source) -> Features:
 def classifier_features(
     source: Source,
     seed: int = 0,
-    steps: int = 1500,
-    batch_size: int = 128,
-    noise: float = 0.2,
-    learning_rate: float = 3e-3,
+    steps: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> Features:
     """Last hidden layer, before its activation and scaled to unit std over the training split, of a
     small classifier.
 
-    The classifier is trained once, with AdamW, a cosine decay, dropout and Gaussian noise on its
-    input, and kept below $FDISTILL_CACHE under a key of the data and of all settings.
+    The classifier is trained once, by the `Recipe` for its size of images, and kept below
+    $FDISTILL_CACHE under a key of the data and of all settings.
 
     Args:
       source: Source of the training split, uint8 images.
       seed: integer >= 0; the same seed gives the same features on one kind of machine.
-      steps, batch_size, learning_rate: of the training.
-      noise: std of the noise added to the input, in units of [-1, 1].
+      steps, batch_size: of the training; default: the recipe's.
       progress: show a bar if it takes longer than two seconds.
 
     Returns:
-      Features named '<data set>-clf' (with '-s<seed>' behind it if the seed is not 0), d = 32.
+      Features named '<data set>-clf', or '<data set>-clf2' from 16 x 16 pixels on (with '-s<seed>'
+      behind it if the seed is not 0), d = 32.
 
     Raises:
       ValueError: points in place of images.
@@ -95,13 +121,24 @@ def classifier_features(
         )
     shape = source.images.shape[1:]
     model = classifier(num_classes=source.num_classes, image_shape=shape)
-    settings = (VERSION, fingerprint(source), seed, steps, batch_size, noise, learning_rate)
+    recipe = LARGE if convolutional(shape) else SMALL
+    given = {'steps': steps, 'batch_size': batch_size}
+    recipe = recipe._replace(**{name: n for name, n in given.items() if n is not None})
+    settings = (
+        recipe.version,
+        fingerprint(source),
+        seed,
+        recipe.steps,
+        recipe.batch_size,
+        recipe.noise,
+        recipe.learning_rate,
+    )
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
     path = cache.folder('classifiers') / f'{source.name}-{key}.npz'
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1,) + shape))
     leaves, treedef = jax.tree.flatten(like)
     if not path.exists():
-        params = _train(model, source, seed, steps, batch_size, noise, learning_rate, progress)
+        params = _train(model, source, seed, recipe, progress)
         scale = _in_blocks(
             jax.jit(lambda x: model.apply(params, x)[1]), source.images, source.levels
         ).std(axis=0)
@@ -117,22 +154,22 @@ def classifier_features(
         ) from error
     network = jax.jit(lambda x: model.apply(params, x))
     return Features(
-        name=f'{source.name}-clf' + (f'-s{seed}' if seed else ''),
+        name=f'{source.name}-{recipe.name}' + (f'-s{seed}' if seed else ''),
         apply=lambda images: _in_blocks(lambda x: network(x)[1], images) / scale,
         classify=lambda images: _in_blocks(lambda x: network(x)[0], images),
     )
 
 
-def _train(model, source, seed, steps, batch_size, noise, learning_rate, progress):
+def _train(model, source, seed, recipe, progress):
     """Trains a classifier on a source -> params."""
-    # The decay keeps the features from growing apart between training and held-out data.
-    optimizer = optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=1.0)
+    schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
+    optimizer = optax.adamw(schedule, weight_decay=recipe.weight_decay)
 
     @jax.jit
     def update(params, state, batch, step):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        key_noise, key_dropout = jax.random.split(key)
-        images = batch['x'] + noise * jax.random.normal(key_noise, batch['x'].shape)
+        key_images, key_dropout = jax.random.split(key)
+        images = _varied(key_images, batch['x'], recipe)
         labels = batch['condition'].get('label', jnp.zeros(len(images), jnp.int32))
 
         def loss(params):
@@ -142,13 +179,15 @@ def _train(model, source, seed, steps, batch_size, noise, learning_rate, progres
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    params = model.init(jax.random.key(seed), jnp.zeros((1,) + source.images.shape[1:]))
+    shape = source.images.shape[1:]
+    params = model.init(jax.random.key(seed), jnp.zeros((1,) + shape))
     state = optimizer.init(params)
-    stream = itertools.islice(batches(source, batch_size, seed), steps)
+    mirror = recipe.mirror and shape[2] > 1
+    stream = itertools.islice(batches(source, recipe.batch_size, seed, flip=mirror), recipe.steps)
     for step, batch in tqdm.tqdm(
         enumerate(stream),
         f'training the {source.name} classifier',
-        steps,
+        recipe.steps,
         unit='step',
         disable=None if progress else True,
         delay=2,
@@ -156,6 +195,19 @@ def _train(model, source, seed, steps, batch_size, noise, learning_rate, progres
     ):
         params, state = update(params, state, batch, np.int32(step))
     return params
+
+
+def _varied(key, images, recipe):
+    """Images [B,H,W,C] with noise and, their edges repeated, shifted."""
+    noisy = images + recipe.noise * jax.random.normal(key, images.shape)
+    reach = (np.array(images.shape[1:3]) * recipe.shift).astype(int)
+    if not reach.any():
+        return noisy
+    padded = jnp.pad(noisy, ((0, 0), *((pixels, pixels) for pixels in reach), (0, 0)), 'edge')
+    corners = jax.random.randint(jax.random.fold_in(key, 1), (len(images), 2), 0, 2 * reach + 1)
+    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), images.shape[1:]))(
+        padded, corners
+    )
 
 
 def _in_blocks(function, images, levels=0):

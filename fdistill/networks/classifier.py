@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fdistill.networks.layers import GroupNorm
+
 
 class Classifier(NamedTuple):
     """A classifier as two pure functions.
@@ -20,31 +22,53 @@ class Classifier(NamedTuple):
     apply: Callable[..., Any]
 
 
-class _Classifier(nn.Module):
+# Full precision, or the features, and with them every distance, would depend on the accelerator.
+PRECISION = 'highest'
+FEATURES = 32
+
+
+class _Perceptron(nn.Module):
     num_classes: int
-    widths: tuple
-    convolutional: bool
 
     @nn.compact
     def __call__(self, x, deterministic):
-        # Full precision, or the features, and with them every distance, would depend on the
-        # accelerator.
-        for width in self.widths[:-1]:
-            if self.convolutional:
-                x = nn.silu(nn.Conv(width, (3, 3), strides=(2, 2), precision='highest')(x))
-            else:
-                x = nn.tanh(nn.Dense(width, precision='highest')(x.reshape(len(x), -1)))
-                x = nn.Dropout(0.3, deterministic=deterministic)(x)
-        features = nn.Dense(self.widths[-1], precision='highest')(x.reshape(len(x), -1))
-        activation = nn.silu if self.convolutional else nn.tanh
-        return nn.Dense(self.num_classes, precision='highest')(activation(features)), features
+        for width in (256, 256):
+            x = nn.tanh(nn.Dense(width, precision=PRECISION)(x.reshape(len(x), -1)))
+            x = nn.Dropout(0.3, deterministic=deterministic)(x)
+        features = nn.Dense(FEATURES, precision=PRECISION)(x.reshape(len(x), -1))
+        return nn.Dense(self.num_classes, precision=PRECISION)(nn.tanh(features)), features
+
+
+class _Convolutional(nn.Module):
+    num_classes: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x, deterministic):
+        # Half the side at once, and not normalised: layers of the full size take longest by far.
+        width = self.width
+        x = nn.silu(nn.Conv(width, (4, 4), strides=2, precision=PRECISION)(x))
+        while max(x.shape[1:3]) > 4:
+            x = nn.avg_pool(x, (2, 2), (2, 2), padding='SAME')
+            width = min(2 * width, 4 * self.width)
+            x = nn.Conv(width, (3, 3), precision=PRECISION)(x)
+            x = nn.silu(GroupNorm(eps=1e-5)(x))
+        x = nn.Dropout(0.3, deterministic=deterministic)(x.reshape(len(x), -1))
+        features = nn.Dense(FEATURES, precision=PRECISION)(x)
+        return nn.Dense(self.num_classes, precision=PRECISION)(nn.silu(features)), features
+
+
+def convolutional(image_shape: tuple[int, int, int]) -> bool:
+    """Whether the classifier for images (H, W, C) has convolutions: from 16 x 16 pixels on."""
+    return min(image_shape[:2]) >= 16
 
 
 def classifier(num_classes: int, image_shape: tuple[int, int, int]) -> Classifier:
     """A classifier for images of this size.
 
-    Below 16 x 16 pixels, a perceptron of widths 256, 256, 32 with dropout; from there on, strided
-    convolutions 32, 64, 128 and then the 32.
+    Below 16 x 16 pixels, a perceptron of widths 256, 256, 32 with dropout; from there on,
+    convolutions of widths 32, 64, 128, 128, ... (twice that for colour), each at half the side of
+    the one before, down to 4 pixels, dropout and then the 32.
 
     Args:
       num_classes: number of classes.
@@ -53,8 +77,11 @@ def classifier(num_classes: int, image_shape: tuple[int, int, int]) -> Classifie
     Returns:
       Classifier with 32 features.
     """
-    large = min(image_shape[:2]) >= 16
-    module = _Classifier(num_classes, (32, 64, 128, 32) if large else (256, 256, 32), large)
+    module = (
+        _Convolutional(num_classes, 32 if image_shape[2] == 1 else 64)
+        if convolutional(image_shape)
+        else _Perceptron(num_classes)
+    )
     return Classifier(
         init=lambda key, x: module.init(key, jnp.asarray(x), True),
         apply=lambda params, x, key=None: module.apply(
