@@ -8,7 +8,7 @@ def get_config():
         dict(
             seed=0,
             data=dict(name='tfds', dataset='mnist', data_dir=config_dict.placeholder(str)),
-            teacher=dict(workdir='runs/mnist-dit-teacher'),
+            teacher=dict(workdir='runs/mnist-dit-teacher', guidance=1.5),
             method=dict(
                 name='sid',
                 alpha=1.0,
@@ -23,15 +23,15 @@ def get_config():
                 critic=dict(learning_rate=6e-4, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
             ),
             training=dict(
-                steps=1500,
+                steps=2400,
                 batch_size=64,
                 ema_half_life=1e4,
                 ema_ramp_up=0.2,
                 log_every=50,
-                checkpoint_every=500,
-                sample_every=500,
+                checkpoint_every=600,
+                sample_every=600,
             ),
             mesh=dict(data=-1, fsdp=1),
-            evaluation=dict(samples=10000, seed=0, batch_size=500),
+            evaluation=dict(samples=5000, seed=0, batch_size=500),
         )
     )

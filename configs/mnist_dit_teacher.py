@@ -1,5 +1,4 @@
-"""DOC
-"""
+"""DOC"""
 
 from ml_collections import ConfigDict, config_dict
 
@@ -38,6 +37,6 @@ def get_config(size='full'):
                 sample_every=1000,
             ),
             mesh=dict(data=-1, fsdp=1),
-            evaluation=dict(samples=10000, seed=0, batch_size=500),
+            evaluation=dict(samples=5000, seed=0, batch_size=500),
         )
     )

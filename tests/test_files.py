@@ -94,14 +94,17 @@ def test_scatter_puts_points_where_they_are():
 
 
 def test_progress_prints_lines_off_a_terminal(capsys, monkeypatch):
-    clock = iter([0.0, 1.0, 11.0, 12.0, 22.0])
+    clock = iter([0.0, 1.0, 11.0, 11.0, 12.0, 20.0, 22.0])
     monkeypatch.setattr(progress_module.time, 'monotonic', lambda: next(clock))
     progress = Progress(total=100, start=20, images=64)
     progress.note({'loss': 0.25})
     assert progress.update(21) is None
     assert progress.update(42) == {'images_per_second': pytest.approx(134.4), 'seconds': 11.0}
-    assert progress.update(43) is None
-    assert progress.update(100)['seconds'] == 22
+    waited = []
+    assert progress.update(43, lambda: waited.append(43)) is None
+    # What is still being computed is waited for before it counts.
+    assert progress.update(100, lambda: waited.append(100))['seconds'] == 22
+    assert waited == [100]
     progress.close()
     first, last = capsys.readouterr().err.splitlines()
     assert first == 'step 42/100 (42 %)  134 images/s  0:00:11 elapsed  0:00:28 left  loss 0.25'

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -51,9 +52,13 @@ class Progress:
         """Shows these metrics from the next line on."""
         self._metrics = {name: f'{float(value):.4g}' for name, value in metrics.items()}
 
-    def update(self, step: int) -> dict[str, float] | None:
-        """Notes that `step` steps are done.
+    def update(
+        self, step: int, finish: Callable[[], Any] = lambda: None
+    ) -> dict[str, float] | None:
+        """Notes that `step` steps are done, or begun where they are computed in the background.
 
+        Args:
+            finish: waits until they are done; called before the speed is measured alone.
         Returns:
             {'images_per_second', 'seconds'} every so many seconds and after the last step,
             otherwise None.
@@ -68,6 +73,8 @@ class Progress:
             return None
         if now - self._mark < self._every and step < self._total:
             return None
+        finish()
+        now = time.monotonic()
         speed = (step - self._mark_step) / max(now - self._mark, 1e-9)
         self._mark, self._mark_step = now, step
         timing = {'images_per_second': speed * self._images, 'seconds': now - self._began}

@@ -420,7 +420,8 @@ def pace(outs: Sequence[writer.Writer], progress: Progress) -> Callable[[TrainSt
     """An action for `Every`: says how far the run is, and writes its speed now and then."""
 
     def action(state, done):
-        timing = progress.update(done)
+        # Up to 32 steps are under way at once, half a minute of a slow one.
+        timing = progress.update(done, lambda: jax.block_until_ready(state.step))
         for out in outs if timing else ():
             out.timing(done, timing)
 
