@@ -184,6 +184,31 @@ def test_tfds_reads_every_image_once_and_keeps_it(tfds_folder, monkeypatch):
     assert len(part.images) == 5
 
 
+def test_fewer_classes_and_smaller_images(tfds_folder):
+    part = load('tfds', dataset='tiny_grey', data_dir=tfds_folder, classes=(2, 0))
+    whole = load('tfds', dataset='tiny_grey', data_dir=tfds_folder)
+    kept = whole.labels != 1
+    np.testing.assert_array_equal(part.images, whole.images[kept])
+    np.testing.assert_array_equal(part.labels, np.where(whole.labels[kept] == 2, 0, 1))
+    assert (part.num_classes, part.name) == (2, 'tiny_grey-2of3')
+
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 2)).astype(np.uint8)
+    source = whole._replace(images=images, labels=np.zeros(3, np.int32))
+    small = sources.reduced(source, 3)
+    assert small.images.shape == (3, 3, 3, 2) and small.images.dtype == np.uint8
+    mean = images[1, 2:4, 4:6, 0].mean()
+    assert small.images[1, 1, 2, 0] == np.rint(mean) and small.name == 'tiny_grey-3px'
+    assert sources.reduced(source, 6).name == 'tiny_grey'
+    for wrong, message in (
+        (dict(size=4), 'size=4: must be a divisor of 6'),
+        (dict(size=0), 'size=0'),
+        (dict(classes=(0, 3)), r'classes=\(0, 3\): must be different labels in 0..2'),
+        (dict(classes=(1, 1)), 'must be different labels'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sources.reduced(source, **wrong)
+
+
 @pytest.mark.parametrize('name, shape', [('mnist', (28, 28, 1)), ('cifar10_jpeg', (32, 32, 3))])
 def test_tfds_example_data(name, shape):
     if not (DATA_DIR / name).is_dir():

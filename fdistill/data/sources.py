@@ -13,7 +13,7 @@ import sys
 import unittest.mock
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -286,6 +286,8 @@ def tfds(
     data_dir: Annotated[str | None, Free] = None,
     train: str = 'train',
     held_out: str = 'test',
+    size: int | None = None,
+    classes: tuple[int, ...] = (),
 ) -> Source:
     """A TensorFlow data set that lies prepared on disk, read without TensorFlow, levels 0..255.
 
@@ -295,6 +297,7 @@ def tfds(
         itself the folder with the data set's dataset_info.json.
       data_dir: folder; None: TFDS' own (~/tensorflow_datasets).
       train, held_out: TFDS splits that stand for the two, e.g. 'train[:90%]' and 'train[90%:]'.
+      size, classes: see `reduced`.
 
     The files must be ArrayRecord: `tfds build --file_format=array_record`, or
     `download_and_prepare(file_format=...)`. The images are decoded once and kept below
@@ -341,7 +344,53 @@ def tfds(
     images, labels, stored = _decoded(
         full_name, identity, len(records), read, lambda i: f'example {i} of {full_name!r}'
     )
-    return Source(images, labels, num_classes, 255, builder.info.name, stored=stored)
+    source = Source(images, labels, num_classes, 255, builder.info.name, stored=stored)
+    return reduced(source, size, classes)
+
+
+def reduced(source: Source, size: int | None = None, classes: Sequence[int] = ()) -> Source:
+    """Smaller images, of some classes, for experiments on a small machine.
+
+    Args:
+      source: of images with grey levels.
+      size: side of the images in pixels, a divisor of theirs: each new pixel is the mean of a
+        square, rounded; default: as they are.
+      classes: labels that are kept, and which are 0, 1, ... in this order then; default: all.
+
+    Returns:
+      `Source`; its name says what was done, as 'cifar10-3of10-16px'.
+
+    Raises:
+      ValueError: no divisor, or labels that do not occur or occur twice.
+    """
+    images, labels, count, name = source.images, source.labels, source.num_classes, source.name
+    if classes:
+        if len(set(classes)) != len(classes) or not set(classes) <= set(range(count)):
+            raise ValueError(
+                f'classes={classes}: must be different labels in 0..{count - 1} of {name!r}'
+            )
+        new = np.full(count, -1, np.int32)
+        new[list(classes)] = np.arange(len(classes))
+        kept = np.flatnonzero(new[labels] >= 0)
+        images, labels = images[kept], new[labels[kept]]
+        count, name = len(classes), f'{name}-{len(classes)}of{count}'
+    height, width, channels = images.shape[1:]
+    if size is not None:
+        if size < 1 or height != width or height % size:
+            raise ValueError(
+                f'size={size}: must be a divisor of {height}, as the images of {source.name!r} '
+                f'have {height} x {width} pixels'
+            )
+        if size != height:
+            by = height // size
+            shape = (-1, size, by, size, by, channels)
+            # In parts: means take eight times the memory of the images.
+            parts = [
+                np.rint(images[i : i + 1000].reshape(shape).mean(axis=(2, 4))).astype(np.uint8)
+                for i in range(0, len(images), 1000)
+            ]
+            images, name = np.concatenate(parts), f'{name}-{size}px'
+    return source._replace(images=images, labels=labels, num_classes=count, name=name)
 
 
 def _known_features(features):
@@ -373,6 +422,8 @@ def tfds_outline(
     data_dir: Annotated[str | None, Free] = None,
     train: str = 'train',
     held_out: str = 'test',
+    size: int | None = None,
+    classes: tuple[int, ...] = (),
 ) -> Source:
     """What `tfds` would give, but for its images, without reading any: they are black, and one
     byte of memory.
@@ -390,7 +441,8 @@ def tfds_outline(
         raise UserError(f'data set {builder.info.full_name!r} has no images of one size')
     images = np.broadcast_to(np.uint8(0), (1, *shape))
     num_classes = features[label_key].num_classes if label_key else 1
-    return Source(images, np.zeros(1, np.int32), num_classes, 255, builder.info.name)
+    labels = np.zeros(1, np.int32) + (classes[0] if classes else 0)
+    return reduced(Source(images, labels, num_classes, 255, builder.info.name), size, classes)
 
 
 def _builder(dataset, data_dir):
