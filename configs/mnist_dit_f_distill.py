@@ -4,10 +4,9 @@ from the teacher's features.
     fdistill train --config=configs/mnist_dit_f_distill.py:js --workdir=runs/mnist-dit-js
     [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/mnist-dit-js
 
-Needs runs/mnist-dit-teacher (configs/mnist_dit_teacher.py) and its data. 96,000 images;
-23 minutes of two cores beside other jobs. Measured with --samples=2000 and js, in the features
-mnist-clf of before mnist-clf2: fd_train 0.76, fd_held_out 0.88, accuracy 0.89; its teacher, with
-35 evaluations, 0.54, 0.63 and 0.86.
+Needs runs/mnist-dit-teacher (configs/mnist_dit_teacher.py) and its data. 153,600 images, 21 minutes
+of one core; measured with js: fd_train 0.21, fd_held_out 0.19, accuracy 0.99; its teacher, with 36
+evaluations, 0.23, 0.21 and 0.98.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -1,4 +1,11 @@
-"""DOC"""
+"""One-step student of the MNIST transformer for two cores, by score identity distillation (SiD,
+arXiv 2404.04057).
+
+    fdistill train --config=configs/mnist_dit_sid.py --workdir=runs/mnist-dit-sid
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/mnist-dit-sid
+
+Needs runs/mnist-dit-teacher (configs/mnist_dit_teacher.py) and its data. Not run.
+"""
 
 from ml_collections import ConfigDict, config_dict
 

@@ -1,4 +1,11 @@
-"""DOC"""
+"""One-step student of the MNIST transformer for two cores, by score implicit matching (SIM, arXiv
+2410.16794).
+
+    fdistill train --config=configs/mnist_dit_sim.py --workdir=runs/mnist-dit-sim
+    [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/mnist-dit-sim
+
+Needs runs/mnist-dit-teacher (configs/mnist_dit_teacher.py) and its data. Not run at this length.
+"""
 
 from ml_collections import ConfigDict, config_dict
 
