@@ -5,11 +5,14 @@ import io
 import json
 import os
 import pathlib
+import platform
 import struct
+import subprocess
 import sys
 import warnings
 import zipfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -269,3 +272,34 @@ def test_an_array_has_its_place_on_the_disk_before_it_is_filled(tmp_path, monkey
         disk.write(tmp_path / 'b.npy', lambda path: disk.array(path, np.float32, (3,)))
     assert caught.value.filename == str(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['a.npy']
+
+
+FAULTS = """
+import resource, sys
+if sys.argv[1:]:
+    from fdistill.files import process
+    process.prepare()
+import jax
+import jax
+import jax.numpy as jnp
+
+run, x = jax.jit(lambda x: jnp.sin(x) @ x.T), jnp.ones((2048, 2048))
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != 'glibc' or jax.default_backend() != 'cpu',
+    reason='of glibc and CPU alone',
+)
+def test_memory_of_a_step_is_kept_for_the_next():
+    """What is freed is given to the next run of a program: no page of it is mapped anew."""
+
+    def faults(*words):
+        command = [sys.executable, '-c', FAULTS, *words]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults('prepare') < 400 < 4000 < faults()
