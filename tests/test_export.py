@@ -280,21 +280,22 @@ def test_push_is_for_those_who_are_logged_in(workdir, tmp_path, monkeypatch):
     assert 'secret' not in (out / 'README.md').read_text()
 
 
-def test_a_licence_comes_along_through_the_teacher(workdir, tmp_path):
-    """Of a run whose teacher is a run whose teacher is a published file."""
+@pytest.mark.parametrize('part', ['teacher', 'start'])
+def test_a_licence_comes_along_through_the_parents(part, tmp_path):
+    """Of a run whose teacher is a run whose teacher, or start, is a published file."""
     file = tmp_path / 'edm.safetensors'
     image = {'shape': [2], 'num_classes': 0}
     parts = {'network': {'name': 'mlp'}, 'denoiser': {}, 'image': image}
     denoisers.save(file, {'a': np.zeros(1, np.float32)}, parts, licence='CC BY-NC-SA 4.0')
     first = tmp_path / 'first'
-    disk.write_json(first / 'config.json', {'teacher': {'weights': str(file)}})
-    teacher = {'workdir': str(first)}
+    disk.write_json(first / 'config.json', {part: {'weights': str(file)}})
+    run = {'teacher': {'workdir': str(first)}, 'start': {'workdir': str(first)}}
     own = {'name': 'edm.safetensors', 'licence': 'CC BY-NC-SA 4.0', 'sha256': disk.sha256(file)}
-    assert sources(teacher, None) == (own,)
+    assert sources(run, None) == (own,)
     file.unlink()
     with pytest.raises(UserError, match='give --licence=NAME'):
-        sources(teacher, None)
-    assert sources(teacher, 'MIT') == (own | {'licence': 'MIT', 'sha256': 'unknown'},)
+        sources(run, None)
+    assert sources(run, 'MIT') == (own | {'licence': 'MIT', 'sha256': 'unknown'},)
 
 
 def test_a_card_is_no_markup_of_what_a_file_says():

@@ -83,23 +83,31 @@ class Exportable(NamedTuple):
         return network.decode({name: arrays[f'{DECODER}{name}'] for name in names}, made)
 
 
-def sources(teacher: Mapping[str, Any], licence: str | None) -> tuple[Source, ...]:
-    """The published files that a run was distilled from, through the run that is its teacher, too.
+def sources(plain: Mapping[str, Any], licence: str | None) -> tuple[Source, ...]:
+    """The published files that a run is made of: its teacher and what its student started as, and
+    what those are made of, where they are runs.
 
     Args:
-      teacher: section of a config.
+      plain: config of the run.
       licence: of the weights, where the user says it.
 
     Raises:
-      UserError: the teacher is not there any more, and no licence is given.
+      UserError: one of them is not there any more, and no licence is given.
     """
-    place = teacher.get('weights') or teacher.get('workdir')
+    found = []
+    for part in ('teacher', 'start'):
+        made = _sources(plain.get(part, {}), f'config.{part}', licence)
+        found += [source for source in made if source not in found]
+    return tuple(found)
+
+
+def _sources(section, where, licence):
+    place = section.get('weights') or section.get('workdir')
     if place is None:
         return ()
     try:
-        if 'workdir' in teacher:
-            known = configs.to_json(configs.read(place, 'config.teacher.workdir'))
-            return sources(known.get('teacher', {}), licence)
+        if 'workdir' in section:
+            return sources(configs.to_json(configs.read(place, f'{where}.workdir')), licence)
         return of_file(place, denoisers.about(place))
     except UserError as error:
         if licence:
@@ -138,7 +146,7 @@ def _of_run(workdir, run, licence):
         'method': method,
         'name': plain['data']['name'],
         'steps': steps,
-        'derived_from': sources(plain.get('teacher', {}), licence),
+        'derived_from': sources(plain, licence),
         'evaluations': [
             row for row in rows if row.get('details', {}).get('checkpoint') == run.digest
         ],
