@@ -159,7 +159,9 @@ def test_a_student_through_everything(data, method, folder, tmp_path, capsys, mo
     monkeypatch.setenv('FDISTILL_CACHE', str(tmp_path / 'cache'))
     train = features._train
     monkeypatch.setattr(
-        features, '_train', lambda m, s, seed, _, *rest: train(m, s, seed, 20, *rest)
+        features,
+        '_train',
+        lambda m, s, seed, recipe, *rest: train(m, s, seed, recipe._replace(steps=20), *rest),
     )
     teacher = trained(folder, data, 800 if data == 'worded' else 20)
     settings = student_config(data, teacher, method)

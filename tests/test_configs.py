@@ -41,6 +41,7 @@ LARGE = (
 # augmentation labels.
 SIZES = {
     'cifar10_edm': 55735299,
+    'cifar10_dit': None,
     'cifar10': 55735299 - 9 * 128,
     # Counted from EDM2's own network, less the estimate of its loss's variance, and with the
     # constants of its embedding.

@@ -60,6 +60,8 @@ def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
         if name in parts and parts[name].sigma_range != EVERYWHERE:
             check_levels(name, parts, site)
     method = call(make, site.options, where, **parts)
+    # What is no part of the method is there for the student to begin with.
+    method = method._replace(begins=tuple(name for name in site.frozen if name not in parts))
     return Experiment(method, parts, site.frozen, plain['image'])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fdistill import networks
-from fdistill.build.models import make_denoiser
+from fdistill.build.models import conditions, make_denoiser
 from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
 from fdistill.build.teachers import TEACHERS, mixture_of
 from fdistill.config import call, parameters
@@ -47,26 +47,29 @@ def _student(site):
     section = plain.get('denoiser', {})
     model = make_denoiser(section_of(plain, 'network'), section, plain['image'], 'config.')
     if 'start' in plain:
-        site.frozen['start'] = _start(plain)
+        site.frozen['start'] = _start(plain, model)
     return denoisers.accumulated(model, site.microbatches)
 
 
-def _start(plain):
+def _start(plain, model):
     """What loads the weights that the student starts with."""
     section = plain_of(section_of(plain, 'start'))
-    kinds = KNOWN.keys() & section
-    if len(kinds) != 1 or section.keys() - kinds - {'network', 'denoiser'}:
+    kinds = [kind for kind in KNOWN if kind in section]
+    if len(kinds) != 1 or section.keys() - {kinds[0], 'network', 'denoiser'}:
         raise UserError(
-            f'config.start={section!r:.80}: give one of {", ".join(KNOWN)}, the folder of a '
-            'trained denoiser or the file of a published one, and nothing else'
+            f'config.start={section!r:.80}: give one of {", ".join(KNOWN)}, the folder of a run or '
+            'the file of a published denoiser, and nothing else'
         )
-    for name in ('network', 'denoiser'):
-        if plain[name] != section[name]:
-            raise UserError(
-                f'config.{name}: is not that of config.start, whose weights would not fit; '
-                'leave it out'
-            )
-    return TEACHERS[kinds.pop()](plain, **section).load
+    image = plain['image']
+    theirs = make_denoiser(section['network'], section['denoiser'], image, 'config.start.')
+    sample = jnp.zeros((1, *image['shape'])), conditions(image, 1)
+    shapes = [jax.eval_shape(one.init, jax.random.key(0), *sample) for one in (model, theirs)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            'config.network: has other parameters than that of config.start; leave it out, or '
+            'change only how it is computed'
+        )
+    return TEACHERS[kinds[0]](plain, **section).load
 
 
 def _teacher(site):
@@ -91,19 +94,20 @@ def _teacher(site):
 
 def _fake_score(site):
     plain = site.plain
-    network, at = section_of(plain, 'network'), 'config.fake_score'
-    section = plain.get('fake_score', plain.get('denoiser', {}))
-    if 'start' in plain and 'network' in plain.get('teacher', {}):
-        # A student of another network has a fake score of the teacher's, which starts as that.
-        network = plain['teacher']['network']
-        section = plain.get('fake_score', plain['teacher']['denoiser'])
-    where = () if 'fake_score' not in plain else (at,)
-    model = make_denoiser(network, section, plain['image'], 'config.', *where)
+    own, of = 'fake_score' in plain, plain
+    if 'start' in plain and 'network' in plain['teacher']:
+        of = plain['teacher']  # As which it begins, while the student does as another.
+    where, at = ('config.teacher.', None) if of is not plain else ('config.', None)
+    section = plain['fake_score'] if own else of.get('denoiser', {})
+    at = 'config.fake_score' if own else at
+    model = make_denoiser(section_of(of, 'network'), section, plain['image'], where, at)
     return denoisers.accumulated(model, site.microbatches)
 
 
 def _sigma_data(site):
-    section = site.plain.get('fake_score', site.plain.get('denoiser', {}))
+    plain = site.plain
+    of = plain['teacher'] if 'start' in plain else plain
+    section = plain.get('fake_score', of.get('denoiser', {}))
     if 'sigma_data' in site.options and 'sigma_data' not in section:
         return site.options.pop('sigma_data')  # Of a denoiser that has none itself.
     return section.get('sigma_data', 0.5)

@@ -30,7 +30,8 @@ MOST_PARTS = 32  # microbatches that a search tries
 
 
 def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, Any]:
-    """The resolved config from what it says itself: neither data set nor teacher need be there.
+    """The resolved config from what it says itself: neither data set nor teacher need be there;
+    what the student starts as has to.
 
     Args:
       config: sections.
@@ -73,7 +74,11 @@ def _estimated(plain, devices, chip, say):
         'condition': jax.eval_shape(lambda: conditions(built.image, size)),
     }
     frozen = {
-        name: jax.eval_shape(built.parts[name].init, jax.random.key(0), *batch.values())
+        name: jax.eval_shape(
+            built.parts['student' if name in built.method.begins else name].init,
+            jax.random.key(0),
+            *batch.values(),
+        )
         for name in built.frozen
     }
     roles = optimizers(plain, built.method)

@@ -1,11 +1,13 @@
 """The sections of a config, each the keyword arguments of one function.
 
 data           a source of `data.sources.SOURCES` by name, and `flip`
-network        a network of `networks.NETWORKS`; the teacher's where it is left out
-denoiser       a row of `parts.DENOISERS`, by default EDM's preconditioning; the teacher's likewise
+network        a network of `networks.NETWORKS`; where it is left out that of `start`, or else the
+               teacher's
+denoiser       a row of `parts.DENOISERS`, by default EDM's preconditioning; likewise
 fake_score     the same for the fake score, where it differs from the student's
 teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a converted file, or
                `oracle`, a named mixture
+start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
 discriminator  a head of `networks.HEADS`
 optimizer      `optim.adam` for each role
@@ -167,8 +169,10 @@ def resolve(
     plain['image'] = image_of(source)
     for part, told in (('start', None), ('teacher', known)):
         section = plain.get(part, {})
-        for kind in KNOWN.keys() & section:
+        for kind in (kind for kind in KNOWN if kind in section):
             at = f'config.{part}.{kind}'
+            if not isinstance(section[kind], str):
+                raise UserError(f'{at}={section[kind]!r}: must be a path, in quotes')
             about = KNOWN[kind](section[kind], at) if told is None else told
             image = dict(about['image'])
             if kind == 'weights' and 'latents' in plain['image']:

@@ -21,13 +21,16 @@ def prepare() -> None:
     alone, and only in a process that has not imported jax yet: its threads have heaps by then. XLA
     takes the temporary arrays of a program as one block and frees it after each run; given back to
     the system, each of its pages is cleared and mapped anew in the next step. That was a fifth of
-    the time of a transformer's step on MNIST.
+    the time of a transformer's step on MNIST. What is kept counts as
+    used, until `memory.free` asks for what is free.
     """
     own = pathlib.Path.home() / '.cache' / 'fdistill'  # As of `data.cache`, without importing it.
     folder = pathlib.Path(os.environ.get('FDISTILL_CACHE') or own) / 'programs'
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-    elsewhere = any(importlib.util.find_spec(name) for name in ACCELERATORS)
+    elsewhere = os.environ.get('JAX_PLATFORMS') != 'cpu' and any(
+        importlib.util.find_spec(name) for name in ACCELERATORS
+    )
     if sys.platform == 'linux' and 'jax' not in sys.modules and not elsewhere:
         mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
         for name, value in MALLOPT.values() if mallopt else ():

@@ -53,6 +53,7 @@ class Method(NamedTuple):
       update.
     generator: `Generator`, which samples with the average named `DEPLOYED`.
     averages: {name: `Average`}, `DEPLOYED` among them.
+    begins: names in `frozen` that `init` alone reads.
 
     `batch` is {'x': [B,...], 'condition': {name: [B,...]}}, `frozen` the parameters of what is not
     trained ({} where there is nothing).
@@ -63,6 +64,7 @@ class Method(NamedTuple):
     cycle: Callable[[int], tuple[str, ...]]
     generator: Generator
     averages: Mapping[str, Average] = {DEPLOYED: Average('student')}
+    begins: tuple[str, ...] = ()
 
 
 # name -> n -> cycle with one student update in n steps. The critic is trained n times per student

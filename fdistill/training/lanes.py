@@ -171,17 +171,18 @@ def train(
 
     def program(roles):
         step = jax.jit(of_all(roles), donate_argnums=0)
-        return step.lower(shapes, frozen, batch, keys, indices).compile()
+        return step.lower(shapes, read, batch, keys, indices).compile()
 
     batch = stacked([lane.batches(0) for lane in lanes])
     shapes = jax.eval_shape(fresh, frozen, batch, keys, indices)
+    read = {name: params for name, params in frozen.items() if name not in method.begins}
     everything = of_all(tuple(method.losses))
-    after = jax.eval_shape(everything, shapes, frozen, batch, keys, indices)
+    after = jax.eval_shape(everything, shapes, read, batch, keys, indices)
     names = measured(after)
     shapes = shapes._replace(**names)
     programs = {roles: program(roles) for roles in dict.fromkeys(map(cycle, range(steps)))}
     # The teacher is there already.
-    there = sum(value.nbytes for value in jax.tree.leaves(frozen))
+    there = sum(value.nbytes for value in jax.tree.leaves(read))
     needed = max(map(memory.needed, programs.values())) - there
     if needed > (free := memory.free()):
         raise MemoryError(
@@ -201,7 +202,7 @@ def train(
             logs.append(loop.log(out, training, progress))
 
         def advance(state, step):
-            return programs[cycle(step)](state, frozen, stacked(streams), keys, indices)
+            return programs[cycle(step)](state, read, stacked(streams), keys, indices)
 
         def log_all(state, done):
             names = ('metrics', 'skipped', 'skipped_in_a_row', 'spikes')

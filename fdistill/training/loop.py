@@ -292,10 +292,11 @@ def train(
 
     made = programs(method, optimizers, training, frozen, batch_shapes, key, mesh)
     everything = functools.partial(made.step, roles=tuple(method.losses))
-    after = jax.eval_shape(everything, made.state, frozen, batch_shapes, key)
+    read = {name: params for name, params in frozen.items() if name not in method.begins}
+    after = jax.eval_shape(everything, made.state, read, batch_shapes, key)
     target, workdir = named(made.state, after, mesh), disk.place(workdir)
 
-    lower = functools.partial(made.step.lower, target, frozen, batch_shapes, key)
+    lower = functools.partial(made.step.lower, target, read, batch_shapes, key)
 
     def program(lowered):
         try:
@@ -315,7 +316,7 @@ def train(
         }
         compiled = {roles: one.result() for roles, one in waiting.items()}
     needed = max(map(memory.needed, compiled.values()), default=0)
-    sizes = memory.by_part(target, frozen, batch_shapes, needed)
+    sizes = memory.by_part(target, read, batch_shapes, needed)
     # What is frozen is there already.
     if needed - sizes['frozen'] > (left := memory.free()):
         raise ValueError(
@@ -354,7 +355,7 @@ def train(
                 # another.
                 if roles not in compiled:
                     compiled[roles] = program(lower(roles=roles))
-                return compiled[roles](state, frozen, batch, own)
+                return compiled[roles](state, read, batch, own)
 
             def save(state, done):
                 check_finite(state, training.max_skipped, done)
