@@ -90,6 +90,8 @@ def resolve(options, overrides):
     name = data.get('dataset', data.get('name'))
     # Latents say in the config what they are.
     shape, classes = DATA.get(name, (data.get('shape'), data.get('num_classes')))
+    if name in DATA and data.get('name') == 'tfds':
+        shape, classes = _reduced(shape, classes, data)
     shape = options.shape or shape
     classes = classes if options.classes is None else options.classes
     if shape is None or classes is None:
@@ -98,23 +100,55 @@ def resolve(options, overrides):
             'give --shape and --classes'
         )
     plain['image'] = {'shape': list(shape), 'num_classes': classes}
-    teacher = plain.get('teacher', {})
-    if not teacher.keys().isdisjoint(('workdir', 'weights')):
-        # What training takes from the teacher's folder or file. The folder need not be there: our
-        # configs train runs/x-teacher by configs/x_teacher.py.
-        name = pathlib.Path(teacher.get('workdir', '')).name.replace('-', '_')
-        file, known = REPOSITORY / 'configs' / f'{name}.py', plain
-        if file.is_file():
-            known = configs.to_json(configs.load(str(file)))
-        elif 'network' not in plain:
+    # What training takes from a folder or file, which need not be there.
+    for part in ('start', 'teacher'):
+        section = plain.get(part, {})
+        if section.keys().isdisjoint(('workdir', 'weights')):
+            continue
+        folder = section.get('workdir', '')
+        known = _known(folder)
+        if known is None and 'network' not in plain:
             raise UserError(
-                f'--config={options.config}: has no network, and there is no configs/{file.name} '
-                'of its teacher'
+                f'--config={options.config}: has no network, and no file of configs/ is that of '
+                f'config.{part}' + f', {folder}' * bool(folder)
             )
-        for section in ('network', 'denoiser'):
-            teacher[section] = known.get(section, {})
-            plain.setdefault(section, teacher[section])
+        for name in ('network', 'denoiser'):
+            section[name] = (known or plain).get(name, {})
+            plain.setdefault(name, section[name])
     return plain, options.batch or plain.get('training', {}).get('batch_size') or 1
+
+
+def _reduced(shape, classes, data):
+    """The shape and the number of classes after `data.size` and `data.classes`."""
+    import numpy as np
+
+    from fdistill import config as configs
+    from fdistill.data import sources
+
+    kept = tuple(data.get('classes') or ())
+    black, labels = np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32)
+    source = sources.Source(black, labels + (kept[0] if kept else 0), classes, 255, data['dataset'])
+    with configs.told('config.data'):
+        source = sources.reduced(source, data.get('size'), kept)
+    return source.images.shape[1:], source.num_classes
+
+
+def _known(folder):
+    """The config of a run by the name of its folder, or None: ours train runs/x-teacher by
+    configs/x_teacher.py, and runs/x-teacher-small by configs/x_teacher.py:small."""
+    from fdistill import config as configs
+
+    name = pathlib.Path(folder).name
+    head, _, last = name.rpartition('-')
+    for words, argument in ((name, ''), (head, f':{last}')):
+        file = REPOSITORY / 'configs' / f'{words.replace("-", "_")}.py'
+        if file.is_file():
+            try:
+                return configs.to_json(configs.load(f'{file}{argument}'))
+            except UserError:
+                if not argument:
+                    raise  # Else the last word of the folder is no argument of that config.
+    return None
 
 
 def programs(plain, size):
@@ -139,7 +173,11 @@ def programs(plain, size):
     label = jnp.arange(size, dtype=jnp.int32) % max(built.num_classes, 1)
     condition = {'label': label} if built.num_classes else {}
     batch = {'x': image, 'condition': condition}
-    frozen = {name: jax.jit(built.parts[name].init)(key, image, condition) for name in built.frozen}
+    frozen = {
+        # Weights that a student starts with are of its own network.
+        name: jax.jit(built.parts.get(name, built.student).init)(key, image, condition)
+        for name in built.frozen
+    }
     advance = step.make_step(method, optimizers, step.ema_decay(1e5, size))
 
     def init(frozen, key):

@@ -7,7 +7,8 @@ students, report.
 mixtures: one Gaussian against two, everything but the student exact; three minutes on two cores.
 digits: an MLP on 8 x 8 images, 15 minutes. mnist: transformers, students as large as their teacher,
 and mnist_small, of a quarter of its parameters; hours of two cores. cifar10: U-Nets, for an
-accelerator. What takes hours runs only if named. Killed and started again it goes on where it was.
+accelerator. Without names, those that take hours of CPU run on an accelerator alone. Killed and
+started again it goes on where it was.
 """
 
 import argparse
@@ -34,7 +35,7 @@ COMPARISONS = {
     'digits': Comparison({'teacher': ('digits-teacher', 'digits_teacher.py')}, False),
     'mnist': Comparison(MNIST, True),
     'mnist_small': Comparison(
-        MNIST | {'start': ('mnist-dit-small', 'mnist_dit_teacher.py:small')}, True
+        MNIST | {'start': ('mnist-dit-teacher-small', 'mnist_dit_teacher.py:small')}, True
     ),
     'cifar10': Comparison({'teacher': ('cifar10-teacher', 'cifar10_teacher.py')}, True),
 }
@@ -49,7 +50,7 @@ def main(words=None):
         'names',
         nargs='*',
         metavar='NAME',
-        help=f'of {", ".join(COMPARISONS)}; default: all that do not take hours',
+        help=f'of {", ".join(COMPARISONS)}; default: on CPU, all that do not take hours; else all',
     )
     parser.add_argument(
         '--workdir', default='runs/divergences', help='where everything goes; default: %(default)s'

@@ -20,7 +20,7 @@ def load(name):
 
 
 bench, bench_fastgen = load('bench'), load('bench_fastgen')
-CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
+CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py'))
 
 
 @pytest.fixture
@@ -75,10 +75,35 @@ def test_flops_of_a_dense_layer():
 @pytest.mark.parametrize('file', CONFIGS)
 def test_every_config_needs_neither_data_nor_teacher(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plain, size = bench.resolve(*bench.parse([f'--config={ROOT}/configs/{file}']))
+    plain, size = resolve(file)
     assert size > 1 and 'network' in plain
-    if not plain.get('teacher', {}).keys().isdisjoint(('workdir', 'weights')):
-        assert plain['teacher']['network']['name']
+    for part in ('teacher', 'start'):
+        if not plain.get(part, {}).keys().isdisjoint(('workdir', 'weights')):
+            assert plain[part]['network']['name']
+
+
+def resolve(file, *words):
+    return bench.resolve(*bench.parse([f'--config={ROOT}/{file}', *words]))
+
+
+def test_a_student_of_another_network_is_what_it_starts_as(measure):
+    small, large = dict(width=64, heads=2), dict(width=128, heads=4)
+    plain, _ = resolve('configs/sweeps/mnist_small.py:sim')
+    assert plain['network'].items() >= small.items() and plain['network'] == plain['start'].pop(
+        'network'
+    )
+    assert plain['teacher']['network'].items() >= large.items()
+    report = measure(f'--config={ROOT}/configs/sweeps/mnist_small.py:sim', '--batch=1')
+    assert list(report['programs']) == ['student step', 'critic step', 'sampling']
+
+
+def test_data_that_are_reduced():
+    plain, _ = resolve('configs/cifar10_dit_teacher.py')
+    assert plain['image'] == {'shape': [16, 16, 3], 'num_classes': 10}
+    plain, _ = resolve('configs/cifar10_dit_teacher.py', '--config.data.size=8', '--classes=3')
+    assert plain['image'] == {'shape': [8, 8, 3], 'num_classes': 3}
+    with pytest.raises(UserError, match='config.data: size=5: must be a divisor of 32'):
+        resolve('configs/cifar10_dit_teacher.py', '--config.data.size=5')
 
 
 @pytest.mark.parametrize(
@@ -95,6 +120,10 @@ def test_every_config_needs_neither_data_nor_teacher(file, tmp_path, monkeypatch
         (
             [f'--config={ROOT}/configs/digits_sid.py', '--config.data.name=zoo'],
             "no shape known for data 'zoo'",
+        ),
+        (
+            [f'--config={ROOT}/configs/digits_sid.py', '--config.teacher.workdir=runs/ring-2x-1'],
+            'no file of configs/ is that of config.teacher, runs/ring-2x-1',
         ),
         (
             [f'--config={ROOT}/configs/digits_sid.py', '--config.method.alhpa=1'],

@@ -2,7 +2,8 @@
 five seeds: which one is best where a student cannot do all that its teacher does?
 
     fdistill train --config=configs/mnist_dit_teacher.py --workdir=runs/mnist-dit-teacher
-    fdistill train --config=configs/mnist_dit_teacher.py:small --workdir=runs/mnist-dit-small
+    fdistill train --config=configs/mnist_dit_teacher.py:small
+        --workdir=runs/mnist-dit-teacher-small
     fdistill sweep --config=configs/sweeps/mnist_small.py --workdir=runs/sweeps/mnist-small
     fdistill report runs/sweeps/mnist-small
 
@@ -20,7 +21,7 @@ MNIST = str(pathlib.Path(__file__).parent / 'mnist.py')
 
 def get_config(method='f_distill'):
     config = load(f'{MNIST}:{method}').unlock()
-    config.start = dict(workdir='runs/mnist-dit-small')
+    config.start = dict(workdir='runs/mnist-dit-teacher-small')
     return config.lock()
 
 
