@@ -88,6 +88,11 @@ def parse(words):
     options = parser.parse_args(words)
     if options.seeds < 1:
         parser.error(f'--seeds={options.seeds}: need at least 1')
+    keys = [word.partition('=')[0] for word in overrides]
+    if '--config.seed' in keys:
+        parser.error('--config.seed: each student has a seed of its own; give --seeds')
+    if options.short and '--config.training.steps' in keys:
+        parser.error('--short: sets config.training.steps itself; give one of the two')
     return options, overrides
 
 
@@ -105,38 +110,34 @@ def main(words=None):
     workdir = disk.folder_for(options.workdir or demo.workdir, '--workdir')
     teacher_dir = workdir / 'teacher'
 
-    def train(file, folder, title, **overrides):
+    def load(file, kind, **overrides):
         settings = config.load(str(REPOSITORY / 'configs' / file))
         build.override(settings, given)
+        if options.short:
+            overrides['training.steps'] = SHORT[kind]
         with settings.unlocked():
-            for key, value in overrides.items():
-                settings.update_from_flattened_dict({key.replace('__', '.'): value})
-        print(f'\n== {title}', flush=True)
-        build.train(settings, folder)
+            settings.update_from_flattened_dict(overrides)
+        return settings
 
-    def steps(kind):
-        return {'training__steps': SHORT[kind]} if options.short else {}
-
-    train(demo.teacher, teacher_dir, 'teacher', **steps('teacher'))
-    students = {}
+    # All before the first is trained, so that a mistake in one costs no time.
+    trained, students = [('teacher', teacher_dir, load(demo.teacher, 'teacher'))], {}
     for name, file in demo.students.items():
         for seed in range(options.seeds):
             folder = workdir / (name if seed == 0 else f'{name}-seed{seed}')
-            train(
-                file,
-                folder,
-                f'student by {name}' + (f', seed {seed}' if options.seeds > 1 else ''),
-                teacher__workdir=str(teacher_dir),
-                seed=seed,
-                **steps('student'),
-            )
+            title = f'student by {name}' + (f', seed {seed}' if options.seeds > 1 else '')
+            overrides = {'teacher.workdir': str(teacher_dir), 'seed': seed}
+            trained.append((title, folder, load(file, 'student', **overrides)))
             students.setdefault(name, []).append(folder)
+    for title, folder, settings in trained:
+        print(f'\n== {title}', flush=True)
+        build.train(settings, folder)
 
     print('\n== evaluation', flush=True)
     settings = config.read(teacher_dir)
     sources = [build.load_data(settings, split) for split in ('train', 'held_out')]
     against = evaluate.reference(*sources)
-    real = evaluate.reference_rows(*sources, against=against)['train']
+    same = {key: settings.evaluation[key] for key in ('samples', 'seed')}
+    real = evaluate.reference_rows(*sources, **same, against=against)['train']
 
     def row(folder):
         return build.evaluate(None, folder, against=against)
@@ -165,16 +166,30 @@ def main(words=None):
     ]
     noise = np.random.default_rng(0).standard_normal((SHOWN, *runs[0].shape)).astype(np.float32)
     label = np.arange(SHOWN, dtype=np.int32) % runs[0].num_classes
-    samples = np.concatenate([np.asarray(run.sample(noise, label)) for run in runs])
+    images = _first(sources[0], label)
+    samples = np.concatenate([images, *(np.asarray(run.sample(noise, label)) for run in runs)])
     pictures.write_png(
         workdir / 'samples.png', pictures.image_grid(samples, columns=SHOWN, tile=48)
     )
 
     print(_table(report))
-    print(f'\n{workdir / "samples.png"}: from the same noise, row by row: {", ".join(names)}')
+    print(
+        f'\n{workdir / "samples.png"}: row by row: training images, and from the same noise '
+        f'{", ".join(names)}'
+    )
     print(f'{workdir / "report.json"}: these numbers with their protocol')
     print(f'{report["seconds"]:.0f} s in all')
     return 0
+
+
+def _first(source, labels):
+    """Images with these labels, float32 in [-1, 1]: the first of each class, then the second."""
+    import numpy as np
+
+    from fdistill.data.sources import to_float
+
+    left = {label: iter(np.flatnonzero(source.labels == label)) for label in set(labels.tolist())}
+    return to_float(source.images[[next(left[label]) for label in labels.tolist()]], source.levels)
 
 
 def _mean(rows):
