@@ -112,14 +112,26 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[Trial, ...]:
     """
 
     @functools.cache
-    def base(argument):
-        # Of a trial's own, the argument of `path` does not matter.
-        place = path if argument is None else f'{path.partition(":")[0]}:{argument}'
+    def base(place):
         config = configs.load(place)
         build.override(config, overrides)
         return config
 
-    base(None)
+    def base_of(chosen):
+        if 'config' not in chosen:
+            return base(path)
+        argument = chosen['config']
+        where = f'--config={path}: get_sweep(): config={argument!r}: '
+        if not isinstance(argument, str):
+            raise UserError(f'{where}must be the argument of get_config(), a string')
+        # Of a trial's own, the argument of `path` does not matter.
+        place = f'{path.partition(":")[0]}:{argument}'
+        try:
+            return base(place)
+        except UserError as error:
+            raise UserError(where + str(error).removeprefix(f'--config={place}: ')) from error
+
+    base(path)
     make = getattr(configs.module(path), 'get_sweep', None)
     if not callable(make):
         raise UserError(
@@ -129,6 +141,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[Trial, ...]:
     sweep = make()
     try:
         if isinstance(sweep, dict):
+            for key, values in sweep.items():
+                if isinstance(values, str):  # Else its letters would be the values.
+                    raise ValueError(f'give a tuple in the place of {key}={values!r}')
             sweep = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
         sweep = [dict(chosen) for chosen in sweep]
     except (TypeError, ValueError) as error:
@@ -142,7 +157,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[Trial, ...]:
     varied = [key for key in keys if len({repr(chosen.get(key)) for chosen in sweep}) > 1]
     trials = []
     for chosen in sweep:
-        config = base(chosen.get('config')).copy_and_resolve_references().unlock()
+        config = base_of(chosen).copy_and_resolve_references().unlock()
         values = {key: value for key, value in chosen.items() if key != 'config'}
         build.complete(config, values)
         for key, value in values.items():

@@ -123,10 +123,19 @@ def test_trials_of_several_methods(tmp_path, capsys):
     assert names == ['sim', 'f_distill', 'exact']
     assert all(trial.config.training.steps == 7 for trial in trials)
     assert trials[0].config.to_dict().keys() >= {'method', 'training'}
-    wrong = path.read_text().replace('ring_sim', 'ring_sin')
-    path.write_text(wrong)
-    with pytest.raises(UserError, match='ring_sin.py: no such file'):
+    written = path.read_text()
+    path.write_text(written.replace('ring_sim', 'ring_sin'))
+    at = f'--config={path}: get_sweep(): config='
+    with pytest.raises(UserError, match='ring_sin.py: no such file') as error:
         sweep.load(str(path))
+    assert str(error.value).startswith(f"{at}'ring_sin': ")
+    for argument in (3, None, ['ring_sim'], {'name': 'ring_sim'}):
+        path.write_text(written.replace("'ring_sim'", repr(argument)))
+        with pytest.raises(UserError) as error:
+            sweep.load(str(path))
+        assert (
+            str(error.value) == f'{at}{argument!r}: must be the argument of get_config(), a string'
+        )
 
 
 @pytest.mark.parametrize(
@@ -144,6 +153,7 @@ def test_trials_of_several_methods(tmp_path, capsys):
         ([{'seed': 1}, {'seed': 1}], 'the trial base twice'),
         ([], 'returns no trial'),
         ({'seed': 3}, 'must return a dict of key: values'),
+        ({'config': 'sim'}, "give a tuple in the place of config='sim'"),
         (3, 'must return a dict of key: values'),
     ],
 )
@@ -506,7 +516,7 @@ def test_shipped_sweeps_load(name):
     trials = sweep.load(str(ROOT / 'configs' / 'sweeps' / name))
     assert len({trial.name for trial in trials}) == len(trials) >= 15
     for trial in trials:
-        if 'divergence' in trial.config.method:
+        if trial.config.method.name in ('f_distill', 'exact'):
             divergences.weighting(trial.config.method.divergence)
 
 
