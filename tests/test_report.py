@@ -321,6 +321,21 @@ def test_failed_and_missing_trials_are_shown(tmp_path):
     assert '2, 1 FAILED' in shown and 'loss is nan' in shown and 'no &lt;such&gt; thing' in shown
 
 
+def test_failed_trials_are_of_the_group_of_their_own_method(tmp_path):
+    for name in ('sim', 'sid'):
+        for seed, status in enumerate(('done', 'failed')):
+            folder = tmp_path / 'trials' / f'config={name},seed={seed}'
+            make(folder, name, seed, status, config=status == 'done')
+            outcome = json.loads((folder / 'result.json').read_text())
+            outcome['overrides'] = {'config': name, 'seed': seed}
+            (folder / 'result.json').write_text(json.dumps(outcome))
+    found = summary.summarise(collect.runs([tmp_path]))
+    groups = {group['name']: group for group in found['comparisons'][0]['groups']}
+    assert groups.keys() == {'sim', 'sid'} and found['differing'].keys() == {'method.divergence'}
+    for name, group in groups.items():
+        assert [one['name'] for one in group['failed']] == [f'config={name},seed=1']
+
+
 def test_values_that_are_not_finite_are_counted(tmp_path):
     make(tmp_path / 'a', 'js', 0, kl=1.0)
     make(tmp_path / 'b', 'js', 1, kl='nan')
@@ -471,6 +486,22 @@ def test_names_of_groups_are_short_and_differ(tmp_path):
         'divergence=js, steps=200',
         'divergence=pearson, steps=200',
     }
+
+
+def test_names_of_groups_of_several_sweeps_over_methods(tmp_path):
+    for steps in (100, 200):
+        for name in ('sim', 'sid'):
+            make(tmp_path / f'{steps}/trials/seed=0,config={name}', name, steps=steps)
+    make(tmp_path / '200/trials/config=f_distill,divergence=js,seed=0', 'js', steps=200)
+    found = summary.summarise(collect.runs([tmp_path / '100', tmp_path / '200']))
+    names = {group['name'] for group in found['comparisons'][0]['groups']}
+    assert names == {
+        *(f'{name}, steps={steps}' for steps in (100, 200) for name in ('sim', 'sid')),
+        'f_distill, js',
+    }
+    found = summary.summarise(collect.runs([tmp_path / '200']))
+    names = {group['name'] for group in found['comparisons'][0]['groups']}
+    assert names == {'sim', 'sid', 'f_distill, js'}
 
 
 @pytest.mark.parametrize(

@@ -98,21 +98,26 @@ def _below(path):
 
 
 def _completed(trials):
-    """Trials that failed before they left a config get the settings of a sibling, but for what the
-    sweep set."""
-    known = {
-        tuple(sorted(_overrides(run))): run for run in trials if (run.folder / CONFIG).is_file()
-    }
+    """Trials that failed before they left a config get the settings of a sibling, of the same base,
+    but for what the sweep set."""
+    known = {_kind(run): run for run in trials if (run.folder / CONFIG).is_file()}
     completed = []
     for run in trials:
         if not run.settings:
-            sibling = known.get(tuple(sorted(_overrides(run))))
-            settings = (sibling.settings if sibling else {}) | _without_seed(
-                disk.flat(_overrides(run))
-            )
+            settings = _without_seed(disk.flat(_overrides(run)))
+            if sibling := known.get(_kind(run)):
+                # It names the base, and is no setting. Without a sibling nothing else does.
+                settings.pop('config', None)
+                settings = {**sibling.settings, **settings}
             run = run._replace(settings=settings, data=_data(settings))
         completed.append(run)
     return completed
+
+
+def _kind(run):
+    """Equal for trials of one base in which the sweep set the same keys."""
+    overrides = _overrides(run)
+    return overrides.get('config'), tuple(sorted(overrides))
 
 
 def _overrides(run):

@@ -18,6 +18,7 @@ from fdistill.files import disk
 from fdistill.report import collect, statistics
 
 MAX_POINTS = 200  # of a curve
+ABSENT = '(absent)'  # A setting that a group does not have.
 
 
 # In the order in which the first that was measured is what groups are ranked by.
@@ -178,9 +179,8 @@ def differing_settings(runs: Sequence[collect.Run]) -> dict[str, dict[str, Any]]
     """{dotted key: {settings as text: value}} of what is not the same in all runs."""
     distinct = {as_text(run.settings): run.settings for run in runs if run.settings}
     keys = dict.fromkeys(key for settings in distinct.values() for key in settings)
-    absent = '(absent)'
     values = {
-        key: {text: settings.get(key, absent) for text, settings in distinct.items()}
+        key: {text: settings.get(key, ABSENT) for text, settings in distinct.items()}
         for key in keys
     }
     return {key: by for key, by in values.items() if len(set(map(as_text, by.values()))) > 1}
@@ -188,37 +188,60 @@ def differing_settings(runs: Sequence[collect.Run]) -> dict[str, dict[str, Any]]
 
 def _names(runs, differing):
     """{settings as text: a short name of the group}, no two alike."""
-    names = {}
+    names, by_folder = {}, {}
     for run in runs:
         text = as_text(run.settings)
         if text in names:
             continue
-        values = {
-            key: by[text] for key, by in differing.items() if by.get(text, '(absent)') != '(absent)'
-        }
-        lasts = [key.rpartition('.')[2] for key in values]
-        shown = {
-            key if lasts.count(last) > 1 else last: value
-            for (key, value), last in zip(values.items(), lasts)
-        }
-        # A word says enough by itself, a number does not.
-        word = len(shown) == 1 and isinstance(*shown.values(), str)
-        name = (
-            str(*shown.values())
-            if word
-            else ', '.join(f'{key}={value}' for key, value in shown.items())
-        )
+        names[text] = _said(differing, text)
         # Runs that have little in common are known by their folders, those of a sweep over methods
         # by what it calls them.
         if not differing and len(runs) > 1:
-            name = 'all runs'
-        elif run.name.startswith('config=') or not 0 < len(name) <= 60:
-            name = re.sub(r'(^|,)seed=[^,]*|(?<![^,])(config|divergence)=', '', run.name)
-            name = name.replace(',', ', ') or run.name
-        while name in names.values():
+            names[text] = 'all runs'
+        elif re.search('(^|,)config=', run.name) or not 0 < len(names[text]) <= 60:
+            words = re.sub(r'(^|,)seed=[^,]*|(?<![^,])(config|divergence)=', '', run.name)
+            words = words.strip(',').replace(',', ', ') or run.name
+            by_folder.setdefault(words, []).append(text)
+    for words, texts in by_folder.items():
+        for text in texts:
+            more = _said(_telling(texts, differing), text)
+            names[text] = f'{words}, {more}' if more else words
+    taken = set()
+    for text, name in names.items():
+        while name in taken:
             name += "'"
         names[text] = name
+        taken.add(name)
     return names
+
+
+def _said(differing, text):
+    """The settings of a group in short, as 'width=64, steps=100'."""
+    values = {key: by[text] for key, by in differing.items() if by.get(text, ABSENT) != ABSENT}
+    lasts = [key.rpartition('.')[2] for key in values]
+    shown = {
+        key if lasts.count(last) > 1 else last: value
+        for (key, value), last in zip(values.items(), lasts)
+    }
+    # A word says enough by itself, a number does not.
+    if len(shown) == 1 and isinstance(*shown.values(), str):
+        return str(*shown.values())
+    return ', '.join(f'{key}={value}' for key, value in shown.items())
+
+
+def _telling(texts, differing):
+    """Of `differing`, a few keys that tell these groups apart; first those that all of them have,
+    and of these the one of most values."""
+    values = {
+        key: [as_text(by.get(text, ABSENT)) for text in texts] for key, by in differing.items()
+    }
+    order = sorted(values, key=lambda key: (as_text(ABSENT) in values[key], -len({*values[key]})))
+    chosen, apart = [], 1
+    for key in order:
+        now = len(set(zip(*(values[one] for one in [*chosen, key]))))
+        if now > apart:
+            chosen, apart = [*chosen, key], now
+    return {key: differing[key] for key in chosen}
 
 
 def _plain(run, names):
