@@ -19,7 +19,6 @@ import json
 import pathlib
 import sys
 
-from fdistill import config as configs
 from fdistill.errors import UserError
 from fdistill.files import process
 
@@ -98,6 +97,7 @@ def main(words=None):
     import numpy as np
 
     from fdistill import build, cli
+    from fdistill import config as configs
     from fdistill.data.sources import quantise
     from fdistill.diffusion import denoiser as denoisers
     from fdistill.diffusion import noise, samplers, search
@@ -258,6 +258,8 @@ def main(words=None):
 
 def _section(value):
     """A section of a config as a dict of its own; a name alone is a section without options."""
+    from fdistill import config as configs
+
     return {'name': value} if isinstance(value, str) else configs.with_tuples(value)
 
 
