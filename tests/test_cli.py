@@ -59,6 +59,12 @@ def test_train_overrides_the_config(calls, path):
     assert config.to_dict() == {'steps': 20, 'fast': True, 'optimizer': {'student': {'rate': -2.0}}}
 
 
+def test_the_process_is_prepared_before_a_command(calls, path, monkeypatch):
+    monkeypatch.setattr(cli.process, 'prepare', lambda: calls.append('prepared'))
+    assert cli.main(['train', f'--config={path}', '--workdir=w']) == 0
+    assert len(calls) == 2 and calls[0] == 'prepared'
+
+
 def test_evaluate(calls, path, tmp_path, capsys):
     assert cli.main(['evaluate', '--workdir=w']) == 0
     assert json.loads(capsys.readouterr().out) == {'fd': 0.5, 'bad': 'nan'}

@@ -244,6 +244,7 @@ def test_student_of_another_network(teacher, tmp_path, method):
                 'network.width': 16,
                 'network.blocks': 1,
                 'network.embedding': 8,
+                'denoiser.sigma_data': 0.3,
                 'method.grid.steps': 4,
                 'training.steps': 2,
                 'training.batch_size': 16,
@@ -255,6 +256,10 @@ def test_student_of_another_network(teacher, tmp_path, method):
     made = ready(ConfigDict(plain), tmp_path / 'run')
     assert made.plain['network']['width'] == 16 and made.plain['teacher']['network']['width'] == 32
     batch = {'x': np.zeros((2, 8, 8, 1), np.float32), 'condition': {'label': np.zeros(2, np.int32)}}
+    assert made.built.method.begins == ('start',)
+    # The critic's loss is weighed as its fake score, which is like the teacher.
+    of_teacher = made.plain['teacher']['denoiser']['sigma_data']
+    assert made.built.parts.get('sigma_data', of_teacher) == of_teacher != 0.3
     params, _ = made.built.method.init(jax.random.key(0), batch, made.frozen)
     compared = {'student': (params['student'], tmp_path / 'small')}
     if 'critic' in params:
@@ -265,11 +270,14 @@ def test_student_of_another_network(teacher, tmp_path, method):
     if method == 'sim':  # Its steps are those of all, and the quickest to compile.
         build.train(ConfigDict(plain), tmp_path / 'run', quiet=True)
         assert build.from_workdir(tmp_path / 'run').config.network.width == 16
+        planned = build.plan(ConfigDict(plain), 'cpu:1', tmp_path / 'plan')
+        assert planned['memory']['frozen'] > 0
 
     for change, message in (
         ({'start': {}}, 'config.start={}: give one of workdir, weights'),
         ({'start': {'workdir': str(teacher), 'guidance': 2.0}}, 'and nothing else'),
-        ({'network': {'name': 'mlp', 'width': 8}}, 'config.network: is not that of config.start'),
+        ({'start': {'workdir': 3}}, 'config.start.workdir=3: must be a path'),
+        ({'network': {'name': 'mlp', 'width': 8}}, 'config.network: has other parameters than'),
     ):
         with pytest.raises(UserError, match=message):
             ready(ConfigDict(plain | change), tmp_path / 'run')

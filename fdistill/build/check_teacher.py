@@ -45,7 +45,7 @@ def check_teacher(
     Args:
       config: its section `data` is used; None: that of the run.
       workdir, weights: run folder of a teacher, or file of weights; one of them.
-      samples: that are generated and measured, >= 2.
+      samples: that are generated and measured, >= 4.
       quiet: no progress on stderr.
 
     Returns:

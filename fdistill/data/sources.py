@@ -358,7 +358,7 @@ def reduced(source: Source, size: int | None = None, classes: Sequence[int] = ()
       classes: labels that are kept, and which are 0, 1, ... in this order then; default: all.
 
     Returns:
-      `Source`; its name says what was done, as 'cifar10-3of10-16px'.
+      `Source`; its name says what was done, as 'cifar10-0,1,7of10-16px'; many labels by a digest.
 
     Raises:
       ValueError: no divisor, or labels that do not occur or occur twice.
@@ -373,13 +373,16 @@ def reduced(source: Source, size: int | None = None, classes: Sequence[int] = ()
         new[list(classes)] = np.arange(len(classes))
         kept = np.flatnonzero(new[labels] >= 0)
         images, labels = images[kept], new[labels[kept]]
-        count, name = len(classes), f'{name}-{len(classes)}of{count}'
+        said = ','.join(map(str, classes))
+        if len(said) > 30:
+            said = hashlib.sha256(said.encode()).hexdigest()[:8]
+        count, name = len(classes), f'{name}-{said}of{count}'
     height, width, channels = images.shape[1:]
     if size is not None:
         if size < 1 or height != width or height % size:
             raise ValueError(
-                f'size={size}: must be a divisor of {height}, as the images of {source.name!r} '
-                f'have {height} x {width} pixels'
+                f'size={size}: must be a divisor of the side of square images, and those of '
+                f'{source.name!r} have {height} x {width} pixels'
             )
         if size != height:
             by = height // size
