@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -1423,3 +1424,11 @@ def test_forced_weights_have_unit_rows_and_take_the_same_path(clip):
         np.testing.assert_allclose(own['a.weight'], expected, rtol=1e-5)
         for name in ('gain', 'freqs'):
             np.testing.assert_array_equal(own[name], plain[name])
+
+
+def test_the_speed_is_measured_when_the_steps_are_done(monkeypatch):
+    waited = []
+    monkeypatch.setattr(jax, 'block_until_ready', waited.append)
+    progress = types.SimpleNamespace(update=lambda done, finish: finish())
+    loop.pace([], progress)(types.SimpleNamespace(step='the step'), 3)
+    assert waited == ['the step']
