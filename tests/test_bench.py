@@ -102,7 +102,7 @@ def test_data_that_are_reduced():
     assert plain['image'] == {'shape': [16, 16, 3], 'num_classes': 10}
     plain, _ = resolve('configs/cifar10_dit_teacher.py', '--config.data.size=8', '--classes=3')
     assert plain['image'] == {'shape': [8, 8, 3], 'num_classes': 3}
-    with pytest.raises(UserError, match='config.data: size=5: must be a divisor of 32'):
+    with pytest.raises(UserError, match='config.data: size=5: must be a divisor of the side'):
         resolve('configs/cifar10_dit_teacher.py', '--config.data.size=5')
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import jax
 
+# Of glibc: gives the system back what is freed and kept.
+TRIM = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+
 
 def free() -> float:
     """Bytes that the first device has left, or its share of the host's where it has no memory of
@@ -15,11 +18,8 @@ def free() -> float:
     stats = jax.local_devices()[0].memory_stats()
     if stats:
         return stats['bytes_limit'] - stats['bytes_in_use']
-    if sys.platform == 'linux':
-        # What `process.prepare` keeps would count as used.
-        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-        if trim:
-            trim(0)
+    if TRIM:
+        TRIM(0)  # What `process.prepare` keeps would count as used.
     file = pathlib.Path('/proc/meminfo')
     lines = (
         dict(line.split(':') for line in file.read_text().splitlines()) if file.is_file() else {}
