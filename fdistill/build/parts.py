@@ -33,6 +33,8 @@ class Site(NamedTuple):
     microbatches: see `denoiser.accumulated`.
     frozen: {name: load}, load(mesh) -> (params, digest) of the weights that are not trained; the
       parts fill it.
+    critic: whose sections `network` and `denoiser` the fake score has: the config's, as the student
+      has, or the section `teacher`.
     """
 
     plain: Mapping[str, Any]
@@ -40,6 +42,7 @@ class Site(NamedTuple):
     wants: Mapping[str, inspect.Parameter]
     microbatches: int
     frozen: dict[str, Callable[[Mesh | None], tuple[Any, Any]]]
+    critic: Mapping[str, Any]
 
 
 def _student(site):
@@ -93,21 +96,16 @@ def _teacher(site):
 
 
 def _fake_score(site):
-    plain = site.plain
-    own, of = 'fake_score' in plain, plain
-    if 'start' in plain and 'network' in plain['teacher']:
-        of = plain['teacher']  # As which it begins, while the student does as another.
-    where, at = ('config.teacher.', None) if of is not plain else ('config.', None)
-    section = plain['fake_score'] if own else of.get('denoiser', {})
-    at = 'config.fake_score' if own else at
-    model = make_denoiser(section_of(of, 'network'), section, plain['image'], where, at)
+    plain, network = site.plain, section_of(site.critic, 'network')
+    section = plain.get('fake_score', site.critic.get('denoiser', {}))
+    where = 'config.' if site.critic is plain else 'config.teacher.'
+    at = 'config.fake_score' if 'fake_score' in plain else None
+    model = make_denoiser(network, section, plain['image'], where, at)
     return denoisers.accumulated(model, site.microbatches)
 
 
 def _sigma_data(site):
-    plain = site.plain
-    of = plain['teacher'] if 'start' in plain else plain
-    section = plain.get('fake_score', of.get('denoiser', {}))
+    section = site.plain.get('fake_score', site.critic.get('denoiser', {}))
     if 'sigma_data' in site.options and 'sigma_data' not in section:
         return site.options.pop('sigma_data')  # Of a denoiser that has none itself.
     return section.get('sigma_data', 0.5)

@@ -21,8 +21,8 @@ def prepare() -> None:
     alone, and only in a process that has not imported jax yet: its threads have heaps by then. XLA
     takes the temporary arrays of a program as one block and frees it after each run; given back to
     the system, each of its pages is cleared and mapped anew in the next step. That was a fifth of
-    the time of a transformer's step on MNIST. What is kept counts as
-    used, until `memory.free` asks for what is free.
+    the time of a transformer's step on MNIST. What is kept counts as used, until `memory.free`
+    asks for what is free.
     """
     own = pathlib.Path.home() / '.cache' / 'fdistill'  # As of `data.cache`, without importing it.
     folder = pathlib.Path(os.environ.get('FDISTILL_CACHE') or own) / 'programs'

@@ -62,13 +62,12 @@ def estimate(
     say('tracing')
     made = loop.programs(method, optimizers, training, frozen, batch, key, mesh)
     everything = functools.partial(made.step, roles=tuple(method.losses))
-    read = {name: params for name, params in frozen.items() if name not in method.begins}
-    after = jax.eval_shape(everything, made.state, read, batch, key)
+    after = jax.eval_shape(everything, made.state, made.read, batch, key)
     state = loop.named(made.state, after, mesh)
     turns = collections.Counter(map(method.cycle, range(training.steps)))
     lower = {'init': functools.partial(made.init.lower, frozen, key)}
     for roles in turns:
-        given = functools.partial(made.step.lower, state, read, batch, key, roles=roles)
+        given = functools.partial(made.step.lower, state, made.read, batch, key, roles=roles)
         lower[' + '.join(roles)] = given
     programs, options = {}, sharding.compiler_options(mesh) | (QUICKLY if chip else {})
     for name, make in lower.items():
@@ -77,7 +76,7 @@ def estimate(
         programs[name] = _analysed(make, parts, chip, options)
         say(f'{name}: compiled in {clock(programs[name]["compile_seconds"])}')
     needed = max(one['memory'] for one in programs.values())
-    sizes = memory.by_part(state, read, batch, needed)
+    sizes = memory.by_part(state, made.read, batch, needed)
     result = {'devices': mesh.size, 'mesh': dict(mesh.shape), 'memory': sizes, 'programs': programs}
     for roles, count in turns.items():
         programs[' + '.join(roles)]['share'] = count / training.steps

@@ -172,12 +172,14 @@ class Programs(NamedTuple):
 
     state: `TrainState` of shapes, dtypes and shardings, in which what is measured has no names yet.
     init: jitted, (frozen, key) -> state. It is created sharded: no device ever holds all of it.
-    step: jitted, (state, frozen, batch, key, roles) -> state, with the names of its metrics.
+    step: jitted, (state, read, batch, key, roles) -> state, with the names of its metrics.
+    read: what of `frozen` a step is given: all but what `init` alone reads.
     """
 
     state: TrainState
     init: Callable[..., Any]
     step: Callable[..., Any]
+    read: Mapping[str, Any]
 
 
 def programs(
@@ -219,6 +221,7 @@ def programs(
         checkpoint.abstract(shapes, shardings),
         jax.jit(fresh, out_shardings=shardings),
         jax.jit(step, static_argnames='roles', donate_argnames='state', out_shardings=after),
+        {name: params for name, params in frozen.items() if name not in method.begins},
     )
 
 
@@ -292,11 +295,10 @@ def train(
 
     made = programs(method, optimizers, training, frozen, batch_shapes, key, mesh)
     everything = functools.partial(made.step, roles=tuple(method.losses))
-    read = {name: params for name, params in frozen.items() if name not in method.begins}
-    after = jax.eval_shape(everything, made.state, read, batch_shapes, key)
+    after = jax.eval_shape(everything, made.state, made.read, batch_shapes, key)
     target, workdir = named(made.state, after, mesh), disk.place(workdir)
 
-    lower = functools.partial(made.step.lower, target, read, batch_shapes, key)
+    lower = functools.partial(made.step.lower, target, made.read, batch_shapes, key)
 
     def program(lowered):
         try:
@@ -316,7 +318,7 @@ def train(
         }
         compiled = {roles: one.result() for roles, one in waiting.items()}
     needed = max(map(memory.needed, compiled.values()), default=0)
-    sizes = memory.by_part(target, read, batch_shapes, needed)
+    sizes = memory.by_part(target, made.read, batch_shapes, needed)
     # What is frozen is there already.
     if needed - sizes['frozen'] > (left := memory.free()):
         raise ValueError(
@@ -355,7 +357,7 @@ def train(
                 # another.
                 if roles not in compiled:
                     compiled[roles] = program(lower(roles=roles))
-                return compiled[roles](state, read, batch, own)
+                return compiled[roles](state, made.read, batch, own)
 
             def save(state, done):
                 check_finite(state, training.max_skipped, done)
