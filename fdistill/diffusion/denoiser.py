@@ -71,7 +71,12 @@ def _init(network, key, x, condition):
     return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
 
 
-def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0.5) -> Denoiser:
+def precondition(
+    network: Any,
+    *,
+    sigma_data: Annotated[float, Continuous()] = 0.5,
+    boundary: Annotated[float, Continuous(off=0)] = 0.0,
+) -> Denoiser:
     """EDM preconditioning: D = c_skip x + c_out F(c_in x, c_noise) (arXiv 2206.00364, table 1 and
     equation 7).
 
@@ -80,24 +85,40 @@ def precondition(network: Any, *, sigma_data: Annotated[float, Continuous()] = 0
         c_in = 1/sqrt(sigma^2 + sigma_data^2)
         c_noise = ln(sigma)/4
 
+    With a boundary, the level at which a consistency model has D(x, sigma) = x exactly (arXiv
+    2303.01469, appendix C):
+
+        c_skip = sigma_data^2/((sigma - boundary)^2 + sigma_data^2)
+        c_out = (sigma - boundary) sigma_data/sqrt(sigma^2 + sigma_data^2)
+
     All of it is float32; only the network may compute in less.
 
     Args:
       network: F, `networks.Network`.
       sigma_data: standard deviation of the data, > 0.
+      boundary: >= 0; sigma_min for a consistency model, 0 for everything else.
 
     Raises:
-      ValueError: if sigma_data <= 0.
+      ValueError: if sigma_data <= 0 or boundary < 0.
     """
     if not sigma_data > 0:
         raise ValueError(
             f'sigma_data={sigma_data}: must be > 0; it is the standard deviation of the data'
         )
 
+    if not boundary >= 0:
+        raise ValueError(f'boundary={boundary}: must be >= 0; it is a level of the noise')
+
     def apply(params, x, sigma, condition, key=None):
         total = jnp.sqrt(sigma**2 + sigma_data**2)
+        above = sigma - boundary
         c_skip, c_out, c_in = (
-            column(c, x) for c in (sigma_data**2 / total**2, sigma * sigma_data / total, 1 / total)
+            column(c, x)
+            for c in (
+                sigma_data**2 / (above**2 + sigma_data**2 if boundary else total**2),
+                (above if boundary else sigma) * sigma_data / total,
+                1 / total,
+            )
         )
         out, features = network.apply(params, c_in * x, jnp.log(sigma) / 4, condition, key=key)
         return c_skip * x + c_out * out, features

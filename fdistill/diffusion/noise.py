@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import expit, logit, ndtr
+from scipy import special
 
 from fdistill.types import Continuous
 
@@ -100,11 +101,40 @@ def uniform_time(low: Number = 0.001, high: Number = 0.999) -> NoiseLaw:
     )
 
 
+def log_student_t(
+    mean: float = 0.0,
+    scale: float = 0.2,
+    df: float = 0.01,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> NoiseLaw:
+    """(ln sigma - mean)/scale ~ Student's t with `df` degrees of freedom, within [sigma_min,
+    sigma_max] (truncated consistency models, arXiv 2410.14895): most levels are near exp(mean), and
+    few degrees of freedom leave some for all others.
+
+    Its quantiles are a table of 4,097, between which ln sigma is linear.
+    """
+    _positive(scale=scale, df=df)
+    _ordered(sigma_min=sigma_min, sigma_max=sigma_max)
+    ends = np.log([sigma_min, sigma_max])
+    low, high = special.stdtr(df, (ends - mean) / scale)
+    share = np.linspace(low, high, 4097)
+    table = mean + scale * special.stdtrit(df, share)
+    table[[0, -1]] = ends
+    return NoiseLaw(
+        lambda key, n: jnp.exp(
+            jnp.interp(low + (high - low) * jax.random.uniform(key, (n,)), share, table)
+        ),
+        lambda sigma: (jnp.interp(jnp.log(sigma), table, share) - low) / (high - low),
+    )
+
+
 LAWS = {
     'lognormal': lognormal,
     'loguniform': loguniform,
     'karras_uniform': karras_uniform,
     'uniform_time': uniform_time,
+    'log_student_t': log_student_t,
 }
 
 # Weights of the squared error of the x0-prediction, (sigma, sigma_data) -> weight.

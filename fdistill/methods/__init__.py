@@ -1,11 +1,12 @@
 """Methods: pure losses over the roles student and critic, all trained by the same trainer."""
 
-from fdistill.methods.consistency import consistency
+from fdistill.methods.consistency import consistency, consistency_training, ect, ict, tcm
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
 from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
 from fdistill.methods.pretrain import pretrain
 from fdistill.methods.score import sid, sim
+from fdistill.methods.segments import tscd
 
 # name -> function of networks, laws and settings that makes a `Method`; a row is all it takes.
 METHODS = {
@@ -17,6 +18,11 @@ METHODS = {
     'sim': sim,
     'sid': sid,
     'consistency': consistency,
+    'ct': consistency_training,
+    'ict': ict,
+    'ect': ect,
+    'tcm': tcm,
+    'tscd': tscd,
 }
 
 __all__ = [
@@ -24,12 +30,17 @@ __all__ = [
     'Context',
     'Method',
     'consistency',
+    'consistency_training',
     'diff_instruct',
     'distribution_matching',
     'dmd2',
+    'ect',
     'exact',
     'f_distill',
+    'ict',
     'pretrain',
     'sid',
     'sim',
+    'tcm',
+    'tscd',
 ]

@@ -77,6 +77,14 @@ def squared_l2(y: jax.Array) -> jax.Array:
     return jnp.sum(y**2, axis=_elements(y))
 
 
+def l2(y: jax.Array) -> jax.Array:
+    """d(y) = |y|, the norm over all elements of a sample, [B] for y[B,...]; its gradient is 0 at
+    y = 0."""
+    square = squared_l2(y)
+    there = square > 0
+    return jnp.where(there, jnp.sqrt(jnp.where(there, square, 1)), 0)
+
+
 def pseudo_huber(c: float) -> Callable[[jax.Array], jax.Array]:
     """d(y) = sqrt(|y|^2 + c^2) - c with the norm over all elements of a sample (SIM, arXiv
     2410.16794)."""
