@@ -15,7 +15,7 @@ def get_config():
             network=dict(name='mlp', width=256, blocks=3, embedding=64),
             denoiser=dict(sigma_data=0.75, boundary=0.02),
             method=dict(
-                name='ct',
+                name='consistency_training',
                 growth='root',
                 intervals=(2, 60),
                 growth_steps=4000,

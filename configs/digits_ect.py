@@ -15,6 +15,8 @@ def get_config():
             seed=0,
             data=dict(name='digits'),
             start=dict(workdir='runs/digits-teacher'),
+            network=dict(name='mlp', width=256, blocks=3, embedding=64, dropout=0.15),
+            denoiser=dict(sigma_data=0.75),
             method=dict(
                 name='ect',
                 law=dict(name='lognormal', mean=-0.4, std=1.6),

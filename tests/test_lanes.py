@@ -100,7 +100,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize('name', noise.LAWS)
+# The quantiles of log_student_t are a table of known numbers.
+@pytest.mark.parametrize('name', [name for name in noise.LAWS if name != 'log_student_t'])
 def test_laws_of_lanes(name):
     law = noise.LAWS[name]
     options = OPTIONS | {'low': (0.01, 0.2), 'high': (0.9, 0.99)}
@@ -218,7 +219,7 @@ CONTINUOUS = {
     'sim': 'c sigma_init last sigma_data',
     'exact': 'sigma_init ratio_low ratio_high',
     'consistency': 'c target_decay sigma_init last',
-    'ct': 'c target_decay sigma_init last',
+    'consistency_training': 'c target_decay sigma_init last',
     'ict': 'c target_decay sigma_init last',
     'ect': 'q k b c sigma_init last',
     'tcm': 'boundary_weight q k b c sigma_init last',

@@ -524,8 +524,8 @@ def tcm(
         mean over t > t' of lambda d(f(x_t, t) - sg f_mixed(x_r, r))
           + boundary_weight mean over t = t' of the same
 
-    The second term ties f to f_1, as all r are below t' there. A share of each batch is at t'. Below
-    t' nothing is trained; a law of few such levels wastes none.
+    The second term ties f to f_1, as all r are below t' there. A share of each batch is at t'.
+    Below t' nothing is trained; a law of few such levels wastes none.
 
     Args:
       student, teacher: `Denoiser`; the teacher's parameters are frozen['teacher'].
@@ -609,7 +609,7 @@ _CURRICULUM = {
 }
 TINY = {
     'consistency': {'method': {'grid': _GRID, 'sigma_init': 5.0}},
-    'ct': {'method': _CURRICULUM},
+    'consistency_training': {'method': _CURRICULUM},
     'ict': {'method': _CURRICULUM},
     'ect': {'method': {'stage_steps': 3, 'sigma_init': 5.0}},
     'tcm': {'method': {'stage_steps': 3, 'transition': 0.5, 'sigma_init': 5.0}},
