@@ -32,6 +32,17 @@ LAW = dict(name='lognormal', mean=-1.0, std=1.0)
 COMMON = dict(law=LAW, student_law=LAW, critic_law=LAW, sigma_init=1.0, from_teacher=False)
 
 
+def _file(name):
+    """The file of a method."""
+    return inspect.getmodule(getattr(METHODS[name], 'func', METHODS[name])).__name__
+
+
+# Methods of one file share most of what follows: the first stands for them in each run of the
+# tests, the others follow in the slow ones.
+FIRST = [next(name for name in METHODS if _file(name) == file) for file in map(_file, METHODS)]
+EVERY = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in METHODS]
+
+
 @pytest.fixture
 def x64(x64):
     """Functions of jax that were traced for float32's constants are else called with float64's."""
@@ -157,7 +168,7 @@ def _difference(one, other):
 @pytest.mark.parametrize(
     'name, shape',
     [
-        *((name, (2, 4)) for name in METHODS),
+        *(pytest.param(*one.values, (2, 4), marks=one.marks) for one in EVERY),
         ('sim', (2, 2, 2)),
         *(
             pytest.param(name, shape, marks=pytest.mark.slow)
@@ -172,7 +183,7 @@ def test_a_mesh_gives_the_same_numbers_in_float32(name, shape):
     assert _difference(alone, _state_after(name, shape, 10)) <= 1e-4
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', EVERY)
 def test_a_program_traced_again_is_the_same_program(name):
     """Else a training that goes on in the same process, as those of a sweep, compiles anew."""
     _, _, batch = _built(name)
@@ -215,7 +226,7 @@ def _compare_parts(name, microbatches):
     assert _difference(whole, parts) <= 1e-4
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', EVERY)
 def test_a_batch_in_parts_is_the_whole_batch_in_float32(name):
     """Whatever a method computes from the whole batch, as the normalisations of f-distill."""
     _compare_parts(name, 4)
@@ -236,7 +247,9 @@ def test_a_batch_in_parts_is_the_whole_batch_in_float64(name, x64):
         assert _difference(whole, after) <= 1e-10
 
 
-@pytest.mark.parametrize('name', [n for n in METHODS if 'teacher' not in parameters(METHODS[n])])
+@pytest.mark.parametrize(
+    'name', [one for one in EVERY if 'teacher' not in parameters(METHODS[one.values[0]])]
+)
 def test_a_stop_changes_nothing(name, tmp_path):
     """Those with a teacher are stopped in test_end_to_end.py, where they are students of a
     network."""
