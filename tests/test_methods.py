@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import stops
 from ml_collections import ConfigDict
+from registered import every
 
 from fdistill import build, divergences
 from fdistill import config as configs
@@ -30,17 +31,6 @@ RECORDED = pathlib.Path(__file__).parent / 'data' / 'one_step.json'
 LAW = dict(name='lognormal', mean=-1.0, std=1.0)
 # What a method is given if it takes it.
 COMMON = dict(law=LAW, student_law=LAW, critic_law=LAW, sigma_init=1.0, from_teacher=False)
-
-
-def _file(name):
-    """The file of a method."""
-    return inspect.getmodule(getattr(METHODS[name], 'func', METHODS[name])).__name__
-
-
-# Methods of one file share most of what follows: the first stands for them in each run of the
-# tests, the others follow in the slow ones.
-FIRST = [next(name for name in METHODS if _file(name) == file) for file in map(_file, METHODS)]
-EVERY = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in METHODS]
 
 
 @pytest.fixture
@@ -168,7 +158,7 @@ def _difference(one, other):
 @pytest.mark.parametrize(
     'name, shape',
     [
-        *(pytest.param(*one.values, (2, 4), marks=one.marks) for one in EVERY),
+        *(pytest.param(*one.values, (2, 4), marks=one.marks) for one in every()),
         ('sim', (2, 2, 2)),
         *(
             pytest.param(name, shape, marks=pytest.mark.slow)
@@ -183,7 +173,7 @@ def test_a_mesh_gives_the_same_numbers_in_float32(name, shape):
     assert _difference(alone, _state_after(name, shape, 10)) <= 1e-4
 
 
-@pytest.mark.parametrize('name', EVERY)
+@pytest.mark.parametrize('name', every())
 def test_a_program_traced_again_is_the_same_program(name):
     """Else a training that goes on in the same process, as those of a sweep, compiles anew."""
     _, _, batch = _built(name)
@@ -226,7 +216,7 @@ def _compare_parts(name, microbatches):
     assert _difference(whole, parts) <= 1e-4
 
 
-@pytest.mark.parametrize('name', EVERY)
+@pytest.mark.parametrize('name', every())
 def test_a_batch_in_parts_is_the_whole_batch_in_float32(name):
     """Whatever a method computes from the whole batch, as the normalisations of f-distill."""
     _compare_parts(name, 4)
@@ -248,7 +238,7 @@ def test_a_batch_in_parts_is_the_whole_batch_in_float64(name, x64):
 
 
 @pytest.mark.parametrize(
-    'name', [one for one in EVERY if 'teacher' not in parameters(METHODS[one.values[0]])]
+    'name', every([name for name in METHODS if 'teacher' not in parameters(METHODS[name])])
 )
 def test_a_stop_changes_nothing(name, tmp_path):
     """Those with a teacher are stopped in test_end_to_end.py, where they are students of a
