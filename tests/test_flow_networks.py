@@ -306,9 +306,16 @@ def test_memory_of_chunked_attention_is_linear_in_the_tokens(use):
     assert temporary(layers.attention, 2048) > 3.5 * temporary(layers.attention, 1024)
 
 
-def test_an_attention_that_is_unknown_is_refused():
-    with pytest.raises(ValueError, match="attention='flash': known are plain, chunked"):
-        build('dit', attention='flash')
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(attention='flash'), "attention='flash': known are plain, chunked"),
+        (dict(attention='chunked', remat='elementwise'), "remat='elementwise': keeps the products"),
+    ],
+)
+def test_an_attention_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build('dit', **settings)
 
 
 def recorder(*takes):
