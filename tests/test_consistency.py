@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fdistill import networks
-from fdistill.diffusion import noise, samplers
+from fdistill.diffusion import flow_map, noise, samplers
 from fdistill.diffusion.denoiser import Denoiser, precondition
 from fdistill.diffusion.oracle import mixture
 from fdistill.methods import consistency as family
@@ -558,7 +558,7 @@ def test_one_segment_is_consistency_distillation():
     f = lambda x, sigma: student().apply(theta, x, sigma, {})[0]
     g = lambda x, sigma: student().apply(0.5 * theta, x, sigma, {})[0]
     match, zero = Match('squared_l2'), jnp.zeros(5)
-    jumped = [lambda x, sigma, f=f: segments.jump(f(x, sigma), x, sigma, zero) for f in (f, g)]
+    jumped = [lambda x, sigma, f=f: flow_map.jump(f(x, sigma), x, sigma, zero) for f in (f, g)]
     for a, b in zip(
         family.compare(match, *jumped, x, high, below, low),
         family.compare(match, f, g, x, high, below, low),
@@ -580,7 +580,7 @@ def test_ends_of_segments(steps, count):
 def test_target_at_the_next_level_is_the_teachers_step():
     """e = n - 1."""
     x, sigma = jax.random.normal(jax.random.key(0), (4, 3)), jnp.array([2.0, 1.0, 0.5, 0.0])
-    close(segments.jump(jnp.full((4, 3), 9.0), x, sigma, sigma), x, 1e-12)
+    close(flow_map.jump(jnp.full((4, 3), 9.0), x, sigma, sigma), x, 1e-12)
 
 
 def test_random_ends_have_no_exact_student():
