@@ -105,25 +105,26 @@ def quantile_map(x, sigma, until):
     return jnp.where((until < sigma)[:, None], D, p.denoise(x, sigma))
 
 
-def gradients(made, p=None, count=4096, batches=25, step=0, theta=None, condition=None):
-    """Gradients in theta at 0, [batches, 2], each of `count` samples; of another theta in
-    averages."""
+def gradients(made, p=None, count=4096, batches=25, step=0, thetas=((0.0, 0.0),), batch_of=None):
+    """Gradients at some theta, [thetas, batches, 2], each of `count` samples."""
     p = p or gaussian()
+    batch_of = batch_of or (lambda key, n: {'x': p.sample(key, n), 'condition': {}})
     context = Context({'teacher': {}}, {'target': jnp.zeros(2)}, step=step)
 
-    def one(key):
+    def one(given):
+        theta, key = given
         batch_key, draw_key = jax.random.split(key)
-        batch = {'x': p.sample(batch_key, count), 'condition': {}}
-        if condition:
-            batch = condition(batch_key, count)
+        batch = batch_of(batch_key, count)
 
         def loss(theta):
             return made.losses['student']({'student': theta}, context, batch, draw_key)[0]
 
-        return jax.grad(loss)(jnp.zeros(2) if theta is None else jnp.asarray(theta))
+        return jax.grad(loss)(theta)
 
-    keys = jax.random.split(jax.random.key(3), batches)
-    return np.asarray(compiled(lambda keys: jax.lax.map(one, keys))(keys))
+    keys = jnp.tile(jax.random.split(jax.random.key(3), batches), len(thetas))
+    given = jnp.repeat(jnp.asarray(thetas), batches, axis=0), keys
+    found = compiled(lambda given: jax.lax.map(one, given))(given)
+    return np.asarray(found).reshape(len(thetas), batches, 2)
 
 
 def within(found, wanted=0.0, sigmas=3.0):
@@ -133,11 +134,13 @@ def within(found, wanted=0.0, sigmas=3.0):
     assert np.all(error <= sigmas * deviation), (error, deviation)
 
 
+OFF = (0.1, 0.1)
+
+
 def stationary(made, p=None):
     """A loss of deterministic targets has no gradient at the exact map, sample by sample: relative
     to that of a student that is 10 % off."""
-    found = gradients(made, p, 512, 1)
-    off = gradients(made, p, 512, 1, theta=[0.1, 0.1])
+    found, off = gradients(made, p, 512, 1, thetas=((0.0, 0.0), OFF))
     assert np.abs(found).max() <= 1e-6 * np.abs(off).max(), (found, off)
 
 
@@ -262,9 +265,13 @@ def distilled(p, student, **settings):
     return flow_map_distill(student, p.denoiser(), LAW, times=APART, **settings)
 
 
-@pytest.mark.parametrize('full', [False, True])
-@pytest.mark.parametrize('form', family.FORMS)
-@pytest.mark.parametrize('data', ['gaussian', 'mixture'])
+@pytest.mark.parametrize(
+    ('data', 'form', 'full'),
+    [
+        *(('gaussian', form, full) for form in family.FORMS for full in (False, True)),
+        *(('mixture', form, False) for form in family.FORMS),
+    ],
+)
 def test_distillation_is_stationary_at_the_exact_map(data, form, full):
     p, student = {
         'gaussian': (gaussian(), of_gaussian()),
@@ -274,17 +281,9 @@ def test_distillation_is_stationary_at_the_exact_map(data, form, full):
 
 
 def test_mean_flow_distillation_is_the_eulerian_form():
-    p = gaussian()
-    made = [
-        make(of_gaussian(), p.denoiser(), LAW, **more)
-        for make, more in (
-            (mean_flow_distill, {}),
-            (flow_map_distill, dict(form='eulerian', times=Times(), weight=Weight())),
-        )
-    ]
-    given = [gradients(one, p, 64, 2, theta=[0.1, 0.2]) for one in made]
-    close(*given, 1e-14)
-    stationary(made[0], p)
+    assert mean_flow_distill.func is flow_map_distill
+    assert mean_flow_distill.keywords['form'] == 'eulerian'
+    stationary(mean_flow_distill(of_gaussian(), gaussian().denoiser(), LAW))
 
 
 METHODS = {
@@ -300,9 +299,8 @@ METHODS = {
 @pytest.mark.parametrize('name', METHODS)
 def test_training_is_stationary_at_the_exact_map(name):
     """In the mean over 1e5 draws of data and noise; a student that is off has a gradient."""
-    made = METHODS[name](of_gaussian())
-    within(gradients(made, step=10))
-    off = gradients(made, count=512, batches=4, step=10, theta=[0.1, 0.1])
+    exact, off = gradients(METHODS[name](of_gaussian()), step=10, thetas=((0.0, 0.0), OFF))
+    within(exact)
     with pytest.raises(AssertionError):
         within(off)
 
@@ -310,7 +308,7 @@ def test_training_is_stationary_at_the_exact_map(name):
 def test_mean_flow_is_stationary_at_the_exact_map_of_a_mixture():
     p = mixture(*MIXED)
     made = mean_flow(told(quantile_map), LAW, times=APART, weight=SQUARE)
-    within(gradients(made, p))
+    within(gradients(made, p)[0])
 
 
 @pytest.mark.parametrize('control', ['no time', 'exchanged', 'gradient'])
@@ -331,7 +329,7 @@ def test_training_is_not_stationary_with_another_target(control, monkeypatch):
         monkeypatch.setattr(family, 'eulerian', exchanged)
     if control == 'gradient':
         monkeypatch.setattr(family, '_constant', lambda made: made)
-    found = gradients(mean_flow(of_gaussian(), LAW, times=APART, weight=SQUARE))
+    (found,) = gradients(mean_flow(of_gaussian(), LAW, times=APART, weight=SQUARE))
     with pytest.raises(AssertionError):
         within(found)
 
@@ -355,20 +353,21 @@ def test_no_gradient_through_the_target(name, monkeypatch):
 
     def see(name, of):
         def seeing(*given):
-            seen[name] = given
+            seen.setdefault(name, []).append(given)
             return of(*given)
 
         return seeing
 
-    def loss(theta):
-        context = Context({'teacher': {}}, step=10)
-        return made.losses['student']({'student': theta}, context, batch, key)[0]
-
-    found = jax.grad(loss)(theta)
     monkeypatch.setattr(family.losses, 'squared_l2', see('gap', family.losses.squared_l2))
     monkeypatch.setattr(flow_map, 'denoised', see('u', flow_map.denoised))
-    loss(theta)
-    (gap,), (u, x, sigma) = seen['gap'], seen['u']
+
+    def loss(theta):
+        context = Context({'teacher': {}}, step=10)
+        value = made.losses['student']({'student': theta}, context, batch, key)[0]
+        # Of the error first; of the samples, for their spread, last.
+        return value, (seen['gap'][0][0], *seen['u'][-1])
+
+    found, (gap, u, x, sigma) = compiled(jax.grad(loss, has_aux=True))(theta)
     D = (x - sigma[:, None] * u) / (1 + sigma[:, None])
     exact = (D - theta[0]) / (1 + theta[1])
     weight = 2 * gap * -(1 + 1 / sigma)[:, None]
@@ -383,7 +382,9 @@ def test_flow_matching_where_both_times_are_equal():
     p, theta = gaussian(), jnp.array([0.1, 0.2])
     made = mean_flow(of_gaussian(), LAW, times=Times(share_equal=1.0), weight=SQUARE)
     batch, key = {'x': p.sample(jax.random.key(0), 64), 'condition': {}}, jax.random.key(1)
-    value, (metrics, _) = made.losses['student']({'student': theta}, Context({}), batch, key)
+    value, (metrics, _) = compiled(made.losses['student'])(
+        {'student': theta}, Context({}), batch, key
+    )
     key_level, key_noise, *_ = jax.random.split(key, 4)
     first, second, _ = jax.random.split(key_level, 3)
     sigma = jnp.maximum(LAW.sample(first, 64), LAW.sample(second, 64))
@@ -395,9 +396,9 @@ def test_flow_matching_where_both_times_are_equal():
     assert metrics['share_equal'] == 1
 
 
-@pytest.mark.parametrize(('power', 'c'), [(1.0, 0.01), (0.75, 0.001)])
-def test_weight_of_the_error(power, c):
+def test_weight_of_the_error():
     """e/(e + c)^p of whole samples: c inside the power, no gradient through the weight."""
+    power, c = 0.75, 0.3
     p, theta = gaussian(), jnp.array([0.1, 0.2])
     batch, key = {'x': p.sample(jax.random.key(0), 1), 'condition': {}}, jax.random.key(1)
 
@@ -407,7 +408,7 @@ def test_weight_of_the_error(power, c):
         def loss(theta):
             return made.losses['student']({'student': theta}, Context({}), batch, key)[0]
 
-        return jax.value_and_grad(loss)(theta)
+        return compiled(jax.value_and_grad(loss))(theta)
 
     (e, slope), (value, weighted) = of(SQUARE), of(Weight(power, c))
     close(value, e / (e + c) ** power)
@@ -450,7 +451,7 @@ def test_conditional_targets_average_to_that_of_the_path():
     D = gaussian().denoise(points[:1], sigma)
     data = D + deviation * jax.random.normal(jax.random.key(0), (n, 3))
     v = flow_map.velocity(data, points, at[0])
-    conditional = family.eulerian(u, family.At(points, *at, v, v)).target
+    conditional = compiled(lambda v: family.eulerian(u, family.At(points, *at, v, v)).target)(v)
     v = flow_map.velocity(D, points[:1], at[0][:1])
     one = [level[:1] for level in at]
     wanted = family.eulerian(u, family.At(points[:1], *one, v, v)).target
@@ -481,7 +482,7 @@ def test_metrics():
     made = mean_flow(of_gaussian(), LAW, times=APART)
     batch = {'x': p.sample(jax.random.key(0), 512), 'condition': {}}
     given = {'student': jnp.zeros(2)}, Context({}), batch, jax.random.key(1)
-    _, (metrics, _) = made.losses['student'](*given)
+    _, (metrics, _) = compiled(made.losses['student'])(*given)
     assert metrics['log_tangent'].shape[0] == family.losses.LEVELS
     assert metrics['log_tangent'].sum() == 512
     assert 0.15 < metrics['share_equal'] < 0.35
@@ -537,7 +538,7 @@ def test_guidance_inside_the_target(omega, kappa, interval):
             weight=SQUARE,
             guided=Guided(omega, kappa, interval, share),
         )
-        return gradients(made, condition=classes)
+        return gradients(made, batch_of=classes)[0]
 
     within(found(scale_of, 0.2))
     with pytest.raises(AssertionError):
@@ -564,9 +565,9 @@ def test_scale_of_guidance_as_a_condition(bounded):
         )
         for of in (scale_of, lambda condition, sigma: 2.0 * jnp.ones_like(sigma))
     ]
-    within(gradients(made[0], condition=classes))
+    within(gradients(made[0], batch_of=classes)[0])
     with pytest.raises(AssertionError):
-        within(gradients(made[1], condition=classes))
+        within(gradients(made[1], batch_of=classes)[0])
 
 
 def test_scales_of_guidance():
@@ -600,47 +601,49 @@ def test_alpha_falls_from_one_to_zero():
     assert np.all(np.diff(alpha) <= 0) and np.all((alpha == 0) | (alpha >= 0.005))
 
 
-def alpha_loss(alpha, theta, weight=SQUARE):
-    """The loss with an alpha, on 64 samples: (value, gradient, gap, metrics)."""
-    made = alpha_flow(of_gaussian(), LAW, times=Times(share_equal=0.0), weight=weight)
-    batch = {'x': gaussian().sample(jax.random.key(0), 64), 'condition': {}}
-
-    def loss(theta):
-        given = {'student': theta}, Context({}, step=0), batch, jax.random.key(1)
-        return made.losses['student'](*given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(family, 'alpha_at', lambda annealing, step: jnp.asarray(alpha))
-        (value, (metrics, _)), gradient = jax.value_and_grad(loss, has_aux=True)(theta)
-    return value, gradient, metrics
-
-
-def test_alpha_flow_leads_to_mean_flow():
+def test_alpha_flow_leads_to_mean_flow(monkeypatch):
     """Its target has a difference for MeanFlow's derivative: the gradients of alpha^-1 e differ in
     the first order of alpha."""
-    theta = jnp.array([0.1, 0.2])
-    _, wanted, _ = alpha_loss(0.0, theta)
-    errors = []
+    made = alpha_flow(of_gaussian(), LAW, times=Times(share_equal=0.0), weight=SQUARE)
+    batch = {'x': gaussian().sample(jax.random.key(0), 64), 'condition': {}}
+    monkeypatch.setattr(family, 'alpha_at', lambda annealing, step: step)
+
+    @compiled
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(theta, alpha):
+        context = Context({}, step=alpha)
+        value, (metrics, _) = made.losses['student'](
+            {'student': theta}, context, batch, jax.random.key(1)
+        )
+        return value, (value, metrics)
+
+    theta, errors = jnp.array([0.1, 0.2]), []
+    wanted, (value, metrics) = gradient(theta, 0.0)
+    close(value, metrics['gap'])
     for alpha in (0.02, 0.01, 0.005):
-        value, gradient, metrics = alpha_loss(alpha, theta)
+        found, (value, metrics) = gradient(theta, alpha)
         close(value, alpha * metrics['gap'])
-        errors.append(np.abs(gradient - wanted).max())
+        errors.append(np.abs(found - wanted).max())
     np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), 1, atol=0.15)
 
 
-def shortcut_residuals(monkeypatch, made, theta, n=2048):
+def shortcut_residuals(monkeypatch, made, theta, n=1024):
     """u - target of the samples that learn two half steps, [n', 3]; those whose half steps are the
     shortest are the others."""
     seen = []
     squared_l2 = family.losses.squared_l2
-    monkeypatch.setattr(family.losses, 'squared_l2', lambda y: seen.append(y) or squared_l2(y))
     batch = {'x': gaussian().sample(jax.random.key(0), n), 'condition': {}}
-    _, (metrics, _) = made.losses['student'](
-        {'student': theta}, Context({}), batch, jax.random.key(1)
-    )
+
+    def run(key):
+        given = {'student': theta}, Context({}), batch, key
+        return made.losses['student'](*given)[1][0], seen[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(family.losses, 'squared_l2', lambda y: seen.append(y) or squared_l2(y))
+        metrics, gap = compiled(run)(jax.random.key(1))
     assert metrics['share_equal'] == 0.5
     # Every second sample, see `shortcut`.
-    return np.asarray(seen[-1])[1::2]
+    return np.asarray(gap)[1::2]
 
 
 def test_bias_of_shortcuts_falls_with_the_finest_step(monkeypatch):

@@ -130,6 +130,17 @@ def start(key: jax.Array, model: Denoiser, batch: Mapping[str, Any], base: Any =
     return model.init(key, batch['x'], batch['condition'])
 
 
+def updates(weighting: Any) -> dict[str, jax.Array]:
+    """The part of aux that counts the student's updates, where the weight of a divergence depends
+    on them (`divergences.Weighting.stepwise`). Steps would not do: an update may be skipped."""
+    return {'updates': jnp.zeros((), jnp.int32)} if weighting.stepwise else {}
+
+
+def counted(aux: dict[str, Any]) -> dict[str, Any]:
+    """aux after one more update of the student."""
+    return aux | {'updates': aux['updates'] + 1} if 'updates' in aux else aux
+
+
 def leave_out(
     key: jax.Array, share: float, model: Denoiser, params: Any, condition: Mapping[str, Any]
 ) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -149,14 +160,3 @@ def leave_out(
         for name, value in condition.items()
     }
     return kept, dropped
-
-
-def updates(weighting: Any) -> dict[str, jax.Array]:
-    """The part of aux that counts the student's updates, where the weight of a divergence depends
-    on them (`divergences.Weighting.stepwise`). Steps would not do: an update may be skipped."""
-    return {'updates': jnp.zeros((), jnp.int32)} if weighting.stepwise else {}
-
-
-def counted(aux: dict[str, Any]) -> dict[str, Any]:
-    """aux after one more update of the student."""
-    return aux | {'updates': aux['updates'] + 1} if 'updates' in aux else aux
