@@ -51,7 +51,7 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
             continue
         if teacher is not None:
             known = outline(configs.load(teacher))
-        elif 'network' in config:
+        elif isinstance(network := config.get('network', {}), str) or 'name' in network:
             known = resolve({name: config[name] for name in config if name != 'teacher'}, source)
         else:
             raise UserError(
