@@ -18,7 +18,7 @@ def get_config():
             denoiser=dict(sigma_data=0.75),
             method=dict(
                 name='mean_flow',
-                law=dict(name='lognormal', mean=-0.6, std=1.4),
+                law=dict(name='karras_uniform', sigma_min=0.02, sigma_max=40.0),
                 pairing='sorted',
                 share_equal=0.5,
                 power=0.75,

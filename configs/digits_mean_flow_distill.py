@@ -2,6 +2,8 @@
 
     fdistill train --config=configs/digits_mean_flow_distill.py --workdir=runs/digits-flow-map
     fdistill evaluate --workdir=runs/digits-flow-map
+
+Needs runs/digits-teacher (configs/digits_teacher.py).
 """
 
 from ml_collections import ConfigDict
@@ -13,11 +15,10 @@ def get_config():
             seed=0,
             data=dict(name='digits'),
             teacher=dict(workdir='runs/digits-teacher'),
-            network=dict(name='mlp', width=256, blocks=3, embedding=64, numbers=('until',)),
-            denoiser=dict(sigma_data=0.75),
+            network=dict(dropout=0.0, numbers=('until',)),
             method=dict(
                 name='mean_flow_distill',
-                law=dict(name='lognormal', mean=-0.6, std=1.4),
+                law=dict(name='karras_uniform', sigma_min=0.02, sigma_max=40.0),
                 pairing='sorted',
                 share_equal=0.25,
                 power=0.75,
@@ -25,15 +26,15 @@ def get_config():
                 levels=(40.0,),
             ),
             optimizer=dict(
-                student=dict(learning_rate=1e-3, b2=0.99, schedule='cosine', final=0.1),
+                student=dict(learning_rate=2e-3, b2=0.99, schedule='cosine', final=0.1),
             ),
             training=dict(
-                steps=1800,
+                steps=2200,
                 batch_size=128,
                 ema_half_life=9e3,
                 ema_ramp_up=0.5,
                 log_every=100,
-                checkpoint_every=900,
+                checkpoint_every=1100,
                 sample_every=0,
             ),
             mesh=dict(data=-1, fsdp=1),
