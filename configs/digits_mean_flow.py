@@ -1,7 +1,7 @@
 """One-step generator of digits from data alone, by MeanFlow.
 
-    fdistill train --config=configs/digits_mean_flow.py --workdir=runs/digits-mean-flow
-    fdistill evaluate --workdir=runs/digits-mean-flow
+fdistill train --config=configs/digits_mean_flow.py --workdir=runs/digits-mean-flow
+fdistill evaluate --workdir=runs/digits-mean-flow
 """
 
 from ml_collections import ConfigDict

@@ -23,8 +23,9 @@ from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.diffusion.flow_map import INTERVAL
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
+from fdistill.methods.consistency import check_decay, with_target
 from fdistill.methods.generator import Jumps
-from fdistill.methods.method import DEPLOYED, Average, Method, leave_out, start
+from fdistill.methods.method import Method, leave_out, start
 from fdistill.types import Continuous
 
 # Two levels (sigma, until) out of two draws, one of the law and one of the other law, and of which
@@ -191,7 +192,9 @@ def _pairs(law, until_law, times):
     return draw
 
 
-def _method(student, law, weight, jumps, draw, velocities, rule, *, init, averages=None):
+def _method(
+    student, law, weight, jumps, draw, velocities, rule, *, init, averages=with_target(None)
+):
     """A method that regresses u.
 
     draw: (key, n, dtype) -> (sigma, until).
@@ -229,7 +232,6 @@ def _method(student, law, weight, jumps, draw, velocities, rule, *, init, averag
         metrics |= made.metrics | generator.spread(flow_map.denoised(made.u, x, sigma), batch)
         return metrics['flow_map'], (metrics, context.aux)
 
-    averages = {DEPLOYED: Average('student')} | (averages or {})
     return Method(init, {'student': loss}, lambda step: ('student',), generate, averages)
 
 
@@ -600,7 +602,7 @@ def shortcut(
     *,
     finest: int = 128,
     share: float = 0.25,
-    target_decay: Annotated[float, Continuous()] | None = 0.999,
+    target_decay: Annotated[float | None, Continuous()] = 0.999,
     weight: Weight = Weight(0.0),
     guided: Guided = Guided(),
     jumps: Jumps = Jumps(),
@@ -629,8 +631,8 @@ def shortcut(
         raise ValueError(f'finest={finest}: must be a power of two, >= 2')
     if not 0 < share < 1:
         raise ValueError(f'share={share}: must lie in (0, 1)')
-    if target_decay is not None and not 0 <= target_decay < 1:
-        raise ValueError(f'target_decay={target_decay}: must be in [0, 1)')
+    if target_decay is not None:
+        check_decay(target_decay)
     kinds = finest.bit_length() - 1
     way = jumps.levels[0] / (1 + jumps.levels[0]) if jumps.levels else 1.0
 
@@ -660,9 +662,7 @@ def shortcut(
         return Regression(u(at.x, at.sigma, at.until), stop_gradient(target))
 
     given = student, law, weight, jumps, draw, _guiding(student, guided), rule
-    averages = (
-        {} if target_decay is None else {'target': Average('student', lambda step: target_decay)}
-    )
+    averages = with_target(None if target_decay is None else lambda step: target_decay)
     return _method(*given, init=_begin(student), averages=averages)
 
 
