@@ -28,13 +28,12 @@ from fdistill.methods.generator import Jumps
 from fdistill.methods.method import Method, leave_out, start
 from fdistill.types import Continuous
 
-# Two levels (sigma, until) out of two draws, one of the law and one of the other law, and of which
-# samples they are to be equal, [B].
+# Two levels (sigma, until) out of two draws, [B], one of `law` and one of `until_law`.
 PAIRINGS = {
     # arXiv 2505.13447, section 4.3; both draws are usually of one law.
-    'sorted': lambda a, b, equal: (jnp.maximum(a, b), jnp.minimum(a, b)),
+    'sorted': lambda a, b: (jnp.maximum(a, b), jnp.minimum(a, b)),
     # The authors' code for CIFAR-10 ("v1"): a lower level above sigma is sigma.
-    'independent': lambda a, b, equal: (a, jnp.minimum(a, b)),
+    'independent': lambda a, b: (a, jnp.minimum(a, b)),
 }
 
 
@@ -179,9 +178,7 @@ def _pairs(law, until_law, times):
     def draw(key, n, dtype):
         first, second, third = jax.random.split(key, 3)
         equal = jax.random.uniform(third, (n,)) < share
-        sigma, until = PAIRINGS[pairing](
-            law.sample(first, n), (until_law or law).sample(second, n), equal
-        )
+        sigma, until = PAIRINGS[pairing](law.sample(first, n), (until_law or law).sample(second, n))
         # Clipped alike, so that equal levels stay equal.
         sigma, until = (
             jnp.clip(level.astype(dtype), flow_map.LOWEST, flow_map.HIGHEST)
