@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fdistill import networks
-from fdistill.diffusion import noise, samplers
+from fdistill.diffusion import flow_map, noise, samplers
 from fdistill.diffusion.denoiser import Denoiser, precondition
 from fdistill.diffusion.oracle import mixture
 from fdistill.methods import losses, segments
@@ -561,7 +561,7 @@ def test_one_segment_is_consistency_distillation():
         return student().apply(theta, x, sigma, {})[0]
 
     def jumped(theta, x, sigma):
-        return segments.jump(f(theta, x, sigma), x, sigma, jnp.zeros(5))
+        return flow_map.jump(f(theta, x, sigma), x, sigma, jnp.zeros(5))
 
     pairs = [[functools.partial(of, own) for own in (theta, 0.5 * theta)] for of in (jumped, f)]
     for a, b in zip(*(compare(SQUARE, *pair, x, high, below, low) for pair in pairs), strict=True):
@@ -581,7 +581,7 @@ def test_ends_of_segments(steps, count):
 def test_target_at_the_next_level_is_the_teachers_step():
     """e = n - 1."""
     x, sigma = jax.random.normal(jax.random.key(0), (4, 3)), jnp.array([2.0, 1.0, 0.5, 0.0])
-    close(segments.jump(jnp.full((4, 3), 9.0), x, sigma, sigma), x, 1e-12)
+    close(flow_map.jump(jnp.full((4, 3), 9.0), x, sigma, sigma), x, 1e-12)
 
 
 def test_random_ends_have_no_exact_student():

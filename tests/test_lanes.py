@@ -224,6 +224,12 @@ CONTINUOUS = {
     'ect': 'q k b c sigma_init last',
     'tcm': 'boundary_weight q k b c sigma_init last',
     'tscd': 'c target_decay',
+    'mean_flow': 'share_equal power c guidance!=1 mixing!=0 condition_dropout!=0',
+    'mean_flow_distill': 'guidance!=1 share_equal power c',
+    'flow_map_distill': 'guidance!=1 share_equal power c',
+    'improved_mean_flow': 'share_equal power c skew!=1 condition_dropout!=0',
+    'alpha_flow': 'steepness clamp share_equal power c guidance!=1 mixing!=0 condition_dropout!=0',
+    'shortcut': 'target_decay power c guidance!=1 mixing!=0 condition_dropout!=0',
     'pretrain': 'sigma_data label_dropout!=0',
     'loguniform': 'sigma_min sigma_max',
 }

@@ -164,6 +164,7 @@ TABLES = {
     'law': noise.LAWS,
     'student_law': noise.LAWS,
     'critic_law': noise.LAWS,
+    'until_law': noise.LAWS,
     'grid': noise.GRIDS,
     'sampler': {name: sampler.solve for name, sampler in samplers.SAMPLERS.items()},
 }
@@ -214,6 +215,7 @@ PARTS = {
     'law': _of_method('law'),
     'student_law': _of_method('student_law'),
     'critic_law': _of_method('critic_law'),
+    'until_law': _of_method('until_law'),
     'sigmas': _of_method('sigmas', 'grid'),
     'sampler': _sampler,
 }

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fdistill.diffusion.denoiser import Denoiser
+from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.methods.generator import Generator
 from fdistill.types import Continuous
 
@@ -171,3 +171,24 @@ def updates(weighting: Any) -> dict[str, jax.Array]:
 def counted(aux: dict[str, Any]) -> dict[str, Any]:
     """aux after one more update of the student."""
     return aux | {'updates': aux['updates'] + 1} if 'updates' in aux else aux
+
+
+def leave_out(
+    key: jax.Array, share: float, model: Denoiser, params: Any, condition: Mapping[str, Any]
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """(The condition, left out of a share of the samples as `Denoiser.null` says; of which, [B]).
+
+    Args:
+      key: random key.
+      share: in [0, 1).
+      model, params: whose null it is.
+      condition: {name: [B,...]}, not empty.
+    """
+    count = len(next(iter(condition.values())))
+    dropped = jax.random.bernoulli(key, share, (count,))
+    nothing = model.null(params, condition)
+    kept = {
+        name: jnp.where(column(dropped, value), nothing[name], value)
+        for name, value in condition.items()
+    }
+    return kept, dropped
