@@ -1,6 +1,7 @@
 """Methods: pure losses over the roles student and critic, all trained by the same trainer."""
 
 from fdistill.methods.consistency import consistency, consistency_training, ect, ict, tcm
+from fdistill.methods.continuous import dscd, rcm, scd, scm
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
 from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
@@ -23,6 +24,10 @@ METHODS = {
     'ect': ect,
     'tcm': tcm,
     'tscd': tscd,
+    'scm': scm,
+    'scd': scd,
+    'dscd': dscd,
+    'rcm': rcm,
 }
 
 __all__ = [
@@ -34,11 +39,15 @@ __all__ = [
     'diff_instruct',
     'distribution_matching',
     'dmd2',
+    'dscd',
     'ect',
     'exact',
     'f_distill',
     'ict',
     'pretrain',
+    'rcm',
+    'scd',
+    'scm',
     'sid',
     'sim',
     'tcm',
