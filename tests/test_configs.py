@@ -53,9 +53,11 @@ SIZES = {
 
 
 def loaded(file):
-    """(A config, the file of its teacher's: the one named like the teacher's folder.)"""
+    """(A config, the file of its teacher's, or of what its student starts as: the one named like
+    that folder.)"""
     settings = config.load(str(FOLDER / file))
-    name = pathlib.Path(settings.get('teacher', {}).get('workdir', '')).name
+    named = settings.get('teacher', settings.get('start', {}))
+    name = pathlib.Path(named.get('workdir', '')).name
     return settings, str(FOLDER / (name.replace('-', '_') + '.py')) if name else None
 
 

@@ -12,17 +12,25 @@ from fdistill import networks
 from fdistill.diffusion import noise, samplers
 from fdistill.diffusion.denoiser import Denoiser, precondition
 from fdistill.diffusion.oracle import mixture
-from fdistill.methods import consistency as family
 from fdistill.methods import losses, segments
 from fdistill.methods.consistency import (
+    DISTANCES,
     SOLVERS,
+    WEIGHTINGS,
     Curriculum,
     Match,
     Shrinking,
+    compare,
     consistency,
     consistency_training,
+    draw,
     ect,
+    edges,
     ict,
+    level,
+    levels_at,
+    lower_level,
+    slope_of,
     tcm,
 )
 from fdistill.methods.generator import Steps
@@ -213,7 +221,7 @@ def test_levels_of_consistency_training():
     """arXiv 2303.01469, appendix C, with s_0, s_1 = 2, 150."""
     curriculum = Curriculum('root', (2, 150), 10_000)
     steps = [0, 100, 1000, 2500, 5000, 7500, 10_000, 20_000]
-    found = [int(family.levels_at(curriculum, k)) for k in steps]
+    found = [int(levels_at(curriculum, k)) for k in steps]
     assert found == [2, 16, 48, 76, 107, 131, 151, 151]
     p = one_gaussian().denoiser()
     decay = consistency_training(p, curriculum=curriculum).averages['target'].decay
@@ -224,28 +232,28 @@ def test_levels_of_consistency_training():
 def test_levels_of_improved_consistency_training():
     """arXiv 2310.14189, section 3.4."""
     curriculum = Curriculum('doubling', (10, 1280), 400_000)
-    found = [int(family.levels_at(curriculum, k)) for k in range(0, 400_001, 50_000)]
+    found = [int(levels_at(curriculum, k)) for k in range(0, 400_001, 50_000)]
     assert found == [11, 21, 41, 81, 161, 321, 641, 1281, 1281]
-    assert int(family.levels_at(curriculum, 49_999)) == 11
-    assert int(family.levels_at(Curriculum('none', (2, 17)), 5)) == 18
+    assert int(levels_at(curriculum, 49_999)) == 11
+    assert int(levels_at(Curriculum('none', (2, 17)), 5)) == 18
 
 
 def test_levels_and_their_probabilities():
     """The table of eleven levels under lognormal(-1.1, 2), and draws that follow it."""
     curriculum = Curriculum('doubling', (10, 1280), 400_000)
-    count = family.levels_at(curriculum, 0)
-    levels = family.level(curriculum, jnp.arange(11), count, jnp.float64)
+    count = levels_at(curriculum, 0)
+    levels = level(curriculum, jnp.arange(11), count, jnp.float64)
     wanted = [0.002, 0.0167, 0.0851, 0.3183, 0.9654, 2.515, 5.839, 12.38, 24.41, 45.31, 80]
     np.testing.assert_allclose(levels, wanted, rtol=3e-3)
     law = noise.lognormal(-1.1, 2.0)
-    edges = family.edges(curriculum, law, count, jnp.float64)
-    shares = np.diff(edges) / (edges[-1] - edges[0])
+    found = edges(curriculum, law, count, jnp.float64)
+    shares = np.diff(found) / (found[-1] - found[0])
     table = [0.0626, 0.1817, 0.2455, 0.2135, 0.1424, 0.0806, 0.0411, 0.0196, 0.0089, 0.0040]
     np.testing.assert_allclose(shares[:10], table, atol=1e-3)
     assert len(shares) == 1280 and np.all(shares[10:] == 0)
 
     made = ict(student(), law, curriculum=curriculum)
-    drawn = np.asarray(family.draw(jax.random.key(0), curriculum, law, count, 100_000, jnp.float64))
+    drawn = np.asarray(draw(jax.random.key(0), curriculum, law, count, 100_000, jnp.float64))
     found = np.bincount(drawn, minlength=10) / len(drawn)
     assert len(found) == 10
     assert np.all(np.abs(found - shares[:10]) < 4 * np.sqrt(shares[:10] / len(drawn)))
@@ -260,7 +268,7 @@ def test_weightings():
         ('root_step', [0.5**0.5, 2]),
         ('eps', [1 / 9, 1]),
     ):
-        close(family.WEIGHTINGS[name](high, low), np.array(wanted, float))
+        close(WEIGHTINGS[name](high, low), np.array(wanted, float))
 
 
 def test_distances_are_of_whole_samples():
@@ -269,74 +277,67 @@ def test_distances_are_of_whole_samples():
     u = jax.random.normal(jax.random.key(0), (4, 6))
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
     c = 0.3
-    for name in family.DISTANCES:
-        d = family.DISTANCES[name]
+    for name in DISTANCES:
+        d = DISTANCES[name]
         close(d(u @ turn, c), d(u, c), 1e-12)
-    elementwise = lambda u: jnp.sum(jnp.sqrt(u**2 + c**2) - c, axis=1)
-    assert np.abs(elementwise(u @ turn) - elementwise(u)).max() > 1e-2
+    elementwise = [jnp.sum(jnp.sqrt(v**2 + c**2) - c, axis=1) for v in (u @ turn, u)]
+    assert np.abs(elementwise[0] - elementwise[1]).max() > 1e-2
 
-    d, norm = family.DISTANCES['pseudo_huber'], jnp.linalg.norm(u, axis=1)
+    d, norm = DISTANCES['pseudo_huber'], jnp.linalg.norm(u, axis=1)
     close(d(1e-4 * u, c), 1e-8 * norm**2 / (2 * c), 1e-5)
     close(d(1e4 * u, c), 1e4 * norm - c, 1e-6)
-    close(family.DISTANCES['l2'](u, c), norm)
+    close(DISTANCES['l2'](u, c), norm)
     assert np.all(jax.grad(lambda u: losses.l2(u).sum())(jnp.zeros((2, 3))) == 0)
 
 
-@pytest.mark.parametrize('name', ['consistency', 'ct', 'ict', 'ect', 'tcm', 'tscd'])
+METHODS = {
+    'consistency': lambda s, p, grid: consistency(
+        s, p, sigmas=grid, match=SQUARE, steps=Steps(HIGHEST)
+    ),
+    'ct': lambda s, p, grid: consistency_training(
+        s, curriculum=FIXED, match=SQUARE, steps=Steps(HIGHEST)
+    ),
+    'ict': lambda s, p, grid: ict(s, LAW, curriculum=FIXED, match=SQUARE, steps=Steps(HIGHEST)),
+    'ect': lambda s, p, grid: ect(s, LAW, match=SQUARE, steps=Steps(HIGHEST)),
+    'tcm': lambda s, p, grid: tcm(
+        s, student(), LAW, transition=0.5, match=SQUARE, steps=Steps(HIGHEST)
+    ),
+    'tscd': lambda s, p, grid: tscd(s, p, sigmas=grid, segments=2, match=SQUARE),
+}
+SQUARE, LAW = Match('squared_l2'), noise.lognormal(0.0, 1.0)
+FIXED = Curriculum('none', (2, 8), 1, LOWEST, HIGHEST)
+
+
+@pytest.mark.parametrize('name', METHODS)
 def test_no_gradient_through_the_target(name):
-    """The gradient is that of a student whose target has parameters of its own; one that flows
-    through both is another."""
-    p = one_gaussian()
-    deviation = jnp.array([0.1, 0.2])
-    steps, curriculum = Steps(HIGHEST), Curriculum('none', (2, 8), 1, LOWEST, HIGHEST)
-    law, match = noise.lognormal(0.0, 1.0), Match('squared_l2')
-    grid = noise.karras_grid(8, LOWEST, HIGHEST)
-    teacher = p.denoiser()
-    made = {
-        'consistency': lambda s: consistency(s, teacher, sigmas=grid, match=match, steps=steps),
-        'ct': lambda s: consistency_training(s, curriculum=curriculum, match=match, steps=steps),
-        'ict': lambda s: ict(s, law, curriculum=curriculum, match=match, steps=steps),
-        'ect': lambda s: ect(s, law, match=match, steps=steps),
-        'tcm': lambda s: tcm(s, student(), law, transition=0.5, match=match, steps=steps),
-        'tscd': lambda s: tscd(s, teacher, sigmas=grid, segments=2, match=match),
-    }[name]
+    """The gradient is that of a student whose target has parameters of its own; the derivative of
+    the value, which moves the target too, is another where the target is the student itself."""
+    p, deviation = one_gaussian(), jnp.array([0.1, 0.2])
     batch = {'x': p.sample(jax.random.key(0), 64), 'condition': {}}
-    asked = []
-
-    def apply(theta, x, sigma, condition, key=None):
-        asked.append(theta)
-        return student().apply(theta, x, sigma, condition)
-
-    method = made(student()._replace(apply=apply))
     context = Context({'teacher': jnp.zeros(2)}, {'target': deviation})
+    grid = noise.karras_grid(8, LOWEST, HIGHEST)
 
-    def loss(theta):
-        return method.losses['student']({'student': theta}, context, batch, jax.random.key(1))[0]
-
-    # By finite differences of a loss whose target stays: the student is called for the target
-    # first, then for the sample.
-    def held(theta):
+    def loss(theta, target=None):
+        """With `target`, the first of the two evaluations, which is the target's, has that."""
         calls = []
 
         def apply(own, x, sigma, condition, key=None):
             calls.append(0)
-            return student().apply(fixed(len(calls)), x, sigma, condition)
+            first = target is not None and len(calls) == 1
+            return student().apply(target if first else own, x, sigma, condition)
 
-        order = asked_for(name)
-        fixed = lambda n: theta if n == order else deviation
-        other = made(student()._replace(apply=apply))
-        return other.losses['student']({'student': theta}, context, batch, jax.random.key(1))[0]
+        made = METHODS[name](student()._replace(apply=apply), p.denoiser(), grid)
+        return made.losses['student']({'student': theta}, context, batch, jax.random.key(1))[0]
 
-    def asked_for(name):
-        return 2  # The target comes first.
+    def derivative(loss):
+        e = 1e-5
+        return [(loss(deviation + e * d) - loss(deviation - e * d)) / (2 * e) for d in np.eye(2)]
 
     found = jax.grad(loss)(deviation)
-    e = 1e-5
-    by_hand = [(held(deviation + e * d) - held(deviation - e * d)) / (2 * e) for d in np.eye(2)]
-    np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-8)
-    through = [(loss(deviation + e * d) - loss(deviation - e * d)) / (2 * e) for d in np.eye(2)]
-    if name not in ('consistency', 'ct', 'tscd'):  # Those have an average there.
-        assert np.abs(np.subtract(through, found)).max() > 1e-2 * np.abs(found).max()
+    wanted = derivative(lambda theta: loss(theta, deviation))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-8)
+    if name in ('ict', 'ect', 'tcm'):
+        assert np.abs(np.subtract(derivative(loss), found)).max() > 1e-2 * np.abs(found).max()
 
 
 def test_bias_of_consistency_training_falls_with_the_step():
@@ -382,13 +383,13 @@ def test_bias_of_ect_falls_with_the_gap():
 def test_levels_of_ect():
     """r rises with t and with the stage, up to t; in the first it is 0 from ln 7 on downwards."""
     t = jnp.asarray(np.geomspace(0.01, 80, 200))
-    r = np.stack([family.lower_level(Shrinking(stage_steps=10), t, s) for s in (0, 9, 10, 20, 400)])
+    r = np.stack([lower_level(Shrinking(stage_steps=10), t, s) for s in (0, 9, 10, 20, 400)])
     assert np.all(r[0] == r[1]) and np.all(np.diff(r[[0, 2, 3, 4]], axis=0) >= 0)
     # With two units of n(t) the ratio falls to 0.
     assert np.all((r[0] == 0) == (np.asarray(t) <= np.log(7)))
     assert np.all(np.diff(r[0]) >= 0) and np.all(r[-1] < t)
     np.testing.assert_allclose(r[-1], t, rtol=1e-5)
-    one = np.asarray(family.lower_level(Shrinking(k=0.0, q=256.0), t, 0))
+    one = np.asarray(lower_level(Shrinking(k=0.0, q=256.0), t, 0))
     np.testing.assert_allclose(one, t * 255 / 256)
 
 
@@ -554,16 +555,16 @@ def test_one_segment_is_consistency_distillation():
     p, theta = one_gaussian(), jnp.array([0.1, 0.2])
     high, low = jnp.asarray(grid[:-2]), jnp.asarray(grid[1:-1])
     x = p.sample(jax.random.key(0), 5) + high[:, None] * 0.7
-    below = SOLVERS['heun'](family.slope_of(p.denoiser(), Context({}), {}), x, high, low)
-    f = lambda x, sigma: student().apply(theta, x, sigma, {})[0]
-    g = lambda x, sigma: student().apply(0.5 * theta, x, sigma, {})[0]
-    match, zero = Match('squared_l2'), jnp.zeros(5)
-    jumped = [lambda x, sigma, f=f: segments.jump(f(x, sigma), x, sigma, zero) for f in (f, g)]
-    for a, b in zip(
-        family.compare(match, *jumped, x, high, below, low),
-        family.compare(match, f, g, x, high, below, low),
-        strict=True,
-    ):
+    below = SOLVERS['heun'](slope_of(p.denoiser(), Context({}), {}), x, high, low)
+
+    def f(theta, x, sigma):
+        return student().apply(theta, x, sigma, {})[0]
+
+    def jumped(theta, x, sigma):
+        return segments.jump(f(theta, x, sigma), x, sigma, jnp.zeros(5))
+
+    pairs = [[functools.partial(of, own) for own in (theta, 0.5 * theta)] for of in (jumped, f)]
+    for a, b in zip(*(compare(SQUARE, *pair, x, high, below, low) for pair in pairs), strict=True):
         close(a, b, 1e-12)
 
 
@@ -615,9 +616,11 @@ def test_ict_learns_the_map_of_a_gaussian():
             key = jax.random.fold_in(jax.random.key(1), n)
             key_x, key = jax.random.split(key)
             batch = {'x': spread * jax.random.normal(key_x, (512, 1)), 'condition': {}}
-            loss = lambda p: made.losses['student'](
-                {'student': p}, Context({}, step=n), batch, key
-            )[0]
+
+            def loss(params):
+                context = Context({}, step=n)
+                return made.losses['student']({'student': params}, context, batch, key)[0]
+
             updates, state = optimizer.update(jax.grad(loss)(params), state)
             params = optax.apply_updates(params, updates)
             average = optax.incremental_update(params, average, 0.005)

@@ -180,6 +180,7 @@ VARIANTS = {
     'loguniform': [{}, {'sigma_min': 0.03, 'sigma_max': 3.0}],
     'karras_uniform': [{}, {'low': 0.02, 'high': 0.98}, {'low': 0.0, 'high': 0.8, 'rho': 5.0}],
     'uniform_time': [{}, {'low': 0.1, 'high': 0.5}],
+    'log_student_t': [{}, {'mean': 0.5, 'scale': 0.7, 'df': 2.0}],
 }
 LAWS = [(name, options) for name in noise.LAWS for options in VARIANTS[name]]
 

@@ -18,14 +18,14 @@ from jax.lax import stop_gradient
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fdistill import divergences
-from fdistill.diffusion import noise, samplers
+from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.oracle import mixture
 from fdistill.methods import losses, method
 from fdistill.methods.critic import Gan
 from fdistill.methods.distribution import dmd2, f_distill
 from fdistill.methods.generator import Steps
-from fdistill.methods.method import Context, Tracking
+from fdistill.methods.method import Tracking
 
 pytestmark = pytest.mark.usefixtures('x64')
 

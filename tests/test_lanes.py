@@ -100,7 +100,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize('name', noise.LAWS)
+# The quantiles of log_student_t are a table of known numbers.
+@pytest.mark.parametrize('name', [name for name in noise.LAWS if name != 'log_student_t'])
 def test_laws_of_lanes(name):
     law = noise.LAWS[name]
     options = OPTIONS | {'low': (0.01, 0.2), 'high': (0.9, 0.99)}
@@ -210,7 +211,7 @@ def test_losses_of_lanes(name):
 CONTINUOUS = {
     'adam': 'learning_rate b1 b2 eps final weight_decay!=0 clip!=0',
     'Training': 'ema_half_life ema_ramp_up',
-    'precondition': 'sigma_data',
+    'precondition': 'sigma_data boundary!=0',
     'guide': 'guidance!=1',
     'f_distill': 'sigma_init last sigma_data logit_clip ratio_low ratio_high bins_decay '
     'gan_weight!=0 discriminator_weight r1_weight!=0',
@@ -218,6 +219,11 @@ CONTINUOUS = {
     'sim': 'c sigma_init last sigma_data',
     'exact': 'sigma_init ratio_low ratio_high',
     'consistency': 'c target_decay sigma_init last',
+    'consistency_training': 'c target_decay sigma_init last',
+    'ict': 'c target_decay sigma_init last',
+    'ect': 'q k b c sigma_init last',
+    'tcm': 'boundary_weight q k b c sigma_init last',
+    'tscd': 'c target_decay',
     'pretrain': 'sigma_data label_dropout!=0',
     'loguniform': 'sigma_min sigma_max',
 }

@@ -1,5 +1,6 @@
 """Tries a run on devices that are not there: what it would need of each, and what to change."""
 
+import itertools
 import math
 import operator
 import pathlib
@@ -30,29 +31,31 @@ MOST_PARTS = 32  # microbatches that a search tries
 
 
 def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, Any]:
-    """The resolved config from what it says itself: neither data set nor teacher need be there;
-    what the student starts as has to.
+    """The resolved config from what it says itself: neither data set nor teacher, nor what the
+    student starts as, need be there.
 
     Args:
       config: sections.
-      teacher: config file of the teacher, where its place is not there; default: a teacher of the
-        student's network.
+      teacher: config file of the teacher, or where there is none of what the student starts as,
+        where its place is not there; default: one of the student's network.
 
     Raises:
       UserError: on whatever the user can mend, as a teacher whose network no one knows.
     """
-    source, known = load_data(config, 'train', sources.OUTLINES), None
-    for kind in KNOWN:
-        place, where = config.get('teacher', {}).get(kind), f'config.teacher.{kind}'
+    source, known = load_data(config, 'train', sources.OUTLINES), {}
+    named = 'teacher' if 'teacher' in config else 'start'
+    for part, kind in itertools.product(('start', 'teacher'), KNOWN):
+        place, where = config.get(part, {}).get(kind), f'config.{part}.{kind}'
         if place is None:
             continue
         what = disk.place(place) / CONFIG if kind == 'workdir' else disk.place(place)
         if disk.exists(what, place, where):
             continue
-        if teacher is not None:
-            known = outline(configs.load(teacher))
+        if teacher is not None and part == named:
+            known[part] = outline(configs.load(teacher))
         elif 'network' in config:
-            known = resolve({name: config[name] for name in config if name != 'teacher'}, source)
+            own = {name: config[name] for name in config if name not in ('start', 'teacher')}
+            known[part] = resolve(own, source)
         else:
             raise UserError(
                 f'{where}={place}: is not there to name its network; '

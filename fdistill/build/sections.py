@@ -141,7 +141,9 @@ def image_of(source: sources.Source) -> dict[str, Any]:
 
 
 def resolve(
-    config: Mapping[str, Any], source: sources.Source, known: Mapping[str, Any] | None = None
+    config: Mapping[str, Any],
+    source: sources.Source,
+    known: Mapping[str, Mapping[str, Any]] = {},
 ) -> dict[str, Any]:
     """The config that a run keeps: plain values, complete without the teacher's folder or the data.
 
@@ -151,7 +153,8 @@ def resolve(
     Args:
       config: sections.
       source: its data.
-      known: the resolved config of the teacher; default: the one kept in its folder.
+      known: resolved configs of 'start' and 'teacher'; of each that is not here, the one kept in
+        its folder.
     """
     plain = configs.to_json(config)
     for name in plain:
@@ -167,8 +170,8 @@ def resolve(
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
     plain['image'] = image_of(source)
-    for part, told in (('start', None), ('teacher', known)):
-        section = plain.get(part, {})
+    for part in ('start', 'teacher'):
+        section, told = plain.get(part, {}), known.get(part)
         for kind in (kind for kind in KNOWN if kind in section):
             at = f'config.{part}.{kind}'
             if not isinstance(section[kind], str):

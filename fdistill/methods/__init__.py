@@ -19,7 +19,7 @@ METHODS = {
     'sim': sim,
     'sid': sid,
     'consistency': consistency,
-    'ct': consistency_training,
+    'consistency_training': consistency_training,
     'ict': ict,
     'ect': ect,
     'tcm': tcm,

@@ -231,8 +231,9 @@ def compare(
     return WEIGHTINGS[match.weighting](high, low) * distance, distance, made
 
 
-def _check(match, **tables):
-    """Raises ValueError on unknown names and on values out of range."""
+def check(match: Match, **tables: Any) -> None:
+    """Raises ValueError on unknown names, those of {name: (value, table)} among them, and on values
+    out of range."""
     for name, value, table in (
         *((name, value, table) for name, (value, table) in tables.items()),
         ('distance', match.distance, DISTANCES),
@@ -244,7 +245,8 @@ def _check(match, **tables):
         raise ValueError(f'c={match.c}: must be > 0')
 
 
-def _check_decay(decay):
+def check_decay(decay: float) -> None:
+    """Raises ValueError unless a decay is in [0, 1)."""
     if not 0 <= decay < 1:
         raise ValueError(f'target_decay={decay}: must be in [0, 1)')
 
@@ -269,8 +271,9 @@ def _noised(key, x, sigma):
     return x + column(sigma, x) * z, z
 
 
-def _target(decay):
-    """The averages of a method whose target has its own, or is the student itself."""
+def with_target(decay: Callable[[Any], Any] | None) -> dict[str, Average]:
+    """The averages of a method whose target has its own, of decay(step), or is the student itself,
+    None."""
     own = {} if decay is None else {'target': Average('student', decay)}
     return {DEPLOYED: Average('student')} | own
 
@@ -323,8 +326,8 @@ def consistency(
     Raises:
       ValueError: on unknown names or values out of range.
     """
-    _check(match, solver=(solver, SOLVERS))
-    _check_decay(target_decay)
+    check(match, solver=(solver, SOLVERS))
+    check_decay(target_decay)
     if len(sigmas) < 3:
         raise ValueError(f'sigmas={sigmas}: need at least two levels above the final 0')
     generate = generator.student(student, steps)
@@ -351,7 +354,7 @@ def consistency(
         metrics = {'consistency': jnp.mean(value)} | generator.spread(made, batch)
         return metrics['consistency'], (metrics, context.aux)
 
-    averages = _target(lambda step: target_decay)
+    averages = with_target(lambda step: target_decay)
     return Method(init, {'student': loss}, lambda step: ('student',), generate, averages)
 
 
@@ -361,7 +364,7 @@ def consistency_training(
     *,
     curriculum: Curriculum = Curriculum(),
     match: Match = Match('squared_l2'),
-    target_decay: Annotated[float, Continuous()] | None = 0.9,
+    target_decay: Annotated[float | None, Continuous()] = 0.9,
     steps: Steps = Steps(sigma_init=80.0),
 ) -> Method:
     """Consistency training, without a teacher: CT (arXiv 2303.01469, algorithm 3) and, with the
@@ -386,9 +389,9 @@ def consistency_training(
     Raises:
       ValueError: on unknown names or values out of range.
     """
-    _check(match, growth=(curriculum.growth, GROWTHS))
+    check(match, growth=(curriculum.growth, GROWTHS))
     if target_decay is not None:
-        _check_decay(target_decay)
+        check_decay(target_decay)
     (first, last), low, high = curriculum.intervals, curriculum.sigma_min, curriculum.sigma_max
     if not 1 <= first <= last or curriculum.growth_steps < 1:
         raise ValueError(
@@ -418,12 +421,11 @@ def consistency_training(
         }
         return metrics['consistency'], (metrics | generator.spread(made, batch), context.aux)
 
-    decay = None
-    if target_decay is not None:
-        decay = lambda step: target_decay ** (first / levels_at(curriculum, step))
-    return Method(
-        _begin(student), {'student': loss}, lambda step: ('student',), generate, _target(decay)
-    )
+    def decay(step):
+        return target_decay ** (first / levels_at(curriculum, step))
+
+    averages = with_target(None if target_decay is None else decay)
+    return Method(_begin(student), {'student': loss}, lambda step: ('student',), generate, averages)
 
 
 # iCT: levels that double, those in the middle drawn more often (`law`, by default lognormal(-1.1,
@@ -471,7 +473,7 @@ def ect(
     Raises:
       ValueError: on unknown names or values out of range.
     """
-    _check(match)
+    check(match)
     _check_shrinking(shrinking)
     generate = generator.student(student, steps)
 
@@ -490,7 +492,7 @@ def ect(
         }
         return metrics['consistency'], (metrics | generator.spread(made, batch), context.aux)
 
-    averages = _target(None)
+    averages = with_target(None)
     return Method(_begin(student), {'student': loss}, lambda step: ('student',), generate, averages)
 
 
@@ -505,7 +507,7 @@ def tcm(
     teacher: Denoiser,
     law: NoiseLaw,
     *,
-    transition: Annotated[float, Continuous()] = 1.0,
+    transition: float = 1.0,
     boundary_share: float = 0.25,
     boundary_weight: Annotated[float, Continuous()] = 0.1,
     shrinking: Shrinking = Shrinking(),
@@ -522,8 +524,8 @@ def tcm(
         mean over t > t' of lambda d(f(x_t, t) - sg f_mixed(x_r, r))
           + boundary_weight mean over t = t' of the same
 
-    The second term ties f to f_1, as all r are below t' there. A share of each batch is at t'. Below
-    t' nothing is trained; a law of few such levels wastes none.
+    The second term ties f to f_1, as all r are below t' there. A share of each batch is at t'.
+    Below t' nothing is trained; a law of few such levels wastes none.
 
     Args:
       student, teacher: `Denoiser`; the teacher's parameters are frozen['teacher'].
@@ -538,7 +540,7 @@ def tcm(
     Raises:
       ValueError: on unknown names or values out of range.
     """
-    _check(match)
+    check(match)
     _check_shrinking(shrinking)
     if not (transition > 0 and 0 < boundary_share < 1 and boundary_weight > 0):
         raise ValueError(
@@ -592,7 +594,7 @@ def tcm(
         total = above + boundary_weight * boundary
         return total, (metrics | generator.spread(made, batch), context.aux)
 
-    averages = _target(None)
+    averages = with_target(None)
     return Method(init, {'student': loss}, lambda step: ('student',), generate, averages)
 
 
@@ -607,7 +609,7 @@ _CURRICULUM = {
 }
 TINY = {
     'consistency': {'method': {'grid': _GRID, 'sigma_init': 5.0}},
-    'ct': {'method': _CURRICULUM},
+    'consistency_training': {'method': _CURRICULUM},
     'ict': {'method': _CURRICULUM},
     'ect': {'method': {'stage_steps': 3, 'sigma_init': 5.0}},
     'tcm': {'method': {'stage_steps': 3, 'transition': 0.5, 'sigma_init': 5.0}},

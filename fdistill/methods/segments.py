@@ -2,7 +2,7 @@
 the path, made in stages of fewer and fewer of them."""
 
 import functools
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,16 @@ import numpy as np
 
 from fdistill.diffusion import noise, samplers
 from fdistill.diffusion.denoiser import Denoiser, column
-from fdistill.methods import consistency, generator
-from fdistill.methods.consistency import SOLVERS, Match
+from fdistill.methods import generator
+from fdistill.methods.consistency import (
+    SOLVERS,
+    Match,
+    check,
+    check_decay,
+    compare,
+    slope_of,
+    with_target,
+)
 from fdistill.methods.method import Method, start
 from fdistill.types import Continuous
 
@@ -79,8 +87,8 @@ def tscd(
     Raises:
       ValueError: on unknown names or values out of range.
     """
-    consistency._check(match, solver=(solver, SOLVERS), end=(end, ENDS))
-    consistency._check_decay(target_decay)
+    check(match, solver=(solver, SOLVERS), end=(end, ENDS))
+    check_decay(target_decay)
     steps = len(sigmas) - 1
     if not 1 <= segments <= steps:
         raise ValueError(f'segments={segments}: must be in 1..{steps}, the steps of the grid')
@@ -105,13 +113,13 @@ def tscd(
         e = floor if end == 'floor' else jax.random.randint(key_end, n.shape, floor, n)
         high, low, until = levels[n], levels[n - 1], levels[e]
         x_high = x + column(high, x) * jax.random.normal(key_noise, x.shape, x.dtype)
-        x_low = advance(consistency.slope_of(teacher, context, condition), x_high, high, low)
+        x_low = advance(slope_of(teacher, context, condition), x_high, high, low)
 
         def jumped(params, x, sigma):
             D = student.apply(params, x, sigma, condition, key=key_dropout)[0]
             return jump(D, x, sigma, until)
 
-        value, gap, made = consistency.compare(
+        value, gap, made = compare(
             match,
             functools.partial(jumped, params['student']),
             functools.partial(jumped, context.averages['target']),
@@ -123,7 +131,7 @@ def tscd(
         metrics = {'consistency': jnp.mean(value), 'gap': jnp.mean(gap)}
         return metrics['consistency'], (metrics | generator.spread(made, batch), context.aux)
 
-    averages = consistency._target(lambda step: target_decay)
+    averages = with_target(lambda step: target_decay)
     return Method(init, {'student': loss}, lambda step: ('student',), generate, averages)
 
 
