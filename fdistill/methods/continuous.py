@@ -114,6 +114,19 @@ def difference(
     return made, stop_gradient(own + r * (whole - own))
 
 
+def neighbours(sigmas: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two levels of a grid that a level lies between, (higher, lower), [B] each; the highest
+    two for one above all.
+
+    Args:
+      sigmas: [N + 1], falling to 0.
+      sigma: [B], > 0.
+    """
+    rising = sigmas[::-1]
+    n = jnp.clip(jnp.searchsorted(rising, sigma), 1, len(rising) - 1)
+    return rising[n], rising[n - 1]
+
+
 def _check(tangent, sigma_data):
     if tangent.warmup_steps < 0 or not tangent.c > 0 or not sigma_data > 0:
         raise ValueError(
@@ -144,9 +157,7 @@ def _make(student, law, end, *, sigma_data, tangent, steps, base=None, sigmas=No
         if tangent.warmup_steps:
             r = jnp.minimum(r, context.step / tangent.warmup_steps).astype(x.dtype)
         if sigmas is not None:
-            levels = jnp.asarray(sigmas[::-1], x.dtype)
-            n = jnp.clip(jnp.searchsorted(levels, sigma), 1, len(levels) - 1)
-            sigma, low = levels[n], levels[n - 1]
+            sigma, low = neighbours(jnp.asarray(sigmas, x.dtype), sigma)
         x_t = x + column(sigma, x) * jax.random.normal(key_noise, x.shape, x.dtype)
 
         def f(x, sigma):
