@@ -2,6 +2,10 @@
 
 fdistill train --config=configs/digits_ict.py --workdir=runs/digits-ict
 fdistill evaluate --workdir=runs/digits-ict
+
+About 57 CPU-seconds. Measured: fd_train 0.053 (digits_teacher.py, 35 evaluations: 0.035),
+fd_held_out 0.131 (0.113), pixel_fd 0.38 (0.21), accuracy 0.997. With levels up to 40 and
+learning_rate=3e-3: 0.074, 0.148, 0.36, 0.992; with dropout=0.1 besides: 0.108, 0.189, 0.44, 0.990.
 """
 
 from ml_collections import ConfigDict
@@ -21,14 +25,14 @@ def get_config():
                 intervals=(10, 160),
                 growth_steps=4000,
                 sigma_min=0.02,
-                sigma_max=40.0,
+                sigma_max=20.0,
                 distance='pseudo_huber',
                 weighting='step',
-                sigma_init=40.0,
+                sigma_init=20.0,
                 levels=(),
             ),
             optimizer=dict(
-                student=dict(learning_rate=3e-3, b2=0.99, schedule='cosine', final=0.1),
+                student=dict(learning_rate=4e-3, b2=0.99, schedule='cosine', final=0.1),
             ),
             training=dict(
                 steps=4000,

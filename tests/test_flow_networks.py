@@ -39,7 +39,7 @@ SMALL = {
     'ncsnpp': UNET,
     'adm': dict(UNET, channels_per_head=4),
     'edm2': dict(UNET, channels_per_head=2),
-    'dit': dict(resolution=4, channels=1, width=8, depth=2, heads=2, patch=1),
+    'dit': dict(resolution=4, channels=1, width=8, depth=1, heads=2, patch=1),
     'unet2d': dict(
         resolution=4,
         channels=1,
@@ -172,7 +172,7 @@ def laid(tree, over):
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', sorted(SMALL.keys() - {'ncsnpp'}))  # Which embeds as ddpmpp does.
 def test_a_network_begins_as_one_without_its_numbers(name):
     """Its other arrays are drawn alike, and those of the numbers have no effect."""
     (x, c_noise, numbers), _, label, _ = inputs(np.float32)
