@@ -1,9 +1,12 @@
 """Flow map of the digits teacher, by MeanFlow with the teacher's velocity.
 
-    fdistill train --config=configs/digits_mean_flow_distill.py --workdir=runs/digits-flow-map
-    fdistill evaluate --workdir=runs/digits-flow-map
+    fdistill train --config=configs/digits_mean_flow_distill.py --workdir=runs/digits-distilled
+    fdistill evaluate --workdir=runs/digits-distilled
 
-Needs runs/digits-teacher (configs/digits_teacher.py).
+Needs runs/digits-teacher (configs/digits_teacher.py). About 35 to 45 CPU-seconds.
+Measured, seed 0: fd_train 0.034 (teacher, 35 evaluations: 0.035), fd_held_out 0.127 (0.113),
+pixel_fd 0.99 (0.21), accuracy 1.000. With the law lognormal(-0.6, 1.4) of the teacher, which hardly
+knows sigma 40, fd_held_out 0.244 in 1800 steps.
 """
 
 from ml_collections import ConfigDict
