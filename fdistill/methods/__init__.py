@@ -9,6 +9,7 @@ from fdistill.methods.average import (
     shortcut,
 )
 from fdistill.methods.consistency import consistency, consistency_training, ect, ict, tcm
+from fdistill.methods.continuous import dscd, rcm, scd, scm
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
 from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
@@ -37,6 +38,10 @@ METHODS = {
     'alpha_flow': alpha_flow,
     'shortcut': shortcut,
     'flow_map_distill': flow_map_distill,
+    'scm': scm,
+    'scd': scd,
+    'dscd': dscd,
+    'rcm': rcm,
 }
 
 __all__ = [
@@ -49,6 +54,7 @@ __all__ = [
     'diff_instruct',
     'distribution_matching',
     'dmd2',
+    'dscd',
     'ect',
     'exact',
     'f_distill',
@@ -58,6 +64,9 @@ __all__ = [
     'mean_flow',
     'mean_flow_distill',
     'pretrain',
+    'rcm',
+    'scd',
+    'scm',
     'shortcut',
     'sid',
     'sim',

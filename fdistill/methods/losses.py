@@ -174,36 +174,49 @@ def ratio_from_logits(
     return stop_gradient(jnp.clip(jnp.exp(logit), low, high))
 
 
+def mean_in_bins(
+    values: jax.Array, position: jax.Array, bins: jax.Array, decay: float
+) -> tuple[jax.Array, jax.Array]:
+    """Running means of a statistic by noise level: (that of each sample's bin [B], bins), no
+    gradient.
+
+        bins <- decay bins + (1 - decay) mean of the values in the bin, where the batch has any
+
+    The means are over the global batch: under jit with a sharded batch XLA reduces across devices.
+
+    Args:
+      values: [B].
+      position: [B] in [0, 1], the noise law's cdf(sigma). Bins are even in it, so in log sigma or
+        the Karras index, and not in sigma, where 64 % of EDM's samples would share the first of
+        ten.
+      bins: [bins], running means, initially 1.
+      decay: in [0, 1).
+    """
+    count = bins.shape[0]
+    index = jnp.clip((position * count).astype(jnp.int32), 0, count - 1)
+    member = jax.nn.one_hot(index, count, dtype=values.dtype)
+    number = jnp.sum(member, axis=0)
+    mean = member.T @ values / jnp.maximum(number, 1)
+    bins = stop_gradient(jnp.where(number > 0, decay * bins + (1 - decay) * mean, bins))
+    return member @ bins, bins
+
+
 def normalise_ratio(
     ratio: jax.Array, position: jax.Array, bins: jax.Array, decay: float
 ) -> tuple[jax.Array, jax.Array]:
     """First stage of f-distill: divide r by its mean in a bin of noise levels, since E_q[r] = 1 at
     each sigma.
 
-        bins <- decay bins + (1 - decay) mean of r in the bin, where the batch has any
-        r <- r/bins[bin of sigma]
-
-    The means are over the global batch: under jit with a sharded batch XLA reduces across devices.
-
     Args:
       ratio: [B].
-      position: [B] in [0, 1], the noise law's cdf(sigma). Bins are even in it, so in log sigma or
-        the Karras index, and not in sigma, where 64 % of EDM's samples would share the first of
-        ten.
-      bins: [bins], running means, initially 1.
-      decay: in [0, 1). A bin that holds one sample would normalise it to exactly 1 at decay 0; use
-        >= .9 on small batches.
+      position, bins, decay: see `mean_in_bins`. A bin that holds one sample would normalise it to
+        exactly 1 at decay 0; use >= .9 on small batches.
 
     Returns:
       (ratio, bins), no gradient.
     """
-    count = bins.shape[0]
-    index = jnp.clip((position * count).astype(jnp.int32), 0, count - 1)
-    member = jax.nn.one_hot(index, count, dtype=ratio.dtype)
-    number = jnp.sum(member, axis=0)
-    mean = member.T @ ratio / jnp.maximum(number, 1)
-    bins = stop_gradient(jnp.where(number > 0, decay * bins + (1 - decay) * mean, bins))
-    return stop_gradient(ratio / (member @ bins + EPSILON)), bins
+    mean, bins = mean_in_bins(ratio, position, bins, decay)
+    return stop_gradient(ratio / (mean + EPSILON)), bins
 
 
 def normalise_weight(h: jax.Array) -> jax.Array:

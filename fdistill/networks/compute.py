@@ -74,6 +74,6 @@ def check(compute: Compute) -> None:
         raise ValueError(f'attention={compute.attention!r}: known are {", ".join(ATTENTIONS)}')
     if compute.attention == 'chunked' and compute.remat == 'elementwise':
         raise ValueError(
-            "remat='elementwise': keeps the products of an attention that is 'chunked' so as not to "
-            "keep them; take 'nothing' or 'blocks'"
+            "remat='elementwise': keeps the products of attention, which 'chunked' is not to keep; "
+            "take 'nothing' or 'blocks'"
         )

@@ -38,6 +38,7 @@ STATISTICS = {
 DISTRIBUTIONS = {
     'student/log_ratio': 'log r, r = teacher / student, before any clip (nats)',
     'student/log_h': 'log h(r), r normalised and clipped as trained with (nats)',
+    'student/log_tangent': 'log of the norm of the tangent, before it is normalised (nats)',
 }
 
 
