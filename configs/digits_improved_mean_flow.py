@@ -4,9 +4,9 @@
     fdistill evaluate --workdir=runs/digits-improved
 
 Needs runs/digits-teacher (configs/digits_teacher.py), which it begins as and does not ask again.
-About 50 CPU-seconds.
-Measured, seed 0: fd_train 0.032 (teacher, 35 evaluations: 0.035), fd_held_out 0.121 (0.113),
-pixel_fd 0.56 (0.21), accuracy 0.998.
+About 40 to 50 CPU-seconds.
+Measured, seeds 0 and 1: fd_train 0.032 and 0.034 (teacher, 35 evaluations: 0.035), fd_held_out
+0.121 and 0.122 (0.113), pixel_fd 0.56 and 0.63 (0.21), accuracy 0.998 and 0.999.
 """
 
 from ml_collections import ConfigDict
