@@ -1,7 +1,14 @@
-"""One-step generator of digits from data alone, by MeanFlow.
+"""One-step generator of digits by MeanFlow, tuned from the weights of the digits teacher.
 
-fdistill train --config=configs/digits_mean_flow.py --workdir=runs/digits-mean-flow
-fdistill evaluate --workdir=runs/digits-mean-flow
+    fdistill train --config=configs/digits_mean_flow.py --workdir=runs/digits-mean-flow
+    fdistill evaluate --workdir=runs/digits-mean-flow
+
+Needs runs/digits-teacher (configs/digits_teacher.py), which it begins as and does not ask again.
+About 45 CPU-seconds.
+Measured, seed 0: fd_train 0.044 (teacher, 35 evaluations: 0.035), fd_held_out 0.128 (0.113),
+pixel_fd 0.52 (0.21), accuracy 0.998. With power=0.75 and c=0.001: fd_held_out 0.135; with
+pairing='sorted' 0.163, and with power=0 there 0.56. From no weights, in 65 CPU-seconds, 0.20 at
+best.
 """
 
 from ml_collections import ConfigDict
@@ -12,22 +19,21 @@ def get_config():
         dict(
             seed=0,
             data=dict(name='digits'),
-            network=dict(
-                name='mlp', width=256, blocks=3, embedding=64, dropout=0.15, numbers=('until',)
-            ),
-            denoiser=dict(sigma_data=0.75),
+            start=dict(workdir='runs/digits-teacher'),
+            network=dict(dropout=0.0, numbers=('until',)),
             method=dict(
                 name='mean_flow',
                 law=dict(name='karras_uniform', sigma_min=0.02, sigma_max=40.0),
-                pairing='sorted',
-                share_equal=0.5,
-                power=0.75,
-                c=0.001,
+                pairing='independent',
+                until_law=dict(name='lognormal', mean=-4.0, std=1.6),
+                share_equal=0.25,
+                power=1.0,
+                c=0.01,
                 levels=(40.0,),
             ),
             optimizer=dict(
                 student=dict(
-                    learning_rate=4e-3,
+                    learning_rate=2e-3,
                     b2=0.99,
                     weight_decay=1e-4,
                     clip=1.0,
@@ -37,12 +43,12 @@ def get_config():
                 ),
             ),
             training=dict(
-                steps=4000,
+                steps=2600,
                 batch_size=128,
                 ema_half_life=18e3,
                 ema_ramp_up=0.2,
                 log_every=250,
-                checkpoint_every=2000,
+                checkpoint_every=1300,
                 sample_every=0,
             ),
             mesh=dict(data=-1, fsdp=1),

@@ -1,9 +1,12 @@
 """Flow map of the digits teacher, by MeanFlow with the teacher's velocity.
 
-    fdistill train --config=configs/digits_mean_flow_distill.py --workdir=runs/digits-flow-map
-    fdistill evaluate --workdir=runs/digits-flow-map
+    fdistill train --config=configs/digits_mean_flow_distill.py --workdir=runs/digits-distilled
+    fdistill evaluate --workdir=runs/digits-distilled
 
-Needs runs/digits-teacher (configs/digits_teacher.py).
+Needs runs/digits-teacher (configs/digits_teacher.py). About 35 to 45 CPU-seconds.
+Measured, seeds 0 and 1: fd_train 0.034 and 0.031 (teacher, 35 evaluations: 0.035), fd_held_out
+0.127 and 0.118 (0.113), pixel_fd 1.0 (0.21), accuracy 1.000 and 0.999. With the law lognormal(-0.6, 1.4) of the teacher, which hardly
+knows sigma 40, fd_held_out 0.244 in 1800 steps.
 """
 
 from ml_collections import ConfigDict
