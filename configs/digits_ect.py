@@ -3,7 +3,9 @@
     fdistill train --config=configs/digits_ect.py --workdir=runs/digits-ect
     fdistill evaluate --workdir=runs/digits-ect
 
-Needs runs/digits-teacher (configs/digits_teacher.py), to begin with.
+Needs runs/digits-teacher (configs/digits_teacher.py), to begin with. About 47 CPU-seconds.
+Measured: fd_train 0.034 (teacher, 35 evaluations: 0.035), fd_held_out 0.123 (0.113), pixel_fd 0.56
+(0.21), accuracy 0.998.
 """
 
 from ml_collections import ConfigDict

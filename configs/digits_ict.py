@@ -28,7 +28,7 @@ def get_config():
                 levels=(),
             ),
             optimizer=dict(
-                student=dict(learning_rate=0.001, b2=0.99, schedule='cosine', final=0.1),
+                student=dict(learning_rate=3e-3, b2=0.99, schedule='cosine', final=0.1),
             ),
             training=dict(
                 steps=4000,

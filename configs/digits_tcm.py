@@ -3,7 +3,9 @@
     fdistill train --config=configs/digits_tcm.py --workdir=runs/digits-tcm
     fdistill evaluate --workdir=runs/digits-tcm
 
-Needs runs/digits-ect (configs/digits_ect.py), its first stage.
+Needs runs/digits-ect (configs/digits_ect.py), its first stage. About 41 CPU-seconds.
+Measured: fd_train 0.027 (first stage: 0.034), fd_held_out 0.109 (0.123), pixel_fd 0.44 (0.56),
+accuracy 0.999.
 """
 
 from ml_collections import ConfigDict

@@ -66,7 +66,7 @@ CONVERT = {
 # How samples are drawn from a denoiser.
 SOLVER = {
     '--sampler': dict(metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'),
-    '--steps': dict(type=int, help='levels of the noise grid before 0, for a denoiser'),
+    '--steps': dict(type=int, help='levels of the noise grid before 0, or jumps of a flow map'),
     '--guidance': dict(type=float, metavar='W', help='scale of guidance, for a denoiser'),
     '--vae': dict(metavar='FILE', help="what decodes latents; default: that of the run's data"),
 }

@@ -236,6 +236,12 @@ CONTINUOUS = {
     'scd': 'sigma_data c sigma_init last',
     'dscd': 'sigma_data c sigma_init last',
     'rcm': 'score_weight c sigma_init last sigma_data',
+    'mean_flow': 'share_equal power c guidance!=1 mixing!=0 condition_dropout!=0',
+    'mean_flow_distill': 'guidance!=1 share_equal power c',
+    'flow_map_distill': 'guidance!=1 share_equal power c',
+    'improved_mean_flow': 'share_equal power c skew!=1 condition_dropout!=0',
+    'alpha_flow': 'steepness clamp share_equal power c guidance!=1 mixing!=0 condition_dropout!=0',
+    'shortcut': 'target_decay power c guidance!=1 mixing!=0 condition_dropout!=0',
     'pretrain': 'sigma_data label_dropout!=0',
     'loguniform': 'sigma_min sigma_max',
 }

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import stops
 from ml_collections import ConfigDict
+from registered import every
 
 from fdistill import build, divergences
 from fdistill import config as configs
@@ -157,7 +158,7 @@ def _difference(one, other):
 @pytest.mark.parametrize(
     'name, shape',
     [
-        *((name, (2, 4)) for name in METHODS),
+        *(pytest.param(*one.values, (2, 4), marks=one.marks) for one in every()),
         ('sim', (2, 2, 2)),
         *(
             pytest.param(name, shape, marks=pytest.mark.slow)
@@ -172,7 +173,7 @@ def test_a_mesh_gives_the_same_numbers_in_float32(name, shape):
     assert _difference(alone, _state_after(name, shape, 10)) <= 1e-4
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', every())
 def test_a_program_traced_again_is_the_same_program(name):
     """Else a training that goes on in the same process, as those of a sweep, compiles anew."""
     _, _, batch = _built(name)
@@ -215,7 +216,7 @@ def _compare_parts(name, microbatches):
     assert _difference(whole, parts) <= 1e-4
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', every())
 def test_a_batch_in_parts_is_the_whole_batch_in_float32(name):
     """Whatever a method computes from the whole batch, as the normalisations of f-distill."""
     _compare_parts(name, 4)
@@ -236,7 +237,9 @@ def test_a_batch_in_parts_is_the_whole_batch_in_float64(name, x64):
         assert _difference(whole, after) <= 1e-10
 
 
-@pytest.mark.parametrize('name', [n for n in METHODS if 'teacher' not in parameters(METHODS[n])])
+@pytest.mark.parametrize(
+    'name', every([name for name in METHODS if 'teacher' not in parameters(METHODS[name])])
+)
 def test_a_stop_changes_nothing(name, tmp_path):
     """Those with a teacher are stopped in test_end_to_end.py, where they are students of a
     network."""

@@ -8,7 +8,14 @@ from fdistill.build.draw import batch_key, sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
 from fdistill.build.latents import encode, of_images
-from fdistill.build.loading import from_weights, from_workdir, guided, has_solver, opened
+from fdistill.build.loading import (
+    from_weights,
+    from_workdir,
+    guided,
+    has_solver,
+    is_flow_map,
+    opened,
+)
 from fdistill.build.measure import evaluate
 from fdistill.build.plan import page, plan
 from fdistill.build.published import as_params, convert, save_teacher, with_names
@@ -37,6 +44,7 @@ __all__ = [
     'from_workdir',
     'guided',
     'has_solver',
+    'is_flow_map',
     'load_data',
     'make_statistics',
     'of_images',

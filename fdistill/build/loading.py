@@ -16,11 +16,12 @@ from fdistill.build.sections import of_file, plain_of
 from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion.denoiser import Denoiser
+from fdistill.diffusion.flow_map import even_levels
 from fdistill.errors import UserError
 from fdistill.files import disk
 from fdistill.methods import METHODS
 from fdistill.methods import generator as generators
-from fdistill.methods.generator import Corrections
+from fdistill.methods.generator import Corrections, Jumps
 
 # Levels that a published denoiser is sampled at: EDM's for CIFAR-10 (arXiv 2206.00364, table 1),
 # within those that it knows.
@@ -30,6 +31,12 @@ SIGMAS, STEPS = (0.002, 80.0), 18
 def has_solver(config: Mapping[str, Any]) -> bool:
     """Whether what a config trains is sampled by a solver, which is any of `samplers.SAMPLERS`."""
     return 'sampler' in parameters(METHODS[config['method']['name']])
+
+
+def is_flow_map(config: Mapping[str, Any]) -> bool:
+    """Whether what a config trains is sampled by jumps, of any number (`generator.flow_map`)."""
+    known = parameters(METHODS[config['method']['name']])
+    return 'levels' in known and 'sigma_init' not in known
 
 
 def guided(built: Experiment, config: Mapping[str, Any]) -> tuple[Denoiser, int]:
@@ -45,11 +52,27 @@ def guided(built: Experiment, config: Mapping[str, Any]) -> tuple[Denoiser, int]
 ONE_STEP = 'a student takes neither --sampler nor --steps nor --guidance'
 
 
+def _jump(section, image, sampler, steps, guidance, where):
+    """Puts what is asked of a flow map into the section that has its `generator.Jumps`."""
+    if sampler:
+        raise UserError(f'{where}: holds a flow map, which jumps; it takes --steps, no --sampler')
+    _check_condition(image, guidance)
+    if guidance is not None:
+        section['sample_guidance'] = guidance
+    if steps is not None:
+        highest = section.get('levels', Jumps().levels)[0]
+        section['levels'] = call(even_levels, {}, '--steps', steps=steps, highest=highest)
+
+
+def _check_condition(image, guidance):
+    if guidance is not None and not (image.get('num_classes') or image.get('given')):
+        raise UserError(f'--guidance={guidance}: its samples have no condition; leave it out')
+
+
 def _solve(plain, sampler, steps, guidance):
     """Puts settings of the solver into the section `method` of a config."""
     method, image = plain['method'], plain['image']
-    if guidance is not None and not (image.get('num_classes') or image.get('given')):
-        raise UserError(f'--guidance={guidance}: its samples have no condition; leave it out')
+    _check_condition(image, guidance)
     if isinstance(sampler, Mapping):
         sampler = dict(sampler)
         for name in Corrections._fields:
@@ -80,8 +103,9 @@ def from_workdir(
       path: run folder.
       sampler, steps: other than the run's own, for a model sampled by a solver; a key of
         `samplers.SAMPLERS`, or a section with its name and options, as
-        {'name': 'ghvb', 'order': 3.8}; fields of `generator.Corrections` may stand among them.
-      guidance: likewise its scale, see `denoiser.guide`.
+        {'name': 'ghvb', 'order': 3.8}; fields of `generator.Corrections` may stand among them. Of a
+        flow map `steps` is the number of its jumps, see `generator.Jumps`.
+      guidance: likewise its scale, see `denoiser.guide`; of a flow map that is told it.
       mesh: whose devices share a batch of `Run.sample`, which then takes and gives global arrays;
         default: the first device.
       step: of a checkpoint, or 'best', see `Training.keep_best`; default: the newest.
@@ -92,9 +116,12 @@ def from_workdir(
     """
     plain = configs.to_json(configs.read(path))
     if (sampler, steps, guidance) != (None, None, None):
-        if not has_solver(plain):
+        if is_flow_map(plain):
+            _jump(plain['method'], plain['image'], sampler, steps, guidance, f'--workdir={path}')
+        elif not has_solver(plain):
             raise UserError(f'--workdir={path}: {ONE_STEP}')
-        _solve(plain, sampler, steps, guidance)
+        else:
+            _solve(plain, sampler, steps, guidance)
     built = experiment(plain)
     decode = decoder(plain['image'], vae, mesh, '--vae') if vae else decoder_of(plain, mesh)
     params, position = load_ema(built.student, path, mesh, step)
@@ -137,11 +164,17 @@ def from_weights(
     where, about = f'--weights={path}', of_file(path, '--weights')
     plain = dict(about['model'])
     if 'generator' in about:
-        if (sampler, steps, guidance) != (None, None, None):
+        section, model = plain_of(about['generator']), published.make(plain, where)
+        if 'sigma_init' not in section:
+            _jump(section, plain['image'], sampler, steps, guidance, where)
+            levels, *more = call(Jumps, section, where)
+            told = dict(zip(('guidance', 'interval'), more))
+            generator = call(generators.flow_map, told, where, denoiser=model, levels=levels)
+        elif (sampler, steps, guidance) != (None, None, None):
             raise UserError(f'{where}: {ONE_STEP}')
-        model = published.make(plain, where)
-        given = call(generators.Steps, plain_of(about['generator']), where)
-        generator = call(generators.student, {}, where, denoiser=model, steps=given)
+        else:
+            given = call(generators.Steps, section, where)
+            generator = call(generators.student, {}, where, denoiser=model, steps=given)
     else:
         low, high = published.make(plain, where).sigma_range
         ends = {'sigma_min': max(low, SIGMAS[0]), 'sigma_max': min(high, SIGMAS[1])}

@@ -22,6 +22,7 @@ from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, samplers
 from fdistill.errors import UserError
+from fdistill.methods.method import lacks
 
 
 class Site(NamedTuple):
@@ -49,9 +50,33 @@ def _student(site):
     plain = site.plain
     section = plain.get('denoiser', {})
     model = make_denoiser(section_of(plain, 'network'), section, plain['image'], 'config.')
+    teacher = plain.get('teacher', {})
     if 'start' in plain:
         site.frozen['start'] = _start(plain, model)
+    elif _copies(site) and teacher.get('network', plain['network']) != plain['network']:
+        _check_copy(model, plain, 'teacher')
     return denoisers.accumulated(model, site.microbatches)
+
+
+def _copies(site):
+    """Whether the method has its student begin as a copy of the teacher."""
+    setting = site.wants.get('from_teacher')
+    return setting is not None and site.options.get('from_teacher', setting.default)
+
+
+def _check_copy(model, plain, part):
+    """Raises UserError where a student lacks parameters of the network that it begins as."""
+    section, image = plain[part], plain['image']
+    theirs = make_denoiser(section['network'], section['denoiser'], image, f'config.{part}.')
+    sample = jnp.zeros((1, *image['shape'])), conditions(image, 1)
+    shapes = (jax.eval_shape(one.init, jax.random.key(0), *sample) for one in (model, theirs))
+    if lacks(*shapes):
+        remedy = 'leave it out, or change only how it is computed and which numbers it embeds'
+        if part == 'teacher':
+            remedy += '; or set config.method.from_teacher to False'
+        raise UserError(
+            f'config.network: has other parameters than that of config.{part}; {remedy}'
+        )
 
 
 def _start(plain, model):
@@ -63,15 +88,7 @@ def _start(plain, model):
             f'config.start={section!r:.80}: give one of {", ".join(KNOWN)}, the folder of a run or '
             'the file of a published denoiser, and nothing else'
         )
-    image = plain['image']
-    theirs = make_denoiser(section['network'], section['denoiser'], image, 'config.start.')
-    sample = jnp.zeros((1, *image['shape'])), conditions(image, 1)
-    shapes = [jax.eval_shape(one.init, jax.random.key(0), *sample) for one in (model, theirs)]
-    if shapes[0] != shapes[1]:
-        raise UserError(
-            'config.network: has other parameters than that of config.start; leave it out, or '
-            'change only how it is computed'
-        )
+    _check_copy(model, plain, 'start')
     return TEACHERS[kinds[0]](plain, **section).load
 
 
@@ -86,12 +103,10 @@ def _teacher(site):
     made = call(TEACHERS[kinds[0]], plain_of(section), 'config.teacher', plain=site.plain)
     if made.load:
         site.frozen['teacher'] = made.load
-    elif 'from_teacher' in site.wants:
-        if site.options.get('from_teacher', site.wants['from_teacher'].default):
-            raise UserError(
-                'config.method.from_teacher: an oracle has no network to start from; '
-                'set it to False'
-            )
+    elif _copies(site):
+        raise UserError(
+            'config.method.from_teacher: an oracle has no network to start from; set it to False'
+        )
     return denoisers.accumulated(made.model, site.microbatches)
 
 
@@ -149,6 +164,7 @@ TABLES = {
     'law': noise.LAWS,
     'student_law': noise.LAWS,
     'critic_law': noise.LAWS,
+    'until_law': noise.LAWS,
     'grid': noise.GRIDS,
     'sampler': {name: sampler.solve for name, sampler in samplers.SAMPLERS.items()},
 }
@@ -199,6 +215,7 @@ PARTS = {
     'law': _of_method('law'),
     'student_law': _of_method('student_law'),
     'critic_law': _of_method('critic_law'),
+    'until_law': _of_method('until_law'),
     'sigmas': _of_method('sigmas', 'grid'),
     'sampler': _sampler,
 }

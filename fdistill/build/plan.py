@@ -53,7 +53,7 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
             continue
         if teacher is not None and part == named:
             known[part] = outline(configs.load(teacher))
-        elif 'network' in config:
+        elif isinstance(network := config.get('network', {}), str) or 'name' in network:
             own = {name: config[name] for name in config if name not in ('start', 'teacher')}
             known[part] = resolve(own, source)
         else:
@@ -103,7 +103,9 @@ def remedies(plain: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]
     accepted = parameters(networks.NETWORKS[network['name']])
     if 'remat' in accepted:
         makers, now = list(REMAT.values()), REMAT[network.get('remat', 'nothing')]
-        for kind in ('elementwise', 'blocks'):
+        # What keeps the products of an attention in chunks undoes it.
+        chunked = network.get('attention') == 'chunked'
+        for kind in ('blocks',) if chunked else ('elementwise', 'blocks'):
             if makers.index(now) < makers.index(REMAT[kind]):
                 yield {'network.remat': kind}
     size, parts = plain['training']['batch_size'], plain['training'].get('microbatches', 1)

@@ -2,7 +2,7 @@
 
 data           a source of `data.sources.SOURCES` by name, and `flip`
 network        a network of `networks.NETWORKS`; where it is left out that of `start`, or else the
-               teacher's
+               teacher's; without a name that one with other settings, as dict(numbers=('until',))
 denoiser       a row of `parts.DENOISERS`, by default EDM's preconditioning; likewise
 fake_score     the same for the fake score, where it differs from the student's
 teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a converted file, or
@@ -147,8 +147,8 @@ def resolve(
 ) -> dict[str, Any]:
     """The config that a run keeps: plain values, complete without the teacher's folder or the data.
 
-    A network or denoiser that is left out is that of `start`, or else the teacher's. `image` notes
-    what a sample is.
+    A network or denoiser that is left out is that of `start`, or else the teacher's; a network that
+    has no name is that one but for the settings that are given. `image` notes what a sample is.
 
     Args:
       config: sections.
@@ -188,6 +188,8 @@ def resolve(
             for name in ('network', 'denoiser'):
                 section[name] = about.get(name, {})
                 plain.setdefault(name, section[name])
+            if 'name' not in plain['network']:
+                plain['network'] = section['network'] | plain['network']
     return plain
 
 

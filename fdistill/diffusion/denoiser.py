@@ -71,11 +71,51 @@ def _init(network, key, x, condition):
     return network.init(key, x, jnp.zeros(x.shape[0], x.dtype), condition)
 
 
+# What a network that takes a number of a condition gets for it: (value[B] or None, where none is
+# given, sigma[B], sigma_data) -> [B]. Numbers that are not here it gets as they are.
+NUMBERS = {
+    # The lower level of a flow map; the level itself, where D is a denoiser.
+    'until': lambda until, sigma, sigma_data: jnp.arctan(
+        (sigma if until is None else until) / sigma_data
+    ),
+    # The scale of guidance; 1 is none.
+    'guidance': lambda guidance, sigma, sigma_data: (
+        jnp.zeros_like(sigma) if guidance is None else jnp.log(guidance)
+    ),
+}
+
+
+def with_numbers(
+    network: Any, condition: Condition, sigma: jax.Array, sigma_data: float = 1.0
+) -> Condition:
+    """The condition with what a network is to get for its `NUMBERS`, arctan(until/sigma_data) and
+    ln(guidance); of a network that takes none the condition itself.
+
+    Args:
+      network: `networks.Network`.
+      condition: {name: [B,...]}; without `until` that is sigma, without `guidance` that is 1.
+      sigma: [B].
+      sigma_data: standard deviation of the data.
+    """
+    taken = {name: made for name, made in NUMBERS.items() if name in network.takes}
+    made = {name: of(condition.get(name), sigma, sigma_data) for name, of in taken.items()}
+    return {**condition, **made} if made else condition
+
+
+# c_noise of a level: (sigma[B], sigma_data) -> [B].
+NOISE_INPUTS = {
+    'log': lambda sigma, sigma_data: jnp.log(sigma) / 4,  # EDM
+    # The time t of TrigFlow. Of the logarithm, the derivative in t, 1/(2 sin 2t), is not bounded.
+    'angle': lambda sigma, sigma_data: jnp.arctan(sigma / sigma_data),
+}
+
+
 def precondition(
     network: Any,
     *,
     sigma_data: Annotated[float, Continuous()] = 0.5,
     boundary: Annotated[float, Continuous(off=0)] = 0.0,
+    noise_input: str = 'log',
 ) -> Denoiser:
     """EDM preconditioning: D = c_skip x + c_out F(c_in x, c_noise) (arXiv 2206.00364, table 1 and
     equation 7).
@@ -91,16 +131,24 @@ def precondition(
         c_skip = sigma_data^2/((sigma - boundary)^2 + sigma_data^2)
         c_out = (sigma - boundary) sigma_data/sqrt(sigma^2 + sigma_data^2)
 
+    A network that takes `until` or `guidance` gets arctan(until/sigma_data) and ln(guidance), see
+    `with_numbers`: D is a flow map then, of condition['until'], the level to which it leads.
+
     All of it is float32; only the network may compute in less.
 
     Args:
       network: F, `networks.Network`.
       sigma_data: standard deviation of the data, > 0.
       boundary: >= 0; sigma_min for a consistency model, 0 for everything else.
+      noise_input: c_noise, of `NOISE_INPUTS`: 'log', or 'angle', arctan(sigma/sigma_data), for
+        continuous-time consistency models (arXiv 2410.11081, section 4.1). A network trained with
+        one knows nothing of the other.
 
     Raises:
-      ValueError: if sigma_data <= 0 or boundary < 0.
+      ValueError: if sigma_data <= 0 or boundary < 0, or on an unknown noise_input.
     """
+    if noise_input not in NOISE_INPUTS:
+        raise ValueError(f'noise_input={noise_input!r}: known are {", ".join(NOISE_INPUTS)}')
     if not sigma_data > 0:
         raise ValueError(
             f'sigma_data={sigma_data}: must be > 0; it is the standard deviation of the data'
@@ -120,7 +168,9 @@ def precondition(
                 1 / total,
             )
         )
-        out, features = network.apply(params, c_in * x, jnp.log(sigma) / 4, condition, key=key)
+        c_noise = NOISE_INPUTS[noise_input](sigma, sigma_data)
+        given = with_numbers(network, condition, sigma, sigma_data)
+        out, features = network.apply(params, c_in * x, c_noise, given, key=key)
         return c_skip * x + c_out * out, features
 
     return Denoiser(functools.partial(_init, network), apply, network.takes)
@@ -151,7 +201,9 @@ def from_prediction(
     """A denoiser from a network F(x_t, t) that predicts x0, eps, v or the flow velocity under an
     alpha/sigma schedule.
 
-    At sigma of the one noise coordinate, t = schedule.time(sigma) and x_t = alpha_t x.
+    At sigma of the one noise coordinate, t = schedule.time(sigma) and x_t = alpha_t x. Numbers of a
+    condition are as in `with_numbers`, with sigma_data = 1: a flow map under `flow` has the average
+    velocity as its F.
 
     Args:
       network: `Network`; its c_noise input is time_offset + time_scale * t.
@@ -172,7 +224,8 @@ def from_prediction(
         t = schedule.time(sigma)
         alpha_t, sigma_t = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
         x_t = alpha_t * x
-        out, features = network.apply(params, x_t, time_offset + time_scale * t, condition, key=key)
+        time, given = time_offset + time_scale * t, with_numbers(network, condition, sigma)
+        out, features = network.apply(params, x_t, time, given, key=key)
         return convert(x_t, out, alpha_t, sigma_t), features
 
     known = _range(sigma_range or schedule.limits or EVERYWHERE)
@@ -183,7 +236,7 @@ def variance_exploding(
     network: Any, *, sigma_range: tuple[float, float] = (0.02, 100.0)
 ) -> Denoiser:
     """Song's preconditioning of variance exploding networks: D = x + sigma F(x, ln(sigma/2)) (arXiv
-    2011.13456; arXiv 2206.00364, table 1).
+    2011.13456; arXiv 2206.00364, table 1), with sigma_data = 1 in `with_numbers`.
 
     Args:
       network: F, `networks.Network`.
@@ -194,7 +247,8 @@ def variance_exploding(
     """
 
     def apply(params, x, sigma, condition, key=None):
-        out, features = network.apply(params, x, jnp.log(0.5 * sigma), condition, key=key)
+        given = with_numbers(network, condition, sigma)
+        out, features = network.apply(params, x, jnp.log(0.5 * sigma), given, key=key)
         return x + column(sigma, x) * out, features
 
     return Denoiser(

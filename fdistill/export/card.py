@@ -10,6 +10,7 @@ from fdistill.config import parameters
 from fdistill.export.model import Exportable
 from fdistill.files import disk
 from fdistill.methods import METHODS
+from fdistill.methods.generator import Steps
 
 # Of the names of licences that a model hub knows, those of weights; it refuses a card with another.
 LICENCES = frozenset(
@@ -100,7 +101,8 @@ def title(model: Exportable) -> str:
 def facts(model: Exportable) -> dict[str, Any]:
     """{what: value} of the model."""
     run, method, steps = model.run, model.method, model.steps
-    levels = (steps.sigma_init, *steps.levels) if steps else ()
+    first = (steps.sigma_init,) if isinstance(steps, Steps) else ()
+    levels = (*first, *steps.levels) if steps else ()
     known = {
         'method': method.get('name'),
         'divergence': method.get('divergence'),

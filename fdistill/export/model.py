@@ -16,7 +16,7 @@ from fdistill.errors import UserError
 from fdistill.export.loader import RANDOM
 from fdistill.files import disk
 from fdistill.methods import METHODS
-from fdistill.methods.generator import Steps
+from fdistill.methods.generator import Jumps, Steps
 from fdistill.networks.autoencoder import Autoencoder
 from fdistill.types import misfit
 from fdistill.weights import autoencoders, denoisers
@@ -51,7 +51,7 @@ class Exportable(NamedTuple):
     sections: denoisers.Model
     method: dict[str, Any]
     name: str
-    steps: Steps | None
+    steps: Steps | Jumps | None
     weights: dict[str, np.ndarray]
     decoder: tuple[Autoencoder, dict[str, np.ndarray]] | None
     licence: str | None
@@ -140,8 +140,9 @@ def _of_run(workdir, run, licence):
     method, steps = plain['method'], None
     if not build.has_solver(plain):
         known = parameters(METHODS[method['name']])
-        given = {name: known[name].default for name in Steps._fields if name in known}
-        steps = Steps(**given | {name: method[name] for name in given if name in method})
+        kind = Jumps if build.is_flow_map(plain) else Steps
+        given = {name: known[name].default for name in kind._fields if name in known}
+        steps = kind(**given | {name: method[name] for name in given if name in method})
     return {
         'method': method,
         'name': plain['data']['name'],
@@ -153,6 +154,11 @@ def _of_run(workdir, run, licence):
     }
 
 
+def _steps(given):
+    """How a student makes samples, by what its file says."""
+    return (Steps if 'sigma_init' in given else Jumps)(**given)
+
+
 def _of_weights(path, about):
     """The same, of a file of weights."""
     try:
@@ -162,7 +168,7 @@ def _of_weights(path, about):
     return {
         'method': method if 'name' in method else {},
         'name': about.get('data', about.get('source', pathlib.PurePath(path).stem)),
-        'steps': Steps(**configs.with_tuples(about['generator'])) if 'generator' in about else None,
+        'steps': _steps(configs.with_tuples(about['generator'])) if 'generator' in about else None,
         'derived_from': of_file(path, about),
         'evaluations': [],
     }

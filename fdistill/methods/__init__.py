@@ -1,5 +1,13 @@
 """Methods: pure losses over the roles student and critic, all trained by the same trainer."""
 
+from fdistill.methods.average import (
+    alpha_flow,
+    flow_map_distill,
+    improved_mean_flow,
+    mean_flow,
+    mean_flow_distill,
+    shortcut,
+)
 from fdistill.methods.consistency import consistency, consistency_training, ect, ict, tcm
 from fdistill.methods.continuous import dscd, rcm, scd, scm
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
@@ -24,6 +32,12 @@ METHODS = {
     'ect': ect,
     'tcm': tcm,
     'tscd': tscd,
+    'mean_flow': mean_flow,
+    'mean_flow_distill': mean_flow_distill,
+    'improved_mean_flow': improved_mean_flow,
+    'alpha_flow': alpha_flow,
+    'shortcut': shortcut,
+    'flow_map_distill': flow_map_distill,
     'scm': scm,
     'scd': scd,
     'dscd': dscd,
@@ -34,6 +48,7 @@ __all__ = [
     'METHODS',
     'Context',
     'Method',
+    'alpha_flow',
     'consistency',
     'consistency_training',
     'diff_instruct',
@@ -43,11 +58,16 @@ __all__ = [
     'ect',
     'exact',
     'f_distill',
+    'flow_map_distill',
     'ict',
+    'improved_mean_flow',
+    'mean_flow',
+    'mean_flow_distill',
     'pretrain',
     'rcm',
     'scd',
     'scm',
+    'shortcut',
     'sid',
     'sim',
     'tcm',

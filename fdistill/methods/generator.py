@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec, get_abstract_mesh
 from fdistill.diffusion import corrections, samplers
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion.denoiser import Denoiser, column
+from fdistill.diffusion.flow_map import INTERVAL, jump
 from fdistill.types import Continuous
 
 
@@ -168,6 +169,101 @@ def few_step(denoiser: Denoiser, levels: tuple[float, ...], last: float) -> Gene
 
     trajectory = functools.partial(sample, trajectory=True)
     return Generator(draw, sample, len(levels), trajectory)
+
+
+class Jumps(NamedTuple):
+    """How a flow map samples: settings of every method that trains one.
+
+    levels: from which it jumps, falling, the first being that of the noise it starts from; the last
+      jump leads to 0. One level is one step; `fdistill sample --steps=N` jumps N times from the
+      first, evenly in t = sigma/(1 + sigma) (`flow_map.even_levels`).
+    sample_guidance: the scale that a network that takes `guidance` is told, > 0.
+    sample_interval: (low, high) in sigma, where it is guided, if it takes `flow_map.INTERVAL`;
+      default: everywhere.
+    """
+
+    levels: tuple[float, ...] = (80.0,)
+    sample_guidance: float = 1.0
+    sample_interval: tuple[float, float] | None = None
+
+
+def flow_map(
+    denoiser: Denoiser,
+    levels: tuple[float, ...],
+    guidance: float = 1.0,
+    interval: tuple[float, float] | None = None,
+) -> Generator:
+    """x = levels[0] z, and then x <- J(x, level -> next level), the last of which is 0: samples of
+    a flow map (`jump`; consistency trajectory models, arXiv 2310.02279, without noise in between).
+
+    Of an exact map every number of jumps makes the same sample. What `trajectory` says of a level
+    is D, where the chord of the jump would arrive at 0.
+
+    Args:
+      denoiser: takes the condition `until`.
+      levels, guidance, interval: see `Jumps`.
+
+    Raises:
+      ValueError: on levels that do not fall strictly to above 0, other values out of range, or a
+        network that does not take what it is to be told.
+    """
+    check_until(denoiser)
+    falling = all(high > low for high, low in itertools.pairwise((math.inf, *levels, 0)))
+    if not levels or not falling:
+        raise ValueError(f'levels={levels}: need at least one, strictly falling, finite and > 0')
+    given = _guidance(denoiser, guidance, interval)
+    grid = (*levels, 0.0)
+
+    def sample(params, noise, condition, *, trajectory=False):
+        def all_at(value):
+            return jnp.full(noise.shape[0], value, noise.dtype)
+
+        told = {**condition, **{name: all_at(value) for name, value in given.items()}}
+
+        def step(x, pair):
+            high, low = map(all_at, pair)
+            D = denoiser.apply(params, x, high, {**told, 'until': low})[0]
+            return jump(D, x, high, low), D
+
+        pairs = tuple(jnp.asarray(part, noise.dtype) for part in (grid[:-1], grid[1:]))
+        x0, made = jax.lax.scan(step, grid[0] * noise, pairs, unroll=len(levels) == 1)
+        return (x0, made) if trajectory else x0
+
+    def draw(key, params, batch):
+        return sample(params, _noise(key, batch), batch['condition'])
+
+    several = functools.partial(sample, trajectory=True) if len(levels) > 1 else None
+    return Generator(draw, sample, len(levels), several)
+
+
+def _guidance(denoiser, guidance, interval):
+    """What a flow map is told of guidance, {name: number}."""
+    if not guidance > 0:
+        raise ValueError(f'sample_guidance={guidance}: must be > 0')
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise ValueError(f'sample_interval={interval}: need (low, high) with 0 <= low < high')
+    if 'guidance' not in denoiser.takes:
+        if guidance != 1:
+            raise ValueError(
+                f'sample_guidance={guidance}: the network is not told a scale, and has that of its '
+                'training; leave it out'
+            )
+        return {}
+    if not set(INTERVAL) <= set(denoiser.takes):
+        if interval is not None:
+            raise ValueError(f'sample_interval={interval}: the network does not take {INTERVAL}')
+        return {'guidance': guidance}
+    low, high = interval or (0.0, math.inf)
+    return {'guidance': guidance, INTERVAL[0]: low / (1 + low), INTERVAL[1]: 1 / (1 + 1 / high)}
+
+
+def check_until(denoiser: Denoiser) -> None:
+    """Raises ValueError unless a denoiser is told to which level it leads."""
+    if 'until' not in denoiser.takes:
+        raise ValueError(
+            'the student is not told to which level it is to lead; give its network '
+            "numbers=('until',)"
+        )
 
 
 class Corrections(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fdistill.diffusion.denoiser import Denoiser
+from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.methods.generator import Generator
 from fdistill.types import Continuous
 
@@ -120,14 +120,46 @@ class Tracking(NamedTuple):
     student_every: int = 1
 
 
+def lacks(own: Any, base: Any) -> list[str]:
+    """Names of the arrays of `base` that parameters `own` have not, or in another shape.
+
+    Args:
+      own, base: pytrees of arrays, or of their shapes.
+    """
+    shapes = {path: jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(own)}
+    return [
+        jax.tree_util.keystr(path, simple=True, separator='.')
+        for path, leaf in jax.tree.leaves_with_path(base)
+        if shapes.get(path) != jnp.shape(leaf)
+    ]
+
+
 def start(key: jax.Array, model: Denoiser, batch: Mapping[str, Any], base: Any = None) -> Any:
     """Parameters of a network at the start of training: a copy of `base`, or its own.
 
-    The copy has fresh buffers: a donated state must not delete arrays that something else holds.
+    Where the network has more arrays than `base`, as those that embed a further number of a
+    condition, these are its own. The copy has fresh buffers: a donated state must not delete arrays
+    that something else holds.
+
+    Raises:
+      ValueError: an array of `base` is not among the network's, or has another shape.
     """
-    if base is not None:
+
+    def init():
+        return model.init(key, batch['x'], batch['condition'])
+
+    if base is None:
+        return init()
+    own = jax.eval_shape(init)
+    if missing := lacks(own, base):
+        raise ValueError(
+            f'a student cannot start as another network: of its {len(missing)} arrays that the '
+            f'student lacks, or has in another shape, the first is {missing[0]}'
+        )
+    if jax.tree.structure(own) == jax.tree.structure(base):
         return jax.tree.map(jnp.copy, base)
-    return model.init(key, batch['x'], batch['condition'])
+    over = dict(jax.tree.leaves_with_path(base))
+    return jax.tree.map_with_path(lambda path, leaf: jnp.copy(over.get(path, leaf)), init())
 
 
 def updates(weighting: Any) -> dict[str, jax.Array]:
@@ -139,3 +171,24 @@ def updates(weighting: Any) -> dict[str, jax.Array]:
 def counted(aux: dict[str, Any]) -> dict[str, Any]:
     """aux after one more update of the student."""
     return aux | {'updates': aux['updates'] + 1} if 'updates' in aux else aux
+
+
+def leave_out(
+    key: jax.Array, share: float, model: Denoiser, params: Any, condition: Mapping[str, Any]
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """(The condition, left out of a share of the samples as `Denoiser.null` says; of which, [B]).
+
+    Args:
+      key: random key.
+      share: in [0, 1).
+      model, params: whose null it is.
+      condition: {name: [B,...]}, not empty.
+    """
+    count = len(next(iter(condition.values())))
+    dropped = jax.random.bernoulli(key, share, (count,))
+    nothing = model.null(params, condition)
+    kept = {
+        name: jnp.where(column(dropped, value), nothing[name], value)
+        for name, value in condition.items()
+    }
+    return kept, dropped

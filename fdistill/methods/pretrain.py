@@ -13,7 +13,7 @@ from fdistill.diffusion import noise, samplers
 from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.methods import generator, losses
 from fdistill.methods.generator import Corrections
-from fdistill.methods.method import Method, start
+from fdistill.methods.method import Method, leave_out, start
 from fdistill.types import Continuous
 
 
@@ -89,13 +89,9 @@ def pretrain(
             condition = {**condition, 'augment': moves}
         sigma = law.sample(key_sigma, x.shape[0]).astype(x.dtype)
         x_t = x + column(sigma, x) * jax.random.normal(key_noise, x.shape, x.dtype)
-        if label_dropout:
-            dropped = jax.random.bernoulli(key_label, label_dropout, x.shape[:1])
-            nothing = student.null(params['student'], condition)
-            condition = {
-                name: jnp.where(column(dropped, value), nothing[name], value)
-                for name, value in condition.items()
-            }
+        if label_dropout and condition:
+            given = key_label, label_dropout, student, params['student'], condition
+            condition, _ = leave_out(*given)
         denoised, _ = student.apply(params['student'], x_t, sigma, condition, key=key_dropout)
         weight = noise.WEIGHTINGS[weighting](sigma, sigma_data)
         value = jnp.mean(losses.denoising(denoised, x, weight))

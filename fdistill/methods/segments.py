@@ -10,6 +10,7 @@ import numpy as np
 
 from fdistill.diffusion import noise, samplers
 from fdistill.diffusion.denoiser import Denoiser, column
+from fdistill.diffusion.flow_map import jump
 from fdistill.methods import generator
 from fdistill.methods.consistency import (
     SOLVERS,
@@ -24,18 +25,6 @@ from fdistill.methods.method import Method, start
 from fdistill.types import Continuous
 
 ENDS = ('floor', 'random')
-
-
-def jump(denoised: jax.Array, x: jax.Array, sigma: jax.Array, until: jax.Array) -> jax.Array:
-    """J = D + (until/sigma) (x - D), an Euler step from sigma to `until` in one go; x itself where
-    both are 0.
-
-    Args:
-      denoised, x: [B,...].
-      sigma, until: [B], sigma >= until >= 0.
-    """
-    share = jnp.where(sigma > 0, until / jnp.where(sigma > 0, sigma, 1), 1)
-    return denoised + column(share, x) * (x - denoised)
 
 
 def borders(steps: int, segments: int) -> np.ndarray:

@@ -40,8 +40,8 @@ class Network(NamedTuple):
 
     `x` is preconditioned input, `c_noise` the noise conditioning (EDM: ln(sigma)/4), `condition` a
     dict of arrays [B, ...] whose names are among `takes`, and `key` switches dropout on. A name in
-    `takes` that is not given means "none" of it. `out` has the shape of `x` and is float32.
-    `features` is a tuple of activations for discriminator heads.
+    `takes` that is not given means "none" of it, 0 of a number. `out` has the shape of `x` and is
+    float32, or float64 where `x` is. `features` is a tuple of activations for discriminator heads.
     """
 
     init: Callable[..., Any]

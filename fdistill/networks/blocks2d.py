@@ -113,7 +113,8 @@ def norm(ask: Ask, name: str, x: jax.Array, groups: int, eps: float) -> jax.Arra
 
 
 def sinusoid(t: jax.Array, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:
-    """[sin, cos](t f_i), f_i = 10000^(-i/(dim/2 - freq_shift)), [B] -> float32 [B, dim].
+    """[sin, cos](t f_i), f_i = 10000^(-i/(dim/2 - freq_shift)), [B] -> float32 [B, dim], or float64
+    where t is.
 
     f is computed in float64 and rounded once: at t = 999 one unit in its last place is 6e-5 of a
     radian.
@@ -126,7 +127,7 @@ def sinusoid(t: jax.Array, dim: int, flip_sin_to_cos: bool, freq_shift: float) -
     """
     half = dim // 2
     frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - freq_shift))
-    angles = t.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)
+    angles = layers.wide(t)[:, None] * frequencies.astype(np.float32)
     parts = [jnp.sin(angles), jnp.cos(angles)]
     parts = parts[::-1] if flip_sin_to_cos else parts
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
@@ -144,7 +145,14 @@ def doubled(x: jax.Array) -> jax.Array:
 
 
 def attention(
-    ask: Ask, name: str, x: jax.Array, *, head_dim: int, groups: int | None, eps: float
+    ask: Ask,
+    name: str,
+    x: jax.Array,
+    *,
+    head_dim: int,
+    groups: int | None,
+    eps: float,
+    kind: str = 'plain',
 ) -> jax.Array:
     """x + W softmax(q k^T / sqrt(head_dim)) v over all pixels, q, k and v linear maps of norm(x),
     [B,H,W,C] -> same.
@@ -152,6 +160,7 @@ def attention(
     Args:
       head_dim: channels of a head, a divisor of C.
       groups, eps: of the norm; groups None: there is none.
+      kind: of `layers.ATTENTIONS`.
     """
     batch, height, width, channels = x.shape
     h = norm(ask, f'{name}.group_norm', x, groups, eps) if groups else x
@@ -160,7 +169,7 @@ def attention(
         linear(ask, f'{name}.to_{part}', h, channels).reshape(*h.shape[:2], -1, head_dim)
         for part in 'qkv'
     )
-    h = layers.attention(q, k, v).reshape(h.shape)
+    h = layers.attention(q, k, v, kind).reshape(h.shape)
     return x + linear(ask, f'{name}.to_out.0', h, channels).reshape(x.shape)
 
 

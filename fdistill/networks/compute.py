@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fdistill.networks.layers import ATTENTIONS
+
 
 class Compute(NamedTuple):
     """How a network is computed.
@@ -17,15 +19,19 @@ class Compute(NamedTuple):
     remat: what the backward pass computes again in place of keeping it: 'nothing'; 'elementwise',
       all in a block but its convolutions and products; 'blocks', each whole. False and True, as
       older configs have it, are the first and the last.
+    attention: of `layers.ATTENTIONS`: 'plain', or 'chunked', whose memory is linear in the tokens,
+      also where the network is differentiated forward, as flow maps are. It computes its products
+      once more for that: it is for many tokens.
     """
 
     bfloat16: bool = False
     remat: bool | str = 'nothing'
+    attention: str = 'plain'
 
-    @property
-    def dtype(self) -> jnp.dtype:
-        """What activations are kept in."""
-        return jnp.bfloat16 if self.bfloat16 else jnp.float32
+    def type_for(self, x: jax.Array) -> jnp.dtype:
+        """What activations are kept in for inputs x: bfloat16, or float32, or float64 where that is
+        the type of x."""
+        return jnp.bfloat16 if self.bfloat16 else jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _is_product(primitive, *_, **__):
@@ -64,3 +70,10 @@ def check(compute: Compute) -> None:
     if compute.remat not in REMAT:
         known = ', '.join(kind for kind in REMAT if isinstance(kind, str))
         raise ValueError(f'remat={compute.remat!r}: known are {known}')
+    if compute.attention not in ATTENTIONS:
+        raise ValueError(f'attention={compute.attention!r}: known are {", ".join(ATTENTIONS)}')
+    if compute.attention == 'chunked' and compute.remat == 'elementwise':
+        raise ValueError(
+            "remat='elementwise': keeps the products of attention, which 'chunked' is not to keep; "
+            "take 'nothing' or 'blocks'"
+        )

@@ -19,10 +19,17 @@ import numpy as np
 
 from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, Network, label_of
 from fdistill.networks.compute import REMAT, Compute, check
-from fdistill.networks.layers import attention
+from fdistill.networks.layers import (
+    NUMBER_FEATURES,
+    attention,
+    check_numbers,
+    features_of,
+    wide,
+)
 
 FREQUENCIES = 256  # Channels of the embedding of time, half of them sines.
 EPS = 1e-6  # Of all norms but one, see `Variant`.
+NUMBER = 'number_embedder'  # Before the name of a number: of the arrays that no publication has.
 POSITIONS = ('sincos', 'learned')
 
 
@@ -75,6 +82,7 @@ class Transformer(NamedTuple):
     outputs: int
     variant: Variant
     features: tuple[int, ...]
+    numbers: tuple[str, ...]
     compute: Compute
 
 
@@ -88,6 +96,7 @@ def _shapes(net):
     embedders = {
         **_affine_shapes('t_embedder.mlp.0', FREQUENCIES, width),
         **_affine_shapes('t_embedder.mlp.2', width, width),
+        **{f'{NUMBER}.{name}.weight': (width, NUMBER_FEATURES) for name in net.numbers},
     }
     if net.num_classes:
         embedders['y_embedder.embedding_table.weight'] = (net.num_classes + 1, width)
@@ -141,19 +150,23 @@ def _affine(params, name, x):
 
 def _modulated(x, eps, shift, scale):
     """(1 + scale) (x - mean)/sqrt(variance + eps) + shift over the channels, float32."""
-    x = x.astype(jnp.float32)
+    x = wide(x)
     x = x - x.mean(axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps) * (1 + scale) + shift
 
 
-def _embedding(net, params, c_noise, label):
-    """Embedding of time plus that of the class, float32 [B,width]; label -1 is the last row."""
+def _embedding(net, params, c_noise, label, numbers):
+    """Embedding of time, with further numbers, plus that of the class, float32 [B,width]; label -1
+    is the last row."""
     half = FREQUENCIES // 2
     # In float64 and rounded once: at a time of 1000, a last digit of a frequency shows.
     frequencies = 10000.0 ** (-np.arange(half) / (half - net.variant.endpoint))
-    angles = c_noise.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)
+    angles = wide(c_noise)[:, None] * frequencies.astype(np.float32)
     h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    h = _affine(params, 't_embedder.mlp.2', jax.nn.silu(_affine(params, 't_embedder.mlp.0', h)))
+    h = _affine(params, 't_embedder.mlp.0', h)
+    for name, features in numbers.items():
+        h += jnp.einsum('bi,oi->bo', features, params[f'{NUMBER}.{name}.weight'])
+    h = _affine(params, 't_embedder.mlp.2', jax.nn.silu(h))
     if net.num_classes:
         table = params['y_embedder.embedding_table.weight']
         # A product and no look-up: the gradient of one adds up in any order on a GPU.
@@ -170,7 +183,8 @@ def _block(net, x, params, embedding):
 
     h = _modulated(x, EPS, shift1, scale1).astype(x.dtype)
     qkv = _affine(params, 'attn.qkv', h).reshape(*x.shape[:2], 3, net.heads, -1)
-    h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape)
+    h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], net.compute.attention)
+    h = h.reshape(x.shape)
     x = x + gate1.astype(x.dtype) * _affine(params, 'attn.proj', h)
 
     h = _modulated(x, net.variant.second_eps, shift2, scale2).astype(x.dtype)
@@ -179,10 +193,10 @@ def _block(net, x, params, embedding):
 
 
 @functools.partial(jax.jit, static_argnames='net')
-def _apply(net, params, x, c_noise, label):
+def _apply(net, params, x, c_noise, label, numbers):
     batch, height, width, _ = x.shape
     patch, rows, columns = net.patch, height // net.patch, width // net.patch
-    dtype = net.compute.dtype
+    dtype = net.compute.type_for(x)
 
     h = x.reshape(batch, rows, patch, columns, patch, net.channels).astype(dtype)
     h = jnp.einsum('bhywxc,dcyx->bhwd', h, params['x_embedder.proj.weight'].astype(dtype))
@@ -195,13 +209,13 @@ def _apply(net, params, x, c_noise, label):
 
     blocks = [_of_block(params, i) for i in range(net.depth)]
     own = blocks if net.variant.own_embedders else [params]
-    embeddings = [_embedding(net, one, c_noise, label) for one in own]
+    embeddings = [_embedding(net, one, c_noise, label, numbers) for one in own]
     run = REMAT[net.compute.remat].function(functools.partial(_block, net))
     features = []
     for i, block in enumerate(blocks):
         h = run(h, block, embeddings[i % len(embeddings)])
         if i in net.features:
-            features.append(h.reshape(batch, rows, columns, -1).astype(jnp.float32))
+            features.append(wide(h.reshape(batch, rows, columns, -1)))
 
     modulation = _affine(params, 'final_layer.adaLN_modulation.1', jax.nn.silu(embeddings[0]))
     shift, scale = jnp.split(modulation[:, None], 2, axis=-1)
@@ -257,6 +271,7 @@ def dit(
     learned_variance: bool = False,
     variant: str = 'facebook',
     features: tuple[int, ...] | None = None,
+    numbers: tuple[str, ...] = (),
     compute: Compute = Compute(),
 ) -> Network:
     """DiT with adaLN-Zero, which is SiT too.
@@ -281,6 +296,9 @@ def dit(
         DiT takes for a variance, is left out of the output; its parameters are kept.
       variant: of `VARIANTS`.
       features: blocks whose outputs are features, 0 .. depth - 1; default: after each quarter.
+      numbers: further numbers of a condition that are embedded beside time, as ('until',
+        'guidance'), see `layers.features_of`. Each begins without effect; published files have
+        none.
       compute: see `Compute`; the last layer is float32 too.
 
     Returns:
@@ -318,6 +336,7 @@ def dit(
     if sorted(set(features)) != list(features) or not set(features) <= set(range(depth)):
         raise ValueError(f'features={features}: must be rising blocks in 0..{depth - 1}')
     check(compute)
+    check_numbers(numbers)
 
     net = Transformer(
         resolution,
@@ -331,23 +350,26 @@ def dit(
         channels * (2 if learned_variance else 1),
         VARIANTS[variant],
         tuple(features),
+        tuple(numbers),
         compute,
     )
 
     def init(key, x, c_noise, condition):
         _check_images(net, x)
         shapes = _shapes(net)
+        zeros = {name: jnp.zeros(shapes.pop(name)) for name in list(shapes) if NUMBER in name}
         keys = jax.random.split(key, len(shapes))
-        return {
+        return zeros | {
             name: _drawn(net, one, name, shape)
             for one, (name, shape) in zip(keys, shapes.items(), strict=True)
         }
 
     def apply(params, x, c_noise, condition, key=None):
         _check_images(net, x)
-        return _apply(net, params, x, c_noise, label_of(condition, x))
+        numbers = features_of(condition, net.numbers, c_noise)
+        return _apply(net, params, x, c_noise, label_of(condition, x), numbers)
 
-    return Network(init, apply, ('label',) if num_classes else ())
+    return Network(init, apply, (*(('label',) if num_classes else ()), *net.numbers))
 
 
 def _check_images(net, x):

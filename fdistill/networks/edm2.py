@@ -14,7 +14,15 @@ import jax.numpy as jnp
 
 from fdistill.networks import Network, check_blocks, check_shape, label_of
 from fdistill.networks.compute import REMAT, Compute, check
-from fdistill.networks.layers import RESAMPLE, attention, dropped
+from fdistill.networks.layers import (
+    NUMBER_FEATURES,
+    RESAMPLE,
+    attention,
+    check_numbers,
+    dropped,
+    features_of,
+    wide,
+)
 
 TAPS = (1, 1)
 
@@ -36,6 +44,21 @@ class Style(NamedTuple):
     label_balance: float = 0.5
     concat_balance: float = 0.5
     clip_act: float | None = 256.0
+
+
+class Embedding(NamedTuple):
+    """What is embedded, and how widely.
+
+    channel_mult_noise: width of the noise's Fourier features over model_channels; default: that of
+      the first resolution.
+    channel_mult_emb: width of the embedding over model_channels; default: the largest width.
+    numbers: further numbers of a condition, as ('until', 'guidance'), see `layers.features_of`.
+      Each begins without effect, by a gain of 0; published files have none.
+    """
+
+    channel_mult_noise: int | None = None
+    channel_mult_emb: int | None = None
+    numbers: tuple[str, ...] = ()
 
 
 class Block(NamedTuple):
@@ -65,12 +88,12 @@ def unit(x: jax.Array, axes: Any, eps: float = 1e-4) -> jax.Array:
       axes: over which the magnitude is taken; n is their number of entries.
       eps: keeps zeros zero.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    total = jnp.sum(wide**2, axis=axes, keepdims=True)
+    y = wide(x)
+    total = jnp.sum(y**2, axis=axes, keepdims=True)
     entries = x.size // max(total.size, 1)
     # The root of 0 has no derivative; so small a sum is nothing beside eps.
     magnitude = jnp.sqrt(jnp.maximum(total, 1e-30) / entries)
-    return (wide / (eps + magnitude)).astype(x.dtype)
+    return (y / (eps + magnitude)).astype(x.dtype)
 
 
 def mp_silu(x: jax.Array) -> jax.Array:
@@ -114,11 +137,11 @@ def _conv(w, x, gain=1.0):
     )
 
 
-def _attend(qkv, heads):
+def _attend(qkv, heads, kind):
     """Softmax(q k^T / sqrt(C)) v of pixel norms of q, k and v; channels: head, C, (q, k, v)."""
     batch, height, width, channels = qkv.shape
     qkv = qkv.reshape(batch, height * width, heads, channels // (3 * heads), 3)
-    out = attention(*jnp.moveaxis(unit(qkv, 3), -1, 0))
+    out = attention(*jnp.moveaxis(unit(qkv, 3), -1, 0), kind)
     return out.reshape(batch, height, width, channels // 3)
 
 
@@ -182,7 +205,7 @@ def _shapes(block, embedding):
     return found
 
 
-def _run(block, style, dropout, params, x, emb, key):
+def _run(block, style, dropout, kind, params, x, emb, key):
     """A block: (its params, x[B,H,W,C], emb[B,E], key or None) -> [B,H',W',features]."""
     x = RESAMPLE[block.resample](x, TAPS)
     skip = params.get('conv_skip.weight')
@@ -196,7 +219,7 @@ def _run(block, style, dropout, params, x, emb, key):
         x = _conv(skip, x)
     x = mp_sum(x, y, style.res_balance)
     if block.heads:
-        y = _attend(_conv(params['attn_qkv.weight'], x), block.heads)
+        y = _attend(_conv(params['attn_qkv.weight'], x), block.heads, kind)
         x = mp_sum(x, _conv(params['attn_proj.weight'], y), style.attn_balance)
     return x if style.clip_act is None else jnp.clip(x, -style.clip_act, style.clip_act)
 
@@ -208,11 +231,10 @@ def edm2(
     num_classes: int = 0,
     model_channels: int = 192,
     channel_mult: tuple[int, ...] = (1, 2, 3, 4),
-    channel_mult_noise: int | None = None,
-    channel_mult_emb: int | None = None,
     num_blocks: int = 3,
     attn_resolutions: tuple[int, ...] = (16, 8),
     dropout: float = 0.0,
+    embedding: Embedding = Embedding(),
     style: Style = Style(),
     compute: Compute = Compute(),
 ) -> Network:
@@ -228,15 +250,11 @@ def edm2(
         num_classes: classes K, 0 for none; label -1 is "no label".
         model_channels: base width.
         channel_mult: width of each resolution over model_channels, from highest to lowest.
-        channel_mult_noise: width of the noise's Fourier features over model_channels; default: that
-          of the first resolution.
-        channel_mult_emb: width of the embedding over model_channels; default: the largest width.
         num_blocks: blocks for each resolution of the encoder; the decoder has one more.
         attn_resolutions: resolutions with self-attention; the lowest has it between encoder and
           decoder in any case.
         dropout: probability in [0, 1), active where `apply` is given a key.
-        style: see `Style`.
-        compute: see `Compute`.
+        embedding, style, compute: see `Embedding`, `Style`, `Compute`.
 
     Returns:
         `Network`; its features are the last encoder activation of each resolution, float32, highest
@@ -262,8 +280,8 @@ def edm2(
         ('channels', channels, 1),
         ('num_classes', num_classes, 0),
         ('model_channels', model_channels, 1),
-        ('channel_mult_noise', channel_mult_noise or 1, 1),
-        ('channel_mult_emb', channel_mult_emb or 1, 1),
+        ('channel_mult_noise', embedding.channel_mult_noise or 1, 1),
+        ('channel_mult_emb', embedding.channel_mult_emb or 1, 1),
         ('num_blocks', num_blocks, 1),
         ('channels_per_head', style.channels_per_head, 1),
     ):
@@ -278,22 +296,23 @@ def edm2(
     if style.clip_act is not None and not style.clip_act > 0:
         raise ValueError(f'clip_act={style.clip_act}: must be > 0, or None')
     check(compute)
-    widths = [model_channels * factor for factor in mult]
-    noise = model_channels * channel_mult_noise if channel_mult_noise else widths[0]
-    embedding = model_channels * channel_mult_emb if channel_mult_emb else max(widths)
+    check_numbers(embedding.numbers)
+    widths, numbers = [model_channels * factor for factor in mult], tuple(embedding.numbers)
+    noise = model_channels * (embedding.channel_mult_noise or mult[0])
+    width = model_channels * (embedding.channel_mult_emb or max(mult))
     encoder, decoder = _plan(resolution, widths, num_blocks, attends, style.channels_per_head)
     stem = f'enc.{resolution}x{resolution}_conv.weight'
     shapes = {
         'out_gain': (),
         'emb_fourier.freqs': (noise,),
         'emb_fourier.phases': (noise,),
-        'emb_noise.weight': (embedding, noise),
-        **({'emb_label.weight': (embedding, num_classes)} if num_classes else {}),
+        'emb_noise.weight': (width, noise),
+        **({'emb_label.weight': (width, num_classes)} if num_classes else {}),
         stem: (widths[0], channels + 1, 3, 3),
         'out_conv.weight': (channels, widths[0], 3, 3),
     }
     for block in encoder + decoder:
-        own = _shapes(block, embedding)
+        own = _shapes(block, width)
         shapes |= {f'{block.name}.{name}': shape for name, shape in own.items()}
 
     def init(key, x, c_noise, condition):
@@ -304,7 +323,11 @@ def edm2(
         }
         phases = jax.random.uniform(jax.random.fold_in(key, 0), (noise,))
         constants = {'freqs': params['emb_fourier.freqs'], 'phases': phases}
-        return params | {f'emb_fourier.{n}': 2 * math.pi * v for n, v in constants.items()}
+        params |= {f'emb_fourier.{n}': 2 * math.pi * v for n, v in constants.items()}
+        for i, name in enumerate(numbers, len(shapes)):
+            own = jax.random.normal(jax.random.fold_in(key, i), (width, NUMBER_FEATURES))
+            params |= {f'emb_number.{name}.weight': own, f'emb_number.{name}.gain': jnp.zeros(())}
+        return params
 
     def embed(params, x, c_noise, condition):
         # Constants, kept among the parameters because a checkpoint must hold them.
@@ -313,6 +336,9 @@ def edm2(
         )
         emb = math.sqrt(2) * jnp.cos(c_noise[:, None] * freqs + phases)
         emb = _linear(params['emb_noise.weight'], emb)
+        for name, features in features_of(condition, numbers, c_noise).items():
+            weight, gain = (params[f'emb_number.{name}.{part}'] for part in ('weight', 'gain'))
+            emb += _linear(weight, features, gain)
         if num_classes:
             label = jax.nn.one_hot(label_of(condition, x), num_classes) * math.sqrt(num_classes)
             label = _linear(params['emb_label.weight'], label.astype(emb.dtype))
@@ -324,7 +350,7 @@ def edm2(
         own = {n.removeprefix(start): v for n, v in params.items() if n.startswith(start)}
 
         def of(own, h, emb, key):
-            return _run(block, style, dropout, own, h, emb, key)
+            return _run(block, style, dropout, compute.attention, own, h, emb, key)
 
         return REMAT[compute.remat].function(of)(own, h, emb, key)
 
@@ -350,4 +376,4 @@ def edm2(
         out = _conv(params['out_conv.weight'], h, params['out_gain'])
         return out.astype(x.dtype), tuple(feature.astype(x.dtype) for feature in features)
 
-    return Network(init, apply, ('label',) if num_classes else ())
+    return Network(init, apply, (*(('label',) if num_classes else ()), *numbers))

@@ -1,13 +1,14 @@
-"""Layers of the EDM U-Nets in flax.linen, NHWC, and the attention of transformers. They compute in
-the type of their input and keep float32 parameters.
+"""Layers of the EDM U-Nets in flax.linen, NHWC, the attention of all networks, and what they embed
+of a number. They compute in the type of their input and keep float32 parameters.
 
 Reference: Karras et al., arXiv 2206.00364; Song et al., arXiv 2011.13456; Dhariwal and Nichol,
   arXiv 2105.05233.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -84,6 +85,11 @@ def dense(
     )(x)
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """x in float32, or in float64 where it is that."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def group_count(channels: int) -> int:
     """Groups of a GroupNorm: min(32, channels // 4), that is at least 4 channels a group.
 
@@ -116,7 +122,7 @@ def group_norm(
 
     # Two passes: E[x^2] - E[x]^2 loses the digits that agreement with EDM needs where the mean
     # is large.
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = wide(x)
     y = y - mean(y)
     return (y * (jax.lax.rsqrt(mean(y**2) + eps) * scale) + bias).astype(x.dtype)
 
@@ -194,26 +200,138 @@ def upsample(x: jax.Array, taps: Sequence[float]) -> jax.Array:
 RESAMPLE = {'keep': lambda x, taps: x, 'down': downsample, 'up': upsample}
 
 
-def attend(qkv: jax.Array, heads: int) -> jax.Array:
+CHUNK = 256  # Queries and keys, at most, whose products `chunked` has in memory at a time.
+
+
+def _chunks(x):
+    """[B,N,...] -> [N/n,B,n,...], n the largest divisor of N that is at most `CHUNK`."""
+    size = next(n for n in range(min(CHUNK, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _joined(x):
+    """The way back, [N/n,B,n,...] -> [B,N,...]."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _product(of, a, b):
+    """An einsum whose sums are float32 at least."""
+    return jnp.einsum(of, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _scores(q, k):
+    return _product('bqhc,bkhc->bqhk', q, k) / math.sqrt(q.shape[-1])
+
+
+def _mix(weights, v):
+    return _product('bqhk,bkhc->bqhc', weights.astype(v.dtype), v)
+
+
+@jax.custom_jvp
+def _softmax_mean(q, k, v):
+    """(y, l): attention [B,N,heads,C] and the logarithm of its denominators [B,N,heads], one chunk
+    of queries after another, for each one chunk of keys after another (arXiv 2112.05682)."""
+    keys = _chunks(k), _chunks(v)
+
+    def of_queries(q):
+        def add(sums, keys):
+            k, v = keys
+            total, mixed, most = sums
+            scores = _scores(q, k)
+            higher = jnp.maximum(most, scores.max(-1))
+            kept, weights = jnp.exp(most - higher), jnp.exp(scores - higher[..., None])
+            total = kept * total + weights.sum(-1)
+            return (total, kept[..., None] * mixed + _mix(weights, v), higher), None
+
+        zero = jnp.zeros(q.shape, jnp.promote_types(q.dtype, jnp.float32))
+        none = zero[..., 0]
+        (total, mixed, most), _ = jax.lax.scan(add, (none, zero, none - jnp.inf), keys)
+        return (mixed / total[..., None]).astype(v.dtype), most + jnp.log(total)
+
+    y, logarithm = jax.lax.map(of_queries, _chunks(q))
+    return _joined(y), _joined(logarithm)
+
+
+@_softmax_mean.defjvp
+def _softmax_mean_jvp(primals, tangents):
+    """With s = q k^T / sqrt(C), p = softmax(s) = exp(s - l):
+
+        t_l = p . t_s,    t_y = (p * t_s) v + p t_v - t_l y
+
+    What is recomputed in a reverse pass, and therefore not kept, is all that has the size of a
+    chunk of queries times one of keys.
+    """
+    (q, k, v), (t_q, t_k, t_v) = primals, tangents
+    y, logarithm = _softmax_mean(q, k, v)
+    keys = tuple(map(_chunks, (k, v, t_k, t_v)))
+
+    def of_queries(queries):
+        q, t_q, y, logarithm = queries
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)  # A scan keeps them apart anyway.
+        def of_keys(keys):
+            k, v, t_k, t_v = keys
+            weights = jnp.exp(_scores(q, k) - logarithm[..., None])
+            moved = weights * (_scores(t_q, k) + _scores(q, t_k))
+            return moved.sum(-1), _mix(moved, v) + _mix(weights, t_v)
+
+        def add(sums, keys):
+            return jax.tree.map(jnp.add, sums, of_keys(keys)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (logarithm, wide(y)))
+        (mean, mixed), _ = jax.lax.scan(add, zeros, keys)
+        return (mixed - mean[..., None] * y).astype(y.dtype), mean
+
+    queries = tuple(map(_chunks, (q, t_q, y, logarithm)))
+    t_y, t_logarithm = jax.lax.map(jax.checkpoint(of_queries, prevent_cse=False), queries)
+    return (y, logarithm), (_joined(t_y), _joined(t_logarithm))
+
+
+def _plain(q, k, v):
+    # The other implementation, of cuDNN, has no derivative of its derivative.
+    return jax.nn.dot_product_attention(q, k, v, implementation='xla')
+
+
+# How attention is computed, which is the setting `attention` of `Compute`: all weights at once, or
+# in chunks, with a derivative of its own: memory is linear in the tokens, also of forward mode and
+# of reverse mode over it. Fused kernels have no forward mode.
+ATTENTIONS = {'plain': _plain, 'chunked': lambda q, k, v: _softmax_mean(q, k, v)[0]}
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, kind: str = 'plain') -> jax.Array:
+    """Softmax(q k^T / sqrt(C)) v over the tokens, [B,N,heads,C] each -> [B,N,heads,C], the weights
+    being float32, `chunked` ones of float64 inputs float64.
+
+    Args:
+      q, k, v: [B,N,heads,C].
+      kind: of `ATTENTIONS`.
+    """
+    return ATTENTIONS[kind](q, k, v)
+
+
+def _plain_of_edm(q, k, v):
+    logits = jnp.einsum('bqhc,bkhc->bhqk', wide(q), wide(k) / math.sqrt(q.shape[-1]))
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum('bhqk,bkhc->bqhc', weights, v)
+
+
+def attend(qkv: jax.Array, heads: int, kind: str = 'plain') -> jax.Array:
     """Softmax(q k^T / sqrt(C)) v over all pixels, [B,H,W,3*heads*C] -> [B,H,W,heads*C].
 
-    EDM's layout of channels: head, then C, then (q, k, v). The weights are computed in float32.
+    EDM's layout of channels: head, then C, then (q, k, v). The weights are computed in float32, or
+    in float64 where that is the type of the inputs.
+
+    Args:
+      qkv: [B,H,W,3*heads*C].
+      heads: >= 1.
+      kind: of `ATTENTIONS`.
     """
     batch, height, width, channels = qkv.shape
     qkv = qkv.reshape(batch, height * width, heads, channels // (3 * heads), 3)
-    q, k, v = qkv[..., 0], qkv[..., 1], qkv[..., 2]
-    logits = jnp.einsum(
-        'bqhc,bkhc->bhqk', q.astype(jnp.float32), k.astype(jnp.float32) / math.sqrt(q.shape[-1])
-    )
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum('bhqk,bkhc->bqhc', weights, v).reshape(batch, height, width, channels // 3)
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax(q k^T / sqrt(C)) v over the tokens, [B,N,heads,C] each -> [B,N,heads,C], the weights
-    being float32."""
-    # The other implementation, of cuDNN, has no derivative of its derivative.
-    return jax.nn.dot_product_attention(q, k, v, implementation='xla')
+    compute = (ATTENTIONS | {'plain': _plain_of_edm})[kind]
+    out = compute(qkv[..., 0], qkv[..., 1], qkv[..., 2])
+    return out.reshape(batch, height, width, channels // 3)
 
 
 def dropped(key: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:
@@ -262,6 +380,7 @@ class UNetBlock(nn.Module):
     resample: str = 'keep'
     heads: int = 0
     dropout: float = 0.0
+    attention: str = 'plain'
 
     @nn.compact
     def __call__(self, x, emb):
@@ -290,9 +409,57 @@ class UNetBlock(nn.Module):
 
         if self.heads:
             qkv = conv(norm(x, style.eps, 'norm2'), 3 * features, 1, style.init_attention, 'qkv')
-            h = conv(attend(qkv, self.heads), features, 1, style.init_zero, 'proj')
+            h = attend(qkv, self.heads, self.attention)
+            h = conv(h, features, 1, style.init_zero, 'proj')
             x = style.skip_scale * h + style.skip_scale * x
         return x
+
+
+def octaves(values: jax.Array, count: int) -> jax.Array:
+    """sin and cos of the values times pi/2 times 2^0 .. 2^(count - 1), [...,n] -> [...,2 count n];
+    pi/2, so that the lowest period is that of data in [-2, 2]."""
+    angles = values[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(count))
+    angles = angles.reshape(*values.shape[:-1], -1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def number_features(value: jax.Array) -> jax.Array:
+    """A number about as large as 1 and four octaves of it, [B] -> [B, 9]. Its derivative is no
+    more than some 12 times as large, for the tangent of a flow map has it.
+
+    c_noise = ln(sigma)/4, for one, lies in about [-1.6, 1.1], which four octaves resolve.
+    """
+    return jnp.concatenate([value[:, None], octaves(value[:, None], 4)], axis=-1)
+
+
+NUMBER_FEATURES = 9  # that `number_features` has of a number.
+
+
+def features_of(
+    condition: Mapping[str, Any], numbers: Sequence[str], c_noise: jax.Array
+) -> dict[str, jax.Array]:
+    """{name: `number_features`} of the numbers of a condition, each 0 where the condition lacks it.
+
+    Args:
+      condition: {name: [B,...]}.
+      numbers: names.
+      c_noise: [B], whose type they get.
+    """
+    return {
+        name: number_features(condition.get(name, jnp.zeros_like(c_noise)).astype(c_noise.dtype))
+        for name in numbers
+    }
+
+
+def check_numbers(numbers: Sequence[str]) -> None:
+    """Raises ValueError unless they are names, each once and of no other condition."""
+    for name in numbers:
+        if not name.isidentifier() or name in ('label', 'augment'):
+            raise ValueError(
+                f'numbers={tuple(numbers)}: {name!r} is no name of a number, as until or guidance'
+            )
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f'numbers={tuple(numbers)}: name each once')
 
 
 def positional_frequencies(channels: int, endpoint: bool) -> jax.Array:

@@ -6,19 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fdistill.networks import MOST_BLOCKS, MOST_WIDTH, Head, Network, label_of
-
-
-def _fourier(values, count):
-    """sin and cos of the values times pi/2 times 2^0 .. 2^(count-1); pi/2, so that the lowest
-    period is that of data in [-2, 2]."""
-    angles = values[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(count))
-    angles = angles.reshape(*values.shape[:-1], -1)
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def _noise_features(c_noise):
-    """c_noise = ln(sigma)/4 lies in about [-1.6, 1.1]; four octaves resolve it."""
-    return jnp.concatenate([c_noise[:, None], _fourier(c_noise[:, None], 4)], axis=-1)
+from fdistill.networks.layers import check_numbers, features_of, number_features, octaves
 
 
 class _Block(nn.Module):
@@ -44,20 +32,29 @@ class _ResidualMLP(nn.Module):
     embedding: int
     fourier: int
     num_classes: int
+    numbers: tuple[str, ...]
     dropout: float
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, c_noise, label, deterministic):
+    def __call__(self, x, c_noise, given, deterministic):
         shape = x.shape
         x = x.reshape(shape[0], -1)
-        condition = _noise_features(c_noise)
+        condition = number_features(c_noise)
         if self.num_classes:
-            condition = jnp.concatenate(
-                [condition, jax.nn.one_hot(label, self.num_classes, dtype=x.dtype)], axis=-1
-            )
-        embedding = nn.silu(nn.Dense(self.embedding, dtype=self.dtype, name='embedding')(condition))
-        inputs = jnp.concatenate([x, _fourier(x, self.fourier)], axis=-1) if self.fourier else x
+            label = jax.nn.one_hot(label_of(given, x), self.num_classes, dtype=x.dtype)
+            condition = jnp.concatenate([condition, label], axis=-1)
+        embedding = nn.Dense(self.embedding, dtype=self.dtype, name='embedding')(condition)
+        for name, features in features_of(given, self.numbers, c_noise).items():
+            embedding += nn.Dense(
+                self.embedding,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.zeros,
+                name=f'number_{name}',
+            )(features)
+        embedding = nn.silu(embedding)
+        inputs = jnp.concatenate([x, octaves(x, self.fourier)], axis=-1) if self.fourier else x
         h = nn.Dense(self.width, dtype=self.dtype, name='input')(inputs)
         features = []
         for i in range(self.blocks):
@@ -83,8 +80,10 @@ def mlp(
     fourier: int = 0,
     dropout: float = 0.0,
     bfloat16: bool = False,
+    numbers: tuple[str, ...] = (),
 ) -> Network:
-    """A residual MLP whose blocks are modulated (FiLM, arXiv 1709.07871) by noise level and class.
+    """A residual MLP whose blocks are modulated (FiLM, arXiv 1709.07871) by noise level, class and
+    further numbers.
 
     Args:
       num_classes: labels 0..num_classes-1; 0 for none.
@@ -94,10 +93,13 @@ def mlp(
       fourier: octaves of Fourier features of the input, for points in the plane; 0 for images.
       dropout: in [0, 1), active when a key is given.
       bfloat16: compute in bfloat16; parameters and output stay float32.
+      numbers: further numbers of a condition that it embeds, as ('until', 'guidance'); each begins
+        without effect, see `layers.features_of`.
 
     Raises:
       ValueError: on values out of range.
     """
+    check_numbers(numbers)
     counted = width >= 1 and 1 <= blocks <= MOST_BLOCKS and embedding >= 1 and fourier >= 0
     if not counted or not 0 <= dropout < 1:
         raise ValueError(
@@ -105,24 +107,26 @@ def mlp(
             f'<= {MOST_BLOCKS}, fourier={fourier} >= 0, dropout={dropout} in [0, 1)'
         )
     module = _ResidualMLP(
-        width, blocks, embedding, fourier, num_classes, dropout, jnp.bfloat16 if bfloat16 else None
+        width,
+        blocks,
+        embedding,
+        fourier,
+        num_classes,
+        tuple(numbers),
+        dropout,
+        jnp.bfloat16 if bfloat16 else None,
     )
 
     def init(key, x, c_noise, condition):
-        return module.init(key, x, c_noise, label_of(condition, x), deterministic=True)['params']
+        return module.init(key, x, c_noise, condition, deterministic=True)['params']
 
     def apply(params, x, c_noise, condition, key=None):
         rngs = None if key is None else {'dropout': key}
         return module.apply(
-            {'params': params},
-            x,
-            c_noise,
-            label_of(condition, x),
-            deterministic=key is None,
-            rngs=rngs,
+            {'params': params}, x, c_noise, condition, deterministic=key is None, rngs=rngs
         )
 
-    return Network(init, apply, ('label',) if num_classes else ())
+    return Network(init, apply, (*(('label',) if num_classes else ()), *numbers))
 
 
 class _MLPHead(nn.Module):
@@ -136,8 +140,8 @@ class _MLPHead(nn.Module):
         flat = [f.reshape(f.shape[0], -1) for f in features]
         inputs = [
             *flat,
-            *(_fourier(f, self.fourier) for f in flat if self.fourier),
-            _noise_features(c_noise),
+            *(octaves(f, self.fourier) for f in flat if self.fourier),
+            number_features(c_noise),
         ]
         if self.num_classes:
             inputs.append(jax.nn.one_hot(label, self.num_classes))

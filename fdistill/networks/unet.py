@@ -24,22 +24,37 @@ from fdistill.networks.layers import (
     BlockStyle,
     FourierFrequencies,
     UNetBlock,
+    check_numbers,
     conv,
     dense,
     downsample,
+    features_of,
     group_count,
     norm,
     positional_frequencies,
+    wide,
     xavier,
 )
+
+
+class Embedding(NamedTuple):
+    """What is embedded beside noise, class and augmentation, and how widely.
+
+    channel_mult_emb: width of the embedding over model_channels.
+    numbers: further numbers of a condition, as ('until', 'guidance'), see `layers.features_of`.
+      Each begins without effect; published files have none.
+    """
+
+    channel_mult_emb: int = 4
+    numbers: tuple[str, ...] = ()
 
 
 class Architecture(NamedTuple):
     """What distinguishes the three networks beyond widths and depths.
 
     Args:
-        mapping: (c_noise[B], label[B,K] or None, augment[B,A] or None, noise_channels,
-          emb_channels) -> emb[B,E].
+        mapping: (c_noise[B], label[B,K] or None, augment[B,A] or None, {name: [B,9]} of numbers,
+          noise_channels, emb_channels) -> emb[B,E].
         noise_multiplier: noise_channels / model_channels.
         style: of the residual blocks.
         residual_encoder: the image itself, convolved and shrunk, joins the encoder at every level.
@@ -59,25 +74,35 @@ class Architecture(NamedTuple):
     output: str
 
 
-def _song_mapping(frequencies, c_noise, label, augment, noise_channels, emb_channels):
+def _with_numbers(h, numbers):
+    """h + sum of W_n number_features(n), all W_n being 0 at the start."""
+    for name, features in numbers.items():
+        h = h + dense(features, h.shape[-1], ZEROS, f'map_number_{name}', use_bias=False)
+    return h
+
+
+def _song_mapping(frequencies, c_noise, label, augment, numbers, noise_channels, emb_channels):
     """emb = silu(W1 silu(W0 h)),
-    h = [sin, cos](c_noise freqs) + sqrt(K) W_label label + W_augment augment."""
+    h = [sin, cos](c_noise freqs) + sqrt(K) W_label label + W_augment augment + numbers."""
     angles = c_noise[:, None] * frequencies(noise_channels)
     h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     if label is not None:
         h = h + dense(label * math.sqrt(label.shape[-1]), noise_channels, XAVIER, 'map_label')
     if augment is not None:
         h = h + dense(augment, noise_channels, XAVIER, 'map_augment', use_bias=False)
+    h = _with_numbers(h, numbers)
     h = nn.silu(dense(h, emb_channels, XAVIER, 'map_layer0'))
     return nn.silu(dense(h, emb_channels, XAVIER, 'map_layer1'))
 
 
-def _dhariwal_mapping(c_noise, label, augment, noise_channels, emb_channels):
-    """emb = silu(W1 silu(W0 ([cos, sin](c_noise freqs) + W_augment augment)) + W_label label)."""
+def _dhariwal_mapping(c_noise, label, augment, numbers, noise_channels, emb_channels):
+    """emb = silu(W1 silu(W0 ([cos, sin](c_noise freqs) + W_augment augment + numbers))
+    + W_label label)."""
     angles = c_noise[:, None] * positional_frequencies(noise_channels, endpoint=False)
     h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     if augment is not None:
         h = h + dense(augment, noise_channels, ZEROS, 'map_augment', use_bias=False)
+    h = _with_numbers(h, numbers)
     h = nn.silu(dense(h, emb_channels, KAIMING, 'map_layer0'))
     h = dense(h, emb_channels, KAIMING, 'map_layer1')
     if label is not None:
@@ -210,7 +235,8 @@ def _plan(
 
 
 class UNet(nn.Module):
-    """Runs a plan: (x[B,R,R,C], c_noise[B], condition) -> (out[B,R,R,C], features), float32."""
+    """Runs a plan: (x[B,R,R,C], c_noise[B], condition) -> (out[B,R,R,C], features), float32, or
+    float64 where x is."""
 
     architecture: Architecture
     plan: Plan
@@ -220,23 +246,28 @@ class UNet(nn.Module):
     augment_dim: int
     model_channels: int
     emb_channels: int
+    numbers: tuple[str, ...]
     dropout: float
-    dtype: jnp.dtype
-    remat: bool | str
+    compute: Compute
 
     @nn.compact
     def __call__(self, x, c_noise, condition, train):
         style = self.architecture.style
         emb = self._embed(x, c_noise, condition)
-        block_type = REMAT[self.remat].module(UNetBlock)
+        block_type = REMAT[self.compute.remat].module(UNetBlock)
 
         def run(block, h):
-            dropout = self.dropout if train else 0.0
             return block_type(
-                block.features, style, block.resample, block.heads, dropout, name=block.name
+                block.features,
+                style,
+                block.resample,
+                block.heads,
+                self.dropout if train else 0.0,
+                self.compute.attention,
+                name=block.name,
             )(h, emb)
 
-        image = x.astype(self.dtype)
+        image = x.astype(self.compute.type_for(x))
         h = conv(
             image, self.plan.stem, 3, style.init, f'enc_{self.resolution}x{self.resolution}_conv'
         )
@@ -259,7 +290,7 @@ class UNet(nn.Module):
         name = self.architecture.output.format(self.resolution)
         h = nn.silu(norm(h, style.eps, f'{name}_norm'))
         out = conv(h, self.channels, 3, style.init_zero, f'{name}_conv')
-        return out.astype(jnp.float32), tuple(feature.astype(jnp.float32) for feature in features)
+        return wide(out), tuple(map(wide, features))
 
     def _embed(self, x, c_noise, condition):
         check_shape(x, self.resolution, self.resolution, self.channels)
@@ -273,8 +304,11 @@ class UNet(nn.Module):
         label = jax.nn.one_hot(label_of(condition, x), classes) if classes else None
         if augment is None and self.augment_dim:
             augment = jnp.zeros((x.shape[0], self.augment_dim))
+        numbers = features_of(condition, self.numbers, c_noise)
         noise_channels = self.model_channels * self.architecture.noise_multiplier
-        return self.architecture.mapping(c_noise, label, augment, noise_channels, self.emb_channels)
+        return self.architecture.mapping(
+            c_noise, label, augment, numbers, noise_channels, self.emb_channels
+        )
 
 
 def _network(
@@ -286,10 +320,10 @@ def _network(
     augment_dim,
     model_channels,
     channel_mult,
-    channel_mult_emb,
     num_blocks,
     attn_resolutions,
     dropout,
+    embedding,
     compute,
     channels_per_head=None,
 ):
@@ -316,7 +350,7 @@ def _network(
         ('num_classes', num_classes, 0),
         ('augment_dim', augment_dim, 0),
         ('model_channels', model_channels, 4),
-        ('channel_mult_emb', channel_mult_emb, 1),
+        ('channel_mult_emb', embedding.channel_mult_emb, 1),
         ('num_blocks', num_blocks, 1),
     ):
         if value < least:
@@ -326,6 +360,7 @@ def _network(
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout={dropout}: must lie in [0, 1)')
     check(compute)
+    check_numbers(embedding.numbers)
 
     plan = _plan(
         architecture,
@@ -347,18 +382,18 @@ def _network(
         num_classes=num_classes,
         augment_dim=augment_dim,
         model_channels=model_channels,
-        emb_channels=model_channels * channel_mult_emb,
+        emb_channels=model_channels * embedding.channel_mult_emb,
+        numbers=tuple(embedding.numbers),
         dropout=dropout,
-        dtype=compute.dtype,
-        remat=compute.remat,
+        compute=compute,
     )
 
     def init(key, x, c_noise, condition):
         return module.init(key, x, c_noise, condition, False)['params']
 
     takes = {'label': num_classes, 'augment': augment_dim}
-    apply = functools.partial(_apply, module)
-    return Network(init, apply, tuple(name for name, width in takes.items() if width))
+    takes = (name for name, width in takes.items() if width)
+    return Network(init, functools.partial(_apply, module), (*takes, *module.numbers))
 
 
 @functools.partial(jax.jit, static_argnames='module')
@@ -375,10 +410,10 @@ def ddpmpp(
     augment_dim: int = 0,
     model_channels: int = 128,
     channel_mult: tuple[int, ...] = (2, 2, 2),
-    channel_mult_emb: int = 4,
     num_blocks: int = 4,
     attn_resolutions: tuple[int, ...] = (16,),
     dropout: float = 0.1,
+    embedding: Embedding = Embedding(),
     compute: Compute = Compute(),
 ) -> Network:
     """DDPM++: positional embedding of the noise, box filter, residual sums divided by sqrt(2), one
@@ -396,12 +431,11 @@ def ddpmpp(
         augment_dim: width A of the augmentation labels, 0 for none.
         model_channels: base width, best a multiple of 32.
         channel_mult: width of each resolution over model_channels, from highest to lowest.
-        channel_mult_emb: width of the embedding over model_channels.
         num_blocks: residual blocks for each resolution of the encoder; the decoder has one more.
         attn_resolutions: resolutions with self-attention; the lowest has it between encoder and
           decoder in any case.
         dropout: probability in [0, 1), active where `apply` is given a key.
-        compute: see `Compute`.
+        embedding, compute: see `Embedding`, `Compute`.
 
     Returns:
         `Network`; its features are the last encoder activation of each resolution, float32, highest
@@ -422,10 +456,10 @@ def ncsnpp(
     augment_dim: int = 0,
     model_channels: int = 128,
     channel_mult: tuple[int, ...] = (2, 2, 2),
-    channel_mult_emb: int = 4,
     num_blocks: int = 4,
     attn_resolutions: tuple[int, ...] = (16,),
     dropout: float = 0.1,
+    embedding: Embedding = Embedding(),
     compute: Compute = Compute(),
 ) -> Network:
     """NCSN++: as `ddpmpp`, with Fourier features of the noise, filter [1, 3, 3, 1] and the image at
@@ -448,11 +482,11 @@ def adm(
     augment_dim: int = 0,
     model_channels: int = 192,
     channel_mult: tuple[int, ...] = (1, 2, 3, 4),
-    channel_mult_emb: int = 4,
     num_blocks: int = 3,
     attn_resolutions: tuple[int, ...] = (32, 16, 8),
     channels_per_head: int = 64,
     dropout: float = 0.1,
+    embedding: Embedding = Embedding(),
     compute: Compute = Compute(),
 ) -> Network:
     """ADM: positional embedding that scales and shifts, multi-head attention, zero output at

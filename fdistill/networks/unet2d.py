@@ -25,7 +25,13 @@ from fdistill.networks.blocks2d import (
     sinusoid,
 )
 from fdistill.networks.compute import REMAT, Compute, check
-from fdistill.networks.layers import dropped
+from fdistill.networks.layers import (
+    NUMBER_FEATURES,
+    check_numbers,
+    dropped,
+    features_of,
+    wide,
+)
 
 # Types of blocks, and whether each attends after every residual block.
 DOWN = {'DownBlock2D': False, 'AttnDownBlock2D': True}
@@ -33,6 +39,7 @@ UP = {'UpBlock2D': False, 'AttnUpBlock2D': True}
 MID = ('UNetMidBlock2D', None)
 RESAMPLE = ('conv', 'resnet')
 SHIFTS = ('default', 'scale_shift')
+NUMBER = 'number_embedding'  # Before the name of a number: of the arrays that no publication has.
 
 
 class Blocks(NamedTuple):
@@ -73,14 +80,18 @@ class Norms(NamedTuple):
 
 
 class Time(NamedTuple):
-    """The embedding of the noise, `blocks2d.sinusoid`; names and values are diffusers'.
+    """The embedding of the noise, `blocks2d.sinusoid`; names and values are diffusers', but for
+    numbers, which it has none of.
 
     time_embedding_dim: width behind it; None: four times the first of block_out_channels.
+    numbers: further numbers of a condition, as ('until', 'guidance'), see `layers.features_of`.
+      Each begins without effect.
     """
 
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
     time_embedding_dim: int | None = None
+    numbers: tuple[str, ...] = ()
 
 
 def unet2d(
@@ -128,6 +139,7 @@ def unet2d(
     _check(resolution, channels, num_classes, widths, layers_per_block, dropout, blocks, norms)
     _check_attention(widths, attention_head_dim, blocks, norms)
     check(compute)
+    check_numbers(time.numbers)
     temb = 4 * widths[0] if time.time_embedding_dim is None else time.time_embedding_dim
     if not 1 <= temb <= MOST_WIDTH or not 0 <= time.freq_shift < widths[0] // 2:
         raise ValueError(
@@ -142,12 +154,15 @@ def unet2d(
 
     def attend(ask, name, h, groups=groups):
         head_dim = attention_head_dim or h.shape[-1]
-        return attention(ask, name, h, head_dim=head_dim, groups=groups, eps=eps)
+        options = dict(head_dim=head_dim, groups=groups, eps=eps, kind=compute.attention)
+        return attention(ask, name, h, **options)
 
     def embed(ask, x, t, condition):
-        """linear_2(silu(linear_1(sinusoid(t)))) + the class's row, float32 [B,E]."""
+        """linear_2(silu(linear_1(sinusoid(t)) + numbers)) + the class's row, float32 [B,E]."""
         emb = sinusoid(t, widths[0], time.flip_sin_to_cos, time.freq_shift)
         emb = linear(ask, 'time_embedding.linear_1', emb, temb)
+        for name, number in features_of(condition, time.numbers, t).items():
+            emb += number @ ask(f'{NUMBER}.{name}.weight', temb, NUMBER_FEATURES).T
         emb = linear(ask, 'time_embedding.linear_2', jax.nn.silu(emb), temb)
         if num_classes:
             # A product and no look-up: the gradient of one adds up in any order on a GPU.
@@ -187,7 +202,7 @@ def unet2d(
                 return run(name, h, h.shape[-1], resample=doubled)
             return conv(ask, f'{name}.conv', doubled(h), h.shape[-1])
 
-        h = (2 * x - 1 if center_input_sample else x).astype(compute.dtype)
+        h = (2 * x - 1 if center_input_sample else x).astype(compute.type_for(x))
         h = conv(ask, 'conv_in', h, widths[0])
         skips, features = [h], []
         for i, width in enumerate(widths):
@@ -214,17 +229,19 @@ def unet2d(
                 h = up(f'{name}.upsamplers.0', h, attends)
         h = jax.nn.silu(norm(ask, 'conv_norm_out', h, groups, eps))
         # In float32: whatever is wrong with an estimate of noise is so times sigma with an image.
-        out = conv(ask, 'conv_out', h.astype(jnp.float32), channels)
-        return out, tuple(feature.astype(jnp.float32) for feature in features)
+        out = conv(ask, 'conv_out', wide(h), channels)
+        return out, tuple(map(wide, features))
 
     def init(key, x, c_noise, condition):
-        return draw(key, shapes(forward, x, c_noise, condition), zeros=('conv_out',))
+        wanted = shapes(forward, x, c_noise, condition)
+        zeros = {name: jnp.zeros(wanted.pop(name)) for name in list(wanted) if NUMBER in name}
+        return draw(key, wanted, zeros=('conv_out',)) | zeros
 
     @jax.jit
     def apply(params, x, c_noise, condition, key=None):
         return forward(given(params), x, c_noise, condition, key)
 
-    return Network(init, apply, ('label',) if num_classes else ())
+    return Network(init, apply, (*(('label',) if num_classes else ()), *time.numbers))
 
 
 def _check(resolution, channels, num_classes, widths, layers, dropout, blocks, norms):

@@ -1,0 +1,84 @@
+"""Runs of flow maps: jumps as often as is asked, here and out of a file."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from fdistill import build, cli
+from fdistill.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    """Points of the ring, a few steps of MeanFlow."""
+    folder = tmp_path_factory.mktemp('flow-map')
+    config = dict(
+        seed=0,
+        data=dict(name='mixture', mixture='ring', labelled=False, n=100),
+        network=dict(name='mlp', width=16, blocks=1, embedding=8, numbers=('until', 'guidance')),
+        denoiser=dict(sigma_data=0.7),
+        method=dict(name='mean_flow', law=dict(name='lognormal'), levels=(10.0,)),
+        optimizer=dict(student=dict(learning_rate=1e-2)),
+        training=dict(
+            steps=3,
+            batch_size=16,
+            ema_half_life=100.0,
+            log_every=3,
+            checkpoint_every=0,
+            sample_every=0,
+        ),
+        evaluation=dict(samples=200, batch_size=100),
+    )
+    build.train(ConfigDict(config), folder, quiet=True)
+    return folder
+
+
+def test_a_run_jumps_as_often_as_is_asked(workdir):
+    one, three = build.from_workdir(workdir), build.from_workdir(workdir, steps=3)
+    assert (one.nfe, three.nfe) == (1, 3) and one.trajectory is None
+    noise = jax.random.normal(jax.random.key(0), (4, 2))
+    x0, levels = three.trajectory(noise, {})
+    assert levels.shape == (3, 4, 2)
+    np.testing.assert_array_equal(x0, three.sample(noise, {}))
+    assert np.abs(x0 - one.sample(noise, {})).max() > 1e-4
+
+
+def test_a_file_of_weights_jumps_as_its_run(workdir):
+    folder = workdir / 'out'
+    words = [f'--workdir={workdir}', '--to=safetensors', f'--out={folder}', '--licence=MIT']
+    assert cli.main(['export', *words]) == 0
+    (path,) = folder.glob('*.safetensors')
+    noise = jax.random.normal(jax.random.key(0), (4, 2))
+    for steps in (None, 3):
+        found = build.from_weights(path, steps=steps)
+        wanted = build.from_workdir(workdir, steps=steps)
+        assert found.nfe == wanted.nfe
+        np.testing.assert_array_equal(found.sample(noise, {}), wanted.sample(noise, {}))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--steps=0'], 'steps=0'),
+        (['--sampler=heun'], 'takes --steps, no --sampler'),
+        (['--guidance=2'], 'have no condition'),
+    ],
+)
+def test_refused(workdir, options, message, capsys):
+    assert cli.main(['sample', f'--workdir={workdir}', *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_without_a_second_time_is_refused(tmp_path):
+    config = ConfigDict(
+        dict(
+            data=dict(name='mixture', mixture='ring', labelled=False, n=100),
+            network=dict(name='mlp', width=16),
+            method=dict(name='mean_flow', law=dict(name='lognormal')),
+            optimizer=dict(student=dict(learning_rate=1e-2)),
+            training=dict(steps=1, batch_size=16, ema_half_life=100.0),
+        )
+    )
+    with pytest.raises(UserError, match=r"config.method: .* give its network numbers=\('until',\)"):
+        build.train(config, tmp_path, quiet=True)
