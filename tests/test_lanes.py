@@ -161,6 +161,14 @@ SETTINGS = {
             'method.student_law.sigma_max': (3.0, 2.0),
         },
     ),
+    'rcm': (
+        STUDENT | {'law': LAW, 'warmup_steps': 0, 'score_weight': 0.1, 'c': 0.1},
+        {
+            'method.score_weight': (0.1, 1.0),
+            'method.c': (0.1, 0.5),
+            'fake_score.sigma_data': (0.7, 1.0),
+        },
+    ),
     'pretrain': (
         {'law': LAW, 'grid': 'karras', 'label_dropout': 0.1},
         {'method.label_dropout': (0.1, 0.5), 'method.law.sigma_min': (0.1, 0.2)},
@@ -185,7 +193,7 @@ def test_losses_of_lanes(name):
         'teacher': {'oracle': 'ring'},
         'method': {'name': name} | options,
     }
-    if name in ('sid', 'sim'):
+    if name in ('sid', 'sim', 'rcm'):
         del plain['discriminator']
     assert all(build.common(plain)[key] == '*' for key in settings)
     batch = {'x': jnp.ones((16, 2)), 'condition': {}}
@@ -224,6 +232,10 @@ CONTINUOUS = {
     'ect': 'q k b c sigma_init last',
     'tcm': 'boundary_weight q k b c sigma_init last',
     'tscd': 'c target_decay',
+    'scm': 'sigma_data c sigma_init last',
+    'scd': 'sigma_data c sigma_init last',
+    'dscd': 'sigma_data c sigma_init last',
+    'rcm': 'score_weight c sigma_init last sigma_data',
     'mean_flow': 'share_equal power c guidance!=1 mixing!=0 condition_dropout!=0',
     'mean_flow_distill': 'guidance!=1 share_equal power c',
     'flow_map_distill': 'guidance!=1 share_equal power c',

@@ -1,0 +1,45 @@
+"""One-step student of the digits teacher, by score-regularised continuous-time consistency (rCM).
+
+    fdistill train --config=configs/digits_rcm.py --workdir=runs/digits-rcm
+    fdistill evaluate --workdir=runs/digits-rcm
+
+Needs runs/digits-teacher (configs/digits_teacher.py).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(name='digits'),
+            teacher=dict(workdir='runs/digits-teacher'),
+            method=dict(
+                name='rcm',
+                law=dict(name='lognormal', mean=-0.6, std=1.4),
+                student_law=dict(name='lognormal', mean=0.0, std=1.0),
+                critic_law=dict(name='lognormal', mean=0.0, std=1.0),
+                warmup_steps=500,
+                cycle='fastgen',
+                student_every=2,
+                sigma_init=40.0,
+                levels=(),
+            ),
+            optimizer=dict(
+                student=dict(learning_rate=1e-3, b2=0.99, schedule='cosine', final=0.1),
+                critic=dict(learning_rate=1e-3, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
+            ),
+            training=dict(
+                steps=1800,
+                batch_size=128,
+                ema_half_life=9e3,
+                ema_ramp_up=0.5,
+                log_every=100,
+                checkpoint_every=900,
+                sample_every=0,
+            ),
+            mesh=dict(data=-1, fsdp=1),
+            evaluation=dict(samples=2000, seed=0, batch_size=500),
+        )
+    )
