@@ -1,8 +1,8 @@
 """Flow map of the ring of 8 Gaussians, from the exact oracle, in the Lagrangian form.
 
-fdistill train --config=configs/ring_flow_map.py --workdir=runs/ring-flow-map
-fdistill evaluate --workdir=runs/ring-flow-map
-fdistill sample --workdir=runs/ring-flow-map --steps=4
+    fdistill train --config=configs/ring_flow_map.py --workdir=runs/ring-flow-map
+    fdistill evaluate --workdir=runs/ring-flow-map
+    fdistill sample --workdir=runs/ring-flow-map --steps=4
 
 About 28 CPU-seconds.
 Measured, seed 0, one jump: 8 modes, histogram KL 0.0005, high-quality share 0.926 (exact: 0.99).
