@@ -19,6 +19,7 @@ from fdistill.diffusion import denoiser, noise
 from fdistill.errors import UserError
 from fdistill.methods.method import lacks, start
 from fdistill.networks import NETWORKS, Network, layers
+from fdistill.weights import diffusers
 
 # Each function runs a few times only: compiled quickly rather than well.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -457,3 +458,9 @@ def test_a_student_may_have_more_than_what_it_starts_as_and_not_less(tmp_path):
             experiment(plain)
     plain['method']['from_teacher'] = False
     experiment(plain)
+
+
+def test_diffusers_has_no_such_network(tmp_path):
+    network, image = dict(name='unet2d', numbers=['until']), dict(shape=[8, 8, 3], num_classes=0)
+    with pytest.raises(UserError, match='OUT: diffusers has no network that embeds until'):
+        diffusers.export(tmp_path, dict(network=network, denoiser={}, image=image), {}, 'OUT')

@@ -369,6 +369,8 @@ def export(
     name = model['network']['name']
     if name not in WRITERS or len(model['image']['shape']) != 3:
         raise UserError(f'{where}: diffusers has no network like {name!r}{suggest(name, WRITERS)}')
+    if numbers := model['network'].get('numbers'):
+        raise UserError(f'{where}: diffusers has no network that embeds {", ".join(numbers)}')
     try:
         scheduler = diffusers_config.scheduler_of(model['denoiser'])
         config, own = WRITERS[name](model['network'], model['image'], arrays)
