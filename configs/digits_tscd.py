@@ -5,7 +5,8 @@
 
 Needs runs/digits-teacher (configs/digits_teacher.py). About 44 CPU-seconds.
 Measured, one segment: fd_train 0.055 (teacher, 35 evaluations: 0.035), fd_held_out 0.130 (0.113),
-pixel_fd 0.43 (0.21), accuracy 0.996; four segments, which are four jumps: 0.051, 0.125, 0.26, 0.993.
+pixel_fd 0.43 (0.21), accuracy 0.996; `:4`, four segments, which are four jumps: 0.051, 0.125,
+0.26, 0.993.
 """
 
 from ml_collections import ConfigDict

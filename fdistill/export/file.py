@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from fdistill import build
 from fdistill.errors import UserError
 from fdistill.export.model import Exportable
 from fdistill.weights import denoisers
@@ -26,6 +27,11 @@ def write(model: Exportable, folder: pathlib.Path) -> None:
     """
     if model.licence is None:
         raise UserError('--to=safetensors: the file says its licence; give --licence=NAME')
+    if model.method and model.steps is None and not build.has_solver({'method': model.method}):
+        raise UserError(
+            f'--to=safetensors: has no words for how a student by {model.method["name"]} makes '
+            'samples; take --to=jax or --to=onnx'
+        )
     more = {'data': model.name}
     if model.method:
         more['method'] = json.dumps(model.method, sort_keys=True)

@@ -142,7 +142,8 @@ def _of_run(workdir, run, licence):
         known = parameters(METHODS[method['name']])
         kind = Jumps if build.is_flow_map(plain) else Steps
         given = {name: known[name].default for name in kind._fields if name in known}
-        steps = kind(**given | {name: method[name] for name in given if name in method})
+        if given:  # Else of a generator of its own, as that of segments.
+            steps = kind(**given | {name: method[name] for name in given if name in method})
     return {
         'method': method,
         'name': plain['data']['name'],
