@@ -3,7 +3,10 @@
     fdistill train --config=configs/digits_rcm.py --workdir=runs/digits-rcm
     fdistill evaluate --workdir=runs/digits-rcm
 
-Needs runs/digits-teacher (configs/digits_teacher.py).
+Needs runs/digits-teacher (configs/digits_teacher.py). About 55 CPU-seconds.
+Measured, seed 0: fd_train 0.027 (teacher, 35 evaluations: 0.035), fd_held_out 0.118 (0.113),
+pixel_fd 0.92 (0.21), accuracy 0.997, recall 0.54: sharp, and less diverse than digits_scd, whose
+recall is 0.74. With 2400 steps: fd_held_out 0.114, recall 0.63.
 """
 
 from ml_collections import ConfigDict
@@ -31,12 +34,12 @@ def get_config():
                 critic=dict(learning_rate=1e-3, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
             ),
             training=dict(
-                steps=1800,
+                steps=1600,
                 batch_size=128,
                 ema_half_life=9e3,
                 ema_ramp_up=0.5,
                 log_every=100,
-                checkpoint_every=900,
+                checkpoint_every=800,
                 sample_every=0,
             ),
             mesh=dict(data=-1, fsdp=1),
