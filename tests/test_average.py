@@ -281,9 +281,18 @@ def test_distillation_is_stationary_at_the_exact_map(data, form, full):
 
 
 def test_mean_flow_distillation_is_the_eulerian_form():
-    assert mean_flow_distill.func is flow_map_distill
-    assert mean_flow_distill.keywords['form'] == 'eulerian'
-    stationary(mean_flow_distill(of_gaussian(), gaussian().denoiser(), LAW))
+    p, theta = gaussian(), jnp.array([0.1, 0.2])
+    batch = {'x': p.sample(jax.random.key(0), 64), 'condition': {}}
+    context, key = Context({'teacher': {}}), jax.random.key(1)
+    short, long = mean_flow_distill, functools.partial(flow_map_distill, form='eulerian')
+    values = [
+        made(of_gaussian(), p.denoiser(), LAW, times=Times(), weight=Weight()).losses['student'](
+            {'student': theta}, context, batch, key
+        )[0]
+        for made in (short, long)
+    ]
+    assert values[0] == values[1] > 0
+    stationary(short(of_gaussian(), p.denoiser(), LAW))
 
 
 METHODS = {
@@ -429,8 +438,8 @@ def test_one_jump_and_many_make_the_same_sample():
     assert D.shape == (16, 8, 3)
     close(D[-1], wanted, 1e-12)  # The last chord ends at 0.
     assert generator.flow_map(of_gaussian(), (80.0,)).trajectory is None
-    far = generator.flow_map(of_gaussian(), (1e9,)).sample(jnp.zeros(2), z, {})
-    close(far, MEAN + SPREAD * z, 1e-6)
+    far = generator.flow_map(of_gaussian(), (1e5,)).sample(jnp.zeros(2), z, {})
+    close(far, MEAN + SPREAD * z, 1e-4)
     # A map that is not exact has not this property.
     off = [
         generator.flow_map(of_gaussian(), flow_map.even_levels(n, 80.0)).sample(

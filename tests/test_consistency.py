@@ -252,7 +252,7 @@ def test_levels_and_their_probabilities():
     np.testing.assert_allclose(shares[:10], table, atol=1e-3)
     assert len(shares) == 1280 and np.all(shares[10:] == 0)
 
-    made = ict(student(), law, curriculum=curriculum)
+    made = ict(student(), law=law, curriculum=curriculum)
     drawn = np.asarray(draw(jax.random.key(0), curriculum, law, count, 100_000, jnp.float64))
     found = np.bincount(drawn, minlength=10) / len(drawn)
     assert len(found) == 10
@@ -297,7 +297,7 @@ METHODS = {
     'ct': lambda s, p, grid: consistency_training(
         s, curriculum=FIXED, match=SQUARE, steps=Steps(HIGHEST)
     ),
-    'ict': lambda s, p, grid: ict(s, LAW, curriculum=FIXED, match=SQUARE, steps=Steps(HIGHEST)),
+    'ict': lambda s, p, grid: ict(s, law=LAW, curriculum=FIXED, match=SQUARE, steps=Steps(HIGHEST)),
     'ect': lambda s, p, grid: ect(s, LAW, match=SQUARE, steps=Steps(HIGHEST)),
     'tcm': lambda s, p, grid: tcm(
         s, student(), LAW, transition=0.5, match=SQUARE, steps=Steps(HIGHEST)
@@ -604,11 +604,7 @@ def test_ict_learns_the_map_of_a_gaussian():
     network = networks.NETWORKS['mlp'](width=32, blocks=2, embedding=32)
     model = precondition(network, sigma_data=spread, boundary=0.002)
     steps = 4000
-    made = ict(
-        model,
-        noise.lognormal(-1.1, 2.0),
-        curriculum=Curriculum('doubling', (20, 640), steps),
-    )
+    made = ict(model, curriculum=Curriculum('doubling', (20, 640), steps))
     optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
     with jax.enable_x64(False):
         params = model.init(jax.random.key(0), jnp.zeros((1, 1)), {})

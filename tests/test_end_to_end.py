@@ -283,6 +283,8 @@ def test_student_of_another_network(teacher, tmp_path, method):
         ({'start': {'workdir': str(teacher), 'guidance': 2.0}}, 'and nothing else'),
         ({'start': {'workdir': 3}}, 'config.start.workdir=3: must be a path'),
         ({'network': {'name': 'mlp', 'width': 8}}, 'config.network: has other parameters than'),
+        ({'network': {'blocks': 3}}, 'config.network: has other parameters than'),
+        ({'denoiser': {'noise_input': 'angle'}}, 'were trained with .log'),
     ):
         with pytest.raises(UserError, match=message):
             ready(ConfigDict(plain | change), tmp_path / 'run')

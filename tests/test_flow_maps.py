@@ -18,7 +18,7 @@ def workdir(tmp_path_factory):
         data=dict(name='mixture', mixture='ring', labelled=False, n=100),
         network=dict(name='mlp', width=16, blocks=1, embedding=8, numbers=('until', 'guidance')),
         denoiser=dict(sigma_data=0.7),
-        method=dict(name='mean_flow', law=dict(name='lognormal'), levels=(10.0,)),
+        method=dict(name='improved_mean_flow', law=dict(name='lognormal'), levels=(10.0,)),
         optimizer=dict(student=dict(learning_rate=1e-2)),
         training=dict(
             steps=3,

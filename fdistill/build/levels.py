@@ -19,7 +19,7 @@ def check_levels(name: str, parts: Mapping[str, Any], site: Site) -> None:
 
     Args:
       name: of the part that is the network, a `Denoiser`.
-      parts: of the method; its laws and its grid are looked at, and `sigma_init`.
+      parts: of the method; its laws and its grid are looked at, `sigma_init` and `levels`.
       site: where the parts were made.
     """
     low, high = parts[name].sigma_range
@@ -37,6 +37,8 @@ def check_levels(name: str, parts: Mapping[str, Any], site: Site) -> None:
     levels = {'grid': np.asarray(parts['sigmas'])[:-1]} if 'sigmas' in parts else {}
     if start := site.wants.get('sigma_init'):
         levels['sigma_init'] = np.asarray([site.options.get('sigma_init', start.default)])
+    if several := site.wants.get('levels'):
+        levels['levels'] = np.asarray(site.options.get('levels', several.default))
     for setting, values in levels.items():
         beyond = values[(values < low) | (values > high)]
         if len(beyond):

@@ -22,7 +22,6 @@ from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, samplers
 from fdistill.errors import UserError
-from fdistill.methods.method import lacks
 
 
 class Site(NamedTuple):
@@ -52,9 +51,9 @@ def _student(site):
     model = make_denoiser(section_of(plain, 'network'), section, plain['image'], 'config.')
     teacher = plain.get('teacher', {})
     if 'start' in plain:
-        site.frozen['start'] = _start(plain, model)
+        site.frozen['start'] = _start(plain)
     elif _copies(site) and teacher.get('network', plain['network']) != plain['network']:
-        _check_copy(model, plain, 'teacher')
+        _check_copy(plain, 'teacher')
     return denoisers.accumulated(model, site.microbatches)
 
 
@@ -64,22 +63,40 @@ def _copies(site):
     return setting is not None and site.options.get('from_teacher', setting.default)
 
 
-def _check_copy(model, plain, part):
-    """Raises UserError where a student lacks parameters of the network that it begins as."""
-    section, image = plain[part], plain['image']
-    theirs = make_denoiser(section['network'], section['denoiser'], image, f'config.{part}.')
+def _check_copy(plain, part):
+    """Raises UserError where a student has other parameters than the network that it begins as, but
+    for those of numbers that it embeds besides."""
+    base, image = plain[part], plain['image']
+    numbers = base['network'].get('numbers', ())
+    own = {name: value for name, value in plain['network'].items() if name != 'numbers'}
+    own |= {'numbers': numbers} if numbers else {}
     sample = jnp.zeros((1, *image['shape'])), conditions(image, 1)
-    shapes = (jax.eval_shape(one.init, jax.random.key(0), *sample) for one in (model, theirs))
-    if lacks(*shapes):
-        remedy = 'leave it out, or change only how it is computed and which numbers it embeds'
-        if part == 'teacher':
-            remedy += '; or set config.method.from_teacher to False'
+    shapes = [
+        jax.eval_shape(
+            make_denoiser(network, section.get('denoiser', {}), image, where).init,
+            jax.random.key(0),
+            *sample,
+        )
+        for network, section, where in (
+            (own, plain, 'config.'),
+            (base['network'], base, f'config.{part}.'),
+        )
+    ]
+    other = '; or set config.method.from_teacher to False' if part == 'teacher' else ''
+    if shapes[0] != shapes[1] or set(numbers) - set(plain['network'].get('numbers', ())):
         raise UserError(
-            f'config.network: has other parameters than that of config.{part}; {remedy}'
+            f'config.network: has other parameters than that of config.{part}; leave it out, or '
+            f'change only how it is computed and which numbers it embeds{other}'
+        )
+    told = [section.get('denoiser', {}).get('noise_input', 'log') for section in (plain, base)]
+    if told[0] != told[1]:
+        raise UserError(
+            f'config.denoiser.noise_input={told[0]!r}: the weights of config.{part} were trained '
+            f'with {told[1]!r}{other}'
         )
 
 
-def _start(plain, model):
+def _start(plain):
     """What loads the weights that the student starts with."""
     section = plain_of(section_of(plain, 'start'))
     kinds = [kind for kind in KNOWN if kind in section]
@@ -88,7 +105,7 @@ def _start(plain, model):
             f'config.start={section!r:.80}: give one of {", ".join(KNOWN)}, the folder of a run or '
             'the file of a published denoiser, and nothing else'
         )
-    _check_copy(model, plain, 'start')
+    _check_copy(plain, 'start')
     return TEACHERS[kinds[0]](plain, **section).load
 
 

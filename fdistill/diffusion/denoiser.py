@@ -82,6 +82,9 @@ NUMBERS = {
     'guidance': lambda guidance, sigma, sigma_data: (
         jnp.zeros_like(sigma) if guidance is None else jnp.log(guidance)
     ),
+    # Up to which time of the flow it applies; the time from which on it does is 0 by default, as
+    # any other number.
+    'guidance_high': lambda high, sigma, sigma_data: jnp.ones_like(sigma) if high is None else high,
 }
 
 

@@ -8,7 +8,6 @@ linear, so that their mean is that of the path's own velocity; a power of the er
 (`Weight`) spoils that where posteriors are not symmetric, and is exact with a teacher.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
-from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import flow_map
 from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.diffusion.flow_map import INTERVAL
@@ -190,7 +188,17 @@ def _pairs(law, until_law, times):
 
 
 def _method(
-    student, law, weight, jumps, draw, velocities, rule, *, init, averages=with_target(None)
+    student,
+    law,
+    weight,
+    jumps,
+    draw,
+    velocities,
+    rule,
+    *,
+    init,
+    averages=with_target(None),
+    scaled=False,
 ):
     """A method that regresses u.
 
@@ -198,11 +206,17 @@ def _method(
     velocities: (params, context, x, sigma, v, condition, key) -> (v, direction, condition): the
       conditional velocity turned into that of the target, and what the student is told.
     rule: (u, at, params, context, condition, key) -> `Regression`.
+    scaled: whether the scale of guidance is told in training.
     """
     power, c = weight
     if not (0 <= power <= 1 and c > 0):
         raise ValueError(f'power={power}, c={c}: need 0 <= power <= 1 and c > 0')
     generate = generator.flow_map(student, *jumps)
+    if 'guidance' in student.takes and not scaled:
+        raise ValueError(
+            'the network takes the scale of guidance, which improved_mean_flow alone trains; leave '
+            "it out of numbers=('until',)"
+        )
 
     def loss(params, context, batch, key):
         x0, condition = batch['x'], batch['condition']
@@ -316,15 +330,14 @@ def mean_flow(
     return _method(*given, init=_begin(student))
 
 
-def _of_teacher(teacher, guidance, guidance_interval):
+def _of_teacher(teacher):
     """(`velocities` of a teacher, its v of any level: (context, condition) -> v(x, sigma))."""
-    guided = denoisers.guide(teacher, guidance, guidance_interval)
 
     def field(context, condition):
         frozen = context.frozen.get('teacher', {})
 
         def v(x, sigma):
-            return flow_map.velocity(guided.apply(frozen, x, sigma, condition)[0], x, sigma)
+            return flow_map.velocity(teacher.apply(frozen, x, sigma, condition)[0], x, sigma)
 
         return v
 
@@ -346,8 +359,6 @@ def flow_map_distill(
     *,
     form: str = 'lagrangian',
     full_gradient: bool = False,
-    guidance: Annotated[float, Continuous(off=1)] = 1.0,
-    guidance_interval: tuple[float, float] | None = None,
     times: Times = Times(share_equal=0.25),
     weight: Weight = Weight(0.5),
     from_teacher: bool = True,
@@ -369,7 +380,6 @@ def flow_map_distill(
       law, until_law: see `mean_flow`.
       form: of `FORMS`.
       full_gradient: see above.
-      guidance, guidance_interval: of the teacher, see `denoiser.guide`.
       times, weight, jumps: settings.
       from_teacher: start the student as a copy of the teacher; else from its own initialisation.
         With frozen['start'] it is a copy of that.
@@ -380,7 +390,7 @@ def flow_map_distill(
     if form not in FORMS:
         raise ValueError(f'form={form!r}: known are {", ".join(FORMS)}')
     draw = _pairs(law, until_law, times)
-    velocities, field = _of_teacher(teacher, guidance, guidance_interval)
+    velocities, field = _of_teacher(teacher)
 
     def rule(u, at, params, context, condition, key):
         if form == 'eulerian':
@@ -393,11 +403,38 @@ def flow_map_distill(
     return _method(*given, init=_begin(student, from_teacher))
 
 
-# MeanFlow's identity with the velocity of a frozen teacher in place of that of data and noise,
-# guidance included (FastGen's `use_cd`), by MeanFlow's times and weight.
-mean_flow_distill = functools.partial(
-    flow_map_distill, form='eulerian', times=Times(), weight=Weight()
-)
+def mean_flow_distill(
+    student: Denoiser,
+    teacher: Denoiser,
+    law: NoiseLaw,
+    until_law: NoiseLaw | None = None,
+    *,
+    times: Times = Times(),
+    weight: Weight = Weight(),
+    from_teacher: bool = True,
+    jumps: Jumps = Jumps(),
+) -> Method:
+    """MeanFlow's identity with the velocity of a frozen teacher, its guidance included, in place of
+    that of data and noise (FastGen's `use_cd`): the eulerian form of `flow_map_distill` with
+    MeanFlow's times and weight.
+
+    Args:
+      student, teacher, law, until_law, times, weight, from_teacher, jumps: see there.
+
+    Raises:
+      ValueError: on unknown names, values out of range, or a network without `until`.
+    """
+    return flow_map_distill(
+        student,
+        teacher,
+        law,
+        until_law,
+        form='eulerian',
+        times=times,
+        weight=weight,
+        from_teacher=from_teacher,
+        jumps=jumps,
+    )
 
 
 class Scales(NamedTuple):
@@ -505,7 +542,7 @@ def improved_mean_flow(
 
     draw = _pairs(law, until_law, times)
     settings = student, law, weight, jumps, draw, velocities, _mean_flow
-    return _method(*settings, init=_begin(student))
+    return _method(*settings, init=_begin(student), scaled=True)
 
 
 class Annealing(NamedTuple):

@@ -81,7 +81,8 @@ class Curriculum(NamedTuple):
     """Karras levels that become more while a student is trained.
 
     growth: key of `GROWTHS`.
-    intervals: (s_0, s_1) between the levels at the start and at the end, 1 <= s_0 <= s_1.
+    intervals: (s_0, s_1) between the levels at the start and at the end, 1 <= s_0 <= s_1; by `root`
+      it starts with s_0 levels, >= 2.
     growth_steps: K, steps of the training in which they become more; all of them, usually.
     sigma_min, sigma_max, rho: of the levels, see `noise.karras_grid`.
     """
@@ -393,10 +394,12 @@ def consistency_training(
     if target_decay is not None:
         check_decay(target_decay)
     (first, last), low, high = curriculum.intervals, curriculum.sigma_min, curriculum.sigma_max
-    if not 1 <= first <= last or curriculum.growth_steps < 1:
+    # By `root` s_0 is the number of levels, of which there must be two.
+    least = 2 if curriculum.growth == 'root' else 1
+    if not least <= first <= last or curriculum.growth_steps < 1:
         raise ValueError(
             f'intervals={curriculum.intervals}, growth_steps={curriculum.growth_steps}: need '
-            '1 <= s_0 <= s_1 and at least one step'
+            f'{least} <= s_0 <= s_1 and at least one step'
         )
     noise.karras_grid(2, low, high, curriculum.rho)  # Its settings are checked here.
     generate = generator.student(student, steps)
@@ -428,10 +431,10 @@ def consistency_training(
     return Method(_begin(student), {'student': loss}, lambda step: ('student',), generate, averages)
 
 
-# iCT: levels that double, those in the middle drawn more often (`law`, by default lognormal(-1.1,
-# 2) of the paper, is the config's), the student itself as target.
+# iCT: levels that double, those in the middle drawn more often, the student itself as target.
 ict = functools.partial(
     consistency_training,
+    law=noise.lognormal(-1.1, 2.0),
     curriculum=Curriculum('doubling', (10, 1280)),
     match=Match('pseudo_huber', weighting='step'),
     target_decay=None,

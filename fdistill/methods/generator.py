@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec, get_abstract_mesh
 from fdistill.diffusion import corrections, samplers
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion.denoiser import Denoiser, column
-from fdistill.diffusion.flow_map import INTERVAL, jump
+from fdistill.diffusion.flow_map import HIGHEST, INTERVAL, jump
 from fdistill.types import Continuous
 
 
@@ -209,8 +209,10 @@ def flow_map(
     """
     check_until(denoiser)
     falling = all(high > low for high, low in itertools.pairwise((math.inf, *levels, 0)))
-    if not levels or not falling:
-        raise ValueError(f'levels={levels}: need at least one, strictly falling, finite and > 0')
+    if not levels or not falling or levels[0] > HIGHEST:
+        raise ValueError(
+            f'levels={levels}: need at least one, strictly falling, > 0 and at most {HIGHEST:g}'
+        )
     given = _guidance(denoiser, guidance, interval)
     grid = (*levels, 0.0)
 
