@@ -57,6 +57,21 @@ def test_a_file_of_weights_jumps_as_its_run(workdir):
         np.testing.assert_array_equal(found.sample(noise, {}), wanted.sample(noise, {}))
 
 
+def test_results_of_other_jumps_are_other_results(workdir, tmp_path):
+    """What is measured of a file in one jump and in several is not mixed in one row."""
+    words = [f'--workdir={workdir}', '--to=safetensors', f'--out={tmp_path / "out"}']
+    assert cli.main(['export', *words, '--licence=MIT']) == 0
+    path, rows = tmp_path / 'out' / 'model.safetensors', []
+    config = build.from_workdir(workdir).config
+    for steps in (None, 1, 3):
+        solver = {} if steps is None else {'steps': steps}
+        rows.append(build.evaluate(config, weights=path, solver=solver, quiet=True))
+    one, same, three = (row['details'] for row in rows)
+    assert one['generator']['levels'] == [10.0] and len(three['generator']['levels']) == 3
+    assert one['checkpoint'] == same['checkpoint'] != three['checkpoint']
+    assert [row['nfe'] for row in rows] == [1, 1, 3]
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
