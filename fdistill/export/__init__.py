@@ -101,6 +101,6 @@ def _check_kept(lost, to):
     """UserError where settings of a solver are not kept by a form."""
     if lost:
         raise UserError(
-            f'--{lost[0]}: is not kept by --to={to}, which has neither a solver nor an autoencoder; '
-            'leave it out'
+            f'--{lost[0]}: is not kept by --to={to}, which has neither a solver nor an '
+            'autoencoder; leave it out'
         )
