@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import types
 
@@ -414,6 +415,44 @@ def test_flow_and_edm_are_sections_too():
     )
     edm = {'_class_name': 'EDMEulerScheduler', 'sigma_data': 0.3}
     assert diffusers_config.denoiser_of(edm, '') == {'name': 'edm', 'sigma_data': 0.3}
+
+
+@pytest.mark.parametrize(
+    'section, said',
+    [
+        ({'boundary': 0.002}, 'denoiser.boundary=0.002: diffusers has no setting for it'),
+        ({'name': 'edm', 'noise_input': 'angle'}, "denoiser.noise_input='angle': diffusers has no"),
+        (
+            {
+                'name': 'prediction',
+                'prediction': 'flow',
+                'schedule': 'flow',
+                'time_scale': 1000.0,
+                'time_offset': 1.0,
+            },
+            'diffusers has no scheduler for it',
+        ),
+        (
+            {'name': 'prediction', 'prediction': 'reverse_flow', 'schedule': 'discrete'},
+            'diffusers has no scheduler for it',
+        ),
+    ],
+)
+def test_what_a_scheduler_would_lose_is_refused(section, said, tmp_path):
+    model = {
+        'network': {'name': 'unet2d'},
+        'denoiser': section,
+        'image': {'shape': [8, 8, 1], 'num_classes': 0},
+    }
+    with pytest.raises(UserError, match=f'^--to=diffusers: .*{re.escape(said)}') as caught:
+        diffusers.export(tmp_path, model, {}, '--to=diffusers')
+    assert '\n' not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_what_is_as_diffusers_has_it_may_be_said():
+    section = {'name': 'edm', 'sigma_data': 0.4, 'boundary': 0.0, 'noise_input': 'log'}
+    back = diffusers_config.denoiser_of(diffusers_config.scheduler_of(section), '')
+    assert back == {'name': 'edm', 'sigma_data': 0.4}
 
 
 WAYS = [

@@ -225,7 +225,9 @@ def test_card_says_what_it_is_and_where_it_comes_from():
         (['--to=onnx'], "pip install 'fdistill[onnx]'"),
         (['--to=jax', '--push=me'], 'give OWNER/NAME'),
         (['--to=jax', '--push=me/it'], "pip install 'fdistill[hub]'"),
-        (['--to=safetensors', '--steps=3'], '--steps: is not kept by --to=safetensors'),
+        (['--to=diffusers', '--steps=3'], '--steps: is not kept by --to=diffusers'),
+        (['--to=safetensors', '--steps=3'], 'a student takes neither --sampler nor --steps nor'),
+        (['--to=safetensors', '--sampler=heun'], '--sampler: is not kept by --to=safetensors'),
         (['--to=diffusers', '--sampler=heun', '--order=2'], '--sampler: is not kept'),
         (['--to=jax', '--steps=3'], 'a student takes neither --sampler nor --steps nor --guidance'),
     ],
@@ -356,6 +358,19 @@ def test_a_denoiser_may_be_a_teacher_and_a_student_not(tmp_path):
     assert 'As a teacher' in card.text(denoiser, 'safetensors')
     said = card.text(model('mlp'), 'safetensors').split('```json')[0]
     assert 'As a teacher' not in said and '{' not in said
+
+
+def test_a_file_keeps_no_steps_of_a_denoiser(tmp_path):
+    write_mlp(tmp_path / 'file.safetensors', 0)
+    with pytest.raises(UserError, match='--steps: is not kept by --to=safetensors'):
+        export.export(
+            None,
+            'safetensors',
+            tmp_path / 'out',
+            weights=tmp_path / 'file.safetensors',
+            solver={'steps': 3},
+        )
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_hub_that_is_not_there_is_one_line(tmp_path, monkeypatch):

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fdistill import build, cli
+from fdistill import build, cli, export
+from fdistill import config as configs
 from fdistill.errors import UserError
+from fdistill.export import card
+from fdistill.export.model import opened
+from fdistill.weights import denoisers
 
 
 @pytest.fixture(scope='module')
@@ -55,6 +59,68 @@ def test_a_file_of_weights_jumps_as_its_run(workdir):
         wanted = build.from_workdir(workdir, steps=steps)
         assert found.nfe == wanted.nfe
         np.testing.assert_array_equal(found.sample(noise, {}), wanted.sample(noise, {}))
+
+
+def test_results_of_other_jumps_are_other_results(workdir, tmp_path):
+    """What is measured of a file in one jump and in several is not mixed in one row."""
+    words = [f'--workdir={workdir}', '--to=safetensors', f'--out={tmp_path / "out"}']
+    assert cli.main(['export', *words, '--licence=MIT']) == 0
+    path, rows = tmp_path / 'out' / 'model.safetensors', []
+    config = build.from_workdir(workdir).config
+    for steps in (None, 1, 3):
+        solver = {} if steps is None else {'steps': steps}
+        rows.append(build.evaluate(config, weights=path, solver=solver, quiet=True))
+    one, same, three = (row['details'] for row in rows)
+    assert one['generator']['levels'] == [10.0] and len(three['generator']['levels']) == 3
+    assert one['checkpoint'] == same['checkpoint'] != three['checkpoint']
+    assert [row['nfe'] for row in rows] == [1, 1, 3]
+
+
+def test_an_export_jumps_as_often_as_was_asked(workdir, tmp_path):
+    """Of a run and of a file; the card says the levels that are used."""
+    noise = jax.random.normal(jax.random.key(0), (4, 2))
+    three = build.from_workdir(workdir, steps=3)
+    levels = three.config.method.levels
+    solver = {'steps': 3}
+    export.export(workdir, 'safetensors', tmp_path / 'one', licence='MIT')
+    export.export(workdir, 'safetensors', tmp_path / 'three', licence='MIT', solver=solver)
+    one, file = (tmp_path / name / 'model.safetensors' for name in ('one', 'three'))
+    np.testing.assert_array_equal(
+        build.from_weights(file).sample(noise, {}), three.sample(noise, {})
+    )
+    for made in (
+        opened(None, file),
+        opened(None, one, steps=3),
+        opened(workdir, licence='MIT', steps=3),
+    ):
+        assert made.steps.levels == levels and made.run.nfe == 3
+        facts = card.facts(made)
+        assert facts['levels of noise'] == ', '.join(map(str, levels))
+        assert facts['network evaluations a sample'] == 3
+    again = tmp_path / 'again'
+    export.export(None, 'safetensors', again, weights=one, solver=solver)
+    assert denoisers.about(again / 'model.safetensors')['generator']['levels'] == list(levels)
+
+
+def test_a_card_has_numbers_of_the_same_jumps_alone(workdir):
+    row = build.evaluate(None, workdir, quiet=True)
+    assert opened(workdir).evaluations == [row]
+    assert opened(workdir, steps=3).evaluations == []
+
+
+def test_a_config_without_a_section_denoiser_is_exported(workdir, tmp_path):
+    """It has EDM's preconditioning, as where it was trained."""
+    folder = tmp_path / 'run'
+    plain = configs.to_json(build.from_workdir(workdir).config)
+    del plain['denoiser'], plain['image']
+    plain['training']['steps'] = 1
+    build.train(configs.from_json(plain), folder, quiet=True)
+    run = build.from_workdir(folder)
+    assert 'denoiser' not in run.config
+    export.export(folder, 'safetensors', tmp_path / 'out', licence='MIT')
+    again = build.from_weights(tmp_path / 'out' / 'model.safetensors')
+    noise = jax.random.normal(jax.random.key(0), (4, 2))
+    np.testing.assert_array_equal(run.sample(noise, {}), again.sample(noise, {}))
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,8 @@ def from_weights(
     """A model out of a file of weights, as `fdistill convert teacher` and `fdistill export` write.
 
     A denoiser is sampled on Karras's grid between `SIGMAS`, by default with Heun's method in
-    `STEPS` steps. A student's file says itself how it makes samples.
+    `STEPS` steps. A student's file says itself how it makes samples; the config of the run has
+    that, with what is asked here in it, as the section `generator`.
 
     Args:
       path: the .safetensors file.
@@ -167,7 +168,8 @@ def from_weights(
         section, model = plain_of(about['generator']), published.make(plain, where)
         if 'sigma_init' not in section:
             _jump(section, plain['image'], sampler, steps, guidance, where)
-            levels, *more = call(Jumps, section, where)
+            given = call(Jumps, section, where)
+            levels, *more = given
             told = dict(zip(('guidance', 'interval'), more))
             generator = call(generators.flow_map, told, where, denoiser=model, levels=levels)
         elif (sampler, steps, guidance) != (None, None, None):
@@ -175,6 +177,7 @@ def from_weights(
         else:
             given = call(generators.Steps, section, where)
             generator = call(generators.student, {}, where, denoiser=model, steps=given)
+        plain['generator'] = given._asdict()
     else:
         low, high = published.make(plain, where).sigma_range
         ends = {'sigma_min': max(low, SIGMAS[0]), 'sigma_max': min(high, SIGMAS[1])}

@@ -68,8 +68,10 @@ def evaluate(
     run = opened(workdir, weights, mesh=mesh, **(solver or {}))
     details = {}
     if weights is not None:
-        # One file of weights gives other samples under another solver.
-        details = {'solver': configs.to_json(run.config).get('method')}
+        # One file of weights gives other samples under another solver, or in other jumps.
+        plain = configs.to_json(run.config)
+        details = {name: plain[name] for name in ('generator',) if name in plain}
+        details |= {'solver': plain.get('method')}
         run = run._replace(digest=digest_of([run.digest, details]))
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
     subject = subject._replace(decoded=run.decoded)

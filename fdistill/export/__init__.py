@@ -10,6 +10,7 @@ from fdistill.config import parameters
 from fdistill.errors import UserError, pick
 from fdistill.export import card, file, folder, model, onnx, page, program
 from fdistill.files import disk, hub
+from fdistill.methods.generator import Jumps
 
 
 class Target(NamedTuple):
@@ -19,18 +20,20 @@ class Target(NamedTuple):
     notes: for the model card.
     ready(): raises UserError where something that it needs is missing.
     draws: whether it makes samples, and so holds a solver and what decodes them.
+    keeps: of a form that does not, what it holds of a flow map's solver all the same.
     """
 
     write: Callable[..., None]
     notes: str
     ready: Callable[[], None] = lambda: None
     draws: bool = True
+    keeps: tuple[str, ...] = ()
 
 
 TARGETS = {
     'jax': Target(program.write, program.WINDOW),
     'onnx': Target(onnx.write, onnx.NOTES, onnx.ready),
-    'safetensors': Target(file.write, file.NOTES, draws=False),
+    'safetensors': Target(file.write, file.NOTES, draws=False, keeps=('steps', 'guidance')),
     'diffusers': Target(folder.write, folder.NOTES, draws=False),
     'page': Target(page.write, page.NOTES, onnx.ready),
 }
@@ -54,7 +57,7 @@ def export(
       to: a key of TARGETS.
       out: the folder; it is there when it is whole.
       licence: of the weights; default: that of what they were made from.
-      solver: sampler, steps and guidance of a denoiser, see `build.from_workdir`.
+      solver: sampler, steps and guidance of a denoiser or flow map, see `build.from_workdir`.
       push: OWNER/NAME at a model hub, where the folder is uploaded as well.
       options: of the form, as runtime.
 
@@ -69,17 +72,16 @@ def export(
         raise UserError(f'--{name}: is not for --to={to}; leave it out')
     if not out.name:
         raise UserError(f'--out={out}: give the name of a new folder')
-    if solver and not target.draws:
-        raise UserError(
-            f'--{next(iter(solver))}: is not kept by --to={to}, which holds the network alone; '
-            'leave it out'
-        )
+    asked = () if target.draws else tuple(solver or ())
+    _check_kept([name for name in asked if name not in target.keeps], to)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'--out={out}: is there already; remove it or give another name')
     target.ready()
     if push is not None:
         hub.check(push)
     made = model.opened(workdir, weights, licence=licence, **solver or {})
+    if not isinstance(made.steps, Jumps):
+        _check_kept(asked, to)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f'.{out.name}.{secrets.token_hex(8)}')
     temporary.mkdir()
@@ -93,3 +95,12 @@ def export(
     if push is not None:
         print(hub.push(out, push))
     return out
+
+
+def _check_kept(lost, to):
+    """UserError where settings of a solver are not kept by a form."""
+    if lost:
+        raise UserError(
+            f'--{lost[0]}: is not kept by --to={to}, which has neither a solver nor an '
+            'autoencoder; leave it out'
+        )

@@ -36,7 +36,8 @@ class Exportable(NamedTuple):
     """A generator.
 
     run: where it lies in memory.
-    sections: {'network', 'denoiser', 'image'} of a config, a `weights.denoisers.Model`.
+    sections: {'network', 'denoiser', 'image'} of a config, a `weights.denoisers.Model`; the second
+      is named where the config leaves it out.
     method: section of what trained it; {} where it was trained elsewhere.
     name: of the data, or of the published file.
     steps: how a student makes samples; None of a denoiser, which a solver steps with.
@@ -44,7 +45,7 @@ class Exportable(NamedTuple):
     decoder: (autoencoder, {name: float32 array}) that makes images of latents, or None.
     licence: of the weights; None where nothing says it.
     derived_from: the published files that it was made from, nearest first.
-    evaluations: rows of `eval/*.json`, of these weights.
+    evaluations: rows of `eval/*.json`, of these weights sampled as the run says.
     """
 
     run: Run
@@ -138,12 +139,15 @@ def _of_run(workdir, run, licence):
     plain = configs.to_json(run.config)
     rows = [disk.read_json(file) for file in sorted((disk.place(workdir) / 'eval').glob('*.json'))]
     method, steps = plain['method'], None
+    if method != configs.to_json(configs.read(workdir))['method']:
+        rows = []  # They are of another solver than what was asked for.
     if not build.has_solver(plain):
         known = parameters(METHODS[method['name']])
         kind = Jumps if build.is_flow_map(plain) else Steps
         given = {name: known[name].default for name in kind._fields if name in known}
         if given:  # Else of a generator of its own, as that of segments.
-            steps = kind(**given | {name: method[name] for name in given if name in method})
+            own = {name: method[name] for name in given if name in method}
+            steps = kind(**given | configs.with_tuples(own))
     return {
         'method': method,
         'name': plain['data']['name'],
@@ -160,8 +164,9 @@ def _steps(given):
     return (Steps if 'sigma_init' in given else Jumps)(**given)
 
 
-def _of_weights(path, about):
+def _of_weights(path, run, about):
     """The same, of a file of weights."""
+    generator = run.config.get('generator')
     try:
         method = disk.from_json(about.get('method', '{}'), configs.Named)
     except ValueError as error:
@@ -169,7 +174,7 @@ def _of_weights(path, about):
     return {
         'method': method if 'name' in method else {},
         'name': about.get('data', about.get('source', pathlib.PurePath(path).stem)),
-        'steps': _steps(configs.with_tuples(about['generator'])) if 'generator' in about else None,
+        'steps': generator and _steps(generator.to_dict()),
         'derived_from': of_file(path, about),
         'evaluations': [],
     }
@@ -203,7 +208,7 @@ def opened(
     if weights is None:
         known = _of_run(workdir, run, licence)
     else:
-        known = _of_weights(weights, denoisers.about(weights))
+        known = _of_weights(weights, run, denoisers.about(weights))
     decoder, vae = None, solver.get('vae') or plain.get('data', {}).get('vae')
     if vae is not None:
         network, arrays, about = autoencoders.load(vae)
@@ -212,7 +217,8 @@ def opened(
     licences = ' AND '.join(sorted({one['licence'] for one in known['derived_from']}))
     return Exportable(
         run=run,
-        sections={name: plain[name] for name in ('network', 'denoiser', 'image')},
+        sections={'denoiser': {'name': 'edm'}}
+        | {name: plain[name] for name in denoisers.Model.__annotations__ if name in plain},
         weights=build.with_names(run.params),
         decoder=decoder,
         licence=licence or licences or None,

@@ -8,7 +8,7 @@ published in. The metadata holds, as text:
     licence          of the weights
     source, source_sha256    the published file
     derived_from     JSON: files that it was made from, [{'name', 'sha256', 'licence'}, ...]
-    generator        of a student, JSON: its `methods.generator.Steps`
+    generator        of a student, JSON: its `methods.generator.Steps`; of a flow map its `Jumps`
 
 Beside it lies the report, the same name with .json: all of this, and of every array where it was
 found.

@@ -306,6 +306,10 @@ def denoiser_of(scheduler: Mapping[str, Any], where: str) -> dict[str, Any]:
     return section
 
 
+# Of EDM's preconditioning, what diffusers has no setting for, and what it computes by instead.
+_EDM_ONLY = {'boundary': 0, 'noise_input': 'log'}
+
+
 def scheduler_of(section: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler_config.json for a network of a section `denoiser`; the way back of `denoiser_of`.
 
@@ -313,12 +317,20 @@ def scheduler_of(section: Mapping[str, Any]) -> dict[str, Any]:
       Refused: diffusers has no scheduler for it.
     """
     if section.get('name', 'edm') == 'edm':
+        for key, known in _EDM_ONLY.items():
+            if section.get(key, known) != known:
+                raise Refused(
+                    f'denoiser.{key}={section[key]!r:.80}: diffusers has no setting for it, and '
+                    f'computes as by {known!r}; take another form'
+                )
         return _scheduler('EDMEuler', sigma_data=section.get('sigma_data', 0.5))
     known = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     prediction, scale = section.get('prediction'), section.get('time_scale', 1.0)
     schedule = section.get('schedule', '')
     schedule = {'name': schedule} if isinstance(schedule, str) else dict(schedule)
     of = schedule.pop('name')
+    if section.get('time_offset', 0.0) != 0 or prediction not in known:
+        of = None  # Its networks are told a time of no offset, and predict what is in the table.
     if of == 'flow' and prediction == 'flow' and schedule.get('shift', 1.0) == 1.0:
         return _scheduler('FlowMatchEulerDiscrete', num_train_timesteps=int(scale), shift=1.0)
     if of in ('betas', 'discrete') and prediction != 'flow' and scale == 1:
