@@ -424,7 +424,7 @@ def resolved(**sections):
     grid = dict(name='karras', steps=4, sigma_min=0.02, sigma_max=5.0)
     method = dict(name='consistency', grid=grid, sigma_init=5.0)
     plain = dict(data=dict(name='points'), method=method, teacher=dict(workdir='teacher'))
-    return resolve(ConfigDict(plain | sections), POINTS, OF_TEACHER)
+    return resolve(ConfigDict(plain | sections), POINTS, {'teacher': OF_TEACHER})
 
 
 def test_a_network_without_a_name_is_the_teachers_with_other_settings():

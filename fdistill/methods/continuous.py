@@ -339,8 +339,8 @@ def rcm(
       student_law, critic_law: of the score gap's and of the fake score's; uniform in the flow time,
         shifted by 5, in the paper's code.
       score_weight: >= 0. 0.02 is the paper's lambda = 0.01, for it has twice `score_gap`'s loss.
-      tangent: settings. The paper has no adaptive weight: normalised tangents need none. Its warm-up
-        is 1000 updates of the student, which are 5000 steps of this cycle.
+      tangent: settings. The paper has no adaptive weight: normalised tangents need none. Its
+        warm-up is 1000 updates of the student, which are 5000 steps of this cycle.
       steps: sigma_init and levels, as of few-step students; the paper's t = (1.3, 1, 0.6) are
         sigma_data tan(t).
       tracking: settings, also sigma_data and whether the student begins as the teacher.
