@@ -11,7 +11,6 @@ airplane, automobile, horse and ship; 1,280,000 images. `cifar10_dit_teacher.py:
 
 from ml_collections import ConfigDict, config_dict
 
-
 # Labels that are kept, images of the training.
 CLASSES = {'four': (0, 1, 7, 8), 'all': ()}
 IMAGES = {'four': 1_280_000, 'all': 3_200_000}
