@@ -337,6 +337,9 @@ def tfds(
         labels = [example[label_key] if label_key else 0 for example in examples]
         return [example[image_key] for example in examples], labels
 
+    # Before the images are decoded, where their size is known.
+    side = features[image_key].shape[:2]
+    _check_reduced(builder.info.name, side if all(side) else None, num_classes, size, classes)
     place = pathlib.Path(builder.data_path).resolve()
     files = sorted(place.iterdir())
     identity = [full_name, str(place), train if split == 'train' else held_out]
@@ -364,11 +367,8 @@ def reduced(source: Source, size: int | None = None, classes: Sequence[int] = ()
       ValueError: no divisor, or labels that do not occur or occur twice.
     """
     images, labels, count, name = source.images, source.labels, source.num_classes, source.name
+    _check_reduced(name, images.shape[1:3], count, size, classes)
     if classes:
-        if len(set(classes)) != len(classes) or not set(classes) <= set(range(count)):
-            raise ValueError(
-                f'classes={classes}: must be different labels in 0..{count - 1} of {name!r}'
-            )
         new = np.full(count, -1, np.int32)
         new[list(classes)] = np.arange(len(classes))
         kept = np.flatnonzero(new[labels] >= 0)
@@ -377,23 +377,34 @@ def reduced(source: Source, size: int | None = None, classes: Sequence[int] = ()
         if len(said) > 30:
             said = hashlib.sha256(said.encode()).hexdigest()[:8]
         count, name = len(classes), f'{name}-{said}of{count}'
-    height, width, channels = images.shape[1:]
-    if size is not None:
-        if size < 1 or height != width or height % size:
-            raise ValueError(
-                f'size={size}: must be a divisor of the side of square images, and those of '
-                f'{source.name!r} have {height} x {width} pixels'
-            )
-        if size != height:
-            by = height // size
-            shape = (-1, size, by, size, by, channels)
-            # In parts: means take eight times the memory of the images.
-            parts = [
-                np.rint(images[i : i + 1000].reshape(shape).mean(axis=(2, 4))).astype(np.uint8)
-                for i in range(0, len(images), 1000)
-            ]
-            images, name = np.concatenate(parts), f'{name}-{size}px'
+    height, _, channels = images.shape[1:]
+    if size not in (None, height):
+        by = height // size
+        shape = (-1, size, by, size, by, channels)
+        # In parts: means take eight times the memory of the images.
+        parts = [
+            np.rint(images[i : i + 1000].reshape(shape).mean(axis=(2, 4))).astype(np.uint8)
+            for i in range(0, len(images), 1000)
+        ]
+        images, name = np.concatenate(parts), f'{name}-{size}px'
     return source._replace(images=images, labels=labels, num_classes=count, name=name)
+
+
+def _check_reduced(name, sides, count, size, classes):
+    """Raises ValueError where images of these sides, None if unknown, and so many classes cannot be
+    reduced so."""
+    if len(set(classes)) != len(classes) or not set(classes) <= set(range(count)):
+        raise ValueError(
+            f'classes={classes}: must be different labels in 0..{count - 1} of {name!r}'
+        )
+    if size is None or sides is None:
+        return
+    height, width = sides
+    if size < 1 or height != width or height % size:
+        raise ValueError(
+            f'size={size}: must be a divisor of the side of square images, and those of '
+            f'{name!r} have {height} x {width} pixels'
+        )
 
 
 def _known_features(features):
