@@ -52,7 +52,7 @@ def _student(site):
     teacher = plain.get('teacher', {})
     if 'start' in plain:
         site.frozen['start'] = _start(plain)
-    elif _copies(site) and teacher.get('network', plain['network']) != plain['network']:
+    elif teacher.get('network', plain['network']) != plain['network'] and _copies(site):
         _check_copy(plain, 'teacher')
     return denoisers.accumulated(model, site.microbatches)
 

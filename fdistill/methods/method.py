@@ -120,20 +120,6 @@ class Tracking(NamedTuple):
     student_every: int = 1
 
 
-def lacks(own: Any, base: Any) -> list[str]:
-    """Names of the arrays of `base` that parameters `own` have not, or in another shape.
-
-    Args:
-      own, base: pytrees of arrays, or of their shapes.
-    """
-    shapes = {path: jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(own)}
-    return [
-        jax.tree_util.keystr(path, simple=True, separator='.')
-        for path, leaf in jax.tree.leaves_with_path(base)
-        if shapes.get(path) != jnp.shape(leaf)
-    ]
-
-
 def start(key: jax.Array, model: Denoiser, batch: Mapping[str, Any], base: Any = None) -> Any:
     """Parameters of a network at the start of training: a copy of `base`, or its own.
 
@@ -144,22 +130,25 @@ def start(key: jax.Array, model: Denoiser, batch: Mapping[str, Any], base: Any =
     Raises:
       ValueError: an array of `base` is not among the network's, or has another shape.
     """
-
-    def init():
-        return model.init(key, batch['x'], batch['condition'])
-
+    given = key, batch['x'], batch['condition']
     if base is None:
-        return init()
-    own = jax.eval_shape(init)
-    if missing := lacks(own, base):
+        return model.init(*given)
+    own = jax.eval_shape(model.init, *given)
+    shapes = {path: jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(own)}
+    missing = [
+        jax.tree_util.keystr(path, simple=True, separator='.')
+        for path, leaf in jax.tree.leaves_with_path(base)
+        if shapes.get(path) != jnp.shape(leaf)
+    ]
+    if missing:
         raise ValueError(
             f'a student cannot start as another network: of its {len(missing)} arrays that the '
             f'student lacks, or has in another shape, the first is {missing[0]}'
         )
     if jax.tree.structure(own) == jax.tree.structure(base):
         return jax.tree.map(jnp.copy, base)
-    over = dict(jax.tree.leaves_with_path(base))
-    return jax.tree.map_with_path(lambda path, leaf: jnp.copy(over.get(path, leaf)), init())
+    over, own = dict(jax.tree.leaves_with_path(base)), model.init(*given)
+    return jax.tree.map_with_path(lambda path, leaf: jnp.copy(over.get(path, leaf)), own)
 
 
 def updates(weighting: Any) -> dict[str, jax.Array]:

@@ -336,7 +336,8 @@ def dit(
     if sorted(set(features)) != list(features) or not set(features) <= set(range(depth)):
         raise ValueError(f'features={features}: must be rising blocks in 0..{depth - 1}')
     check(compute)
-    check_numbers(numbers)
+    if numbers:
+        check_numbers(numbers)
 
     net = Transformer(
         resolution,

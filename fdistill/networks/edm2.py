@@ -296,7 +296,8 @@ def edm2(
     if style.clip_act is not None and not style.clip_act > 0:
         raise ValueError(f'clip_act={style.clip_act}: must be > 0, or None')
     check(compute)
-    check_numbers(embedding.numbers)
+    if embedding.numbers:
+        check_numbers(embedding.numbers)
     widths, numbers = [model_channels * factor for factor in mult], tuple(embedding.numbers)
     noise = model_channels * (embedding.channel_mult_noise or mult[0])
     width = model_channels * (embedding.channel_mult_emb or max(mult))

@@ -45,14 +45,14 @@ class _ResidualMLP(nn.Module):
             label = jax.nn.one_hot(label_of(given, x), self.num_classes, dtype=x.dtype)
             condition = jnp.concatenate([condition, label], axis=-1)
         embedding = nn.Dense(self.embedding, dtype=self.dtype, name='embedding')(condition)
-        for name, features in features_of(given, self.numbers, c_noise).items():
+        for name in self.numbers:
             embedding += nn.Dense(
                 self.embedding,
                 use_bias=False,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.zeros,
                 name=f'number_{name}',
-            )(features)
+            )(features_of(given, (name,), c_noise)[name])
         embedding = nn.silu(embedding)
         inputs = jnp.concatenate([x, octaves(x, self.fourier)], axis=-1) if self.fourier else x
         h = nn.Dense(self.width, dtype=self.dtype, name='input')(inputs)
@@ -99,7 +99,8 @@ def mlp(
     Raises:
       ValueError: on values out of range.
     """
-    check_numbers(numbers)
+    if numbers:
+        check_numbers(numbers)
     counted = width >= 1 and 1 <= blocks <= MOST_BLOCKS and embedding >= 1 and fourier >= 0
     if not counted or not 0 <= dropout < 1:
         raise ValueError(

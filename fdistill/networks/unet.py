@@ -360,7 +360,8 @@ def _network(
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout={dropout}: must lie in [0, 1)')
     check(compute)
-    check_numbers(embedding.numbers)
+    if embedding.numbers:
+        check_numbers(embedding.numbers)
 
     plan = _plan(
         architecture,

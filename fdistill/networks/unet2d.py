@@ -139,7 +139,8 @@ def unet2d(
     _check(resolution, channels, num_classes, widths, layers_per_block, dropout, blocks, norms)
     _check_attention(widths, attention_head_dim, blocks, norms)
     check(compute)
-    check_numbers(time.numbers)
+    if time.numbers:
+        check_numbers(time.numbers)
     temb = 4 * widths[0] if time.time_embedding_dim is None else time.time_embedding_dim
     if not 1 <= temb <= MOST_WIDTH or not 0 <= time.freq_shift < widths[0] // 2:
         raise ValueError(
