@@ -4,7 +4,8 @@ comes from the teacher's features.
     fdistill train --config=configs/cifar10_dit_f_distill.py:js --workdir=runs/cifar10-dit-js
     [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-dit-js
 
-Needs runs/cifar10-dit-teacher (configs/cifar10_dit_teacher.py) and its data. 153,600 images.
+Needs runs/cifar10-dit-teacher (configs/cifar10_dit_teacher.py) and its data. 153,600 images. Not
+measured.
 """
 
 from ml_collections import ConfigDict, config_dict

