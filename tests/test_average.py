@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import ndtr
+from quick import compiled
 from scipy.integrate import solve_ivp
 
 from fdistill.diffusion import flow_map, noise
@@ -33,8 +34,6 @@ from fdistill.methods.method import Context
 
 pytestmark = pytest.mark.usefixtures('x64')
 
-# Each function runs once: compiled quickly rather than well.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 LAW = noise.lognormal(-0.4, 1.0)
 MEAN, SPREAD = np.array([0.3, -0.2, 0.5]), 0.8

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import compiled
 
 from fdistill import networks
 from fdistill.diffusion import flow_map, noise, samplers
@@ -39,8 +40,6 @@ from fdistill.methods.segments import tscd
 
 pytestmark = pytest.mark.usefixtures('x64')
 
-# Each function runs once: compiled quickly rather than well.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 # One Gaussian, along whose paths the exact consistency function is known; the student is that
 # function and a shift, its only parameter.

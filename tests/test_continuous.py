@@ -1,14 +1,13 @@
 """Continuous-time consistency models against the exact maps of one Gaussian and of a mixture of
 two, and against the paper's formulas in TrigFlow, in float64 through the library's own losses."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.lax import stop_gradient
 from jax.scipy.special import ndtr
+from quick import compiled
 from scipy.integrate import solve_ivp
 
 from fdistill import networks
@@ -23,8 +22,6 @@ from fdistill.methods.method import Context, Tracking
 
 pytestmark = pytest.mark.usefixtures('x64')
 
-# Each function runs once: compiled quickly rather than well.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 SIGMA_DATA = 0.7
 LAW = noise.lognormal(-0.5, 1.0)

@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dit_goldens import CASES
+from quick import compiled
 
 from fdistill.config import call
 from fdistill.networks.dit import VARIANTS, dit, sincos
-
-# Each function runs once: compiled quickly rather than well.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 TINY = dict(resolution=8, num_classes=3, width=8, depth=2, heads=2, patch=4)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from quick import compiled
 
 from fdistill.build.experiment import experiment
 from fdistill.build.sections import resolve
@@ -20,9 +21,6 @@ from fdistill.errors import UserError
 from fdistill.methods.method import start
 from fdistill.networks import NETWORKS, Network, layers
 from fdistill.weights import diffusers
-
-# Each function runs a few times only: compiled quickly rather than well.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 NUMBERS = ('until', 'guidance')
 UNET = dict(

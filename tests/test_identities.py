@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jax.lax import stop_gradient
 from jax.sharding import NamedSharding, PartitionSpec
+from quick import compiled
 
 from fdistill import divergences
 from fdistill.diffusion import noise
@@ -29,8 +30,6 @@ from fdistill.methods.method import Tracking
 
 pytestmark = pytest.mark.usefixtures('x64')
 
-# Each function runs once: compiled quickly rather than well.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 SIGMA = 0.6
 THETA = np.array([-0.8, 0.7, np.log(0.45), np.log(0.40)])

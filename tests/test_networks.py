@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import compiled
 
 from fdistill.config import call, parameters
 from fdistill.networks import HEADS, NETWORKS
@@ -14,9 +15,6 @@ from fdistill.networks.compute import Compute
 from fdistill.networks.heads import conv_head
 from fdistill.networks.layers import GroupNorm, attend, downsample, group_count, upsample
 from fdistill.networks.unet import adm, ddpmpp, ncsnpp
-
-# Each function runs a few times only: compiled quickly rather than well.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 CLASSES = 3
 # One level and one block: compilation is most of the time here; test_unet_parity.py has the deeper

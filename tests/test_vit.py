@@ -1,7 +1,6 @@
 """The vision transformer against two in PyTorch with the same weights; vit_goldens.py says how
 those were recorded."""
 
-import functools
 import json
 import math
 
@@ -11,11 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import vit_goldens
+from quick import compiled
 
 from fdistill.networks.vit import vit
-
-# Each function runs once: compiled quickly rather than well.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 SIZES = {
     'vits14': dict(dim=384, depth=12, heads=6),

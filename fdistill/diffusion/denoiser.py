@@ -344,6 +344,9 @@ def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
     return denoiser._replace(apply=apply)
 
 
-def bind(denoiser: Denoiser, params: Any, condition: Condition) -> Denoise:
-    """denoise(x[B,...], sigma[B]) -> x0 as samplers want it, parameters and condition fixed."""
-    return lambda x, sigma: denoiser.apply(params, x, sigma, condition)[0]
+def bind(
+    denoiser: Denoiser, params: Any, condition: Condition, key: jax.Array | None = None
+) -> Denoise:
+    """denoise(x[B,...], sigma[B]) -> x0 as samplers want it, parameters, condition and dropout
+    fixed: with a key, the same mask in every evaluation."""
+    return lambda x, sigma: denoiser.apply(params, x, sigma, condition, key=key)[0]

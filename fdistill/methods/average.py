@@ -17,13 +17,13 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from fdistill.diffusion import flow_map
-from fdistill.diffusion.denoiser import Denoiser, column
+from fdistill.diffusion.denoiser import Denoiser, bind, column
 from fdistill.diffusion.flow_map import INTERVAL
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.consistency import check_decay, with_target
 from fdistill.methods.generator import Jumps
-from fdistill.methods.method import Method, leave_out, start
+from fdistill.methods.method import Method, begin, evenly, leave_out
 from fdistill.types import Continuous
 
 # Two levels (sigma, until) out of two draws, [B], one of `law` and one of `until_law`.
@@ -255,16 +255,6 @@ def _mean_flow(u, at, *_):
     return _constant(eulerian(u, at))
 
 
-def _begin(student, from_teacher=False):
-    """The start of a student: a copy of frozen['start'], or of the teacher, or its own."""
-
-    def init(key, batch, frozen):
-        base = frozen.get('start', frozen.get('teacher') if from_teacher else None)
-        return {'student': start(key, student, batch, base)}, {}
-
-    return init
-
-
 def _guiding(student, guided):
     """`velocities` of data and noise, see `_method`."""
     omega, kappa, interval, share = guided
@@ -327,19 +317,15 @@ def mean_flow(
     """
     draw, velocities = _pairs(law, until_law, times), _guiding(student, guided)
     given = student, law, weight, jumps, draw, velocities, _mean_flow
-    return _method(*given, init=_begin(student))
+    return _method(*given, init=begin(student))
 
 
 def _of_teacher(teacher):
     """(`velocities` of a teacher, its v of any level: (context, condition) -> v(x, sigma))."""
 
     def field(context, condition):
-        frozen = context.frozen.get('teacher', {})
-
-        def v(x, sigma):
-            return flow_map.velocity(teacher.apply(frozen, x, sigma, condition)[0], x, sigma)
-
-        return v
+        denoise = bind(teacher, context.frozen.get('teacher', {}), condition)
+        return lambda x, sigma: flow_map.velocity(denoise(x, sigma), x, sigma)
 
     def velocities(params, context, x, sigma, until, v, condition, key):
         v = field(context, condition)(x, sigma)
@@ -400,7 +386,7 @@ def flow_map_distill(
         return made if full_gradient else _constant(made)
 
     given = student, law, weight, jumps, draw, velocities, rule
-    return _method(*given, init=_begin(student, from_teacher))
+    return _method(*given, init=begin(student, from_teacher))
 
 
 def mean_flow_distill(
@@ -542,7 +528,7 @@ def improved_mean_flow(
 
     draw = _pairs(law, until_law, times)
     settings = student, law, weight, jumps, draw, velocities, _mean_flow
-    return _method(*settings, init=_begin(student), scaled=True)
+    return _method(*settings, init=begin(student), scaled=True)
 
 
 class Annealing(NamedTuple):
@@ -627,7 +613,7 @@ def alpha_flow(
 
     draw, velocities = _pairs(law, until_law, times), _guiding(student, guided)
     given = student, law, weight, jumps, draw, velocities, rule
-    return _method(*given, init=_begin(student))
+    return _method(*given, init=begin(student))
 
 
 def shortcut(
@@ -672,9 +658,7 @@ def shortcut(
 
     def draw(key, n, dtype):
         key_law, key_kind, key_place = jax.random.split(key, 3)
-        # Spread over the batch, so that each device has its share.
-        place = np.arange(n + 1) * share // 1
-        steps = jnp.asarray(place[1:] > place[:-1])
+        steps = evenly(n, share)
         parts = 2 ** jax.random.randint(key_kind, (n,), 0, kinds)
         i = jax.random.randint(key_place, (n,), 0, parts)
         t, r = (way * (i + more) / parts.astype(dtype) for more in (1, 0))
@@ -697,7 +681,7 @@ def shortcut(
 
     given = student, law, weight, jumps, draw, _guiding(student, guided), rule
     averages = with_target(None if target_decay is None else lambda step: target_decay)
-    return _method(*given, init=_begin(student), averages=averages)
+    return _method(*given, init=begin(student), averages=averages)
 
 
 # See `distribution.TINY`.

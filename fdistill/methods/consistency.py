@@ -19,11 +19,11 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from fdistill.diffusion import noise
-from fdistill.diffusion.denoiser import Denoiser, column
+from fdistill.diffusion.denoiser import Denoiser, bind, column
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.generator import Steps
-from fdistill.methods.method import DEPLOYED, Average, Method, start
+from fdistill.methods.method import DEPLOYED, Average, Method, begin, evenly
 from fdistill.types import Continuous
 
 
@@ -261,11 +261,6 @@ def _check_steps(steps, lowest, highest):
         )
 
 
-def _bound(student, params, condition, key):
-    """f(x, sigma) with parameters, condition and dropout fixed: the same mask at both levels."""
-    return lambda x, sigma: student.apply(params, x, sigma, condition, key=key)[0]
-
-
 def _noised(key, x, sigma):
     """(x + sigma z, z)."""
     z = jax.random.normal(key, x.shape, x.dtype)
@@ -281,12 +276,8 @@ def with_target(decay: Callable[[Any], Any] | None) -> dict[str, Average]:
 
 def slope_of(teacher: Denoiser, context: Any, condition: Any) -> Callable[..., jax.Array]:
     """dx/dsigma of the teacher's ODE, (x[B,...], sigma[B]) -> [B,...]."""
-
-    def slope(x, sigma):
-        frozen = context.frozen.get('teacher', {})
-        return (x - teacher.apply(frozen, x, sigma, condition)[0]) / column(sigma, x)
-
-    return slope
+    denoise = bind(teacher, context.frozen.get('teacher', {}), condition)
+    return lambda x, sigma: (x - denoise(x, sigma)) / column(sigma, x)
 
 
 def consistency(
@@ -335,10 +326,6 @@ def consistency(
     trained, advance = sigmas[:-1], SOLVERS[solver]
     _check_steps(steps, trained[-1], trained[0])
 
-    def init(key, batch, frozen):
-        base = frozen.get('start', frozen['teacher'] if from_teacher else None)
-        return {'student': start(key, student, batch, base)}, {}
-
     def loss(params, context, batch, key):
         x, condition = batch['x'], batch['condition']
         key_level, key_noise, key_dropout = jax.random.split(key, 3)
@@ -348,7 +335,7 @@ def consistency(
         x_high, _ = _noised(key_noise, x, high)
         x_low = advance(slope_of(teacher, context, condition), x_high, high, low)
         f, target = (
-            _bound(student, own, condition, key_dropout)
+            bind(student, own, condition, key_dropout)
             for own in (params['student'], context.averages['target'])
         )
         value, _, made = compare(match, f, target, x_high, high, x_low, low)
@@ -356,6 +343,7 @@ def consistency(
         return metrics['consistency'], (metrics, context.aux)
 
     averages = with_target(lambda step: target_decay)
+    init = begin(student, from_teacher)
     return Method(init, {'student': loss}, lambda step: ('student',), generate, averages)
 
 
@@ -414,7 +402,7 @@ def consistency_training(
         x_high, z = _noised(key_noise, x, high)
         fixed = params['student'] if target_decay is None else context.averages['target']
         f, target = (
-            _bound(student, own, condition, key_dropout) for own in (params['student'], fixed)
+            bind(student, own, condition, key_dropout) for own in (params['student'], fixed)
         )
         value, gap, made = compare(match, f, target, x_high, high, x + column(low, x) * z, low)
         metrics = {
@@ -428,7 +416,7 @@ def consistency_training(
         return target_decay ** (first / levels_at(curriculum, step))
 
     averages = with_target(None if target_decay is None else decay)
-    return Method(_begin(student), {'student': loss}, lambda step: ('student',), generate, averages)
+    return Method(begin(student), {'student': loss}, lambda step: ('student',), generate, averages)
 
 
 # iCT: levels that double, those in the middle drawn more often, the student itself as target.
@@ -439,15 +427,6 @@ ict = functools.partial(
     match=Match('pseudo_huber', weighting='step'),
     target_decay=None,
 )
-
-
-def _begin(student):
-    """The start of a student without a teacher."""
-
-    def init(key, batch, frozen):
-        return {'student': start(key, student, batch, frozen.get('start'))}, {}
-
-    return init
 
 
 def ect(
@@ -486,7 +465,7 @@ def ect(
         high = law.sample(key_level, x.shape[0]).astype(x.dtype)
         low = lower_level(shrinking, high, context.step)
         x_high, z = _noised(key_noise, x, high)
-        f = _bound(student, params['student'], condition, key_dropout)
+        f = bind(student, params['student'], condition, key_dropout)
         value, gap, made = compare(match, f, f, x_high, high, x + column(low, x) * z, low)
         metrics = {
             'consistency': jnp.mean(value),
@@ -496,7 +475,7 @@ def ect(
         return metrics['consistency'], (metrics | generator.spread(made, batch), context.aux)
 
     averages = with_target(None)
-    return Method(_begin(student), {'student': loss}, lambda step: ('student',), generate, averages)
+    return Method(begin(student), {'student': loss}, lambda step: ('student',), generate, averages)
 
 
 def _check_shrinking(shrinking):
@@ -557,22 +536,16 @@ def tcm(
             f'transition={transition} only'
         )
 
-    def init(key, batch, frozen):
-        base = frozen.get('start', frozen['teacher'] if from_teacher else None)
-        return {'student': start(key, student, batch, base)}, {}
-
     def loss(params, context, batch, key):
         x, condition = batch['x'], batch['condition']
         key_level, key_noise, key_dropout = jax.random.split(key, 3)
-        # Spread over the batch, so that each device has its share.
-        place = np.arange(x.shape[0] + 1) * boundary_share // 1
-        at_boundary = jnp.asarray(place[1:] > place[:-1])
+        at_boundary = evenly(x.shape[0], boundary_share)
         drawn = law.sample(key_level, x.shape[0]).astype(x.dtype)
         high = jnp.where(at_boundary, jnp.asarray(transition, x.dtype), drawn)
         low = lower_level(shrinking, high, context.step)
         x_high, z = _noised(key_noise, x, high)
-        f = _bound(student, params['student'], condition, key_dropout)
-        first = _bound(teacher, context.frozen.get('teacher', {}), condition, key_dropout)
+        f = bind(student, params['student'], condition, key_dropout)
+        first = bind(teacher, context.frozen.get('teacher', {}), condition, key_dropout)
 
         def mixed(x, sigma):
             return jnp.where(column(sigma >= transition, x), f(x, sigma), first(x, sigma))
@@ -598,6 +571,7 @@ def tcm(
         return total, (metrics | generator.spread(made, batch), context.aux)
 
     averages = with_target(None)
+    init = begin(student, from_teacher)
     return Method(init, {'student': loss}, lambda step: ('student',), generate, averages)
 
 

@@ -28,12 +28,12 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from fdistill.diffusion import noise, trigflow
-from fdistill.diffusion.denoiser import Denoiser, column
+from fdistill.diffusion.denoiser import Denoiser, bind, column
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.distribution import distribution_matching
 from fdistill.methods.generator import Steps
-from fdistill.methods.method import Method, Tracking, start
+from fdistill.methods.method import Method, Tracking, begin
 from fdistill.types import Continuous
 
 # The adaptive weight: bins of noise levels, even in the law's distribution function, and the decay
@@ -135,19 +135,20 @@ def _check(tangent, sigma_data):
         )
 
 
-def _make(student, law, end, *, sigma_data, tangent, steps, base=None, sigmas=None):
+def _make(student, law, end, *, sigma_data, tangent, steps, from_teacher=False, sigmas=None):
     """A method whose paths have the slope (x - end)/sigma.
 
-    end(x_t, sigma, batch, context) -> D_T; base(frozen) is what the student begins as; with a grid
-    the tangent is a difference between its levels.
+    end(x_t, sigma, batch, context) -> D_T; with a grid the tangent is a difference between its
+    levels.
     """
     _check(tangent, sigma_data)
     generate = generator.student(student, steps)
 
+    own = begin(student, from_teacher)
+
     def init(key, batch, frozen):
-        begin = frozen.get('start', base(frozen) if base else None)
-        aux = {'square': jnp.ones(BINS, batch['x'].dtype)} if tangent.adaptive else {}
-        return {'student': start(key, student, batch, begin)}, aux
+        params, aux = own(key, batch, frozen)
+        return params, {'square': jnp.ones(BINS, batch['x'].dtype)} if tangent.adaptive else aux
 
     def loss(params, context, batch, key):
         x, condition = batch['x'], batch['condition']
@@ -160,9 +161,7 @@ def _make(student, law, end, *, sigma_data, tangent, steps, base=None, sigmas=No
             sigma, low = neighbours(jnp.asarray(sigmas, x.dtype), sigma)
         x_t = x + column(sigma, x) * jax.random.normal(key_noise, x.shape, x.dtype)
 
-        def f(x, sigma):
-            return student.apply(params['student'], x, sigma, condition, key=key_dropout)[0]
-
+        f = bind(student, params['student'], condition, key_dropout)
         target = end(x_t, sigma, batch, context)
         if sigmas is None:
             made, g = derivative(f, x_t, sigma, target, sigma_data, r)
@@ -235,7 +234,7 @@ def _of_teacher(teacher):
 
     def end(x_t, sigma, batch, context):
         frozen = context.frozen.get('teacher', {})
-        return teacher.apply(frozen, x_t, sigma, batch['condition'])[0]
+        return bind(teacher, frozen, batch['condition'])(x_t, sigma)
 
     return end
 
@@ -269,7 +268,7 @@ def scd(
         sigma_data=sigma_data,
         tangent=tangent,
         steps=steps,
-        base=lambda frozen: frozen['teacher'] if from_teacher else None,
+        from_teacher=from_teacher,
     )
 
 
@@ -305,7 +304,7 @@ def dscd(
         sigma_data=sigma_data,
         tangent=tangent,
         steps=steps,
-        base=lambda frozen: frozen['teacher'] if from_teacher else None,
+        from_teacher=from_teacher,
         sigmas=np.asarray(sigmas),
     )
 

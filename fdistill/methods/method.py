@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.methods.generator import Generator
@@ -149,6 +150,34 @@ def start(key: jax.Array, model: Denoiser, batch: Mapping[str, Any], base: Any =
         return jax.tree.map(jnp.copy, base)
     over, own = dict(jax.tree.leaves_with_path(base)), model.init(*given)
     return jax.tree.map_with_path(lambda path, leaf: jnp.copy(over.get(path, leaf)), own)
+
+
+def begin(student: Denoiser, from_teacher: bool = False) -> Callable[..., Any]:
+    """`Method.init` of a method that trains the student alone: a copy of frozen['start'] where that
+    is given, else of the teacher, or its own initialisation.
+
+    Args:
+      student: `Denoiser`.
+      from_teacher: a copy of frozen['teacher'].
+    """
+
+    def init(key, batch, frozen):
+        base = frozen.get('start', frozen['teacher'] if from_teacher else None)
+        return {'student': start(key, student, batch, base)}, {}
+
+    return init
+
+
+def evenly(n: int, share: float) -> jax.Array:
+    """Which of n samples are a share of them, bool [n]: spread over the batch, so that each device
+    has its part.
+
+    Args:
+      n: samples.
+      share: in (0, 1).
+    """
+    place = np.arange(n + 1) * share // 1
+    return jnp.asarray(place[1:] > place[:-1])
 
 
 def updates(weighting: Any) -> dict[str, jax.Array]:

@@ -13,7 +13,7 @@ from fdistill.diffusion import noise, samplers
 from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.methods import generator, losses
 from fdistill.methods.generator import Corrections
-from fdistill.methods.method import Method, leave_out, start
+from fdistill.methods.method import Method, begin, leave_out
 from fdistill.types import Continuous
 
 
@@ -72,9 +72,6 @@ def pretrain(
         )
     guided = denoisers.guide(student, guidance, guidance_interval)
 
-    def init(key, batch, frozen):
-        return {'student': start(key, student, batch, frozen.get('start'))}, {}
-
     def loss(params, context, batch, key):
         x, condition = batch['x'], batch['condition']
         key_sigma, key_noise, key_label, key_dropout = jax.random.split(key, 4)
@@ -101,7 +98,7 @@ def pretrain(
     solver = generator.solver(
         guided, sampler, sigmas, evaluations=evaluations, corrected=corrections
     )
-    return Method(init, {'student': loss}, lambda step: ('student',), solver)
+    return Method(begin(student), {'student': loss}, lambda step: ('student',), solver)
 
 
 # See `distribution.TINY`.

@@ -21,7 +21,7 @@ from fdistill.methods.consistency import (
     slope_of,
     with_target,
 )
-from fdistill.methods.method import Method, start
+from fdistill.methods.method import Method, begin
 from fdistill.types import Continuous
 
 ENDS = ('floor', 'random')
@@ -87,10 +87,6 @@ def tscd(
     sampler = samplers.SAMPLERS['consistency']._replace(solve=solve)
     generate = generator.solver(student, sampler, rising[ends][::-1])
 
-    def init(key, batch, frozen):
-        base = frozen.get('start', frozen['teacher'] if from_teacher else None)
-        return {'student': start(key, student, batch, base)}, {}
-
     def loss(params, context, batch, key):
         x, condition = batch['x'], batch['condition']
         key_level, key_end, key_noise, key_dropout = jax.random.split(key, 4)
@@ -121,6 +117,7 @@ def tscd(
         return metrics['consistency'], (metrics | generator.spread(made, batch), context.aux)
 
     averages = with_target(lambda step: target_decay)
+    init = begin(student, from_teacher)
     return Method(init, {'student': loss}, lambda step: ('student',), generate, averages)
 
 
