@@ -99,6 +99,8 @@ def test_a_student_of_another_network_is_what_it_starts_as(measure):
 
 def test_data_that_are_reduced():
     plain, _ = resolve('configs/cifar10_dit_teacher.py')
+    assert plain['image'] == {'shape': [16, 16, 3], 'num_classes': 4}
+    plain, _ = resolve('configs/cifar10_dit_teacher.py:all')
     assert plain['image'] == {'shape': [16, 16, 3], 'num_classes': 10}
     plain, _ = resolve('configs/cifar10_dit_teacher.py', '--config.data.size=8', '--classes=3')
     assert plain['image'] == {'shape': [8, 8, 3], 'num_classes': 3}
