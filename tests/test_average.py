@@ -30,7 +30,9 @@ from fdistill.methods.average import (
     mean_flow_distill,
     shortcut,
 )
+from fdistill.methods.critic import perturb
 from fdistill.methods.method import Context
+from fdistill.methods.on_policy import any_flow
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -691,3 +693,135 @@ def test_bias_of_shortcuts_falls_with_the_finest_step(monkeypatch):
 def test_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make(of_gaussian())
+
+
+def test_levels_that_lead_to_zero():
+    n, times = 100_000, Times(share_equal=0.5, share_zero=0.25)
+    sigma, until = family._pairs(LAW, None, times)(jax.random.key(0), n, jnp.float64)
+    for share, found in ((0.25, until == flow_map.LOWEST), (0.5, until == sigma)):
+        assert abs(np.mean(found) - share) < 3 * np.sqrt(share * (1 - share) / n)
+    plain = family._pairs(LAW, None, Times(share_equal=0.5))(jax.random.key(0), n, jnp.float64)
+    np.testing.assert_array_equal(sigma, plain[0])
+
+
+# Of an exact map; of one that is off.
+THETAS = np.zeros(2), np.array([0.05, 0.1])
+
+
+def by_hand(theta, z, count, place):
+    """z - (t - r) u in the time of the flow, from 1 to t_k, from there to t_{k+1} and to 0."""
+    ends = [1.0, 1 - place / count, 1 - (place + 1) / count, 0.0]
+    scale = 80 / 81
+    point, student = z * scale, of_gaussian()
+    for t, r in zip(ends, ends[1:]):
+        t, r = t * scale, r * scale
+        if r < t:
+            sigma, until = (jnp.full(len(z), level / (1 - level)) for level in (t, r))
+            x = point / (1 - t)
+            D = student.apply(theta, x, sigma, {'until': until})[0]
+            point = point - (t - r) * flow_map.velocity(D, x, sigma)
+    return point
+
+
+def test_a_rollout_is_three_jumps():
+    """For each sample the one step of a drawn number of steps, and the way before and after it, in
+    values and gradients; of an exact map every draw makes the same sample."""
+    batch, key, counts = {'x': jnp.zeros((64, 3)), 'condition': {}}, jax.random.key(1), (1, 3)
+    draw = generator.rollout(of_gaussian(), 80.0, counts)
+    z = jax.random.normal(jax.random.split(key, 3)[0], (64, 3))
+    close(draw(key, THETAS[0], batch), gaussian().flow(80.0 * z, 80.0, 0.0), 1e-12)
+    kinds = [(count, place) for count in counts for place in range(count)]
+    made, slopes = (
+        [
+            transform(functools.partial(by_hand, z=z, count=count, place=place))(THETAS[1])
+            for count, place in kinds
+        ]
+        for transform in (lambda f: f, jax.jacfwd)
+    )
+    found = draw(key, THETAS[1], batch)
+    apart = np.array([np.abs(found - each).max(axis=1) for each in made])
+    # The first of three steps and the only one are different ways.
+    kind = apart.argmin(axis=0)
+    assert apart.min(axis=0).max() < 1e-12 and set(kind) == set(range(len(kinds)))
+    slope = jax.jacrev(lambda theta: draw(key, theta, batch))(THETAS[1])
+    wanted = np.stack(slopes)[kind, np.arange(64)]
+    close(slope, wanted, 1e-11)
+    for bad in ((), (0,), (4, -1)):
+        with pytest.raises(ValueError, match='rollouts'):
+            generator.rollout(of_gaussian(), 80.0, bad)
+
+
+def any_flow_of(p, **settings):
+    laws = {'student_law': LAW, 'critic_law': LAW}
+    networks = of_gaussian(), p.denoiser(), p.denoiser()
+    return any_flow(*networks, LAW, times=APART, **laws, **settings)
+
+
+def test_any_flow_is_a_flow_map_and_a_score_gap():
+    """The gradient is the sum of those of `flow_map_distill` and of DMD2 on rollouts; at the exact
+    map, with the fake score that belongs to it, there is none."""
+    p = gaussian()
+    made = any_flow_of(p, score_weight=0.7, rollouts=(1, 4))
+    params = {'critic': {'fake_score': {}}}
+    batch = {'x': p.sample(jax.random.key(0), 64), 'condition': {}}
+    # A fake score that is off by a constant.
+    off = Denoiser(
+        None, lambda params, x, sigma, condition, key=None: (p.denoise(x, sigma) + 0.2, ())
+    )
+    apart = any_flow(
+        of_gaussian(),
+        p.denoiser(),
+        off,
+        LAW,
+        times=APART,
+        student_law=LAW,
+        critic_law=LAW,
+        score_weight=0.7,
+        rollouts=(1, 4),
+    )
+    alone = mean_flow_distill(of_gaussian(), p.denoiser(), LAW, times=APART)
+
+    def gradient(method, theta, key):
+        def loss(theta):
+            own = params | {'student': theta}
+            return method.losses['student'](own, Context({'teacher': {}}), batch, key)[0]
+
+        return jax.grad(loss)(theta)
+
+    def gap(theta, key):
+        key_z, key_t, _ = jax.random.split(key, 3)
+        x = generator.rollout(of_gaussian(), 80.0, (1, 4))(key_z, theta, batch)
+        x_t, sigma = perturb(key_t, x, LAW)
+        fake, exact = off.apply({}, x_t, sigma, {})[0], p.denoise(x_t, sigma)
+        scale = 1 / jnp.mean(jnp.abs(x - exact), axis=1, keepdims=True)
+        return jnp.mean(jnp.sum(jax.lax.stop_gradient(scale * (fake - exact)) * x, axis=1)) / 3
+
+    @compiled
+    def all_of(theta):
+        keys = jax.random.split(jax.random.key(1))
+        return (
+            gradient(made, theta, jax.random.key(1)),
+            gradient(apart, theta, jax.random.key(1)),
+            gradient(alone, theta, keys[0]),
+            jax.grad(gap)(theta, keys[1]),
+        )
+
+    at_zero, at_off = (all_of(theta) for theta in THETAS)
+    assert np.abs(at_zero[0]).max() <= 1e-6 * np.abs(at_off[0]).max()
+    for _, found, own, score in (at_zero, at_off):
+        close(found, own + 0.7 * score, 1e-4)  # DMD's weight has a guard of 1e-6.
+        assert np.abs(score).max() > 1e-2
+    assert made.generator.nfe == 1 and set(made.losses) == {'student', 'critic'}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'score_weight': -1.0}, 'score_weight'),
+        ({'rollouts': (0,)}, 'rollouts'),
+        ({'form': 'x'}, 'form'),
+    ],
+)
+def test_any_flow_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        any_flow_of(gaussian(), **settings)

@@ -86,13 +86,17 @@ def resolve(file, *words):
     return bench.resolve(*bench.parse([f'--config={ROOT}/{file}', *words]))
 
 
-def test_a_student_of_another_network_is_what_it_starts_as(measure):
+def test_a_student_of_another_network_is_what_it_starts_as():
     small, large = dict(width=64, heads=2), dict(width=128, heads=4)
     plain, _ = resolve('configs/sweeps/mnist_small.py:sim')
     assert plain['network'].items() >= small.items() and plain['network'] == plain['start'].pop(
         'network'
     )
     assert plain['teacher']['network'].items() >= large.items()
+
+
+@pytest.mark.slow  # It compiles two networks of the size that they have.
+def test_a_student_of_another_network_is_measured(measure):
     report = measure(f'--config={ROOT}/configs/sweeps/mnist_small.py:sim', '--batch=1')
     assert list(report['programs']) == ['student step', 'critic step', 'sampling']
 

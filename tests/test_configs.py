@@ -23,7 +23,7 @@ from fdistill.training.step import ema_decay, make_step
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path.name for path in FOLDER.glob('*.py'))
 # Of these networks, even one block at each of the resolutions takes long to trace twice and more;
-# their teachers' files trace it once. Those of cifar10_edm are like others of cifar10.
+# their teachers' files trace it once. Those of CIFAR-10 are like cifar10_f_distill and cifar10_sim.
 LARGE = (
     'imagenet64_dmd2.py',
     'imagenet64_f_distill.py',
@@ -31,6 +31,9 @@ LARGE = (
     'imagenet64_edm2_js.py',
     'mnist_f_distill.py',
     'mnist_sim.py',
+    'cifar10_dmd2.py',
+    'cifar10_sid.py',
+    'cifar10_edm_js.py',
     'cifar10_edm_forward_kl.py',
     'cifar10_edm_reverse_kl.py',
     'cifar10_edm_sid.py',
@@ -135,7 +138,10 @@ def test_step_traces(file, full):
     assert checkpoint.abstract(after) == checkpoint.abstract(state)
 
 
-@pytest.mark.parametrize('file', FILES)
+@pytest.mark.parametrize(
+    'file',
+    [pytest.param(file, marks=pytest.mark.slow if file in LARGE else ()) for file in FILES],
+)
 def test_config_has_the_published_size(file):
     plain = resolved(file)
     _, _, (state, frozen, _, _) = shapes(plain)

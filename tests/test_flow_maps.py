@@ -20,7 +20,7 @@ def workdir(tmp_path_factory):
     config = dict(
         seed=0,
         data=dict(name='mixture', mixture='ring', labelled=False, n=100),
-        network=dict(name='mlp', width=16, blocks=1, embedding=8, numbers=('until', 'guidance')),
+        network=dict(name='mlp', width=16, blocks=1, embedding=8, numbers=('until',)),
         denoiser=dict(sigma_data=0.7),
         method=dict(name='improved_mean_flow', law=dict(name='lognormal'), levels=(10.0,)),
         optimizer=dict(student=dict(learning_rate=1e-2)),
@@ -148,3 +148,21 @@ def test_a_network_without_a_second_time_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match=r"config.method: .* give its network numbers=\('until',\)"):
         build.train(config, tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ('name', 'numbers', 'settings'),
+    [
+        ('mean_flow', ('until',), dict(guidance=2.0, condition_dropout=0.1)),
+        ('improved_mean_flow', ('until', 'guidance'), {}),
+    ],
+)
+def test_guidance_without_anything_to_guide_by_is_refused(
+    name, numbers, settings, workdir, tmp_path
+):
+    plain = configs.to_json(build.from_workdir(workdir).config)
+    del plain['image']
+    plain['network']['numbers'] = numbers
+    plain['method'] |= {'name': name} | settings
+    with pytest.raises(UserError, match='no condition to guide by'):
+        build.train(configs.from_json(plain), tmp_path / 'run', quiet=True)

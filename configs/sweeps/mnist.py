@@ -6,7 +6,7 @@ images?
     fdistill report runs/sweeps/mnist
 
 Both with --config.data.data_dir=DIR where the data are not in TFDS' own folder; or all in one,
-`experiments/divergences.py mnist`. A trial takes 900 steps, three eighths of what the configs say:
+`experiments/divergences.py mnist`. A trial takes 900 steps, less than half of what the configs say:
 four minutes of two cores, two hours and a half in all (estimate).
 """
 

@@ -13,6 +13,7 @@ from fdistill.methods.continuous import dscd, rcm, scd, scm
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
 from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
+from fdistill.methods.on_policy import any_flow
 from fdistill.methods.pretrain import pretrain
 from fdistill.methods.score import sid, sim
 from fdistill.methods.segments import tscd
@@ -38,6 +39,7 @@ METHODS = {
     'alpha_flow': alpha_flow,
     'shortcut': shortcut,
     'flow_map_distill': flow_map_distill,
+    'any_flow': any_flow,
     'scm': scm,
     'scd': scd,
     'dscd': dscd,
@@ -49,6 +51,7 @@ __all__ = [
     'Context',
     'Method',
     'alpha_flow',
+    'any_flow',
     'consistency',
     'consistency_training',
     'diff_instruct',

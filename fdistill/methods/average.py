@@ -41,10 +41,13 @@ class Times(NamedTuple):
     pairing: key of `PAIRINGS`, of a draw of `law` and one of `until_law`.
     share_equal: P(until = sigma), in [0, 1]: 0.75 on ImageNet, 0.25 on CIFAR-10. Those samples
       learn the instantaneous velocity.
+    share_zero: P(until = 0), in [0, 1 - share_equal]: 0.25 in AnyFlow, 0 elsewhere. Those learn to
+      make samples in one jump.
     """
 
     pairing: str = 'sorted'
     share_equal: Annotated[float, Continuous()] = 0.75
+    share_zero: Annotated[float, Continuous(off=0)] = 0.0
 
 
 class Weight(NamedTuple):
@@ -162,11 +165,13 @@ def _bound(student, params, condition, key=None):
 
 def _pairs(law, until_law, times):
     """(key, n, dtype) -> (sigma, until)."""
-    pairing, share = times
+    pairing, share, zero = times
     if pairing not in PAIRINGS:
         raise ValueError(f'pairing={pairing!r}: known are {", ".join(PAIRINGS)}')
-    if not 0 <= share <= 1:
-        raise ValueError(f'share_equal={share}: must lie in [0, 1]')
+    if not (share >= 0 and zero >= 0 and share + zero <= 1):
+        raise ValueError(
+            f'share_equal={share}, share_zero={zero}: must be >= 0 and at most 1 together'
+        )
     if pairing == 'independent' and until_law is None:
         raise ValueError(
             "pairing='independent': draws the lower level from a law of its own; give until_law, "
@@ -175,14 +180,16 @@ def _pairs(law, until_law, times):
 
     def draw(key, n, dtype):
         first, second, third = jax.random.split(key, 3)
-        equal = jax.random.uniform(third, (n,)) < share
+        kind = jax.random.uniform(third, (n,))
         sigma, until = PAIRINGS[pairing](law.sample(first, n), (until_law or law).sample(second, n))
         # Clipped alike, so that equal levels stay equal.
         sigma, until = (
             jnp.clip(level.astype(dtype), flow_map.LOWEST, flow_map.HIGHEST)
             for level in (sigma, until)
         )
-        return sigma, jnp.where(equal, sigma, until)
+        if zero:
+            until = jnp.where(kind >= 1 - zero, flow_map.LOWEST, until)
+        return sigma, jnp.where(kind < share, sigma, until)
 
     return draw
 
@@ -272,7 +279,11 @@ def _guiding(student, guided):
 
     def velocities(params, context, x, sigma, until, v, condition, key):
         plain, own = v, stop_gradient(params['student'])
-        if guides and condition:
+        if guides and not condition:
+            raise ValueError(
+                f'guidance={omega}, mixing={kappa}: the data have no condition to guide by'
+            )
+        if guides:
             nothing = student.null(own, condition)
             without, with_it = (
                 _bound(student, own, told)(x, sigma, sigma) for told in (nothing, condition)
@@ -491,7 +502,12 @@ def improved_mean_flow(
 
     def velocities(params, context, x, sigma, until, v, condition, key):
         own = stop_gradient(params['student'])
-        if not (guides and condition):
+        if guides and not condition:
+            raise ValueError(
+                'the network takes the scale of guidance, but the data have no condition to guide '
+                "by; leave it out of numbers=('until',)"
+            )
+        if not guides:
             return v, _bound(student, own, condition)(x, sigma, sigma), condition
         key_scale, key_low, key_high, key_drop = jax.random.split(key, 4)
         omega = scales_of(key_scale, x.shape[0], highest, skew).astype(x.dtype)

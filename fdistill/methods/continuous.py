@@ -31,7 +31,7 @@ from fdistill.diffusion import noise, trigflow
 from fdistill.diffusion.denoiser import Denoiser, bind, column
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
-from fdistill.methods.distribution import distribution_matching
+from fdistill.methods.distribution import distribution_matching, joined
 from fdistill.methods.generator import Steps
 from fdistill.methods.method import Method, Tracking, begin
 from fdistill.types import Continuous
@@ -347,8 +347,6 @@ def rcm(
     Raises:
       ValueError: on values out of range.
     """
-    if not score_weight >= 0:
-        raise ValueError(f'score_weight={score_weight}: must be >= 0')
     own = scd(
         student,
         teacher,
@@ -358,7 +356,7 @@ def rcm(
         from_teacher=tracking.from_teacher,
         steps=steps,
     )
-    matching = distribution_matching(
+    matched = distribution_matching(
         student,
         teacher,
         fake_score,
@@ -368,17 +366,7 @@ def rcm(
         tracking=tracking,
     )
 
-    def init(key, batch, frozen):
-        params, _ = matching.init(key, batch, frozen)
-        return params, own.init(key, batch, frozen)[1]
-
-    def loss(params, context, batch, key):
-        key_own, key_gap = jax.random.split(key)
-        value, (metrics, aux) = own.losses['student'](params, context, batch, key_own)
-        gap, (more, _) = matching.losses['student'](params, context, batch, key_gap)
-        return value + score_weight * gap, (metrics | more, aux)
-
-    return matching._replace(init=init, losses=matching.losses | {'student': loss})
+    return joined(own, matched, score_weight)
 
 
 # See `distribution.TINY`.

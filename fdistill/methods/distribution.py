@@ -18,7 +18,7 @@ from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import Gan, make_critic, perturb
-from fdistill.methods.generator import Steps
+from fdistill.methods.generator import Generator, Steps
 from fdistill.methods.method import Method, Tracking, counted, make_cycle, start, updates
 from fdistill.types import Continuous
 
@@ -79,6 +79,47 @@ def distribution_matching(
     Raises:
       ValueError: on values out of range, or a missing discriminator.
     """
+    return matching(
+        generator.student(student, steps),
+        student,
+        teacher,
+        fake_score,
+        discriminator,
+        student_law=student_law,
+        critic_law=critic_law,
+        divergence=divergence,
+        weighting=weighting,
+        ratio=ratio,
+        gan=gan,
+        tracking=tracking,
+    )
+
+
+def matching(
+    generate: Generator,
+    student: Denoiser,
+    teacher: Denoiser,
+    fake_score: Denoiser,
+    discriminator: Any = None,
+    *,
+    student_law: NoiseLaw,
+    critic_law: NoiseLaw,
+    divergence: str = 'reverse_kl',
+    weighting: str = 'dmd',
+    ratio: Ratio = Ratio(),
+    gan: Gan = Gan(),
+    tracking: Tracking = Tracking(),
+) -> Method:
+    """`distribution_matching` of a student that makes its samples in another way.
+
+    Args:
+      generate: `Generator` of the student.
+      student, teacher, fake_score, discriminator, student_law, critic_law, divergence, weighting,
+        ratio, gan, tracking: see there.
+
+    Raises:
+      ValueError: on values out of range, or a missing discriminator.
+    """
     weights = divergences.weighting(divergence)
     needs_ratio = not weights.constant
     low, high = ratio.ratio_low, ratio.ratio_high
@@ -102,7 +143,6 @@ def distribution_matching(
     if not needs_ratio and not gan.gan_weight:
         discriminator = None
     roles = make_cycle(tracking.cycle, tracking.student_every)
-    generate = generator.student(student, steps)
     critic = make_critic(
         generate, teacher, fake_score, discriminator, law=critic_law, tracking=tracking, gan=gan
     )
@@ -159,6 +199,36 @@ def distribution_matching(
         return total, (metrics, aux)
 
     return Method(init, {'critic': critic.loss, 'student': loss}, roles, generate)
+
+
+def joined(own: Method, matched: Method, weight: float) -> Method:
+    """A method of the student alone, joined with `matching` on the student's own samples:
+
+        L = L_own + weight L_matched
+
+    Cycle, critic and generator are those of the second, which keeps no statistics.
+
+    Args:
+      own, matched: `Method`.
+      weight: >= 0.
+
+    Raises:
+      ValueError: on a weight out of range.
+    """
+    if not weight >= 0:
+        raise ValueError(f'score_weight={weight}: must be >= 0')
+
+    def init(key, batch, frozen):
+        params, _ = matched.init(key, batch, frozen)
+        return params, own.init(key, batch, frozen)[1]
+
+    def loss(params, context, batch, key):
+        key_own, key_gap = jax.random.split(key)
+        value, (metrics, aux) = own.losses['student'](params, context, batch, key_own)
+        gap, (more, _) = matched.losses['student'](params, context, batch, key_gap)
+        return value + weight * gap, (metrics | more, aux)
+
+    return matched._replace(init=init, losses=matched.losses | {'student': loss})
 
 
 # Diff-Instruct (arXiv 2305.18455): reverse KL without a GAN, weight 1 on D_F - D_T, critic and

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec, get_abstract_mesh
 from fdistill.diffusion import corrections, samplers
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion.denoiser import Denoiser, column
-from fdistill.diffusion.flow_map import HIGHEST, INTERVAL, jump
+from fdistill.diffusion.flow_map import HIGHEST, INTERVAL, between, jump
 from fdistill.types import Continuous
 
 
@@ -236,6 +236,49 @@ def flow_map(
 
     several = functools.partial(sample, trajectory=True) if len(levels) > 1 else None
     return Generator(draw, sample, len(levels), several)
+
+
+def rollout(denoiser: Denoiser, highest: float, counts: tuple[int, ...]) -> Callable[..., Any]:
+    """`Generator.draw` of a flow map whose samples are made as in any of several numbers of jumps
+    (flow map backward simulation, AnyFlow, arXiv 2605.13724 and code).
+
+    For each sample a number N of `counts` and one of its N jumps are drawn, which are even in t
+    (`flow_map.even_levels`): from t_k to t_{k+1}. The jumps before it and those after it are one
+    each, highest -> t_k -> t_{k+1} -> 0; all three carry gradient. Of an exact map every draw makes
+    the same sample of a noise. (AnyFlow's code draws both for a whole batch.)
+
+    Args:
+      denoiser: takes the condition `until`.
+      highest: level of the noise, > 0.
+      counts: numbers of jumps, each >= 1.
+
+    Raises:
+      ValueError: on counts out of range.
+    """
+    if not counts or min(counts) < 1:
+        raise ValueError(f'rollouts={counts}: need at least one number of jumps, each >= 1')
+
+    def draw(key, params, batch):
+        key_z, key_count, key_place = jax.random.split(key, 3)
+        z, condition = _noise(key_z, batch), batch['condition']
+        count = jnp.asarray(counts)[jax.random.randint(key_count, z.shape[:1], 0, len(counts))]
+        place = jax.random.randint(key_place, z.shape[:1], 0, count)
+        first = jnp.full(z.shape[:1], highest, z.dtype)
+        last = jnp.zeros_like(first)
+        before, after = (
+            jnp.minimum(between(first, last, ((place + k) / count).astype(z.dtype)), first)
+            for k in (0, 1)
+        )
+        x = highest * z
+        for high, low in ((first, before), (before, after), (after, last)):
+            # Where there is no way left, a network is asked at a level that it knows.
+            goes = low < high
+            sigma = jnp.where(goes, high, first)
+            D = denoiser.apply(params, x, sigma, {**condition, 'until': low})[0]
+            x = jnp.where(column(goes, x), jump(D, x, sigma, low), x)
+        return x
+
+    return draw
 
 
 def _guidance(denoiser, guidance, interval):
