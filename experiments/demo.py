@@ -35,6 +35,7 @@ DEMOS = {
             'reverse_kl': 'digits_f_distill.py:reverse_kl',
             'js': 'digits_f_distill.py:js',
             'sim': 'digits_sim.py',
+            'flow_map': 'digits_flow_map_distill.py',
         },
         'runs/demo',
     ),

@@ -67,7 +67,11 @@ CONVERT = {
 SOLVER = {
     '--sampler': dict(metavar='NAME', help='for a denoiser, as heun, dpmpp_2m or ghvb'),
     '--steps': dict(type=int, help='levels of the noise grid before 0, or jumps of a flow map'),
-    '--guidance': dict(type=float, metavar='W', help='scale of guidance, for a denoiser'),
+    '--guidance': dict(
+        type=float,
+        metavar='W',
+        help='scale of guidance, for a denoiser or a flow map that is told it',
+    ),
     '--vae': dict(metavar='FILE', help="what decodes latents; default: that of the run's data"),
 }
 PEER_SECONDS = 20
@@ -305,8 +309,8 @@ def _parsers():
     plan.add_argument(
         '--teacher',
         metavar='FILE',
-        help="the teacher's config, where its folder is not there; default: its network is the "
-        "student's",
+        help='the config of the teacher, or of what the student starts as, where its folder is not '
+        "there; default: its network is the student's",
     )
     plan.add_argument(
         '--search', action='store_true', help='where it does not fit, try what makes it smaller'
@@ -561,11 +565,6 @@ def _solver(options, rest):
 
 
 def _evaluate(options, overrides, rest=()):
-    solver = _solver(options, rest)
-    if solver and options.weights is None:
-        raise UserError(
-            f'--{next(iter(solver))}: is for --weights; a run is measured with its own solver'
-        )
     published = [
         name
         for name in ('detector', 'statistics', 'metrics', 'ranges')
@@ -596,9 +595,9 @@ def _evaluate(options, overrides, rest=()):
     names = ('samples', 'seed', 'protocol', 'detector', 'statistics', 'ranges', 'batch_size')
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= {'metrics': tuple(options.metrics.split(','))} if options.metrics else {}
-    if options.weights is not None:
-        given |= {'weights': options.weights, 'solver': solver}
-    result = build.evaluate(config, options.workdir, quiet=options.quiet, **given)
+    given |= {} if options.weights is None else {'weights': options.weights}
+    solver = _solver(options, rest)
+    result = build.evaluate(config, options.workdir, solver=solver, quiet=options.quiet, **given)
     if _first():
         print(json.dumps(plain(result), indent=2))
 

@@ -1,5 +1,7 @@
 """Runs of flow maps: jumps as often as is asked, here and out of a file."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from fdistill import config as configs
 from fdistill.errors import UserError
 from fdistill.export import card
 from fdistill.export.model import opened
+from fdistill.report import collect
 from fdistill.weights import denoisers
 
 
@@ -46,6 +49,11 @@ def test_a_run_jumps_as_often_as_is_asked(workdir):
     assert levels.shape == (3, 4, 2)
     np.testing.assert_array_equal(x0, three.sample(noise, {}))
     assert np.abs(x0 - one.sample(noise, {})).max() > 1e-4
+    # As a denoiser it is told a level for each sample, or one for all.
+    told = [one.denoise(x0, 2.0, {'until': until}) for until in (0.5, np.full(4, 0.5), 2.0)]
+    np.testing.assert_array_equal(told[0], told[1])
+    np.testing.assert_array_equal(told[2], one.denoise(x0, 2.0))
+    assert np.abs(told[0] - told[2]).max() > 1e-6
 
 
 def test_a_file_of_weights_jumps_as_its_run(workdir):
@@ -74,6 +82,8 @@ def test_results_of_other_jumps_are_other_results(workdir, tmp_path):
     assert one['generator']['levels'] == [10.0] and len(three['generator']['levels']) == 3
     assert one['checkpoint'] == same['checkpoint'] != three['checkpoint']
     assert [row['nfe'] for row in rows] == [1, 1, 3]
+    kept = [json.loads(file.read_text()) for file in path.with_suffix('').rglob('eval/*.json')]
+    assert sorted(row['nfe'] for row in kept) == [1, 1, 3]
 
 
 def test_an_export_jumps_as_often_as_was_asked(workdir, tmp_path):
@@ -100,6 +110,23 @@ def test_an_export_jumps_as_often_as_was_asked(workdir, tmp_path):
     again = tmp_path / 'again'
     export.export(None, 'safetensors', again, weights=one, solver=solver)
     assert denoisers.about(again / 'model.safetensors')['generator']['levels'] == list(levels)
+
+
+def test_a_run_is_measured_in_other_jumps_too(workdir, capsys):
+    """Beside what its own are measured by, which a report shows alone."""
+    words = ['evaluate', f'--workdir={workdir}', '--quiet']
+    rows = []
+    for more in ([], ['--steps=2']):
+        assert cli.main(words + more) == 0
+        rows.append(json.loads(capsys.readouterr().out))
+    one, two = rows
+    assert (one['nfe'], two['nfe']) == (1, 2) and one['kl'] != two['kl']
+    assert one == build.evaluate(None, workdir, quiet=True) | {'seconds': one['seconds']}
+    assert len(list((workdir / 'eval').glob('*.json'))) == 2
+    (collected,) = collect._rows(workdir).values()
+    assert collected['nfe'] == 1
+    assert cli.main([*words, '--sampler=heun']) == 2
+    assert 'takes --steps, no --sampler' in capsys.readouterr().err
 
 
 def test_a_card_has_numbers_of_the_same_jumps_alone(workdir):

@@ -284,7 +284,6 @@ def test_command_line_from_pickle_to_picture(goldens, put, tmp_path, capsys):
         ('sample --weights={0} --with={0}', '--with is for run folders'),
         ('evaluate --weights={0}', 'config.data: missing'),
         ('evaluate --weights={0} --config.evaluation.samples=3', 'give --config=FILE'),
-        ('evaluate --workdir=x --sampler=euler', '--sampler: is for --weights'),
         (
             'evaluate --weights={0} --config={3}/configs/ring.py',
             "'ring' has samples of shape (2,), and the model makes (8, 8, 3); give the config",

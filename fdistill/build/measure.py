@@ -41,13 +41,13 @@ def evaluate(
     If only a part of a protocol was measured, the file's name says which:
     `eval/step-N-edm-3x5k-DIGEST.json`, or `-50k-` for one range. The digest is of weights,
     statistics and checkpoint. Metrics that were measured before with the same digest stay in the
-    file.
+    file. Under another solver than its own it is `eval/step-N-DIGEST.json`.
 
     Args:
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
       workdir, weights: run folder, or file of weights; one of them. What is written about weights
         goes to the folder beside them that is called as they are.
-      solver: of weights, the sampler, steps and guidance of `from_weights`.
+      solver: other sampler, steps and guidance than its own, see `from_workdir`.
       quiet: no progress on stderr.
       against: `evaluate.Reference` or `scores.Reference`, to share it between runs.
       given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in
@@ -66,19 +66,28 @@ def evaluate(
     disk.folder_for(home / 'eval', '--workdir' if weights is None else '--weights', ours=True)
     mesh = sharding.make_mesh() if chosen.sharded else None
     run = opened(workdir, weights, mesh=mesh, **(solver or {}))
-    details = {}
-    if weights is not None:
-        # One file of weights gives other samples under another solver, or in other jumps.
+    details, other = {}, ''
+    if weights is not None or solver:
+        # Weights give other samples under another solver, or in other jumps.
         plain = configs.to_json(run.config)
         details = {name: plain[name] for name in ('generator',) if name in plain}
         details |= {'solver': plain.get('method')}
         run = run._replace(digest=digest_of([run.digest, details]))
+        other = f'-{run.digest[:8]}' if solver else ''
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
     subject = subject._replace(decoded=run.decoded)
     if chosen.sharded and 'given' in run.config.image:
         subject = subject._replace(given=given_of(load_data(config, 'train')))
     return measure(
-        config, section, home, subject, mesh, quiet=quiet, against=against, details=details
+        config,
+        section,
+        home,
+        subject,
+        mesh,
+        quiet=quiet,
+        against=against,
+        details=details,
+        other=other,
     )
 
 
@@ -97,12 +106,13 @@ def measure(
     quiet: bool = False,
     against: Any = None,
     details: Mapping[str, Any] = {},
+    other: str = '',
 ) -> dict[str, Any]:
-    """`evaluate` of a `Subject`, under a section `evaluation`; `details` go into those of its
-    row."""
+    """`evaluate` of a `Subject`, under a section `evaluation`; `details` go into those of its row,
+    and `other` into the name of its file, where nothing else tells another solver's apart."""
     chosen, options = evaluator(section)
     row = chosen.row(subject, config, options, mesh, not quiet, against)
-    suffix = chosen.suffix(row, options, subject.digest)
+    suffix = chosen.suffix(row, options, subject.digest) or other
     row = {'step': subject.step, **row}
     versions = disk.versions() | {
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'

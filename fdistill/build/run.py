@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from fdistill import config as configs
 from fdistill.build.latents import Decoder, decoder
 from fdistill.build.sections import load_data
-from fdistill.diffusion.denoiser import Denoiser
+from fdistill.diffusion.denoiser import NUMBERS, Denoiser
 from fdistill.errors import UserError
 from fdistill.methods.generator import Generator
 from fdistill.training import sharding
@@ -33,7 +33,8 @@ class Run(NamedTuple):
       random samples of the run's data, which is then read.
     sample(noise[B,...] ~ N(0, 1), condition) -> samples[B,...], jitted; the same noise gives the
       same samples.
-    denoise(x[B,...], sigma[B], condition=None) -> x0[B,...]: the network as a denoiser.
+    denoise(x[B,...], sigma[B], condition=None) -> x0[B,...]: the network as a denoiser; sigma and
+      the numbers of a condition, as `until`, also one for all.
     trajectory(noise[B,...], condition) -> (samples, D[N,B,...]): also the network's estimate of x0
       at each level; None for a one-step student.
     nfe: network evaluations of one sample.
@@ -148,9 +149,12 @@ def assembled(
         return sample(*begin(key, n, condition))
 
     def denoise(x, sigma, condition=None):
+        def for_all(number):
+            return jnp.broadcast_to(jnp.asarray(number, x.dtype), x.shape[:1])
+
         given = {} if condition is None else said(condition)
-        sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
-        return denoiser(params, x, sigma, given)
+        given |= {name: for_all(given[name]) for name in NUMBERS.keys() & given.keys()}
+        return denoiser(params, x, for_all(sigma), given)
 
     def path_of(noise, condition):
         x0, estimates = trajectory(params, noise, said(condition))

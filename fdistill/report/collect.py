@@ -170,6 +170,8 @@ def _rows(folder):
     rows = {}
     for path in sorted((folder / 'eval').glob('step-*.json')):
         row = _checked(path, disk.read_json(path, Row, AGAIN))
+        if 'solver' in row.get('details', {}):
+            continue  # Another than the run's own.
         merged = rows.setdefault(row['step'], {'protocol': {}, 'details': {}})
         rules = row.get('details', {}).get('rules', {}).get('name')
         for key, name in row.get('protocol', {}).items():
