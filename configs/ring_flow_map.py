@@ -1,12 +1,10 @@
-"""Flow maps and consistency models of the ring of 8 Gaussians by every method, from the exact
-oracle or from data alone; one step.
+"""Flow maps of the ring of 8 Gaussians by every method, from the oracle or from data; one step.
 
     fdistill train --config=configs/ring_flow_map.py --workdir=runs/ring-flow-map
     fdistill evaluate --workdir=runs/ring-flow-map
 
 The argument is the method, as ring_flow_map.py:scd; `tcm` needs runs/ring-ect (that of `ect`).
-About 30 CPU-seconds. Measured, three seeds of each (configs/sweeps/ring_flow_maps.py): all 8
-modes and histogram KL of at most 0.02, but for those named in docs/results.md.
+About 30 CPU-seconds; what was measured is in docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +45,7 @@ DATA = {
 def get_config(method='flow_map_distill'):
     jumps = 'share_equal' in (row := (ORACLE | DATA)[method]) or method == 'shortcut'
     network = dict(name='mlp', width=64, blocks=2, embedding=64, fourier=3)
-    first = dict(levels=(10.0,)) if jumps else dict(sigma_init=10.0)
+    first = dict(levels=(10.0,)) if jumps else dict(sigma_init=10.0) if method != 'tscd' else {}
     made = {'oracle': 'ring'} if method in ORACLE else {'workdir': 'runs/ring-ect'}
     teacher = dict(teacher=made) if method in ORACLE or method == 'tcm' else {}
     own = dict(from_teacher=False) if method in ORACLE else {}

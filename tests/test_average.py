@@ -32,7 +32,7 @@ from fdistill.methods.average import (
 )
 from fdistill.methods.critic import perturb
 from fdistill.methods.method import Context
-from fdistill.methods.on_policy import any_flow
+from fdistill.methods.on_policy import OnPolicy, any_flow
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -752,16 +752,17 @@ def test_a_rollout_is_three_jumps():
 
 
 def any_flow_of(p, **settings):
-    laws = {'student_law': LAW, 'critic_law': LAW}
     networks = of_gaussian(), p.denoiser(), p.denoiser()
-    return any_flow(*networks, LAW, times=APART, **laws, **settings)
+    settings = {'student_law': LAW, 'critic_law': LAW, 'times': APART} | settings
+    return any_flow(*networks, LAW, **settings)
 
 
 def test_any_flow_is_a_flow_map_and_a_score_gap():
     """The gradient is the sum of those of `flow_map_distill` and of DMD2 on rollouts; at the exact
     map, with the fake score that belongs to it, there is none."""
     p = gaussian()
-    made = any_flow_of(p, score_weight=0.7, rollouts=(1, 4))
+    policy = OnPolicy(0.7, (1, 4))
+    made = any_flow_of(p, on_policy=policy)
     params = {'critic': {'fake_score': {}}}
     batch = {'x': p.sample(jax.random.key(0), 64), 'condition': {}}
     # A fake score that is off by a constant.
@@ -776,8 +777,7 @@ def test_any_flow_is_a_flow_map_and_a_score_gap():
         times=APART,
         student_law=LAW,
         critic_law=LAW,
-        score_weight=0.7,
-        rollouts=(1, 4),
+        on_policy=policy,
     )
     alone = mean_flow_distill(of_gaussian(), p.denoiser(), LAW, times=APART)
 
@@ -817,9 +817,10 @@ def test_any_flow_is_a_flow_map_and_a_score_gap():
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'score_weight': -1.0}, 'score_weight'),
-        ({'rollouts': (0,)}, 'rollouts'),
+        ({'on_policy': OnPolicy(-1.0)}, 'score_weight'),
+        ({'on_policy': OnPolicy(1.0, (0,))}, 'rollouts'),
         ({'form': 'x'}, 'form'),
+        ({'times': Times('independent')}, 'must be .sorted.'),
     ],
 )
 def test_any_flow_refuses(settings, message):

@@ -1,6 +1,6 @@
 """Flow maps that also learn from what they make themselves, in any number of jumps."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
@@ -12,18 +12,27 @@ from fdistill.methods.method import Method, Tracking
 from fdistill.types import Continuous
 
 
+class OnPolicy(NamedTuple):
+    """How a flow map learns from its own samples.
+
+    score_weight: of the score gap, >= 0; 2 is AnyFlow's 1, for `score_gap` has half the square.
+    rollouts: numbers of jumps that are drawn, each >= 1; AnyFlow's. More cost no more.
+    """
+
+    score_weight: Annotated[float, Continuous()] = 2.0
+    rollouts: tuple[int, ...] = (2, 4, 8, 16, 50)
+
+
 def any_flow(
     student: Denoiser,
     teacher: Denoiser,
     fake_score: Denoiser,
     law: NoiseLaw,
-    until_law: NoiseLaw | None = None,
     *,
     student_law: NoiseLaw,
     critic_law: NoiseLaw,
     form: str = 'eulerian',
-    score_weight: Annotated[float, Continuous()] = 2.0,
-    rollouts: tuple[int, ...] = (2, 4, 8, 16, 50),
+    on_policy: OnPolicy = OnPolicy(),
     times: Times = Times(share_equal=0.5, share_zero=0.25),
     weight: Weight = Weight(),
     tracking: Tracking = Tracking(cycle='dmd2'),
@@ -43,13 +52,12 @@ def any_flow(
     Args:
       student, teacher, fake_score: `Denoiser`; the student takes the condition `until`, the
         teacher's parameters are frozen['teacher'].
-      law, until_law: of the flow map's levels; uniform in the flow time in the paper, shifted by 5.
+      law: of both levels of the flow map; uniform in the flow time in the paper, shifted by 5.
       student_law, critic_law: of the score gap's and of the fake score's, there likewise and
         logit-normal.
       form: of `average.FORMS`; the paper's is eulerian.
-      score_weight: >= 0; 2 is the paper's 1, for `score_gap` has half the square.
-      rollouts: numbers of jumps that are drawn, >= 1; those of the paper. More cost no more.
-      times: half of the levels are equal in the paper, and a quarter lead to 0.
+      on_policy: settings.
+      times: sorted; half of the levels are equal in the paper, and a quarter lead to 0.
       weight: the paper divides errors over a distance by themselves, which is the power 1.
       tracking: settings, also sigma_data and whether the student begins as the teacher.
       jumps: settings.
@@ -57,18 +65,19 @@ def any_flow(
     Raises:
       ValueError: on unknown names, values out of range, or a network without `until`.
     """
+    if times.pairing != 'sorted':
+        raise ValueError(f"pairing={times.pairing!r}: must be 'sorted' here, of one law")
     own = flow_map_distill(
         student,
         teacher,
         law,
-        until_law,
         form=form,
         times=times,
         weight=weight,
         from_teacher=tracking.from_teacher,
         jumps=jumps,
     )
-    draw = generator.rollout(student, jumps.levels[0], rollouts)
+    draw = generator.rollout(student, jumps.levels[0], on_policy.rollouts)
     matched = matching(
         own.generator._replace(draw=draw),
         student,
@@ -78,7 +87,7 @@ def any_flow(
         critic_law=critic_law,
         tracking=tracking,
     )
-    return joined(own, matched, score_weight)
+    return joined(own, matched, on_policy.score_weight)
 
 
 # See `distribution.TINY`.
