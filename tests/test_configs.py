@@ -23,12 +23,14 @@ from fdistill.training.step import ema_decay, make_step
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
 FILES = sorted(path.name for path in FOLDER.glob('*.py'))
 # Of these networks, even one block at each of the resolutions takes long to trace twice and more;
-# their teachers' files trace it once. Those of CIFAR-10 are like cifar10_f_distill and cifar10_sim.
+# their teachers' files trace it once. Those of CIFAR-10 are like cifar10_f_distill, cifar10_sim and
+# cifar10_mean_flow.
 LARGE = (
     'imagenet64_dmd2.py',
     'imagenet64_f_distill.py',
     'imagenet64_edm_js.py',
     'imagenet64_edm2_js.py',
+    'imagenet64_scd.py',
     'mnist_f_distill.py',
     'mnist_sim.py',
     'cifar10_dmd2.py',
@@ -38,6 +40,10 @@ LARGE = (
     'cifar10_edm_reverse_kl.py',
     'cifar10_edm_sid.py',
     'cifar10_edm_sim.py',
+    'cifar10_consistency.py',
+    'cifar10_ect.py',
+    'cifar10_ict.py',
+    'cifar10_scd.py',
 )
 
 # Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its
@@ -45,13 +51,18 @@ LARGE = (
 SIZES = {
     'cifar10_edm': 55735299,
     'cifar10_dit': None,
+    # With the 9 x 128 of its second time.
+    'cifar10_mean_flow': 55735299,
     'cifar10': 55735299 - 9 * 128,
     # Counted from EDM2's own network, less the estimate of its loss's variance, and with the
     # constants of its embedding.
     'imagenet64_edm2': 280209381 - 128 + 2 * 192,
+    'imagenet64_scd': 280209381 - 128 + 2 * 192,
     'imagenet64': 295899267,
     # Less the fixed positions, which facebook counts.
     'imagenet256_sit': 675129632 - 256 * 1152,
+    # Without its learned variance and with the 9 x 1152 of its second time.
+    'imagenet256_mean_flow': 675129632 - 256 * 1152 - 1153 * 16 + 9 * 1152,
 }
 
 
@@ -122,8 +133,9 @@ def test_step_traces(file, full):
     if not full and 'num_blocks' in plain['network']:
         one = plain['network'] | {'num_blocks': 1}
         plain = plain | {'network': one}
-        if 'network' in plain.get('teacher', {}):
-            plain['teacher'] = plain['teacher'] | {'network': one}
+        for part in ('teacher', 'start'):
+            if 'network' in plain.get(part, {}):
+                plain[part] = plain[part] | {'network': one}
     method, optimizers, (state, frozen, batch, key) = shapes(plain)
     training = plain['training']
     step = make_step(
