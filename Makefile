@@ -24,7 +24,7 @@ demo: $(STAMP)  ## trains teachers and one-step students, and prints what came o
 demo-short: $(STAMP)  ## the same, as short as it makes sense
 	$(RUN) experiments/demo.py --short
 
-demo-mnist: $(STAMP)  ## on MNIST, some 33 minutes of two cores: DATA=DIR, a TFDS folder
+demo-mnist: $(STAMP)  ## on MNIST, 25 to 35 minutes of two cores: DATA=DIR, a TFDS folder
 	$(RUN) experiments/demo.py mnist $(DATA:%=--config.data.data_dir=%)
 
 test: $(STAMP)  ## all tests but the slow ones, a file at a time on each core
