@@ -1,7 +1,12 @@
-"""One-step generator of digits from data alone, by consistency training (CT).
+"""One-step generator of digits from data alone, by consistency training (CT), with the distance and
+weight of iCT.
 
-fdistill train --config=configs/digits_ct.py --workdir=runs/digits-ct
-fdistill evaluate --workdir=runs/digits-ct
+    fdistill train --config=configs/digits_ct.py --workdir=runs/digits-ct
+    fdistill evaluate --workdir=runs/digits-ct
+
+About 37 CPU-seconds. Measured, seed 0: fd_train 0.074, fd_held_out 0.130 (teacher, 35 evaluations:
+0.035 and 0.113), pixel_fd 0.40, accuracy 0.994. A slower target is worse: fd_held_out 0.134 with
+target_decay 0.1 and 0.34 with 0.9; the squared error has 0.21.
 """
 
 from ml_collections import ConfigDict
@@ -20,14 +25,15 @@ def get_config():
                 intervals=(2, 60),
                 growth_steps=4000,
                 sigma_min=0.02,
-                sigma_max=40.0,
-                distance='squared_l2',
-                target_decay=0.9,
-                sigma_init=40.0,
+                sigma_max=20.0,
+                distance='pseudo_huber',
+                weighting='step',
+                target_decay=0.01,
+                sigma_init=20.0,
                 levels=(),
             ),
             optimizer=dict(
-                student=dict(learning_rate=0.001, b2=0.99, schedule='cosine', final=0.1),
+                student=dict(learning_rate=4e-3, b2=0.99, schedule='cosine', final=0.1),
             ),
             training=dict(
                 steps=4000,
