@@ -233,8 +233,9 @@ def histogram(values: jax.Array, position: jax.Array) -> jax.Array:
       values: log r or log h, [B]; -inf counts as the lowest cell.
       position: [B] in [0, 1], the noise law's cdf(sigma): the levels are equally frequent.
     """
-    cells = len(divergences.EDGES) - 1
-    cell = jnp.clip(jnp.searchsorted(divergences.EDGES, values, side='right') - 1, 0, cells - 1)
+    edges = jnp.asarray(divergences.EDGES, values.dtype)
+    cells = len(edges) - 1
+    cell = jnp.clip(jnp.searchsorted(edges, values, side='right') - 1, 0, cells - 1)
     level = jnp.clip((position * LEVELS).astype(jnp.int32), 0, LEVELS - 1)
     counts = jnp.zeros((LEVELS, cells), jnp.float32)
     return counts.at[level, cell].add(1.0)
