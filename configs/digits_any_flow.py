@@ -5,7 +5,9 @@
     fdistill sample --workdir=runs/digits-any-flow --steps=4
 
 Needs runs/digits-teacher (configs/digits_teacher.py) and runs/digits-flow-map
-(configs/digits_flow_map_distill.py).
+(configs/digits_flow_map_distill.py). About 45 CPU-seconds. Measured, seed 0, one jump: fd_train
+0.022, fd_held_out 0.120 (that flow map: 0.033 and 0.126; teacher, 35 evaluations: 0.035 and 0.113),
+pixel_fd 0.45, accuracy 1.000.
 """
 
 from ml_collections import ConfigDict
@@ -35,16 +37,16 @@ def get_config():
                 levels=(40.0,),
             ),
             optimizer=dict(
-                student=dict(learning_rate=5e-4, b2=0.99, schedule='cosine', final=0.1),
+                student=dict(learning_rate=2e-3, b2=0.99, schedule='cosine', final=0.1),
                 critic=dict(learning_rate=1e-3, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
             ),
             training=dict(
-                steps=1200,
+                steps=2400,
                 batch_size=128,
                 ema_half_life=9e3,
                 ema_ramp_up=0.5,
                 log_every=100,
-                checkpoint_every=600,
+                checkpoint_every=1200,
                 sample_every=0,
             ),
             mesh=dict(data=-1, fsdp=1),

@@ -15,7 +15,7 @@ import pathlib
 from fdistill.config import load
 
 DIVERGENCES = ('reverse_kl', 'jeffreys', 'squared_hellinger', 'js', 'forward_kl')
-METHODS = ('sim', 'sid')
+METHODS = ('sim', 'sid', 'flow_map')
 
 
 def get_config(method='f_distill'):
