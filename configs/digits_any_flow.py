@@ -20,7 +20,10 @@ def get_config():
             data=dict(name='digits'),
             teacher=dict(workdir='runs/digits-teacher'),
             start=dict(workdir='runs/digits-flow-map'),
-            network=dict(dropout=0.0, numbers=('until',)),
+            network=dict(
+                name='mlp', width=256, blocks=3, embedding=64, dropout=0.0, numbers=('until',)
+            ),
+            denoiser=dict(sigma_data=0.75),
             method=dict(
                 name='any_flow',
                 form='lagrangian',
