@@ -15,7 +15,7 @@ import pathlib
 from fdistill.config import load
 
 METHODS = (
-    *('f_distill', 'sim', 'sid', 'consistency', 'tscd', 'scd', 'rcm'),
+    *('f_distill', 'sim', 'sid', 'consistency', 'tscd', 'scd', 'dscd', 'rcm'),
     *('mean_flow_distill', 'flow_map_distill', 'any_flow'),
     *('ct', 'ict', 'ect', 'tcm', 'scm'),
     *('mean_flow', 'improved_mean_flow', 'alpha_flow', 'shortcut'),

@@ -1,0 +1,42 @@
+"""One-step student of the digits teacher, by continuous-time consistency distillation with a
+difference in place of the derivative (dsCD).
+
+    fdistill train --config=configs/digits_dscd.py --workdir=runs/digits-dscd
+    fdistill evaluate --workdir=runs/digits-dscd
+
+Needs runs/digits-teacher (configs/digits_teacher.py). About 50 CPU-seconds.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(name='digits'),
+            teacher=dict(workdir='runs/digits-teacher'),
+            method=dict(
+                name='dscd',
+                grid=dict(name='karras', steps=256, sigma_min=0.02, sigma_max=40.0),
+                law=dict(name='lognormal', mean=-0.6, std=1.4),
+                warmup_steps=500,
+                sigma_init=40.0,
+                levels=(),
+            ),
+            optimizer=dict(
+                student=dict(learning_rate=1e-3, b2=0.99, schedule='cosine', final=0.1),
+            ),
+            training=dict(
+                steps=2400,
+                batch_size=128,
+                ema_half_life=9e3,
+                ema_ramp_up=0.5,
+                log_every=100,
+                checkpoint_every=1200,
+                sample_every=0,
+            ),
+            mesh=dict(data=-1, fsdp=1),
+            evaluation=dict(samples=2000, seed=0, batch_size=500),
+        )
+    )
