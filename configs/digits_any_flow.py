@@ -31,6 +31,7 @@ def get_config():
                 student_law=dict(name='lognormal', mean=0.0, std=1.0),
                 critic_law=dict(name='lognormal', mean=0.0, std=1.0),
                 share_equal=0.1,
+                share_zero=0.25,
                 power=0.5,
                 c=0.001,
                 score_weight=1.0,

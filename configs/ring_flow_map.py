@@ -27,7 +27,7 @@ ORACLE = {
     'rcm': TANGENT | CRITIC,
     'mean_flow_distill': DISTIL,
     'flow_map_distill': DISTIL | dict(form='lagrangian'),
-    'any_flow': DISTIL | CRITIC | dict(form='lagrangian', rollouts=(1, 2, 4)),
+    'any_flow': DISTIL | CRITIC | dict(form='lagrangian', share_zero=0.25, rollouts=(1, 2, 4)),
 }
 DATA = {
     'consistency_training': LEVELS | dict(growth='root', intervals=(2, 60), target_decay=0.9),

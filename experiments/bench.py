@@ -107,7 +107,7 @@ def resolve(options, overrides):
             continue
         folder = section.get('workdir', '')
         known = _known(folder)
-        if known is None and 'network' not in plain:
+        if known is None and 'name' not in plain.get('network', {}):
             raise UserError(
                 f'--config={options.config}: has no network, and no file of configs/ is that of '
                 f'config.{part}' + f', {folder}' * bool(folder)
@@ -115,6 +115,8 @@ def resolve(options, overrides):
         for name in ('network', 'denoiser'):
             section[name] = (known or plain).get(name, {})
             plain.setdefault(name, section[name])
+        if 'name' not in plain['network']:
+            plain['network'] = section['network'] | plain['network']
     return plain, options.batch or plain.get('training', {}).get('batch_size') or 1
 
 

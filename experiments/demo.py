@@ -4,7 +4,7 @@
     make demo-mnist      # or: python experiments/demo.py mnist [--config.data.data_dir=DIR]
 
 digits: 8 x 8 pixels, that come with scikit-learn; some three minutes. mnist: 28 x 28, the TFDS data
-set below DIR, by default TFDS' own folder; 25 to 35 minutes on two cores. Killed and
+set below DIR, by default TFDS' own folder; 25 to 35 minutes on two cores (estimate). Killed and
 started again it goes on where it was: a finished model is not trained again, an unfinished one
 resumes.
 """

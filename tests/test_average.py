@@ -702,6 +702,9 @@ def test_levels_that_lead_to_zero():
         assert abs(np.mean(found) - share) < 3 * np.sqrt(share * (1 - share) / n)
     plain = family._pairs(LAW, None, Times(share_equal=0.5))(jax.random.key(0), n, jnp.float64)
     np.testing.assert_array_equal(sigma, plain[0])
+    for shares in ((0.5, 0.6), (0.5, -0.1)):
+        with pytest.raises(ValueError, match='at most 1 together'):
+            family._pairs(LAW, None, Times('sorted', *shares))
 
 
 # Of an exact map; of one that is off.
@@ -749,6 +752,21 @@ def test_a_rollout_is_three_jumps():
     for bad in ((), (0,), (4, -1)):
         with pytest.raises(ValueError, match='rollouts'):
             generator.rollout(of_gaussian(), 80.0, bad)
+
+
+@pytest.mark.parametrize('count', [1, 50])
+def test_a_rollout_keeps_to_its_levels_in_float32(count):
+    """Where a rounded level lies above the one before it, or there is no way, too."""
+    with jax.enable_x64(False):
+        batch, key = {'x': jnp.zeros((256, 3)), 'condition': {}}, jax.random.key(1)
+        draw = generator.rollout(of_gaussian(), 80.0, (count,))
+        z = jax.random.normal(jax.random.split(key, 3)[0], (256, 3))
+        found = draw(key, jnp.zeros(2), batch)
+        slope = jax.jacrev(lambda theta: draw(key, theta, batch))(jnp.zeros(2))
+    assert found.dtype == slope.dtype == jnp.float32
+    x = 80 * np.asarray(z, float)
+    close(found, MEAN + (x - MEAN) * SPREAD / np.hypot(SPREAD, 80), 1e-4)
+    assert np.isfinite(slope).all() and np.abs(slope).max() < 100
 
 
 def any_flow_of(p, **settings):
@@ -812,6 +830,14 @@ def test_any_flow_is_a_flow_map_and_a_score_gap():
         close(found, own + 0.7 * score, 1e-4)  # DMD's weight has a guard of 1e-6.
         assert np.abs(score).max() > 1e-2
     assert made.generator.nfe == 1 and set(made.losses) == {'student', 'critic'}
+    # It learns from rollouts, and samples as any flow map.
+    key_z, one = jax.random.key(2), generator.flow_map(of_gaussian(), (80.0,))
+    close(
+        made.generator.draw(key_z, THETAS[1], batch),
+        generator.rollout(of_gaussian(), 80.0, (1, 4))(key_z, THETAS[1], batch),
+    )
+    z = jax.random.normal(key_z, (4, 3))
+    close(made.generator.sample(THETAS[1], z, {}), one.sample(THETAS[1], z, {}))
 
 
 @pytest.mark.parametrize(

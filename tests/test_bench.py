@@ -88,6 +88,8 @@ def resolve(file, *words):
 
 def test_a_student_of_another_network_is_what_it_starts_as():
     small, large = dict(width=64, heads=2), dict(width=128, heads=4)
+    flow_map, _ = resolve('configs/sweeps/mnist_small.py:flow_map')
+    assert flow_map['network'].items() >= (small | dict(name='dit', numbers=['until'])).items()
     plain, _ = resolve('configs/sweeps/mnist_small.py:sim')
     assert plain['network'].items() >= small.items() and plain['network'] == plain['start'].pop(
         'network'

@@ -183,6 +183,17 @@ def has_head(plain):
     )
 
 
+RING = config.module(str(FOLDER / 'ring_flow_map.py'))
+
+
+@pytest.mark.parametrize('method', (*RING.ORACLE, *RING.DATA))
+def test_flow_maps_of_the_ring(method):
+    plain = outline(config.load(f'{FOLDER}/ring_flow_map.py:{method}'))
+    built = build.experiment(plain)
+    assert built.method.generator.nfe == 1
+    assert build.optimizers(plain, built.method).keys() == built.method.losses.keys()
+
+
 @pytest.mark.parametrize('file', FILES)
 def test_config_is_complete(file):
     """What only `train` would look at: the settings of the loop, the batch on eight devices; and

@@ -122,7 +122,14 @@ def test_a_run_is_measured_in_other_jumps_too(workdir, capsys):
     one, two = rows
     assert (one['nfe'], two['nfe']) == (1, 2) and one['kl'] != two['kl']
     assert one == build.evaluate(None, workdir, quiet=True) | {'seconds': one['seconds']}
-    assert len(list((workdir / 'eval').glob('*.json'))) == 2
+    files = sorted((workdir / 'eval').glob('*.json'))
+    assert len(files) == 2
+    # One jump is what it makes anyway.
+    assert cli.main([*words, '--steps=1']) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same == one | {'seconds': same['seconds']}
+    assert sorted((workdir / 'eval').glob('*.json')) == files
+    assert [row['nfe'] for row in opened(workdir).evaluations] == [1]
     (collected,) = collect._rows(workdir).values()
     assert collected['nfe'] == 1
     assert cli.main([*words, '--sampler=heun']) == 2

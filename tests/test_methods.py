@@ -305,6 +305,14 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path):
         build.train(_config('exact', steps=4), tmp_path, quiet=True)
 
 
+def test_a_histogram_is_traced_anew_in_another_precision():
+    values = np.array([-1.0, 0.3, 2.0])
+    counts = jax.jit(lambda x: losses.histogram(x, jnp.full_like(x, 0.5)))
+    with jax.enable_x64(True):
+        wide = np.asarray(counts(jnp.asarray(values)))
+    np.testing.assert_array_equal(wide, counts(jnp.asarray(values, jnp.float32)))
+
+
 def test_histogram_counts_every_sample_once():
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(0, 5, 995), [-np.inf, -10, 10, 99, 0]]).astype(np.float32)

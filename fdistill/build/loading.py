@@ -125,6 +125,9 @@ def from_workdir(
     built = experiment(plain)
     decode = decoder(plain['image'], vae, mesh, '--vae') if vae else decoder_of(plain, mesh)
     params, position = load_ema(built.student, path, mesh, step)
+    digest = digest_of(position['digests']['ema'])
+    # Data that know their autoencoder have refused another.
+    known = not vae or 'latents' in plain['image']
     return assembled(
         plain,
         built.student,
@@ -133,7 +136,7 @@ def from_workdir(
         mesh,
         path=path,
         step=position['next_step'],
-        digest=digest_of(position['digests']['ema']),
+        digest=digest if known else digest_of([digest, decode.digest]),
         decode=decode,
     )
 

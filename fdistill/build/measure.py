@@ -47,7 +47,7 @@ def evaluate(
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
       workdir, weights: run folder, or file of weights; one of them. What is written about weights
         goes to the folder beside them that is called as they are.
-      solver: other sampler, steps and guidance than its own, see `from_workdir`.
+      solver: other sampler, steps and guidance than its own, and `vae`, see `from_workdir`.
       quiet: no progress on stderr.
       against: `evaluate.Reference` or `scores.Reference`, to share it between runs.
       given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in
@@ -66,14 +66,17 @@ def evaluate(
     disk.folder_for(home / 'eval', '--workdir' if weights is None else '--weights', ours=True)
     mesh = sharding.make_mesh() if chosen.sharded else None
     run = opened(workdir, weights, mesh=mesh, **(solver or {}))
-    details, other = {}, ''
-    if weights is not None or solver:
-        # Weights give other samples under another solver, or in other jumps.
-        plain = configs.to_json(run.config)
+    details, other, plain = {}, '', configs.to_json(run.config)
+    # Weights give other samples under another solver, or in other jumps.
+    if weights is not None:
+        changed = bool((solver or {}).keys() - {'vae'})
+    else:
+        changed = plain['method'] != configs.to_json(configs.read(workdir))['method']
+    if weights is not None or changed:
         details = {name: plain[name] for name in ('generator',) if name in plain}
         details |= {'solver': plain.get('method')}
         run = run._replace(digest=digest_of([run.digest, details]))
-        other = f'-{run.digest[:8]}' if solver else ''
+        other = f'-{run.digest[:8]}' if changed else ''
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
     subject = subject._replace(decoded=run.decoded)
     if chosen.sharded and 'given' in run.config.image:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from fdistill import config as configs
 from fdistill.build.latents import Decoder, decoder
 from fdistill.build.sections import load_data
-from fdistill.diffusion.denoiser import NUMBERS, Denoiser
+from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError
 from fdistill.methods.generator import Generator
 from fdistill.training import sharding
@@ -126,7 +126,7 @@ def assembled(
       step, digest: of the weights.
       decode: what is seen of samples; default: they are seen as they are.
     """
-    image = plain['image']
+    image, numbers = plain['image'], {*plain['network'].get('numbers', ())}
     decode = decode or decoder(image, None, mesh, '')
     jitted = jax.jit(generator.sample, out_shardings=mesh and sharding.batch_sharding(mesh))
     denoiser = jax.jit(lambda params, x, sigma, given: model.apply(params, x, sigma, given)[0])
@@ -153,7 +153,7 @@ def assembled(
             return jnp.broadcast_to(jnp.asarray(number, x.dtype), x.shape[:1])
 
         given = {} if condition is None else said(condition)
-        given |= {name: for_all(given[name]) for name in NUMBERS.keys() & given.keys()}
+        given |= {name: for_all(given[name]) for name in numbers & given.keys()}
         return denoiser(params, x, for_all(sigma), given)
 
     def path_of(noise, condition):

@@ -17,7 +17,7 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from fdistill.diffusion import flow_map
-from fdistill.diffusion.denoiser import Denoiser, bind, column
+from fdistill.diffusion.denoiser import NULLS, Denoiser, bind, column
 from fdistill.diffusion.flow_map import INTERVAL
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
@@ -41,8 +41,8 @@ class Times(NamedTuple):
     pairing: key of `PAIRINGS`, of a draw of `law` and one of `until_law`.
     share_equal: P(until = sigma), in [0, 1]: 0.75 on ImageNet, 0.25 on CIFAR-10. Those samples
       learn the instantaneous velocity.
-    share_zero: P(until = 0), in [0, 1 - share_equal]: 0.25 in AnyFlow, 0 elsewhere. Those learn to
-      make samples in one jump.
+    share_zero: P(until = `flow_map.LOWEST`), which stands for 0, in [0, 1 - share_equal]: 0.25 in
+      AnyFlow, 0 elsewhere. Those samples learn to lead to the end in one jump.
     """
 
     pairing: str = 'sorted'
@@ -279,7 +279,7 @@ def _guiding(student, guided):
 
     def velocities(params, context, x, sigma, until, v, condition, key):
         plain, own = v, stop_gradient(params['student'])
-        if guides and not condition:
+        if guides and not NULLS.keys() & condition.keys():
             raise ValueError(
                 f'guidance={omega}, mixing={kappa}: the data have no condition to guide by'
             )
@@ -502,7 +502,7 @@ def improved_mean_flow(
 
     def velocities(params, context, x, sigma, until, v, condition, key):
         own = stop_gradient(params['student'])
-        if guides and not condition:
+        if guides and not NULLS.keys() & condition.keys():
             raise ValueError(
                 'the network takes the scale of guidance, but the data have no condition to guide '
                 "by; leave it out of numbers=('until',)"

@@ -206,7 +206,9 @@ def joined(own: Method, matched: Method, weight: float) -> Method:
 
         L = L_own + weight L_matched
 
-    Cycle, critic and generator are those of the second, which keeps no statistics.
+    Cycle, critic, generator and averages are those of the second, and of metrics with one name its
+    are kept; statistics are those of the first. Hence the second is to have no statistics, and the
+    first no average but the deployed one.
 
     Args:
       own, matched: `Method`.

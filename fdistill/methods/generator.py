@@ -239,17 +239,19 @@ def flow_map(
 
 
 def rollout(denoiser: Denoiser, highest: float, counts: tuple[int, ...]) -> Callable[..., Any]:
-    """`Generator.draw` of a flow map whose samples are made as in any of several numbers of jumps
-    (flow map backward simulation, AnyFlow, arXiv 2605.13724 and code).
+    """`Generator.draw` of a flow map, (key, params, batch) -> x[B,...], whose samples are made as
+    in any of several numbers of jumps (flow map backward simulation, AnyFlow, arXiv 2605.13724 and
+    code).
 
     For each sample a number N of `counts` and one of its N jumps are drawn, which are even in t
     (`flow_map.even_levels`): from t_k to t_{k+1}. The jumps before it and those after it are one
     each, highest -> t_k -> t_{k+1} -> 0; all three carry gradient. Of an exact map every draw makes
-    the same sample of a noise. (AnyFlow's code draws both for a whole batch.)
+    the same sample of a noise. (AnyFlow's code draws both for a whole batch, and its t_k are
+    shifted as its levels are.)
 
     Args:
       denoiser: takes the condition `until`.
-      highest: level of the noise, > 0.
+      highest: level of the noise, in (0, `flow_map.HIGHEST`].
       counts: numbers of jumps, each >= 1.
 
     Raises:

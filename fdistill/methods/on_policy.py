@@ -15,7 +15,8 @@ from fdistill.types import Continuous
 class OnPolicy(NamedTuple):
     """How a flow map learns from its own samples.
 
-    score_weight: of the score gap, >= 0; 2 is AnyFlow's 1, for `score_gap` has half the square.
+    score_weight: of the score gap, >= 0; 2 is the gradient of AnyFlow's term of weight 1, for
+      `score_gap` has half the square.
     rollouts: numbers of jumps that are drawn, each >= 1; AnyFlow's. More cost no more.
     """
 
@@ -58,7 +59,9 @@ def any_flow(
       form: of `average.FORMS`; the paper's is eulerian.
       on_policy: settings.
       times: sorted; half of the levels are equal in the paper, and a quarter lead to 0.
-      weight: the paper divides errors over a distance by themselves, which is the power 1.
+      weight: of the flow map's errors. The paper's code weighs levels by t sqrt(1 - t) and divides
+        the errors of r < t by themselves, times the mean error of r = t; here one power holds for
+        all, so that the two losses stand in another ratio.
       tracking: settings, also sigma_data and whether the student begins as the teacher.
       jumps: settings.
 
