@@ -7,7 +7,7 @@ images?
 
 Both with --config.data.data_dir=DIR where the data are not in TFDS' own folder; or all in one,
 `experiments/divergences.py mnist`. A trial takes 900 steps, less than half of what the configs say:
-four minutes of two cores, two hours and a half in all (estimate).
+four minutes of two cores, two hours and forty minutes in all (estimate).
 """
 
 import pathlib

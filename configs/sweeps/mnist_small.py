@@ -9,7 +9,8 @@ five seeds: which one is best where a student cannot do all that its teacher doe
 
 All with --config.data.data_dir=DIR where the data are not in TFDS' own folder; or all in one,
 `experiments/divergences.py mnist_small`. The students start as the small teacher, which has been
-trained on the data like the large one. Two and a half minutes of two cores each (estimate).
+trained on the data like the large one. Three and a half minutes of one core each; what came of it
+is in docs/results.md.
 """
 
 import pathlib
