@@ -4,7 +4,7 @@
     fdistill evaluate --workdir=runs/ring-flow-map
 
 The argument is the method, as ring_flow_map.py:scd; `tcm` needs runs/ring-ect (that of `ect`).
-About 30 CPU-seconds; what was measured is in docs/results.md.
+Up to 30 CPU-seconds; what was measured is in docs/results.md.
 """
 
 from ml_collections import ConfigDict
