@@ -6,7 +6,9 @@
 
 Needs runs/mnist-dit-teacher (configs/mnist_dit_teacher.py) and its data. 256,000 images. The
 method's settings are those of configs/digits_flow_map_distill.py, but for the levels, which are
-those that the teacher is sampled with; the learning rate is a choice. Not run.
+those that the teacher is sampled with; the learning rate is a choice. Not run at this length;
+measured after 2,400 steps, three and a half minutes of two cores: fd_train 0.48 in one jump,
+accuracy 0.99, and 0.34 and 0.98 in four (teacher, 36 evaluations: 0.23 and 0.98).
 """
 
 from ml_collections import ConfigDict, config_dict
