@@ -262,6 +262,12 @@ def _mean_flow(u, at, *_):
     return _constant(eulerian(u, at))
 
 
+def _check_guidable(condition, what):
+    """Raises ValueError where nothing of a condition can be left out, which guidance compares."""
+    if not NULLS.keys() & condition.keys():
+        raise ValueError(f'{what}: the data have no condition to guide by; leave it out')
+
+
 def _guiding(student, guided):
     """`velocities` of data and noise, see `_method`."""
     omega, kappa, interval, share = guided
@@ -279,11 +285,8 @@ def _guiding(student, guided):
 
     def velocities(params, context, x, sigma, until, v, condition, key):
         plain, own = v, stop_gradient(params['student'])
-        if guides and not NULLS.keys() & condition.keys():
-            raise ValueError(
-                f'guidance={omega}, mixing={kappa}: the data have no condition to guide by'
-            )
         if guides:
+            _check_guidable(condition, f'guidance={omega}, mixing={kappa}')
             nothing = student.null(own, condition)
             without, with_it = (
                 _bound(student, own, told)(x, sigma, sigma) for told in (nothing, condition)
@@ -502,13 +505,9 @@ def improved_mean_flow(
 
     def velocities(params, context, x, sigma, until, v, condition, key):
         own = stop_gradient(params['student'])
-        if guides and not NULLS.keys() & condition.keys():
-            raise ValueError(
-                'the network takes the scale of guidance, but the data have no condition to guide '
-                "by; leave it out of numbers=('until',)"
-            )
         if not guides:
             return v, _bound(student, own, condition)(x, sigma, sigma), condition
+        _check_guidable(condition, "a network with numbers=('until', 'guidance')")
         key_scale, key_low, key_high, key_drop = jax.random.split(key, 4)
         omega = scales_of(key_scale, x.shape[0], highest, skew).astype(x.dtype)
         inside, told = True, {'guidance': omega}

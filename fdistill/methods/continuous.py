@@ -142,9 +142,7 @@ def _make(student, law, end, *, sigma_data, tangent, steps, from_teacher=False, 
     levels.
     """
     _check(tangent, sigma_data)
-    generate = generator.student(student, steps)
-
-    own = begin(student, from_teacher)
+    generate, own = generator.student(student, steps), begin(student, from_teacher)
 
     def init(key, batch, frozen):
         params, aux = own(key, batch, frozen)
