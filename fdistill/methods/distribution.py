@@ -7,42 +7,19 @@ levels (f-distill, arXiv 2502.15681, Theorem 1).
 """
 
 import functools
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 
 from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
-from fdistill.methods.critic import Gan, make_critic, perturb
+from fdistill.methods.critic import Gan
 from fdistill.methods.generator import Generator, Steps
-from fdistill.methods.method import Method, Tracking, counted, make_cycle, start, updates
-from fdistill.types import Continuous
-
-
-class Ratio(NamedTuple):
-    """How r = p/q is read from the discriminator: settings of `distribution_matching`.
-
-    logit_clip, ratio_low, ratio_high: clamp of the logit, clip of r. The narrower, the closer to
-      reverse KL.
-    normalise: both stages of f-distill, r by its mean per noise bin and h by its batch mean. Off,
-      h is exact.
-    bins, bins_decay: number of noise bins, even in the law's cdf, and decay of their running means
-      (FastGen: 10, 0 at batch 2048, 0.5 on ImageNet).
-    """
-
-    logit_clip: Annotated[float, Continuous()] = 10.0
-    ratio_low: Annotated[float, Continuous()] = 0.1
-    ratio_high: Annotated[float, Continuous()] = 20.0
-    normalise: bool = True
-    bins: int = 10
-    bins_decay: Annotated[float, Continuous()] = 0.9
-
-
-MOST_BINS = 10_000
+from fdistill.methods.matching import Ratio, matched
+from fdistill.methods.method import Method, Tracking
 
 
 def distribution_matching(
@@ -121,84 +98,30 @@ def matching(
       ValueError: on values out of range, or a missing discriminator.
     """
     weights = divergences.weighting(divergence)
-    needs_ratio = not weights.constant
-    low, high = ratio.ratio_low, ratio.ratio_high
-    if (needs_ratio or gan.gan_weight) and discriminator is None:
-        raise ValueError(
-            f'divergence={divergence!r}, gan_weight={gan.gan_weight}: needs a discriminator; '
-            'add one to the config'
-        )
     if weighting not in losses.WEIGHTS:
         raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
-    if not 0 < low < 1 < high or not ratio.logit_clip > 0:
-        raise ValueError(
-            f'ratio_low={low}, ratio_high={high}, logit_clip={ratio.logit_clip}: '
-            'need 0 < low < 1 < high, clip > 0'
-        )
-    if not 1 <= ratio.bins <= MOST_BINS or not 0 <= ratio.bins_decay < 1 or gan.gan_weight < 0:
-        raise ValueError(
-            f'bins={ratio.bins} must be in 1..{MOST_BINS}, '
-            f'bins_decay={ratio.bins_decay} in [0, 1), gan_weight={gan.gan_weight} >= 0'
-        )
-    if not needs_ratio and not gan.gan_weight:
-        discriminator = None
-    roles = make_cycle(tracking.cycle, tracking.student_every)
-    critic = make_critic(
-        generate, teacher, fake_score, discriminator, law=critic_law, tracking=tracking, gan=gan
+
+    def objective(seen):
+        x, d_teacher = seen.x, seen.d_teacher
+        weight = losses.WEIGHTS[weighting](x, d_teacher, seen.sigma)
+        weight = weight if seen.h is None else weight * seen.h
+        gap = losses.score_gap(x, d_teacher, seen.d_fake, weight)
+        return gap, {'score_gap': jnp.mean(gap)}
+
+    return matched(
+        generate,
+        student,
+        teacher,
+        fake_score,
+        discriminator,
+        objective=objective,
+        student_law=student_law,
+        critic_law=critic_law,
+        weights=weights,
+        ratio=ratio,
+        gan=gan,
+        tracking=tracking,
     )
-
-    def init(key, batch, frozen):
-        key_student, key_critic = jax.random.split(key)
-        base = frozen.get('start', frozen['teacher'] if tracking.from_teacher else None)
-        params = {
-            'student': start(key_student, student, batch, base),
-            'critic': critic.init(key_critic, batch, frozen),
-        }
-        kept = needs_ratio and ratio.normalise
-        aux = {'ratio_bins': jnp.ones(ratio.bins)} if kept else {}
-        return params, aux | updates(weights)
-
-    def weigh(logits, sigma, context):
-        """h(r) per sample with the two normalisations, what is worth watching, and the new aux."""
-        aux, position = context.aux, student_law.cdf(sigma)
-        r = losses.ratio_from_logits(logits, logit_clip=ratio.logit_clip, low=low, high=high)
-        metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean((r <= low) | (r >= high))}
-        if ratio.normalise:
-            r, bins = losses.normalise_ratio(r, position, aux['ratio_bins'], ratio.bins_decay)
-            aux = aux | {'ratio_bins': bins}
-        h = stop_gradient(weights.h(r, sigma, aux.get('updates', 0)))
-        metrics |= {
-            'h': jnp.mean(h),
-            'h_min': jnp.min(h),
-            'h_max': jnp.max(h),
-            'log_ratio': losses.histogram(jnp.mean(logits, axis=-1), position),
-            'log_h': losses.histogram(jnp.log(h), position),
-        }
-        return losses.normalise_weight(h) if ratio.normalise else h, metrics, counted(aux)
-
-    def loss(params, context, batch, key):
-        key_z, key_t, key_gan = jax.random.split(key, 3)
-        condition = batch['condition']
-        x = generate.draw(key_z, params['student'], batch)
-        x_t, sigma = perturb(key_t, x, student_law)
-        d_teacher, d_fake, logits = critic.evaluate(
-            params['critic'], context, x_t, sigma, condition
-        )
-        weight, metrics, aux = losses.WEIGHTS[weighting](x, d_teacher, sigma), {}, context.aux
-        if needs_ratio:
-            h, metrics, aux = weigh(logits, sigma, context)
-            weight = weight * h
-        gap = jnp.mean(losses.score_gap(x, d_teacher, d_fake, weight))
-        total, metrics = gap, metrics | {'score_gap': gap} | generator.spread(x, batch)
-        if gan.gan_weight:
-            if gan.gan_fresh_noise:
-                x_t, sigma = perturb(key_gan, x, critic_law)
-                logits = critic.logits(params['critic'], context, x_t, sigma, condition)
-            adversarial = jnp.mean(losses.gan_generator(logits))
-            total, metrics = total + gan.gan_weight * adversarial, metrics | {'gan': adversarial}
-        return total, (metrics, aux)
-
-    return Method(init, {'critic': critic.loss, 'student': loss}, roles, generate)
 
 
 def joined(own: Method, matched: Method, weight: float) -> Method:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
-from fdistill.methods.critic import make_critic, perturb
 from fdistill.methods.generator import Steps
-from fdistill.methods.method import Method, Tracking, make_cycle, start
+from fdistill.methods.matching import matched
+from fdistill.methods.method import Method, Tracking
 from fdistill.types import Continuous
 
 
@@ -20,32 +20,22 @@ def _score_method(
 ):
     """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], where x, D_T(x_t) and
     D_F(x_t) all carry gradient."""
-    roles = make_cycle(tracking.cycle, tracking.student_every)
-    generate = generator.student(student, steps)
-    critic = make_critic(generate, teacher, fake_score, law=critic_law, tracking=tracking)
 
-    def init(key, batch, frozen):
-        key_student, key_critic = jax.random.split(key)
-        base = frozen.get('start', frozen['teacher'] if tracking.from_teacher else None)
-        params = {
-            'student': start(key_student, student, batch, base),
-            'critic': critic.init(key_critic, batch, frozen),
-        }
-        return params, {}
+    def through(seen):
+        values = objective(seen.x, seen.d_teacher, seen.d_fake, seen.sigma)
+        gap = jnp.mean((seen.d_teacher - seen.d_fake) ** 2)
+        return values, {'score': jnp.mean(values), 'denoiser_gap': gap}
 
-    def loss(params, context, batch, key):
-        key_z, key_t = jax.random.split(key)
-        x = generate.draw(key_z, params['student'], batch)
-        x_t, sigma = perturb(key_t, x, student_law)
-        d_teacher, d_fake, _ = critic.evaluate(
-            params['critic'], context, x_t, sigma, batch['condition']
-        )
-        value = jnp.mean(objective(x, d_teacher, d_fake, sigma))
-        gap = jnp.mean((d_teacher - d_fake) ** 2)
-        metrics = {'score': value, 'denoiser_gap': gap} | generator.spread(x, batch)
-        return value, (metrics, context.aux)
-
-    return Method(init, {'critic': critic.loss, 'student': loss}, roles, generate)
+    return matched(
+        generator.student(student, steps),
+        student,
+        teacher,
+        fake_score,
+        objective=through,
+        student_law=student_law,
+        critic_law=critic_law,
+        tracking=tracking,
+    )
 
 
 # scale(sigma) of the denoiser gap in SIM's y.
