@@ -67,11 +67,14 @@ class Sections(TypedDict, total=False):
     start: dict
     method: Named
     discriminator: Named | str
+    features: Named | str | list[Named | str]
+    reward: Named | str
     optimizer: dict[str, dict]
     training: dict
     mesh: dict
     evaluation: dict
     image: Image
+    trained_on: list[str]
     origin: dict[str, str]
     changes: list[Change]
 

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -210,6 +210,7 @@ def evaluate(
     progress: bool = True,
     against: Reference | None = None,
     noise_shape: tuple[int, ...] | None = None,
+    trained_on: Collection[str] = (),
 ) -> dict[str, Any]:
     """Samples a generator and measures it.
 
@@ -225,6 +226,7 @@ def evaluate(
       progress: show a bar if it takes longer than two seconds.
       against: Reference(train, held_out), to save making it again in every evaluation.
       noise_shape: of the noise of one sample; default: as of the data.
+      trained_on: names of features that the generator was trained on.
 
     Returns:
       For images, of which the samples are first rounded to the grey levels of the data, the row
@@ -234,7 +236,8 @@ def evaluate(
       classifier's features, of at most SEARCHED samples against as many training images; see
       `metrics` for the others. For points {nfe, modes, kl, high_quality,
       within, spread, pixel_fd, seconds, protocol}, without the four of `mode_coverage` if the data
-      is no named mixture. `protocol` maps each measured key to its full name.
+      is no named mixture. `protocol` maps each measured key to its full name; `trained_on`, where
+      there are such, lists the keys whose features the generator was trained on.
 
     Raises:
       ValueError: a setting out of range, see `check`, or samples of a wrong shape or not finite.
@@ -252,7 +255,8 @@ def evaluate(
         progress=progress,
         noise_shape=noise_shape,
     )
-    return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
+    samples = quantise(generated, train.levels)
+    return _row(samples, labels, against, nfe, seconds, labelling, seed, trained_on)
 
 
 def measures(train: Source) -> dict[str, Measure]:
@@ -268,7 +272,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in row.items()
-        if key not in ('step', 'nfe', 'seconds', 'protocol', 'details')
+        if key not in ('step', 'nfe', 'seconds', 'protocol', 'trained_on', 'details')
     }
 
 
@@ -342,18 +346,21 @@ def _moments(extractor, images, levels, block=10000):
     return moments
 
 
-def _row(images, labels, against, nfe, seconds, labelling, seed):
+def _row(images, labels, against, nfe, seconds, labelling, seed, trained_on=()):
     """All metrics of finished samples; see `evaluate`."""
     train = against.train
     points = train.images.ndim == 2
     pixels = against.features[-1]
-    measured, protocol = {}, {}
+    measured, protocol, marked = {}, {}, []
 
     def put(key, metric, value, extractor=pixels.name, reference='train', count=len(images)):
         measured[key] = value
         protocol[key] = Protocol(extractor, count, reference, train.levels, labelling, seed).name(
             metric
         )
+        # The density of a named mixture is known without any features.
+        if extractor in trained_on and reference not in MIXTURES:
+            marked.append(key)
 
     def distance(ours, extractor, reference):
         real = against.moments[extractor.name, reference]
@@ -392,4 +399,5 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
         put('diversity', 'diversity', metrics.diversity(images, labels))
         ratio = metrics.nn_ratio(searched, train.images, against.held_out_distance, train.levels)
         put('nn_ratio', 'nn_ratio', ratio)
-    return {'nfe': nfe, **measured, 'seconds': seconds, 'protocol': protocol}
+    row = {'nfe': nfe, **measured, 'seconds': seconds, 'protocol': protocol}
+    return row | ({'trained_on': marked} if marked else {})

@@ -68,6 +68,12 @@ class Features(NamedTuple):
     classify: Callable[[np.ndarray], np.ndarray] | None
 
 
+def classifier_name(source: Source, seed: int = 0) -> str:
+    """What a classifier's features are called in a protocol, see `classifier_features`."""
+    recipe = LARGE if convolutional(source.images.shape[1:]) else SMALL
+    return f'{source.name}-{recipe.name}' + (f'-s{seed}' if seed else '')
+
+
 def get(name: str, source: Source, **options: Any) -> Features:
     """Builds the features FEATURES[name] for a data set.
 
@@ -154,7 +160,7 @@ def classifier_features(
         ) from error
     network = jax.jit(lambda x: model.apply(params, x))
     return Features(
-        name=f'{source.name}-{recipe.name}' + (f'-s{seed}' if seed else ''),
+        name=classifier_name(source, seed),
         apply=lambda images: _in_blocks(lambda x: network(x)[1], images) / scale,
         classify=lambda images: _in_blocks(lambda x: network(x)[0], images),
     )
@@ -223,3 +229,5 @@ def _in_blocks(function, images, levels=0):
 
 
 FEATURES = {'classifier': classifier_features, 'pixels': pixel_features}
+# (source, seed) -> what they are called, without making them.
+NAMES = {'classifier': classifier_name, 'pixels': lambda source, seed=0: 'pixels'}

@@ -353,10 +353,10 @@ def measure(
       progress: show a bar on process 0.
 
     Returns:
-      {nfe, <metric>: what the protocol reports, protocol: {<metric>: full name}, details:
-      {over_ranges: {<metric>: {min, mean, std}}, ranges: [{seeds, <metric>}], rules, samples,
-      detector, statistics}}. A metric of another number of samples than the protocol's has that in
-      its key, as fid5k.
+      {nfe, <metric>: what the protocol reports, protocol: {<metric>: full name}, trained_on: its
+      keys, where the generator was trained on the detector, details: {over_ranges: {<metric>: {min,
+      mean, std}}, ranges: [{seeds, <metric>}], rules, samples, detector, statistics}}. A metric of
+      another number of samples than the protocol's has that in its key, as fid5k.
 
     Raises:
       UserError: no images, or statistics of another protocol, detector or weights, or without what
@@ -406,7 +406,8 @@ def measure(
             'sha256': statistics.digest(real),
         },
     }
-    return {**row, 'protocol': full, 'details': details}
+    marked = {'trained_on': list(full)} if rules.detector in subject.trained_on else {}
+    return {**row, 'protocol': full, **marked, 'details': details}
 
 
 def measures(
@@ -452,6 +453,8 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the metrics that an earlier one of the same weights, statistics, samples and
     checkpoint has besides."""
     row = old | new | {'protocol': old['protocol'] | new['protocol']}
+    if 'trained_on' in new:
+        row['trained_on'] = list(row['protocol'])
     details = old['details'] | new['details']
     details['over_ranges'] = old['details']['over_ranges'] | new['details']['over_ranges']
     details['ranges'] = [
