@@ -24,6 +24,7 @@ from fdistill.evaluation import (
 from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation.evaluate import noise
 from fdistill.evaluation.protocol import Measure
+from fdistill.evaluation.sliced import sliced_wasserstein
 from fdistill.evaluation.statistics import MAX_KEPT, Statistics
 from fdistill.evaluation.subject import Subject
 from fdistill.training import sharding
@@ -91,6 +92,12 @@ def _mmd(collected, real, progress):
     return {'mmd': kernels.mmd_rbf(collected.features['pool'], real.features, progress=progress)}
 
 
+def _sliced(collected, real, progress):
+    std = np.sqrt(np.diagonal(real.covariance))
+    scale = np.where(std > 0, std, 1.0)
+    return {'swd': sliced_wasserstein(collected.features['pool'] / scale, real.features / scale)}
+
+
 def _infinity(collected, real, progress):
     limit = frechet.frechet_infinity(
         collected.features['pool'], real.mean, real.covariance, progress=progress
@@ -143,6 +150,17 @@ METRICS = {
     'mmd': Metric(
         _mmd,
         {'mmd': Measure('Gaussian MMD between directions of features', '1000 squared MMD', -1)},
+        needs=('pool',),
+        present=functools.partial(_kept, 2),
+        distance=True,
+    ),
+    'swd': Metric(
+        _sliced,
+        {
+            'swd': Measure(
+                'sliced Wasserstein distance', 'standard deviations of a real feature', -1
+            )
+        },
         needs=('pool',),
         present=functools.partial(_kept, 2),
         distance=True,

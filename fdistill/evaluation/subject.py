@@ -57,6 +57,7 @@ class Details(TypedDict, total=False):
     ranges: list[dict]
     versions: dict[str, str]
     checkpoint: str
+    encoders: dict[str, dict]
 
 
 class Row(TypedDict):
