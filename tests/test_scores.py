@@ -31,6 +31,7 @@ from fdistill.evaluation import (
     statistics_files,
 )
 from fdistill.evaluation.evaluate import noise
+from fdistill.evaluation.sliced import sliced_wasserstein
 from fdistill.evaluation.subject import Subject
 from fdistill.networks import inception
 from fdistill.training import checkpoint, sharding
@@ -181,12 +182,13 @@ def test_a_row_by_hand(files, batch_size):
         statistics=str(files / 'real.npz'),
         samples=101,
         batch_size=batch_size,
-        metrics=('fid', 'sfid', 'is', 'prdc', 'mmd'),
+        metrics=('fid', 'sfid', 'is', 'prdc', 'mmd', 'swd'),
         progress=False,
     )
     real = statistics_files.read(files / 'real.npz')
     arrays, _ = store.load(files / 'w.safetensors')
     theirs = tiny().apply(arrays, protocol.prepare(protocol.get('edm'), images()))
+    scale = np.float64(theirs['pool']).std(axis=0, ddof=1)
     wanted = []
     for first in (0, 50000, 100000):
         _, ours = by_hand(files, first, 101, 10)
@@ -198,6 +200,7 @@ def test_a_row_by_hand(files, batch_size):
                 ),
                 'is': metrics.inception_score(ours['logits'])[0],
                 'mmd': kernels.mmd_rbf(ours['pool'], real.features, progress=False),
+                'swd': sliced_wasserstein(ours['pool'] / scale, real.features / scale),
                 **neighbours.prdc(ours['pool'], real.features, progress=False),
             }
         )

@@ -259,10 +259,11 @@ def evaluate(
       distances in the classifier's features against either split and in pixels against the training
       split, means of `independent.relative` over the encoders, each of which stands in
       details['encoders'], and `neighbours.prdc` in the classifier's features, of at most SEARCHED
-      samples against as many training images; see `metrics` for the others. For points {nfe, modes, kl, high_quality,
-      within, spread, pixel_fd, seconds, protocol}, without the four of `mode_coverage` if the data
-      is no named mixture. `protocol` maps each measured key to its full name; `trained_on`, where
-      there are such, lists the keys whose features the generator was trained on.
+      samples against as many training images; see `metrics` for the others. For points {nfe, modes,
+      kl, high_quality, within, spread, pixel_fd, seconds, protocol}, without the four of
+      `mode_coverage` if the data is no named mixture. `protocol` maps each measured key to its full
+      name; `trained_on`, where there are such, lists the keys whose features the generator was
+      trained on.
 
     Raises:
       ValueError: a setting out of range, see `check`, or samples of a wrong shape or not finite.

@@ -171,20 +171,15 @@ def classifier_features(
     )
 
 
-def turned_features(
-    source: Source,
-    seed: int = 0,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    progress: bool = True,
-) -> Features:
+def turned_features(source: Source, progress: bool = True, **options: Any) -> Features:
     """Those of a classifier that tells how an image was turned, and knows nothing of its class.
 
     Half a turn or none; of square images also a quarter, either way, so that mirroring changes no
     answer. Each image is seen in one way.
 
     Args:
-      source, seed, steps, batch_size, progress: as of `classifier_features`.
+      source, progress: as of `classifier_features`.
+      **options: its other arguments.
 
     Returns:
       Features named as those of a data set '<data set>-turns', d = 32.
@@ -196,7 +191,7 @@ def turned_features(
       ICLR 2018.
     """
     turned = _turned(source) if source.images.ndim == 4 else source
-    return classifier_features(turned, seed, steps, batch_size, progress)._replace(classify=None)
+    return get('classifier', turned, progress, **options)._replace(classify=None)
 
 
 def turned_name(source: Source, seed: int = 0) -> str:
@@ -217,8 +212,9 @@ def _turned(source):
 
 def random_features(source: Source, seed: int = 0) -> Features:
     """Two layers of random convolutions 3 x 3 with ReLU, of 32 and 16 channels, the second at half
-    the side; means of its channels over the quarters of the image, scaled to unit std over 2000
-    training images. Nothing is trained: they see texture and edges.
+    the side (from 16 x 16 pixels on the first, too); means of its channels over the quarters of the
+    image, scaled to unit std over 2000 training images. Nothing is trained: they see texture and
+    edges.
 
     Args:
       source: Source of the training split, images.
@@ -237,6 +233,7 @@ def random_features(source: Source, seed: int = 0) -> Features:
         raise ValueError(f'{source.name!r} has no images to convolve: use the features pixels')
     # A frozen stream of random numbers, as the number must not change with jax.
     random, channels = np.random.RandomState(seed), source.images.shape[3]
+    stride = 2 if convolutional(source.images.shape[1:]) else 1
     first, second, bias = (
         np.float32(std * random.normal(size=shape))
         for std, shape in (
@@ -258,7 +255,7 @@ def random_features(source: Source, seed: int = 0) -> Features:
 
     @jax.jit
     def network(x):
-        x = jax.nn.relu(convolve(x, first, 1) + bias)
+        x = jax.nn.relu(convolve(x, first, stride) + bias)
         x = jax.nn.relu(convolve(x, second, 2))
         shape = (len(x), 2, 2, x.shape[3])
         return jax.image.resize(x, shape, 'linear', precision='highest').reshape(len(x), -1)
