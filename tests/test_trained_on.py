@@ -31,6 +31,10 @@ LARGE = Source(np.zeros((2, 16, 16, 1), np.uint8), np.zeros(2, np.int32), 1, 255
             {'features': [{'name': 'classifier', 'seed': 2}, 'pixels', {'name': 'dinov2'}]},
             ['digits-clf-s2', 'dinov2', 'pixels'],
         ),
+        (
+            {'features': {'name': 'several', 'of': [{'name': 'classifier', 'seed': 1}, 'pixels']}},
+            ['digits-clf-s1', 'pixels'],
+        ),
         ({'trained_on': ['dinov2'], 'features': 'pixels'}, ['dinov2', 'pixels']),
     ],
 )

@@ -25,13 +25,18 @@ def trained_on(
       ancestors: resolved configs of its `start` and its teacher.
     """
     names = {name for config in (plain, *ancestors) for name in config.get('trained_on', ())}
-    for part in PARTS:
-        sections = plain.get(part, ())
-        for section in sections if isinstance(sections, (list, tuple)) else [sections]:
-            section = {'name': section} if isinstance(section, str) else section
-            name = section.get('name')
-            if name in features.NAMES:
-                names.add(features.NAMES[name](source, section.get('seed', 0)))
-            elif name in DETECTORS:
-                names.add(name)
+    for section in _each([plain.get(part, ()) for part in PARTS]):
+        name = section.get('name')
+        if name in features.NAMES:
+            names.add(features.NAMES[name](source, section.get('seed', 0)))
+        elif name in DETECTORS:
+            names.add(name)
     return sorted(names)
+
+
+def _each(sections):
+    """The sections in one, in several of a list, or in the setting `of` of one."""
+    if isinstance(sections, (list, tuple)):
+        return [one for section in sections for one in _each(section)]
+    section = {'name': sections} if isinstance(sections, str) else sections
+    return [section, *_each(section.get('of', ()))]
