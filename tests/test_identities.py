@@ -807,10 +807,10 @@ def test_f_distill_with_a_constant_weight_is_dmd2():
         student_law=law,
         critic_law=law,
         steps=Steps(sigma_init=1.0),
-        gan=Gan(gan_weight=0.1, features='input'),
+        gan=Gan(head, gan_weight=0.1, features='input'),
         tracking=Tracking(from_teacher=False),
     )
-    networks = affine(), teacher_in_the_plane().denoiser(), affine(), head
+    networks = affine(), teacher_in_the_plane().denoiser(), affine()
     methods = dmd2(*networks, **options), f_distill(*networks, divergence='reverse_kl', **options)
     params = {
         'student': affine().init(None, None, None),

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from fdistill import networks
 from fdistill.build.models import conditions, make_denoiser
+from fdistill.build.rewarding import load_reward, make_reward
 from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
 from fdistill.build.teachers import TEACHERS, mixture_of
 from fdistill.config import call, parameters
@@ -153,6 +154,15 @@ def _discriminator(site):
     return call(factory, section, 'config.discriminator', **fitting)
 
 
+def _reward(site):
+    if 'reward' not in site.plain:
+        return None
+    reward = make_reward(site.plain['reward'], site.plain['image'], 'config.reward')
+    if reward.trained is not None:
+        site.frozen['reward'] = functools.partial(load_reward, reward, site.plain)
+    return reward
+
+
 def _mixture(site):
     """The mixture for a method of closed forms, which hold for one kind of student only."""
     plain = site.plain
@@ -229,6 +239,7 @@ PARTS = {
     'sigma_data': _sigma_data,
     'discriminator': _discriminator,
     'mixture': _mixture,
+    'reward': _reward,
     'law': _of_method('law'),
     'student_law': _of_method('student_law'),
     'critic_law': _of_method('critic_law'),

@@ -19,6 +19,7 @@ from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation import scores
 from fdistill.files import disk
 from fdistill.methods import METHODS
+from fdistill.methods.rewards import REWARDS
 from fdistill.training import optim, sharding
 from fdistill.training.loop import Training
 from fdistill.types import PLAIN, Continuous, Free, Place
@@ -30,6 +31,7 @@ NAMED = {
     'data': sources.SOURCES,
     'network': networks.NETWORKS,
     'discriminator': networks.HEADS,
+    'reward': REWARDS,
     'method': METHODS,
     **{f'method.{name}': table for name, table in TABLES.items()},
 }

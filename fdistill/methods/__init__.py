@@ -10,12 +10,18 @@ from fdistill.methods.average import (
 )
 from fdistill.methods.consistency import consistency, consistency_training, ect, ict, tcm
 from fdistill.methods.continuous import dscd, rcm, scd, scm
-from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
+from fdistill.methods.distribution import (
+    di_plus_plus,
+    diff_instruct,
+    distribution_matching,
+    dmd2,
+    f_distill,
+)
 from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
 from fdistill.methods.pretrain import pretrain
-from fdistill.methods.score import sid, sim
+from fdistill.methods.score import di_star, sid, sim
 from fdistill.methods.segments import tscd
 
 # name -> function of networks, laws and settings that makes a `Method`; a row is all it takes.
@@ -25,8 +31,10 @@ METHODS = {
     'diff_instruct': diff_instruct,
     'dmd2': dmd2,
     'f_distill': f_distill,
+    'di_plus_plus': di_plus_plus,
     'sim': sim,
     'sid': sid,
+    'di_star': di_star,
     'consistency': consistency,
     'consistency_training': consistency_training,
     'ict': ict,
@@ -54,6 +62,8 @@ __all__ = [
     'any_flow',
     'consistency',
     'consistency_training',
+    'di_plus_plus',
+    'di_star',
     'diff_instruct',
     'distribution_matching',
     'dmd2',

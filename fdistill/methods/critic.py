@@ -20,6 +20,7 @@ R1_STEP = 0.1  # standard deviation of the perturbation in the finite-difference
 class Gan(NamedTuple):
     """The discriminator and its part in the losses: settings of `distribution_matching`.
 
+    discriminator: `networks.Head`; None where there is none.
     gan_weight: of the student's term softplus(-logit), >= 0.
     gan_fresh_noise: draw noise anew for that term (DMD2) instead of sharing x_t with the score gap
       (FastGen).
@@ -29,6 +30,7 @@ class Gan(NamedTuple):
       (FastGen; frozen) or 'input', x_t itself.
     """
 
+    discriminator: Any = None
     gan_weight: Annotated[float, Continuous(off=0)] = 0.0
     gan_fresh_noise: bool = False
     discriminator_weight: Annotated[float, Continuous()] = 1.0
@@ -70,7 +72,6 @@ def make_critic(
     generator: Generator,
     teacher: Denoiser,
     fake_score: Denoiser,
-    discriminator: Any = None,
     *,
     law: noise.NoiseLaw,
     tracking: Tracking,
@@ -90,7 +91,6 @@ def make_critic(
     Args:
       generator: of the student.
       teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher'].
-      discriminator: `networks.Head` or None.
       law: `NoiseLaw` of sigma for all of it.
       tracking, gan: settings.
 
@@ -98,6 +98,7 @@ def make_critic(
       ValueError: on unknown names or negative weights.
     """
     weighting, features = tracking.critic_weighting, gan.features
+    discriminator = gan.discriminator
     if weighting not in noise.WEIGHTINGS:
         raise ValueError(f'critic weighting={weighting!r}: known are {", ".join(noise.WEIGHTINGS)}')
     if features not in FEATURES:

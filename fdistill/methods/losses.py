@@ -151,6 +151,77 @@ def sid(
     return weight * jnp.mean(delta * (d_fake - x) + (1 - alpha) * delta**2, axis=_elements(x))
 
 
+def rewarded(
+    reward: Callable[[jax.Array], jax.Array], x: jax.Array, normalised: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """(A loss whose gradient in x is -g with g = dr/dx, or where it is normalised
+
+        -g / (n rms(g)),    rms(g) = sqrt(mean g^2),
+
+    so that each element of a sample moves by 1 in the root mean square, over n as in `score_gap`;
+    the rewards r), both [B].
+
+    Args:
+      reward: x[B,...] -> r[B], of each sample by itself.
+      x: student samples.
+      normalised: how hard a sample is pulled does not depend on how steep the reward is there.
+    """
+    if not normalised:
+        r = reward(x)
+        return -r, r
+    r, pull = jax.vjp(reward, stop_gradient(x))
+    (g,) = pull(jnp.ones_like(r))
+    size = jnp.sqrt(jnp.mean(g**2, axis=_elements(x), keepdims=True))
+    # Where the reward is flat there is no direction.
+    g = stop_gradient(jnp.where(size > 0, g / jnp.where(size > 0, size, 1), 0))
+    return -jnp.mean(g * x, axis=_elements(x)), stop_gradient(r)
+
+
+def mapo(
+    winner: jax.Array, loser: jax.Array, beta: float, scale: float, temperature: float
+) -> jax.Array:
+    """Margin-aware preference optimisation, MaPO (arXiv 2406.06424 and code), [B].
+
+        L = l_w - beta log sigmoid(temperature (phi(l_w) - phi(l_l))),
+        phi(l) = scale l / (exp(scale l) - 1)
+
+    phi falls from 1, so that the margin grows as the winner's error falls below the loser's. It is
+    saturated at a difference of some 20/temperature; the rest is fine-tuning on winners.
+
+    Args:
+      winner, loser: mean squared errors of the noise prediction, [B], at the same level and noise.
+      beta, scale, temperature: 0.1, 0.5 and 1000 in the code; the last two depend on the scale of
+        the errors.
+    """
+
+    def phi(error):
+        # 1 - scale error/2 + ..., whose quotient is 0/0 at 0.
+        u = scale * error
+        small = u < 1e-4
+        return jnp.where(small, 1 - u / 2, u / jnp.expm1(jnp.where(small, 1, u)))
+
+    margin = phi(winner) - phi(loser)
+    return winner - beta * jax.nn.log_sigmoid(temperature * margin)
+
+
+def f_dpo(
+    rho: Callable[[jax.Array], jax.Array], winner: jax.Array, loser: jax.Array, beta: float
+) -> jax.Array:
+    """Direct preference optimisation under an f-divergence (arXiv 2309.16240), [B].
+
+        L = -log sigmoid(beta (rho(r_l) - rho(r_w))),    r = reference/model
+
+    rho(r) = r f'(r) - f(r) (`divergences.reward`): -beta rho is the reward whose best model, at the
+    price beta of D_f(reference || model), is this one. For reverse KL rho = log r, and this is DPO.
+
+    Args:
+      rho: r[B] -> [B], rising.
+      winner, loser: r of either, > 0, [B].
+      beta: > 0.
+    """
+    return -jax.nn.log_sigmoid(beta * (rho(loser) - rho(winner)))
+
+
 def gan_discriminator(fake_logits: jax.Array, real_logits: jax.Array) -> jax.Array:
     """mean softplus(logit_fake) + mean softplus(-logit_real), [B] from [B, heads].
 

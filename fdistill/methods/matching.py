@@ -45,6 +45,51 @@ class Ratio(NamedTuple):
 MOST_BINS = 10_000
 
 
+class Preference(NamedTuple):
+    """A reward besides the teacher: settings of every method with a critic.
+
+    The teacher's divergence is the only leash (DI++, DI*). A reward of |dr/dx| <= 1 has no optimum
+    under a distance of bounded slope, as SIM's pseudo-Huber, where reward_weight is larger than
+    the sum of the slopes: the student runs away. Classifier-free guidance is a reward too, log
+    p(condition | x), and is a setting of the teacher.
+
+    reward: a `rewards.Reward`, whose parameters are frozen['reward'].
+    reward_weight: lambda, >= 0; at 0 the reward is only measured. The score gap is a mean over the
+      n elements of a sample, so that its price is n lambda; SIM's is a sum.
+    reward_normalised: take the direction of the gradient alone, see `losses.rewarded`.
+    """
+
+    reward: Any = None
+    reward_weight: Annotated[float, Continuous()] = 0.0
+    reward_normalised: bool = False
+
+
+def preferred(preference: Preference) -> Callable[..., tuple[jax.Array | float, dict[str, Any]]]:
+    """(context, x[B,...], condition) -> (-reward_weight E r, {'reward': E r}), for a student's
+    loss; (0, {}) where there is no reward.
+
+    Raises:
+      ValueError: on a weight out of range, or one without a reward.
+    """
+    reward, weight, normalised = preference
+    if not weight >= 0:
+        raise ValueError(f'reward_weight={weight}: must be >= 0')
+    if reward is None:
+        if weight or normalised:
+            raise ValueError(
+                f'reward_weight={weight}, reward_normalised={normalised}: this needs a reward; add '
+                'one to the config'
+            )
+        return lambda context, x, condition: (0.0, {})
+
+    def of(context, x, condition):
+        params = context.frozen.get('reward', {})
+        loss, r = losses.rewarded(lambda x: reward.apply(params, x, condition), x, normalised)
+        return weight * jnp.mean(loss), {'reward': jnp.mean(r)}
+
+    return of
+
+
 class Seen(NamedTuple):
     """What an objective of the student sees; x, x_t, D_T, D_F and the logits carry gradient.
 
@@ -75,7 +120,6 @@ def matched(
     student: Denoiser,
     teacher: Denoiser,
     fake_score: Denoiser,
-    discriminator: Any = None,
     *,
     objective: Objective,
     student_law: NoiseLaw,
@@ -84,23 +128,26 @@ def matched(
     ratio: Ratio = Ratio(),
     gan: Gan = Gan(),
     tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
 ) -> Method:
-    """min over G of E objective + gan_weight E softplus(-logit), beside a critic.
+    """min over G of E objective + gan_weight E softplus(-logit) - reward_weight E r(x), beside a
+    critic.
 
     Args:
       generate: `Generator` of the student.
       student, teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher'].
-      discriminator: `networks.Head`, needed where h(r) is not constant or gan_weight > 0; else it
-        is left out.
       objective: see `Objective`.
       student_law, critic_law: `NoiseLaw` of sigma for the student's loss and the critic's.
       weights: of a divergence, by which h is found; None where the objective has no use for it.
-      ratio, gan, tracking: settings.
+      gan: settings; the discriminator is needed where h(r) is not constant or gan_weight > 0, and
+        is else left out.
+      ratio, tracking, preference: settings.
 
     Raises:
-      ValueError: on values out of range, or a missing discriminator.
+      ValueError: on values out of range, a missing discriminator or a missing reward.
     """
     needs_ratio = weights is not None and not weights.constant
+    discriminator, prefer = gan.discriminator, preferred(preference)
     low, high = ratio.ratio_low, ratio.ratio_high
     if (needs_ratio or gan.gan_weight) and discriminator is None:
         raise ValueError(
@@ -119,11 +166,9 @@ def matched(
             f'bins_decay={ratio.bins_decay} in [0, 1), gan_weight={gan.gan_weight} >= 0'
         )
     if not needs_ratio and not gan.gan_weight:
-        discriminator = None
+        gan = gan._replace(discriminator=None)
     roles = make_cycle(tracking.cycle, tracking.student_every)
-    critic = make_critic(
-        generate, teacher, fake_score, discriminator, law=critic_law, tracking=tracking, gan=gan
-    )
+    critic = make_critic(generate, teacher, fake_score, law=critic_law, tracking=tracking, gan=gan)
 
     def init(key, batch, frozen):
         key_student, key_critic = jax.random.split(key)
@@ -173,6 +218,7 @@ def matched(
                 logits = critic.logits(params['critic'], context, x_t, sigma, condition)
             adversarial = jnp.mean(losses.gan_generator(logits))
             total, metrics = total + gan.gan_weight * adversarial, metrics | {'gan': adversarial}
-        return total, (metrics, aux)
+        wish, more = prefer(context, x, condition)
+        return total + wish, (metrics | more, aux)
 
     return Method(init, {'critic': critic.loss, 'student': loss}, roles, generate)

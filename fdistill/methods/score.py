@@ -1,6 +1,7 @@
 """Score-based distillation through the networks: SIM and SiD. The student's loss has no
 stop_gradient anywhere."""
 
+import functools
 from typing import Annotated
 
 import jax
@@ -10,13 +11,13 @@ from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.generator import Steps
-from fdistill.methods.matching import matched
+from fdistill.methods.matching import Preference, matched
 from fdistill.methods.method import Method, Tracking
 from fdistill.types import Continuous
 
 
 def _score_method(
-    objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+    objective, student, teacher, fake_score, student_law, critic_law, steps, tracking, preference
 ):
     """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], where x, D_T(x_t) and
     D_F(x_t) all carry gradient."""
@@ -35,6 +36,7 @@ def _score_method(
         student_law=student_law,
         critic_law=critic_law,
         tracking=tracking,
+        preference=preference,
     )
 
 
@@ -55,6 +57,7 @@ def sim(
     total_gradient: bool = False,
     steps: Steps = Steps(sigma_init=2.5),
     tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
 ) -> Method:
     """Score implicit matching (SIM, arXiv 2410.16794), `losses.implicit`; data-free.
 
@@ -68,7 +71,7 @@ def sim(
       scale: key of `SCALES`, what y measures: scores, noise predictions or denoisers.
       total_gradient: add d(y), see `losses.implicit`.
       student_law, critic_law: `NoiseLaw` of sigma for the student's loss and the critic's.
-      steps, tracking: settings.
+      steps, tracking, preference: settings.
 
     Raises:
       ValueError: on unknown names or c <= 0.
@@ -87,7 +90,15 @@ def sim(
         return losses.implicit(x, d_teacher, d_fake, scale_of(sigma), d, total_gradient)
 
     return _score_method(
-        objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+        objective,
+        student,
+        teacher,
+        fake_score,
+        student_law,
+        critic_law,
+        steps,
+        tracking,
+        preference,
     )
 
 
@@ -102,6 +113,7 @@ def sid(
     weighting: str = 'dmd',
     steps: Steps = Steps(sigma_init=2.5),
     tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
 ) -> Method:
     """Score identity distillation (SiD, arXiv 2404.04057), `losses.sid`; data-free.
 
@@ -110,7 +122,7 @@ def sid(
       alpha: 1.2 in the paper, 1/2 for the exact Fisher gradient, 1 for SIM with squared l2.
       weighting: key of `losses.WEIGHTS`; 'dmd' is the paper's, but depends on x and so breaks the
         exact identities.
-      student_law, critic_law, steps, tracking: as for `sim`.
+      student_law, critic_law, steps, tracking, preference: as for `sim`.
 
     Raises:
       ValueError: on an unknown weighting.
@@ -123,9 +135,26 @@ def sid(
         return losses.sid(x, d_teacher, d_fake, jax.lax.stop_gradient(weight), alpha)
 
     return _score_method(
-        objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+        objective,
+        student,
+        teacher,
+        fake_score,
+        student_law,
+        critic_law,
+        steps,
+        tracking,
+        preference,
     )
 
 
+# Diff-Instruct* (arXiv 2410.20898): SIM with a reward on the student's samples. The guided teacher
+# within the distance is the paper's DI*-IN. See `matching.Preference` for what reward_weight a
+# pseudo-Huber distance can hold.
+di_star = functools.partial(sim, preference=Preference(reward_weight=0.1))
+
 # See `distribution.TINY`.
-TINY = {name: {'method': {'cycle': 'alternate', 'student_every': 2}} for name in ('sim', 'sid')}
+TINY = {
+    name: {'method': {'cycle': 'alternate', 'student_every': 2}}
+    for name in ('sim', 'sid', 'di_star')
+}
+TINY['di_star']['reward'] = {'name': 'linear', 'direction': (1.0, -0.5)}
