@@ -1,16 +1,19 @@
 """Rewards as functions of samples, with their parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fdistill.build.models import first_device
-from fdistill.build.sections import chosen, load_data
+from fdistill.build.sections import chosen, image_of, load_data, plain_of
 from fdistill.config import call, parameters
+from fdistill.data.sources import Source
 from fdistill.errors import UserError
-from fdistill.evaluation.features import trained_classifier
+from fdistill.evaluation.evaluate import Judge
+from fdistill.evaluation.features import BLOCK, trained_classifier
 from fdistill.methods.rewards import REWARDS, Reward
 from fdistill.training import checkpoint, sharding
 
@@ -39,9 +42,62 @@ def make_reward(section: Any, image: Mapping[str, Any], where: str) -> Reward:
 def load_reward(
     reward: Reward, plain: Mapping[str, Any], mesh: Mesh | None = None
 ) -> tuple[Any, Any]:
-    """(Parameters of a reward, their digests), on the mesh or the first device."""
-    if reward.trained is None:
-        return {}, {}
+    """(Parameters of a reward that has some, their digests), on the mesh or the first device."""
     params = trained_classifier(load_data(plain, 'train'), reward.trained).params
     placed = sharding.state_sharding(params, mesh) if mesh else first_device()
     return jax.device_put(params, placed), checkpoint.digests(params)
+
+
+def bound(section: Any, train: Source, where: str) -> tuple[Callable[..., jax.Array], str]:
+    """((x[B,...], condition) -> r[B], name of what it sees) of a section `reward`.
+
+    Args:
+      section: see `make_reward`.
+      train: training split of the data, of which a classifier would be.
+      where: what the section is called.
+
+    Raises:
+      UserError: as of `make_reward`.
+    """
+    reward = make_reward(section, image_of(train), where)
+    if reward.trained is None:
+        return lambda x, condition: reward.apply({}, x, condition), 'pixels'
+    known = trained_classifier(train, reward.trained)
+    return lambda x, condition: reward.apply(known.params, x, condition), known.name
+
+
+def title(section: Mapping[str, Any]) -> str:
+    """A section `reward` in a word, as 'classifier(only=8,unwanted=8,wanted=3)'; the seed of a
+    classifier is in the name of what it sees."""
+    options = {key: value for key, value in section.items() if key not in ('name', 'seed')}
+    given = ','.join(f'{key}={value}' for key, value in sorted(options.items()))
+    return section['name'] + (f'({given})' if given else '')
+
+
+def judges(config: Mapping[str, Any], train: Source) -> dict[str, Judge]:
+    """The rewards of samples that a row has: that of the config and, of a classifier, the same by
+    another one."""
+    if 'reward' not in config:
+        return {}
+    section = config['reward']
+    section = {'name': section} if isinstance(section, str) else plain_of(section)
+    sections = {'reward': section}
+    reward = make_reward(section, image_of(train), 'config.reward')
+    if reward.trained is not None:
+        sections['reward_unseen'] = section | {'seed': 0 if reward.trained else 1}
+    return {key: _judge(of, train) for key, of in sections.items()}
+
+
+def _judge(section, train):
+    of, sees = bound(section, train, 'config.reward')
+    jitted = jax.jit(of)
+
+    def apply(images, condition):
+        made = []
+        for start in range(0, len(images), BLOCK):
+            part = slice(start, start + BLOCK)
+            given = {name: value[part] for name, value in condition.items()}
+            made.append(np.asarray(jitted(images[part].astype(np.float32), given)))
+        return np.concatenate(made)
+
+    return Judge(f'reward-{title(section)}', sees, apply)

@@ -36,7 +36,7 @@ NAMED = {
     **{f'method.{name}': table for name, table in TABLES.items()},
 }
 # Arguments of these functions that are no settings.
-OTHERS = {'split', 'progress', 'against', 'name'}
+OTHERS = {'split', 'progress', 'against', 'name', 'rewards'}
 
 
 def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -47,10 +47,27 @@ OTHERS = {
         '1: new, 0: copies',
     ),
     **neighbours.MEASURES,
+    'reward': Measure('reward that the run has', 'of the reward', 1),
+    'reward_unseen': Measure(
+        'the same reward, by another classifier than the run has', 'of the reward', 1
+    ),
 }
 # Which of the others there are, by the data.
 IMAGES = ('pixel_fd', *neighbours.MEASURES, 'accuracy', 'diversity', 'nn_ratio')
 POINTS, MODES = ('spread', 'pixel_fd'), ('modes', 'kl', 'high_quality', 'within')
+
+
+class Judge(NamedTuple):
+    """What gives samples a reward.
+
+    name: of the reward with its settings, for the number's protocol.
+    features: what it sees, for the same.
+    apply(images float [N, ...], condition) -> r [N], numpy.
+    """
+
+    name: str
+    features: str
+    apply: Callable[..., np.ndarray]
 
 
 class Reference(NamedTuple):
@@ -210,6 +227,7 @@ def evaluate(
     progress: bool = True,
     against: Reference | None = None,
     noise_shape: tuple[int, ...] | None = None,
+    rewards: Mapping[str, Judge] = {},
 ) -> dict[str, Any]:
     """Samples a generator and measures it.
 
@@ -225,6 +243,7 @@ def evaluate(
       progress: show a bar if it takes longer than two seconds.
       against: Reference(train, held_out), to save making it again in every evaluation.
       noise_shape: of the noise of one sample; default: as of the data.
+      rewards: {number: `Judge`} of further numbers, means over the samples.
 
     Returns:
       For images, of which the samples are first rounded to the grey levels of the data, the row
@@ -252,7 +271,13 @@ def evaluate(
         progress=progress,
         noise_shape=noise_shape,
     )
-    return _row(quantise(generated, train.levels), labels, against, nfe, seconds, labelling, seed)
+    images = quantise(generated, train.levels)
+    row = _row(images, labels, against, nfe, seconds, labelling, seed)
+    for key, judge in rewards.items():
+        row[key] = float(np.mean(judge.apply(images, condition)))
+        protocol = Protocol(judge.features, samples, 'alone', train.levels, labelling, seed)
+        row['protocol'][key] = protocol.name(judge.name)
+    return row
 
 
 def measures(train: Source) -> dict[str, Measure]:
