@@ -18,6 +18,7 @@ from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.diffusion.oracle import GaussianMixture
 from fdistill.methods import Context, generator, losses, rewards
+from fdistill.methods.generator import Generator
 from fdistill.methods.matching import Preference
 
 V0, SLOPE, WEIGHT = 1.5, 0.7, 0.4
@@ -340,3 +341,85 @@ def test_mapo_without_an_error(x64):
     of = functools.partial(losses.mapo, beta=1.0, scale=0.5, temperature=1.0)
     found = jax.grad(of, (0, 1))(jnp.float64(0.0), jnp.float64(0.0))
     np.testing.assert_allclose(found, (1 + 0.5 * 0.25, -0.5 * 0.25), rtol=1e-6)
+
+
+# Best of M.
+
+P, R = SHARES, GAINS  # a generator of four outcomes and their rewards
+
+
+def outcomes():
+    """Outcome k with probability P[k], of a noise in one dimension."""
+    edges = jax.scipy.stats.norm.ppf(np.cumsum(P)[:3])
+
+    def of(params, noise, condition):
+        return jnp.sum(noise > edges, axis=1, keepdims=True) * 1.0
+
+    return Generator(None, of, 2)
+
+
+def gains(x, condition):
+    return jnp.asarray(R, jnp.float32)[x[:, 0].astype(int)]
+
+
+def shares(made):
+    return np.bincount(np.asarray(made)[:, 0].astype(int), minlength=4) / len(made)
+
+
+N = 200_000
+
+
+@pytest.mark.parametrize(
+    ('candidates', 'alpha', 'law'),
+    [
+        (1, 0.0, P),
+        (2, 0.0, (0.16, 0.13, 0.20, 0.51)),
+        (5, 0.0, (0.01024, 0.09031, 0.06752, 0.83193)),
+        (2, 0.5, (0.216884, 0.116858, 0.173418, 0.492840)),
+        (5, 0.5, (0.071934, 0.087235, 0.084351, 0.756480)),
+        (5, 1e6, P),
+        (2, 1e-6, (0.16, 0.13, 0.20, 0.51)),
+    ],
+)
+def test_law_of_the_best(candidates, alpha, law):
+    """Within four standard errors of the closed form: F(r)^M - F(r-)^M, or one draw of softmax."""
+    best = generator.best_of(outcomes(), gains, candidates, alpha)
+    noise = jax.random.normal(jax.random.key(candidates), (N, 1))
+    found = shares(jax.jit(best.sample)({}, noise, {}))
+    law = np.asarray(law)
+    assert np.all(np.abs(found - law) <= 4 * np.sqrt(law * (1 - law) / N))
+    assert best.nfe == 2 * candidates
+
+
+def test_best_of_many_goes_to_the_tilted_law():
+    tilted = P * np.exp(R / 0.5) / np.sum(P * np.exp(R / 0.5))
+    noise = jax.random.normal(jax.random.key(0), (40_000, 1))
+
+    def distance(candidates):
+        best = generator.best_of(outcomes(), gains, candidates, 0.5)
+        return np.abs(shares(jax.jit(best.sample)({}, noise, {})) - tilted).sum() / 2
+
+    assert distance(40) < 0.025 < 0.1 < distance(5)
+
+
+def test_the_best_is_a_function_of_the_noise():
+    """Alone or in a batch; the first candidate is the generator's own sample."""
+    plain = Generator(None, lambda params, noise, condition: params * noise, 1)
+    noise = jax.random.normal(jax.random.key(0), (6, 3))
+
+    def of(x, condition):
+        return jnp.sum(x, axis=1)
+
+    best = generator.best_of(plain, of, 4)
+    made = best.sample(2.0, noise, {})
+    np.testing.assert_array_equal(made[2:3], best.sample(2.0, noise[2:3], {}))
+    assert np.all(of(made, {}) >= of(2 * noise, {})) and np.any(made != 2 * noise)
+    np.testing.assert_array_equal(generator.best_of(plain, of, 1).sample(2.0, noise, {}), 2 * noise)
+    drawn = best.draw(jax.random.key(1), 2.0, {'x': noise, 'condition': {}})
+    assert drawn.shape == noise.shape
+
+
+@pytest.mark.parametrize(('candidates', 'alpha'), [(0, 0.0), (2, -1.0), (2, np.inf), (2, np.nan)])
+def test_best_of_refuses(candidates, alpha):
+    with pytest.raises(ValueError, match=f'candidates={candidates}, alpha={alpha}'):
+        generator.best_of(outcomes(), gains, candidates, alpha)

@@ -47,7 +47,8 @@ def evaluate(
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
       workdir, weights: run folder, or file of weights; one of them. What is written about weights
         goes to the folder beside them that is called as they are.
-      solver: other sampler, steps and guidance than its own, and `vae`, see `from_workdir`.
+      solver: other sampler, steps and guidance than its own, `vae` and `best_of`, see
+        `from_workdir`. The row then has the reward of `best_of`.
       quiet: no progress on stderr.
       against: `evaluate.Reference` or `scores.Reference`, to share it between runs.
       given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in
@@ -67,14 +68,18 @@ def evaluate(
     mesh = sharding.make_mesh() if chosen.sharded else None
     run = opened(workdir, weights, mesh=mesh, **(solver or {}))
     details, other, plain = {}, '', configs.to_json(run.config)
+    best = (solver or {}).get('best_of')
+    if best and 'reward' in best:
+        config = {**config, 'reward': best['reward']}
     # Weights give other samples under another solver, or in other jumps.
     if weights is not None:
         changed = bool((solver or {}).keys() - {'vae'})
     else:
-        changed = plain['method'] != configs.to_json(configs.read(workdir))['method']
+        own = configs.to_json(configs.read(workdir))['method']
+        changed = best is not None or plain['method'] != own
     if weights is not None or changed:
         details = {name: plain[name] for name in ('generator',) if name in plain}
-        details |= {'solver': plain.get('method')}
+        details |= {'solver': plain.get('method')} | ({'best_of': best} if best else {})
         run = run._replace(digest=digest_of([run.digest, details]))
         other = f'-{run.digest[:8]}' if changed else ''
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)

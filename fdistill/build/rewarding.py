@@ -1,5 +1,6 @@
 """Rewards as functions of samples, with their parameters."""
 
+import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from fdistill.data.sources import Source
 from fdistill.errors import UserError
 from fdistill.evaluation.evaluate import Judge
 from fdistill.evaluation.features import BLOCK, trained_classifier
+from fdistill.methods import generator as generators
+from fdistill.methods.generator import Generator
 from fdistill.methods.rewards import REWARDS, Reward
 from fdistill.training import checkpoint, sharding
 
@@ -48,30 +51,55 @@ def load_reward(
     return jax.device_put(params, placed), checkpoint.digests(params)
 
 
-def bound(section: Any, train: Source, where: str) -> tuple[Callable[..., jax.Array], str]:
+def bound(
+    section: Any, image: Mapping[str, Any], train: Callable[[], Source], where: str
+) -> tuple[Callable[..., jax.Array], str]:
     """((x[B,...], condition) -> r[B], name of what it sees) of a section `reward`.
 
     Args:
-      section: see `make_reward`.
-      train: training split of the data, of which a classifier would be.
-      where: what the section is called.
+      section, image, where: see `make_reward`.
+      train: () -> training split of the data, of which a classifier is.
 
     Raises:
       UserError: as of `make_reward`.
     """
-    reward = make_reward(section, image_of(train), where)
+    reward = make_reward(section, image, where)
     if reward.trained is None:
         return lambda x, condition: reward.apply({}, x, condition), 'pixels'
-    known = trained_classifier(train, reward.trained)
+    known = trained_classifier(train(), reward.trained)
     return lambda x, condition: reward.apply(known.params, x, condition), known.name
 
 
+def read_reward(words: str) -> dict[str, Any]:
+    """The section `reward` that a word is, as 'classifier(wanted=3, only=8)'.
+
+    Raises:
+      UserError: words that are no name with settings.
+    """
+    try:
+        parsed = ast.parse(words, mode='eval').body
+        called = parsed if isinstance(parsed, ast.Call) else ast.Call(parsed, [], [])
+        if not isinstance(called.func, ast.Name) or called.args:
+            raise ValueError('no name, or a setting without one')
+        settings = {of.arg: ast.literal_eval(of.value) for of in called.keywords}
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise UserError(
+            f'--reward={words}: {error}; give a name, or as classifier(wanted=3, only=8)'
+        ) from error
+    return {'name': called.func.id} | settings
+
+
 def title(section: Mapping[str, Any]) -> str:
-    """A section `reward` in a word, as 'classifier(only=8,unwanted=8,wanted=3)'; the seed of a
-    classifier is in the name of what it sees."""
+    """A section `reward` in a word, as `read_reward` takes it; the seed of a classifier is in the
+    name of what it sees."""
     options = {key: value for key, value in section.items() if key not in ('name', 'seed')}
     given = ','.join(f'{key}={value}' for key, value in sorted(options.items()))
     return section['name'] + (f'({given})' if given else '')
+
+
+def whole(section: Any) -> dict[str, Any]:
+    """A section `reward`, of which a name alone may be given."""
+    return {'name': section} if isinstance(section, str) else plain_of(section)
 
 
 def judges(config: Mapping[str, Any], train: Source) -> dict[str, Judge]:
@@ -79,17 +107,15 @@ def judges(config: Mapping[str, Any], train: Source) -> dict[str, Judge]:
     another one."""
     if 'reward' not in config:
         return {}
-    section = config['reward']
-    section = {'name': section} if isinstance(section, str) else plain_of(section)
+    section, image = whole(config['reward']), image_of(train)
     sections = {'reward': section}
-    reward = make_reward(section, image_of(train), 'config.reward')
-    if reward.trained is not None:
-        sections['reward_unseen'] = section | {'seed': 0 if reward.trained else 1}
-    return {key: _judge(of, train) for key, of in sections.items()}
+    if (seed := make_reward(section, image, 'config.reward').trained) is not None:
+        sections['reward_unseen'] = section | {'seed': 0 if seed else 1}
+    return {key: _judge(of, image, train) for key, of in sections.items()}
 
 
-def _judge(section, train):
-    of, sees = bound(section, train, 'config.reward')
+def _judge(section, image, train):
+    of, sees = bound(section, image, lambda: train, 'config.reward')
     jitted = jax.jit(of)
 
     def apply(images, condition):
@@ -101,3 +127,30 @@ def _judge(section, train):
         return np.concatenate(made)
 
     return Judge(f'reward-{title(section)}', sees, apply)
+
+
+def choosing(
+    generator: Generator, asked: Mapping[str, Any] | None, plain: Mapping[str, Any]
+) -> Generator:
+    """A generator, or the best of several of its samples where that is asked for.
+
+    Args:
+      generator: of the run.
+      asked: {'candidates', 'alpha', 'reward'} of `generator.best_of`; None for none. Without a
+        reward that of the run is taken.
+      plain: resolved config of the run.
+
+    Raises:
+      UserError: a reward is missing or unknown, or a value out of range.
+    """
+    if asked is None:
+        return generator
+    section = asked.get('reward', plain.get('reward'))
+    if section is None:
+        raise UserError(
+            f'--best-of={asked["candidates"]}: the run has no reward; add --reward=NAME, one of '
+            f'{", ".join(REWARDS)}'
+        )
+    of, _ = bound(section, plain['image'], lambda: load_data(plain, 'train'), '--reward')
+    given = {name: value for name, value in asked.items() if name != 'reward'}
+    return call(generators.best_of, given, '--best-of', generator=generator, reward=of)

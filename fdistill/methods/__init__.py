@@ -20,6 +20,7 @@ from fdistill.methods.distribution import (
 from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
+from fdistill.methods.preference import f_dpo, mapo
 from fdistill.methods.pretrain import pretrain
 from fdistill.methods.score import di_star, sid, sim
 from fdistill.methods.segments import tscd
@@ -52,6 +53,8 @@ METHODS = {
     'scd': scd,
     'dscd': dscd,
     'rcm': rcm,
+    'mapo': mapo,
+    'f_dpo': f_dpo,
 }
 
 __all__ = [
@@ -71,9 +74,11 @@ __all__ = [
     'ect',
     'exact',
     'f_distill',
+    'f_dpo',
     'flow_map_distill',
     'ict',
     'improved_mean_flow',
+    'mapo',
     'mean_flow',
     'mean_flow_distill',
     'pretrain',

@@ -313,6 +313,58 @@ def check_until(denoiser: Denoiser) -> None:
         )
 
 
+def best_of(
+    generator: Generator,
+    reward: Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array],
+    candidates: int,
+    alpha: float = 0.0,
+) -> Generator:
+    """One of M samples of a generator on the same condition, chosen by r + alpha Gumbel noise: the
+    best of M at alpha = 0, else candidate i with probability softmax(r/alpha)_i (soft value
+    decoding, SVDD, arXiv 2408.08252, in one step), and any of them as alpha grows.
+
+    The law of the best is F(r)^M - F(r-)^M in the order of rewards; that of the soft choice goes to
+    p exp(r/alpha)/Z as M does. The first candidate is the generator's own sample of the noise, and
+    the others are drawn from its bits, so that the choice is a function of the noise.
+
+    Args:
+      generator: whose samples.
+      reward: (x[B,...], condition) -> r[B].
+      candidates: M, >= 1.
+      alpha: temperature, >= 0.
+
+    Raises:
+      ValueError: on values out of range.
+    """
+    if candidates < 1 or not 0 <= alpha < math.inf:
+        raise ValueError(f'candidates={candidates}, alpha={alpha}: need >= 1 and a number >= 0')
+
+    def sample(params, noise, condition):
+        keys = samplers.keys_of(noise)
+
+        def tried(start, number):
+            x = generator.sample(params, start, condition)
+            at = jax.vmap(lambda key: jax.random.fold_in(key, 2 * number))(keys)
+            chance = jax.vmap(lambda key: jax.random.gumbel(key, (), x.dtype))(at)
+            return x, reward(x, condition) + alpha * chance
+
+        def step(best, number):
+            at = jax.vmap(lambda key: jax.random.fold_in(key, 2 * number + 1))(keys)
+            start = jax.vmap(lambda key: jax.random.normal(key, noise.shape[1:], noise.dtype))(at)
+            x, score = tried(start, number)
+            better = score > best[1]
+            return (jnp.where(column(better, x), x, best[0]), jnp.where(better, score, best[1])), ()
+
+        # One after another, so that memory does not grow with them.
+        (x, _), _ = jax.lax.scan(step, tried(noise, 0), jnp.arange(1, candidates))
+        return x
+
+    def draw(key, params, batch):
+        return sample(params, _noise(key, batch), batch['condition'])
+
+    return Generator(draw, sample, candidates * generator.nfe)
+
+
 class Corrections(NamedTuple):
     """Corrections of a solver at inference time, all off by default: settings of `pretrain`, which
     `fdistill sample --sampler=NAME` takes as well.
