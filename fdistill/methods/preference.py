@@ -167,6 +167,6 @@ def _check_positive(**values):
 # See `distribution.TINY`.
 _GRID = {'name': 'karras', 'steps': 3, 'sigma_min': 0.02, 'sigma_max': 5.0}
 TINY = {
-    name: {'method': {'grid': _GRID}, 'reward': {'name': 'linear', 'direction': (1.0, 0.5)}}
+    name: {'method': {'grid': _GRID}, 'reward': {'name': 'linear', 'direction': (0.5,)}}
     for name in ('mapo', 'f_dpo')
 }

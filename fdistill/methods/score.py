@@ -157,4 +157,4 @@ TINY = {
     name: {'method': {'cycle': 'alternate', 'student_every': 2}}
     for name in ('sim', 'sid', 'di_star')
 }
-TINY['di_star']['reward'] = {'name': 'linear', 'direction': (1.0, -0.5)}
+TINY['di_star']['reward'] = {'name': 'linear', 'direction': (0.5,)}
