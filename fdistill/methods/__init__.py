@@ -1,5 +1,6 @@
 """Methods: pure losses over the roles student and critic, all trained by the same trainer."""
 
+from fdistill.methods.adversarial import add, adversarial_flow, ladd
 from fdistill.methods.average import (
     alpha_flow,
     flow_map_distill,
@@ -44,12 +45,17 @@ METHODS = {
     'scd': scd,
     'dscd': dscd,
     'rcm': rcm,
+    'ladd': ladd,
+    'add': add,
+    'adversarial_flow': adversarial_flow,
 }
 
 __all__ = [
     'METHODS',
     'Context',
     'Method',
+    'add',
+    'adversarial_flow',
     'alpha_flow',
     'any_flow',
     'consistency',
@@ -64,6 +70,7 @@ __all__ = [
     'flow_map_distill',
     'ict',
     'improved_mean_flow',
+    'ladd',
     'mean_flow',
     'mean_flow_distill',
     'pretrain',
