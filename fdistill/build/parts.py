@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from fdistill import networks
 from fdistill.build.models import conditions, make_denoiser
 from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
-from fdistill.build.teachers import TEACHERS, mixture_of
+from fdistill.build.teachers import TEACHERS, along, mixture_of
 from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, samplers
@@ -127,6 +127,15 @@ def _teacher(site):
     return denoisers.accumulated(made.model, site.microbatches)
 
 
+def _path(site):
+    """What `teachers.along` makes of the section `path`."""
+    level = site.options.get('sigma_init', site.wants['sigma_init'].default)
+    given = dict(plain=site.plain, sigma_init=level)
+    made = call(along, plain_of(section_of(site.plain, 'path')), 'config.path', **given)
+    site.frozen['path'] = made.load
+    return denoisers.accumulated(made.model, site.microbatches)
+
+
 def _fake_score(site):
     plain, network = site.plain, section_of(site.critic, 'network')
     section = plain.get('fake_score', site.critic.get('denoiser', {}))
@@ -226,6 +235,7 @@ PARTS = {
     'student': _student,
     'teacher': _teacher,
     'fake_score': _fake_score,
+    'path': _path,
     'sigma_data': _sigma_data,
     'discriminator': _discriminator,
     'mixture': _mixture,

@@ -9,6 +9,7 @@ from fdistill.methods.average import (
     mean_flow_distill,
     shortcut,
 )
+from fdistill.methods.backtracking import degrade, disback
 from fdistill.methods.consistency import consistency, consistency_training, ect, ict, tcm
 from fdistill.methods.continuous import dscd, rcm, scd, scm
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
@@ -45,6 +46,8 @@ METHODS = {
     'scd': scd,
     'dscd': dscd,
     'rcm': rcm,
+    'degrade': degrade,
+    'disback': disback,
     'ladd': ladd,
     'add': add,
     'adversarial_flow': adversarial_flow,
@@ -60,7 +63,9 @@ __all__ = [
     'any_flow',
     'consistency',
     'consistency_training',
+    'degrade',
     'diff_instruct',
+    'disback',
     'distribution_matching',
     'dmd2',
     'dscd',
