@@ -165,7 +165,8 @@ def disback(
         }
         given = context._replace(frozen={**frozen, 'teacher': targets})
         value, (metrics, aux) = made.losses['student'](params, given, batch, key)
-        metrics |= {'target': (followed // interval).astype(jnp.float32)}
+        back = jnp.minimum(followed // interval, len(jax.tree.leaves(frozen['path'])[0]) - 1)
+        metrics |= {'target': back.astype(value.dtype)}
         return value, (metrics, aux | {'followed': followed + 1})
 
     return made._replace(init=init, losses=made.losses | {'student': loss})
