@@ -9,6 +9,8 @@ implementation with finite differences, hence their fewer digits.
 """
 
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -551,6 +553,172 @@ def test_generator_loss_is_a_divergence(loss, name):
     actual = gradient(total)
     close(actual, TABLE[name][1], 1e-7)
     close(actual, score_gap_gradient(divergences.weight(divergences.get(name))), 1e-9)
+
+
+def two_normals(theta):
+    """(weights, means, stds) of p_t and of q_t."""
+    spread = np.sqrt(np.exp(2 * theta[2:]) + SIGMA**2)
+    teachers = [0.35, 0.65], [-1.2, 1.0], np.sqrt(np.array([0.35, 0.5]) ** 2 + SIGMA**2)
+    return teachers, ([0.5, 0.5], theta[:2], spread)
+
+
+def of_normals(weights, means, stds, z, mass):
+    """(x[N,1], mass[N]) of a mixture, from nodes of N(0, 1)."""
+    x = np.asarray(means)[:, None] + np.asarray(stds)[:, None] * z
+    return jnp.asarray(x.reshape(-1, 1)), np.outer(weights, mass).ravel()
+
+
+def sign_changes(theta=THETA):
+    """Where p_t = q_t, by bisection."""
+
+    def gap(x):
+        p, q = (
+            sum(w * math.exp(-(((x - m) / s) ** 2) / 2) / s for w, m, s in zip(*of))
+            for of in two_normals(theta)
+        )
+        return p - q
+
+    found = []
+    for low, high in itertools.pairwise(np.linspace(-3.0, 3.0, 61)):
+        if gap(low) * gap(high) < 0:
+            for _ in range(60):
+                middle = (low + high) / 2
+                low, high = (middle, high) if gap(middle) * gap(low) > 0 else (low, middle)
+            found.append((low + high) / 2)
+    return found
+
+
+def between(ends, nodes=200):
+    """Gauss-Legendre nodes and weights of the line, cut where the integrand jumps."""
+    z, weights = np.polynomial.legendre.leggauss(nodes)
+    parts = [
+        ((high + low) / 2 + (high - low) / 2 * z, (high - low) / 2 * weights)
+        for low, high in itertools.pairwise([-12.0, *ends, 12.0])
+    ]
+    return (np.concatenate(both) for both in zip(*parts))
+
+
+def total_variation(theta):
+    """Of p_t and q_t, from the distribution functions of normals between the points where p_t =
+    q_t."""
+
+    def below(x, of):
+        return sum(w * 0.5 * math.erfc((m - x) / s / math.sqrt(2)) for w, m, s in zip(*of))
+
+    ends = [-math.inf, *sign_changes(theta), math.inf]
+    p, q = (np.diff([below(end, of) for end in ends]) for of in two_normals(theta))
+    return 0.5 * np.abs(p - q).sum()
+
+
+def test_hinge_is_the_total_variation():
+    """Its optimal logit is sign(p - q), of loss 2 (1 - TV); the generator's loss changes as 2 TV
+    does, along the density of the samples, while along a sample's path it does not change at all:
+    what a student learns from is the way in which a network falls short of the optimum."""
+    ends = sign_changes()
+    x, weights = between(ends)
+    x = jnp.asarray(x)[:, None]
+    p = jnp.exp(teacher().log_prob(x, SIGMA))
+    hinge, optimal = losses.GANS['hinge'], jnp.sign(log_ratio(x))[:, None]
+
+    def loss(logits):
+        real = hinge.discriminator(jnp.full_like(logits, -jnp.inf), logits)
+        fake = hinge.discriminator(logits, jnp.full_like(logits, jnp.inf))
+        q = jnp.exp(student(THETA).log_prob(x, SIGMA))
+        return jnp.sum(weights * (p * real + q * fake))
+
+    close(loss(optimal), 2 * (1 - total_variation(THETA)), 1e-10)
+    for change in (0.1, -0.1, 0.1 * jnp.sin(x), 0.3 * x):
+        assert loss(optimal + change) > loss(optimal) + 1e-4
+    assert loss(1.2 * optimal) > loss(optimal) + 1e-4
+
+    def generator(theta):
+        q = jnp.exp(student(theta).log_prob(x, SIGMA))
+        return jnp.sum(weights * q * hinge.generator(optimal, optimal))
+
+    step = 1e-5
+    expected = [
+        (total_variation(THETA + step * unit) - total_variation(THETA - step * unit)) / (2 * step)
+        for unit in np.eye(4)
+    ]
+    close(gradient(generator), 2 * np.array(expected), 1e-6)
+
+    def along_paths(theta):
+        _, x_t, mass = draws(theta)
+        logits = jnp.sign(log_ratio(x_t))[:, None]
+        return jnp.sum(mass * hinge.generator(logits, logits))
+
+    assert not np.any(gradient(along_paths))
+
+
+def test_relativistic_loss_has_the_log_ratio_for_its_optimum():
+    """Up to a constant, which no pair sees; then its h is E_{y ~ p} r(y)/(r(y) + r), and not that
+    of softplus."""
+    relativistic, (z, mass) = losses.GANS['relativistic'], normal(60)
+    # Fewer than `teacher_draws`: of p_t and q_t themselves, which are two normals each.
+    (real_t, real_mass), (fake_t, fake_mass) = (
+        of_normals(*of, z, mass) for of in two_normals(THETA)
+    )
+    real = log_ratio(real_t) + 0.7
+
+    def against_all(loss, fake):
+        """E over the real samples of each fake sample's loss."""
+
+        def one(logit):
+            return loss(fake, jnp.full_like(fake, logit))
+
+        return real_mass @ jax.vmap(one)(real)
+
+    def generator(theta):
+        _, x_t, mass = draws(theta)
+        fake = log_ratio(x_t)[:, None] + 0.7
+        return jnp.sum(mass * against_all(relativistic.generator, fake))
+
+    def h(r):
+        of_real = jnp.exp(log_ratio(real_t))
+        return real_mass @ (of_real[:, None] / (of_real[:, None] + r))
+
+    actual = gradient(generator)
+    close(actual, score_gap_gradient(h), 1e-8)
+    assert np.max(np.abs(actual - np.array(TABLE['softened_reverse_kl'][1]))) > 8e-3
+
+    def discriminator(change):
+        def logits(x_t):
+            features = jnp.concatenate([x_t, jnp.tanh(x_t), x_t**2], axis=-1)
+            return log_ratio(x_t)[:, None] + features @ change[:, None]
+
+        fake, of_real = logits(fake_t), logits(real_t)[:, 0]
+
+        def one(logit):
+            return relativistic.discriminator(fake, jnp.full_like(fake, logit))
+
+        return real_mass @ jax.vmap(one)(of_real) @ fake_mass
+
+    derivatives = compiled(lambda at: (jax.grad(discriminator)(at), jax.hessian(discriminator)(at)))
+    slope, curvature = derivatives(jnp.zeros(3))
+    assert np.max(np.abs(slope)) < 1e-8
+    assert np.min(np.linalg.eigvalsh(curvature)) > 0
+
+
+def test_softplus_of_the_table_is_that_of_the_critic():
+    fake, real = jnp.asarray([[0.3, -1.0]]), jnp.asarray([[2.0, 0.1]])
+    softplus = losses.GANS['softplus']
+    np.testing.assert_array_equal(softplus.generator(fake, real), losses.gan_generator(fake))
+    np.testing.assert_array_equal(
+        softplus.discriminator(fake, real), losses.gan_discriminator(fake, real)
+    )
+
+
+def test_a_gradient_in_proportion():
+    """Whatever the scale of a loss: the gradient has length 1/sqrt(N) where its square is its own,
+    and the value is none."""
+    rng = np.random.default_rng(0)
+    x, gradient_ = jnp.asarray(rng.normal(size=(2, 4, 3)))
+    for scale in (1e-3, 1.0, 1e3):
+        square = gradient_.size * jnp.sum((scale * gradient_) ** 2)
+        value, found = jax.value_and_grad(losses.in_proportion)(x, scale * gradient_, square)
+        assert value == 0
+        np.testing.assert_allclose(jnp.linalg.norm(found), 1 / np.sqrt(12), rtol=1e-4)
+        np.testing.assert_allclose(found, found[0, 0] / gradient_[0, 0] * gradient_, rtol=1e-9)
 
 
 UNCLIPPED = dict(logit_clip=1e3, low=0.0, high=np.inf)

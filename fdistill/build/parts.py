@@ -18,7 +18,7 @@ from fdistill import networks
 from fdistill.build.models import conditions, make_denoiser
 from fdistill.build.rewarding import load_reward, make_reward
 from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
-from fdistill.build.teachers import TEACHERS, mixture_of
+from fdistill.build.teachers import TEACHERS, along, mixture_of
 from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, samplers
@@ -125,6 +125,15 @@ def _teacher(site):
         raise UserError(
             'config.method.from_teacher: an oracle has no network to start from; set it to False'
         )
+    return denoisers.accumulated(made.model, site.microbatches)
+
+
+def _path(site):
+    """What `teachers.along` makes of the section `path`."""
+    level = site.options.get('sigma_init', site.wants['sigma_init'].default)
+    given = dict(plain=site.plain, sigma_init=level)
+    made = call(along, plain_of(section_of(site.plain, 'path')), 'config.path', **given)
+    site.frozen['path'] = made.load
     return denoisers.accumulated(made.model, site.microbatches)
 
 
@@ -236,6 +245,7 @@ PARTS = {
     'student': _student,
     'teacher': _teacher,
     'fake_score': _fake_score,
+    'path': _path,
     'sigma_data': _sigma_data,
     'discriminator': _discriminator,
     'mixture': _mixture,

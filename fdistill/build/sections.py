@@ -8,6 +8,7 @@ fake_score     the same for the fake score, where it differs from the student's
 teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a converted file, or
                `oracle`, a named mixture
 start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
+path           where a teacher was degraded, `teachers.along`
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
 discriminator  a head of `networks.HEADS`
 reward         a row of `methods.rewards.REWARDS`, by which samples are preferred

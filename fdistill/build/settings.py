@@ -11,7 +11,7 @@ from fdistill import config as configs
 from fdistill import networks
 from fdistill.build.models import DENOISERS
 from fdistill.build.parts import TABLES
-from fdistill.build.teachers import TEACHERS
+from fdistill.build.teachers import TEACHERS, along
 from fdistill.config import parameters
 from fdistill.data import sources
 from fdistill.evaluation import evaluate as evaluation
@@ -61,6 +61,8 @@ def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., An
         for name, row in TEACHERS.items():
             if name in plain.get(part, {}):
                 yield part, row
+    if 'path' in plain:
+        yield 'path', along
     for role in plain.get('optimizer', {}):
         yield f'optimizer.{role}', optim.adam
     yield 'training', Training

@@ -1,5 +1,6 @@
 """Methods: pure losses over the roles student and critic, all trained by the same trainer."""
 
+from fdistill.methods.adversarial import add, adversarial_flow, ladd
 from fdistill.methods.average import (
     alpha_flow,
     flow_map_distill,
@@ -8,6 +9,7 @@ from fdistill.methods.average import (
     mean_flow_distill,
     shortcut,
 )
+from fdistill.methods.backtracking import degrade, disback
 from fdistill.methods.consistency import consistency, consistency_training, ect, ict, tcm
 from fdistill.methods.continuous import dscd, rcm, scd, scm
 from fdistill.methods.distribution import (
@@ -55,19 +57,28 @@ METHODS = {
     'rcm': rcm,
     'mapo': mapo,
     'f_dpo': f_dpo,
+    'degrade': degrade,
+    'disback': disback,
+    'ladd': ladd,
+    'add': add,
+    'adversarial_flow': adversarial_flow,
 }
 
 __all__ = [
     'METHODS',
     'Context',
     'Method',
+    'add',
+    'adversarial_flow',
     'alpha_flow',
     'any_flow',
     'consistency',
     'consistency_training',
     'di_plus_plus',
     'di_star',
+    'degrade',
     'diff_instruct',
+    'disback',
     'distribution_matching',
     'dmd2',
     'dscd',
@@ -79,6 +90,7 @@ __all__ = [
     'ict',
     'improved_mean_flow',
     'mapo',
+    'ladd',
     'mean_flow',
     'mean_flow_distill',
     'pretrain',

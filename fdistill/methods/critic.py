@@ -1,7 +1,7 @@
 """The critic role: a fake score that follows the student's distribution and, where needed, a
 discriminator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -53,19 +53,81 @@ class Critic(NamedTuple):
     logits: Callable[..., Any]
 
 
-def perturb(key: jax.Array, x: jax.Array, law: noise.NoiseLaw) -> tuple[jax.Array, jax.Array]:
-    """x_t = x + sigma eps with sigma from the law: (x_t, sigma[B])."""
+def perturb(
+    key: jax.Array, x: jax.Array, law: noise.NoiseLaw | None
+) -> tuple[jax.Array, jax.Array]:
+    """x_t = x + sigma eps with sigma from the law: (x_t, sigma[B]); without a law x itself, and 0.
+
+    The same key gives another x the same levels and noise."""
+    if law is None:
+        return x, jnp.zeros(x.shape[0], x.dtype)
     key_sigma, key_noise = jax.random.split(key)
     sigma = law.sample(key_sigma, x.shape[0]).astype(x.dtype)
     return x + column(sigma, x) * jax.random.normal(key_noise, x.shape, x.dtype), sigma
 
 
-# What a discriminator sees, from x_t, sigma and two functions that give the features of a network.
-FEATURES = {
-    'fake_score': lambda x_t, sigma, teacher, fake: fake(),
-    'teacher': lambda x_t, sigma, teacher, fake: teacher(),
-    'input': lambda x_t, sigma, teacher, fake: (x_t / column(jnp.sqrt(1 + sigma**2), x_t),),
-}
+class Judge(NamedTuple):
+    """What tells noised samples from noised data, as pure functions of the parameters of the role
+    `critic`.
+
+    init(key, params, batch, frozen) -> parameters of the head; `params` has those of what it sees
+    logits(params, context, x_t, sigma, condition, key=None, **known) -> [B, heads]; `known` are
+      features that are there already, by the names of their networks
+    roughness(params, context, x_t, sigma, condition, logits, key, dropout=None) ->
+      E (l(x_t + step n) - l(x_t))^2, n of unit variance: for a small step step^2 E |grad l|^2
+    """
+
+    init: Callable[..., Any]
+    logits: Callable[..., Any]
+    roughness: Callable[..., Any]
+
+
+def make_judge(
+    head: Any,
+    features: str,
+    networks: Mapping[str, Callable[..., Any]],
+    step: Annotated[float, Continuous()] = R1_STEP,
+) -> Judge:
+    """A discriminator on the features of a network, or on noised images themselves.
+
+    Args:
+      head: `networks.Head`.
+      features: what it sees, a name of `networks`, or 'input', x_t itself on its scale.
+      networks: {name: run(params, context, x_t, sigma, condition, key) -> features}.
+      step: of the finite differences, > 0.
+
+    Raises:
+      ValueError: on unknown features.
+    """
+    known_here = {
+        **networks,
+        'input': lambda params, context, x_t, sigma, condition, key: (
+            x_t / column(jnp.sqrt(1 + sigma**2), x_t),
+        ),
+    }
+    if features not in known_here:
+        raise ValueError(f'features={features!r}: known are {", ".join(known_here)}')
+
+    def logits(params, context, x_t, sigma, condition, key=None, **known):
+        seen = known.get(features) or known_here[features](
+            params, context, x_t, sigma, condition, key
+        )
+        # An image without noise has no level to tell.
+        c_noise = jnp.log(jnp.where(sigma > 0, sigma, 1)) / 4
+        return head.apply(params['discriminator'], seen, c_noise, condition)
+
+    def init(key, params, batch, frozen):
+        x, condition = batch['x'], batch['condition']
+        sigma = jnp.ones(x.shape[0], x.dtype)
+        seen = known_here[features](params, Context(frozen), x, sigma, condition, None)
+        return head.init(key, seen, jnp.zeros_like(sigma), condition)
+
+    def roughness(params, context, x_t, sigma, condition, before, key, dropout=None):
+        moved = x_t + step * jax.random.normal(key, x_t.shape, x_t.dtype)
+        after = logits(params, context, moved, sigma, condition, dropout)
+        return jnp.mean((after - before) ** 2)
+
+    return Judge(init, logits, roughness)
 
 
 def make_critic(
@@ -97,58 +159,45 @@ def make_critic(
     Raises:
       ValueError: on unknown names or negative weights.
     """
-    weighting, features = tracking.critic_weighting, gan.features
-    discriminator = gan.discriminator
+    weighting, discriminator = tracking.critic_weighting, gan.discriminator
     if weighting not in noise.WEIGHTINGS:
         raise ValueError(f'critic weighting={weighting!r}: known are {", ".join(noise.WEIGHTINGS)}')
-    if features not in FEATURES:
-        raise ValueError(f'features={features!r}: known are {", ".join(FEATURES)}')
     if gan.discriminator_weight < 0 or gan.r1_weight < 0:
         raise ValueError(
             f'discriminator_weight={gan.discriminator_weight}, r1_weight={gan.r1_weight}: '
             'must be >= 0'
         )
-    see = FEATURES[features]
 
-    def run_teacher(context, x_t, sigma, condition):
+    def run_teacher(params, context, x_t, sigma, condition, key=None):
         return teacher.apply(context.frozen.get('teacher', {}), x_t, sigma, condition)
 
-    def run_fake(params, x_t, sigma, condition, key=None):
+    def run_fake(params, context, x_t, sigma, condition, key=None):
         return fake_score.apply(params['fake_score'], x_t, sigma, condition, key=key)
 
-    def head(params, seen, sigma, condition):
-        return discriminator.apply(params['discriminator'], seen, jnp.log(sigma) / 4, condition)
-
-    def seen_alone(params, context, x_t, sigma, condition, key=None):
-        return see(
-            x_t,
-            sigma,
-            lambda: run_teacher(context, x_t, sigma, condition)[1],
-            lambda: run_fake(params, x_t, sigma, condition, key)[1],
-        )
-
-    def logits(params, context, x_t, sigma, condition, key=None):
-        seen = seen_alone(params, context, x_t, sigma, condition, key)
-        return head(params, seen, sigma, condition)
+    judge = make_judge(
+        discriminator,
+        gan.features,
+        {
+            'fake_score': lambda *given: run_fake(*given)[1],
+            'teacher': lambda *given: run_teacher(*given)[1],
+        },
+    )
 
     def evaluate(params, context, x_t, sigma, condition):
-        d_teacher, of_teacher = run_teacher(context, x_t, sigma, condition)
-        d_fake, of_fake = run_fake(params, x_t, sigma, condition)
+        d_teacher, of_teacher = run_teacher(params, context, x_t, sigma, condition)
+        d_fake, of_fake = run_fake(params, context, x_t, sigma, condition)
         if discriminator is None:
             return d_teacher, d_fake, None
-        seen = see(x_t, sigma, lambda: of_teacher, lambda: of_fake)
-        return d_teacher, d_fake, head(params, seen, sigma, condition)
+        known = {'teacher': of_teacher, 'fake_score': of_fake}
+        logits = judge.logits(params, context, x_t, sigma, condition, **known)
+        return d_teacher, d_fake, logits
 
     def init(key, batch, frozen):
         key_fake, key_head = jax.random.split(key)
-        x, condition = batch['x'], batch['condition']
-        sigma = jnp.ones(x.shape[0], x.dtype)
         base = frozen['teacher'] if tracking.from_teacher else None
         params = {'fake_score': start(key_fake, fake_score, batch, base)}
         if discriminator is not None:
-            seen = seen_alone(params, Context(frozen), x, sigma, condition)
-            c_noise = jnp.zeros_like(sigma)
-            params['discriminator'] = discriminator.init(key_head, seen, c_noise, condition)
+            params['discriminator'] = judge.init(key_head, params, batch, frozen)
         return params
 
     def loss(params, context, batch, key):
@@ -157,28 +206,27 @@ def make_critic(
         real, condition, critic = batch['x'], batch['condition'], params['critic']
         x = generator.draw(key_z, params['student'], batch)
         x_t, sigma = perturb(key_fake, x, law)
-        d_fake, of_fake = run_fake(critic, x_t, sigma, condition, key_dropout)
+        d_fake, of_fake = run_fake(critic, context, x_t, sigma, condition, key_dropout)
         weight = noise.WEIGHTINGS[weighting](sigma, tracking.sigma_data)
         total = jnp.mean(losses.denoising(d_fake, x, weight))
         metrics = {'denoising': total}
         if discriminator is not None:
-            real_t, real_sigma = perturb(key_real, real, law)
-            of_teacher = lambda: run_teacher(context, x_t, sigma, condition)[1]  # noqa: E731
-            seen = see(x_t, sigma, of_teacher, lambda: of_fake)
-            fake_logits = head(critic, seen, sigma, condition)
-            real_logits = logits(critic, context, real_t, real_sigma, condition, key_dropout_real)
+            given = critic, context, *perturb(key_real, real, law), condition
+            fake_logits = judge.logits(critic, context, x_t, sigma, condition, fake_score=of_fake)
+            real_logits = judge.logits(*given, key_dropout_real)
             adversarial = jnp.mean(losses.gan_discriminator(fake_logits, real_logits))
-            correct = 0.5 * (jnp.mean(fake_logits < 0) + jnp.mean(real_logits > 0))
-            metrics |= {'gan': adversarial, 'discriminator_accuracy': correct}
+            metrics |= {'gan': adversarial, **told_apart(fake_logits, real_logits)}
             total += gan.discriminator_weight * adversarial
             if gan.r1_weight:
-                moved = real_t + R1_STEP * jax.random.normal(key_r1, real.shape, real.dtype)
-                moved_logits = logits(
-                    critic, context, moved, real_sigma, condition, key_dropout_real
-                )
-                r1 = jnp.mean((moved_logits - real_logits) ** 2)
+                r1 = judge.roughness(*given, real_logits, key_r1, key_dropout_real)
                 metrics['r1'] = r1
                 total += gan.r1_weight * r1
         return total, (metrics, context.aux)
 
-    return Critic(init, loss, evaluate, logits)
+    return Critic(init, loss, evaluate, judge.logits)
+
+
+def told_apart(fake_logits: jax.Array, real_logits: jax.Array) -> dict[str, jax.Array]:
+    """The metric of how many images a discriminator sees for what they are."""
+    correct = 0.5 * (jnp.mean(fake_logits < 0) + jnp.mean(real_logits > 0))
+    return {'discriminator_accuracy': correct}

@@ -68,7 +68,8 @@ def student(denoiser: Denoiser, steps: Steps) -> Generator:
     return few_step(denoiser, (steps.sigma_init, *steps.levels), steps.last)
 
 
-def _noise(key, batch):
+def unit_noise(key: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
+    """What a `Generator` draws its samples from: unit noise in the shape of a batch's x."""
     x = batch['x']
     noise, axes = jax.random.normal(key, x.shape, x.dtype), get_abstract_mesh().axis_names[:2]
     # As the batch is placed: else each device would make the samples of all, for nothing says where
@@ -103,7 +104,7 @@ def one_step(denoiser: Denoiser, sigma_init: float) -> Generator:
         return denoiser.apply(params, sigma_init * noise, sigma, condition)[0]
 
     def draw(key, params, batch):
-        return sample(params, _noise(key, batch), batch['condition'])
+        return sample(params, unit_noise(key, batch), batch['condition'])
 
     return Generator(draw, sample, 1)
 
@@ -155,7 +156,7 @@ def few_step(denoiser: Denoiser, levels: tuple[float, ...], last: float) -> Gene
 
     def draw(key, params, batch):
         key_z, key_path, key_step, key_noise, key_last = jax.random.split(key, 5)
-        z, condition = _noise(key_z, batch), batch['condition']
+        z, condition = unit_noise(key_z, batch), batch['condition']
         before, fixed = (*levels[:-1], 0.0), stop_gradient(params)
         _, made = run(key_path, fixed, z, condition, before, trajectory=True)
         made = jnp.concatenate([jnp.zeros_like(z)[None], made])  # Nothing before the first step.
@@ -164,7 +165,7 @@ def few_step(denoiser: Denoiser, levels: tuple[float, ...], last: float) -> Gene
         step = jnp.where(in_any_case, len(levels) - 1, step)
         sigma = sigmas(levels, z.dtype)[step]
         start = jax.vmap(operator.getitem, (1, 0))(made, step)
-        start = start + column(sigma, z) * _noise(key_noise, batch)
+        start = start + column(sigma, z) * unit_noise(key_noise, batch)
         return denoiser.apply(params, start, sigma, condition)[0]
 
     trajectory = functools.partial(sample, trajectory=True)
@@ -232,7 +233,7 @@ def flow_map(
         return (x0, made) if trajectory else x0
 
     def draw(key, params, batch):
-        return sample(params, _noise(key, batch), batch['condition'])
+        return sample(params, unit_noise(key, batch), batch['condition'])
 
     several = functools.partial(sample, trajectory=True) if len(levels) > 1 else None
     return Generator(draw, sample, len(levels), several)
@@ -262,7 +263,7 @@ def rollout(denoiser: Denoiser, highest: float, counts: tuple[int, ...]) -> Call
 
     def draw(key, params, batch):
         key_z, key_count, key_place = jax.random.split(key, 3)
-        z, condition = _noise(key_z, batch), batch['condition']
+        z, condition = unit_noise(key_z, batch), batch['condition']
         count = jnp.asarray(counts)[jax.random.randint(key_count, z.shape[:1], 0, len(counts))]
         place = jax.random.randint(key_place, z.shape[:1], 0, count)
         first = jnp.full(z.shape[:1], highest, z.dtype)
@@ -360,7 +361,7 @@ def best_of(
         return x
 
     def draw(key, params, batch):
-        return sample(params, _noise(key, batch), batch['condition'])
+        return sample(params, unit_noise(key, batch), batch['condition'])
 
     return Generator(draw, sample, candidates * generator.nfe)
 
@@ -420,7 +421,7 @@ def solver(
         return sampler.solve(denoise, x, sigmas, key, **options)
 
     def draw(key, params, batch: Mapping[str, Any]):
-        return sample(params, _noise(key, batch), batch['condition'])
+        return sample(params, unit_noise(key, batch), batch['condition'])
 
     nfe = evaluations * sampler.evaluations(len(sigmas) - 1)
     return Generator(draw, sample, nfe, functools.partial(sample, trajectory=True))

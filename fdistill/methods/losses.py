@@ -8,6 +8,7 @@ gradient clipping, Adam's epsilon and other loss terms.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +235,48 @@ def gan_generator(fake_logits: jax.Array) -> jax.Array:
     """Non-saturating, mean softplus(-logit_fake), [B]. At the optimal discriminator its gradient is
     that of the softened reverse KL, h = 1/(1+r)."""
     return jnp.mean(jax.nn.softplus(-fake_logits), axis=-1)
+
+
+class GanLoss(NamedTuple):
+    """Both sides of an adversarial game, (fake_logits, real_logits) -> [B] from [B, heads]; a
+    sample of the one and a sample of the other with the same index are a pair."""
+
+    discriminator: Callable[[jax.Array, jax.Array], jax.Array]
+    generator: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+# What each is at its optimal discriminator:
+#   softplus      l = log r; the generator's gradient is that of the softened reverse KL.
+#   hinge         relu(1 + l_fake) + relu(1 - l_real) and -l_fake (ADD, arXiv 2311.17042): l =
+#                 sign(p - q), and the gradient of -E_q l is that of twice the total variation.
+#   relativistic  softplus of the difference of a pair (arXiv 1807.00734): l = log r up to a
+#                 constant, and h(r) = E_{y ~ p} r(y)/(r(y) + r).
+GANS = {
+    'softplus': GanLoss(gan_discriminator, lambda fake, real: gan_generator(fake)),
+    'hinge': GanLoss(
+        lambda fake, real: jnp.mean(jax.nn.relu(1 + fake) + jax.nn.relu(1 - real), axis=-1),
+        lambda fake, real: -jnp.mean(fake, axis=-1),
+    ),
+    'relativistic': GanLoss(
+        lambda fake, real: jnp.mean(jax.nn.softplus(fake - real), axis=-1),
+        lambda fake, real: jnp.mean(jax.nn.softplus(real - fake), axis=-1),
+    ),
+}
+
+
+def in_proportion(x: jax.Array, gradient: jax.Array, square: jax.Array) -> jax.Array:
+    """A loss whose gradient in x is `gradient` over its usual size, so that it weighs against
+    others as one whose derivatives in the N elements of a batch are about 1/N; its value is 0
+    (gradient normalisation of adversarial flow models, arXiv 2511.22475 and code).
+
+        sum(sg(gradient/sqrt(square)) (x - sg(x)))
+
+    Args:
+      x, gradient: [B,...].
+      square: running mean of N |gradient|^2, > 0.
+    """
+    scaled = stop_gradient(gradient / (jnp.sqrt(square) + 1e-8))
+    return jnp.sum(scaled * (x - stop_gradient(x)))
 
 
 def ratio_from_logits(
