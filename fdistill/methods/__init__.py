@@ -15,7 +15,7 @@ from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
 from fdistill.methods.pretrain import pretrain
-from fdistill.methods.score import sid, sim
+from fdistill.methods.score import sid, sida, sim, uni_instruct
 from fdistill.methods.segments import tscd
 
 # name -> function of networks, laws and settings that makes a `Method`; a row is all it takes.
@@ -27,6 +27,8 @@ METHODS = {
     'f_distill': f_distill,
     'sim': sim,
     'sid': sid,
+    'sida': sida,
+    'uni_instruct': uni_instruct,
     'consistency': consistency,
     'consistency_training': consistency_training,
     'ict': ict,
@@ -72,7 +74,9 @@ __all__ = [
     'scm',
     'shortcut',
     'sid',
+    'sida',
     'sim',
     'tcm',
     'tscd',
+    'uni_instruct',
 ]

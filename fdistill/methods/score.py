@@ -1,41 +1,47 @@
-"""Score-based distillation through the networks: SIM and SiD. The student's loss has no
-stop_gradient anywhere."""
+"""Score-based distillation through the networks: SIM, SiD, SiDA and Uni-Instruct. The student's loss
+has no stop_gradient on samples and denoisers."""
 
-from typing import Annotated
+import functools
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
+from fdistill.methods.critic import Gan
 from fdistill.methods.generator import Steps
-from fdistill.methods.matching import matched
+from fdistill.methods.matching import Ratio, matched
 from fdistill.methods.method import Method, Tracking
 from fdistill.types import Continuous
 
 
-def _score_method(
-    objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
-):
-    """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], where x, D_T(x_t) and
-    D_F(x_t) all carry gradient."""
+def _score_method(objective, student, *networks, steps, **settings):
+    """A student trained by objective(seen) -> [B], where x, D_T(x_t) and D_F(x_t) all carry
+    gradient."""
 
     def through(seen):
-        values = objective(seen.x, seen.d_teacher, seen.d_fake, seen.sigma)
+        values = objective(seen)
         gap = jnp.mean((seen.d_teacher - seen.d_fake) ** 2)
         return values, {'score': jnp.mean(values), 'denoiser_gap': gap}
 
     return matched(
-        generator.student(student, steps),
-        student,
-        teacher,
-        fake_score,
-        objective=through,
-        student_law=student_law,
-        critic_law=critic_law,
-        tracking=tracking,
+        generator.student(student, steps), student, *networks, objective=through, **settings
     )
+
+
+def _weight(weighting):
+    """A function of `Seen`: the weight [B], without gradient."""
+    if weighting not in losses.WEIGHTS:
+        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+
+    def of(seen):
+        weight = losses.WEIGHTS[weighting](seen.x, seen.d_teacher, seen.sigma)
+        return jax.lax.stop_gradient(weight)
+
+    return of
 
 
 # scale(sigma) of the denoiser gap in SIM's y.
@@ -83,11 +89,20 @@ def sim(
         raise ValueError(f'scale={scale!r}: known are {", ".join(SCALES)}')
     d, scale_of = distances[distance](), SCALES[scale]
 
-    def objective(x, d_teacher, d_fake, sigma):
-        return losses.implicit(x, d_teacher, d_fake, scale_of(sigma), d, total_gradient)
+    def objective(seen):
+        return losses.implicit(
+            seen.x, seen.d_teacher, seen.d_fake, scale_of(seen.sigma), d, total_gradient
+        )
 
     return _score_method(
-        objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+        objective,
+        student,
+        teacher,
+        fake_score,
+        student_law=student_law,
+        critic_law=critic_law,
+        steps=steps,
+        tracking=tracking,
     )
 
 
@@ -95,37 +110,136 @@ def sid(
     student: Denoiser,
     teacher: Denoiser,
     fake_score: Denoiser,
+    discriminator: Any = None,
     *,
     student_law: NoiseLaw,
     critic_law: NoiseLaw,
     alpha: Annotated[float, Continuous()] = 1.2,
     weighting: str = 'dmd',
     steps: Steps = Steps(sigma_init=2.5),
+    gan: Gan = Gan(),
     tracking: Tracking = Tracking(),
 ) -> Method:
-    """Score identity distillation (SiD, arXiv 2404.04057), `losses.sid`; data-free.
+    """Score identity distillation (SiD, arXiv 2404.04057), `losses.sid`; data-free unless there is
+    a GAN term.
 
     Args:
       student, teacher, fake_score: `Denoiser`.
+      discriminator: `networks.Head`, needed where gan_weight > 0.
       alpha: 1.2 in the paper, 1/2 for the exact Fisher gradient, 1 for SIM with squared l2.
       weighting: key of `losses.WEIGHTS`; 'dmd' is the paper's, but depends on x and so breaks the
         exact identities.
+      gan: settings, see `sida`.
       student_law, critic_law, steps, tracking: as for `sim`.
 
     Raises:
-      ValueError: on an unknown weighting.
+      ValueError: on an unknown weighting, or a missing discriminator.
     """
-    if weighting not in losses.WEIGHTS:
-        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+    weight = _weight(weighting)
 
-    def objective(x, d_teacher, d_fake, sigma):
-        weight = losses.WEIGHTS[weighting](x, d_teacher, sigma)
-        return losses.sid(x, d_teacher, d_fake, jax.lax.stop_gradient(weight), alpha)
+    def objective(seen):
+        return losses.sid(seen.x, seen.d_teacher, seen.d_fake, weight(seen), alpha)
 
     return _score_method(
-        objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+        objective,
+        student,
+        teacher,
+        fake_score,
+        discriminator,
+        student_law=student_law,
+        critic_law=critic_law,
+        steps=steps,
+        gan=gan,
+        tracking=tracking,
+    )
+
+
+# SiDA (arXiv 2410.14919): SiD with alpha = 1 and a GAN term on the fake score's own encoder
+# (`networks.HEADS['channel_mean']`, no parameters), each sample with the weight of its score term.
+# The code's losses are sums, of which the student's is (100 SiD + 0.01 n GAN)/2, and the
+# discriminator's has EDM's weight, of mean 200 for CIFAR-10's law, over 2: here, means over n
+# elements, 1e-4, and 100/3072. SiD2A is this with a student of SiD in the section `start`.
+sida = functools.partial(
+    sid,
+    alpha=1.0,
+    gan=Gan(
+        gan_weight=1e-4,
+        gan_weighting='dmd',
+        gan_from=782,  # Of 256 images: 200 thousand.
+        discriminator_weight=100 / 3072,
+        features='fake_score',
+    ),
+    tracking=Tracking(burn_in=391),
+)
+
+
+def uni_instruct(
+    student: Denoiser,
+    teacher: Denoiser,
+    fake_score: Denoiser,
+    discriminator: Any = None,
+    *,
+    student_law: NoiseLaw,
+    critic_law: NoiseLaw,
+    divergence: str = 'forward_kl',
+    weighting: str = 'dmd',
+    steps: Steps = Steps(sigma_init=2.5),
+    ratio: Ratio = Ratio(),
+    gan: Gan = Gan(),
+    tracking: Tracking = Tracking(),
+) -> Method:
+    """Uni-Instruct (arXiv 2505.20755), `losses.uni_instruct`: min over G of
+    E_sigma w(sigma) E_q[h(r) |s_p - s_q|^2], which is D_f(p_0||q_0) where w dsigma is dsigma^2.
+
+    r moves with x along the two scores (`losses.along`), except where it is clipped.
+
+    Args:
+      student, teacher, fake_score: `Denoiser`.
+      discriminator: `networks.Head`, needed where h(r) is not constant or gan_weight > 0. Reverse
+        KL has none of both: it is `sid` with alpha = 1/2.
+      divergence: anything `divergences.weighting` takes.
+      weighting: key of `losses.WEIGHTS`, as for `sid`.
+      ratio, gan: settings, as for `distribution.distribution_matching`.
+      student_law, critic_law, steps, tracking: as for `sim`.
+
+    Raises:
+      ValueError: on values out of range, or a missing discriminator.
+    """
+    weight = _weight(weighting)
+
+    def objective(seen):
+        given = seen.x, seen.d_teacher, seen.d_fake
+        if seen.ratio is None:
+            return losses.sid(*given, weight(seen), 0.5)
+        r = losses.along(seen.ratio, *given, seen.sigma)
+        r = jnp.where(seen.clipped, seen.ratio, r)
+        return losses.uni_instruct(*given, weight(seen), r, seen.h)
+
+    return _score_method(
+        objective,
+        student,
+        teacher,
+        fake_score,
+        discriminator,
+        student_law=student_law,
+        critic_law=critic_law,
+        weights=divergences.weighting(divergence),
+        steps=steps,
+        ratio=ratio,
+        gan=gan,
+        tracking=tracking,
     )
 
 
 # See `distribution.TINY`.
-TINY = {name: {'method': {'cycle': 'alternate', 'student_every': 2}} for name in ('sim', 'sid')}
+_ALTERNATE = {'cycle': 'alternate', 'student_every': 2}
+TINY = {name: {'method': _ALTERNATE} for name in ('sim', 'sid')} | {
+    'sida': {
+        'method': _ALTERNATE | {'gan_weight': 0.1, 'burn_in': 2, 'gan_from': 4},
+        'discriminator': {'name': 'channel_mean'},
+    },
+    'uni_instruct': {
+        'method': _ALTERNATE | {'features': 'input', 'divergence': 'js'},
+        'discriminator': {'name': 'mlp', 'width': 16, 'layers': 2},
+    },
+}
