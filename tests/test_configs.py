@@ -35,6 +35,8 @@ LARGE = (
     'mnist_sim.py',
     'cifar10_dmd2.py',
     'cifar10_sid.py',
+    'cifar10_sida.py',
+    'cifar10_uni_instruct.py',
     'cifar10_edm_js.py',
     'cifar10_edm_forward_kl.py',
     'cifar10_edm_reverse_kl.py',

@@ -24,7 +24,7 @@ from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
 from fdistill.methods.preference import f_dpo, mapo
 from fdistill.methods.pretrain import pretrain
-from fdistill.methods.score import di_star, sid, sim
+from fdistill.methods.score import di_star, sid, sida, sim, uni_instruct
 from fdistill.methods.segments import tscd
 
 # name -> function of networks, laws and settings that makes a `Method`; a row is all it takes.
@@ -38,6 +38,8 @@ METHODS = {
     'sim': sim,
     'sid': sid,
     'di_star': di_star,
+    'sida': sida,
+    'uni_instruct': uni_instruct,
     'consistency': consistency,
     'consistency_training': consistency_training,
     'ict': ict,
@@ -99,7 +101,9 @@ __all__ = [
     'scm',
     'shortcut',
     'sid',
+    'sida',
     'sim',
     'tcm',
     'tscd',
+    'uni_instruct',
 ]

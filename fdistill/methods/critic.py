@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from fdistill.diffusion import noise
-from fdistill.diffusion.denoiser import Denoiser, column
+from fdistill.diffusion.denoiser import Denoiser, column, guide
 from fdistill.methods import losses
 from fdistill.methods.generator import Generator
-from fdistill.methods.method import Context, Tracking, start
+from fdistill.methods.method import Context, Tracking, check_guidable, leave_out, start
 from fdistill.types import Continuous
 
+LEFT_OUT = 0.1  # share of conditions, where the fake score is guided (SiD-LSG's code)
 R1_STEP = 0.1  # standard deviation of the perturbation in the finite-difference R1
 
 
@@ -22,6 +23,9 @@ class Gan(NamedTuple):
 
     discriminator: `networks.Head`; None where there is none.
     gan_weight: of the student's term softplus(-logit), >= 0.
+    gan_weighting: key of `losses.WEIGHTS`, of that term's samples: 'unit' in DMD2 and f-distill,
+      'dmd', that of its score term, in SiDA.
+    gan_from: step from which that term counts.
     gan_fresh_noise: draw noise anew for that term (DMD2) instead of sharing x_t with the score gap
       (FastGen).
     discriminator_weight, r1_weight: of the critic's terms, >= 0. DMD2: 1e-2 and 0; f-distill: 1 and
@@ -32,6 +36,8 @@ class Gan(NamedTuple):
 
     discriminator: Any = None
     gan_weight: Annotated[float, Continuous(off=0)] = 0.0
+    gan_weighting: str = 'unit'
+    gan_from: int = 0
     gan_fresh_noise: bool = False
     discriminator_weight: Annotated[float, Continuous()] = 1.0
     r1_weight: Annotated[float, Continuous(off=0)] = 0.0
@@ -148,7 +154,8 @@ def make_critic(
 
     The last is the approximate R1 of APT (arXiv 2501.08316), on the *noised* image. FastGen
     perturbs the clean image instead and leaves out the noise, but not the time input. Fake and
-    real images have the same conditions, and independent sigma and noise.
+    real images have the same conditions, and independent sigma and noise. Where tracking guides the
+    fake score, a share of all conditions is left out, so that it learns what it is without any.
 
     Args:
       generator: of the student.
@@ -167,12 +174,16 @@ def make_critic(
             f'discriminator_weight={gan.discriminator_weight}, r1_weight={gan.r1_weight}: '
             'must be >= 0'
         )
+    trained, asked = (
+        guide(fake_score, scale) for scale in (tracking.critic_guidance, tracking.fake_guidance)
+    )
+    guides = trained is not fake_score or asked is not fake_score
 
     def run_teacher(params, context, x_t, sigma, condition, key=None):
         return teacher.apply(context.frozen.get('teacher', {}), x_t, sigma, condition)
 
-    def run_fake(params, context, x_t, sigma, condition, key=None):
-        return fake_score.apply(params['fake_score'], x_t, sigma, condition, key=key)
+    def run_fake(params, context, x_t, sigma, condition, key=None, model=fake_score):
+        return model.apply(params['fake_score'], x_t, sigma, condition, key=key)
 
     judge = make_judge(
         discriminator,
@@ -185,7 +196,7 @@ def make_critic(
 
     def evaluate(params, context, x_t, sigma, condition):
         d_teacher, of_teacher = run_teacher(params, context, x_t, sigma, condition)
-        d_fake, of_fake = run_fake(params, context, x_t, sigma, condition)
+        d_fake, of_fake = run_fake(params, context, x_t, sigma, condition, model=asked)
         if discriminator is None:
             return d_teacher, d_fake, None
         known = {'teacher': of_teacher, 'fake_score': of_fake}
@@ -203,10 +214,17 @@ def make_critic(
     def loss(params, context, batch, key):
         keys = jax.random.split(key, 6)
         key_z, key_fake, key_real, key_dropout, key_dropout_real, key_r1 = keys
-        real, condition, critic = batch['x'], batch['condition'], params['critic']
+        critic = params['critic']
+        if guides:
+            check_guidable(batch['condition'], 'critic_guidance, fake_guidance')
+            key_left = jax.random.fold_in(key_z, 0)
+            own = critic['fake_score']
+            kept, _ = leave_out(key_left, LEFT_OUT, fake_score, own, batch['condition'])
+            batch = {**batch, 'condition': kept}
+        real, condition = batch['x'], batch['condition']
         x = generator.draw(key_z, params['student'], batch)
         x_t, sigma = perturb(key_fake, x, law)
-        d_fake, of_fake = run_fake(critic, context, x_t, sigma, condition, key_dropout)
+        d_fake, of_fake = run_fake(critic, context, x_t, sigma, condition, key_dropout, trained)
         weight = noise.WEIGHTINGS[weighting](sigma, tracking.sigma_data)
         total = jnp.mean(losses.denoising(d_fake, x, weight))
         metrics = {'denoising': total}

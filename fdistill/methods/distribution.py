@@ -104,7 +104,8 @@ def matching(
     def objective(seen):
         x, d_teacher = seen.x, seen.d_teacher
         weight = losses.WEIGHTS[weighting](x, d_teacher, seen.sigma)
-        weight = weight if seen.h is None else weight * seen.h
+        if seen.h is not None:
+            weight = weight * jax.lax.stop_gradient(seen.h(seen.ratio))
         gap = losses.score_gap(x, d_teacher, seen.d_fake, weight)
         return gap, {'score_gap': jnp.mean(gap)}
 

@@ -223,6 +223,61 @@ def f_dpo(
     return -jax.nn.log_sigmoid(beta * (rho(loser) - rho(winner)))
 
 
+def along(
+    ratio: jax.Array,
+    x: jax.Array,
+    d_teacher: jax.Array,
+    d_fake: jax.Array,
+    sigma: jax.Array,
+) -> jax.Array:
+    """r = p/q with the gradient that the scores give it, r (s_p - s_q) dx, in place of that of the
+    discriminator which r was read from, [B].
+
+    At the optimal critic the two are the same. No derivative of the discriminator is needed.
+
+    Args:
+      ratio: [B], as of `ratio_from_logits`.
+      x: student samples [B,...], which carry gradient.
+      d_teacher, d_fake: [B,...].
+      sigma: [B].
+    """
+    gap = stop_gradient((d_teacher - d_fake) / column(sigma, x) ** 2)
+    moved = jnp.sum(gap * (x - stop_gradient(x)), axis=_elements(x))
+    return stop_gradient(ratio) * (1 + moved)
+
+
+def uni_instruct(
+    x: jax.Array,
+    d_teacher: jax.Array,
+    d_fake: jax.Array,
+    weight: jax.Array,
+    ratio: jax.Array,
+    h: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Uni-Instruct (arXiv 2505.20755): score matching weighted by any f-divergence, [B].
+
+        L = weight mean(h(r) delta (D_F - x) + (h(r) - r h'(r))/2 delta^2),    delta = D_T - D_F
+
+    With weight = n/sigma^4 its gradient is that of E_q[h(r) |s_p - s_q|^2]/2, which is
+    -d D_f(p||q)/d sigma^2: the integral over sigma^2, all noise levels, is D_f of the clean
+    distributions (Theorem 3.1 there; the de Bruijn identity). As r moves with x too (`along`), that
+    is SIM's gradient, weighted by h, and along the score gap Diff-Instruct's, weighted by
+    -r^2 h'' |s_p - s_q|^2/2. Reverse KL, h = 1, is `sid` with alpha = 1/2.
+
+    Args:
+      x, d_teacher, d_fake: [B,...], which carry gradient, as in `sid`.
+      weight: [B], without gradient.
+      ratio: r = p/q, [B], of `along`.
+      h: weight of the divergence, elementwise in r.
+    """
+    delta = d_teacher - d_fake
+    at_r, slope = jax.jvp(h, (ratio,), (jnp.ones_like(ratio),))
+    of_sampling = column(at_r - ratio * slope, x) / 2 * delta**2
+    return weight * jnp.mean(
+        column(at_r, x) * delta * (d_fake - x) + of_sampling, axis=_elements(x)
+    )
+
+
 def gan_discriminator(fake_logits: jax.Array, real_logits: jax.Array) -> jax.Array:
     """mean softplus(logit_fake) + mean softplus(-logit_real), [B] from [B, heads].
 
@@ -333,10 +388,21 @@ def normalise_ratio(
     return stop_gradient(ratio / (mean + EPSILON)), bins
 
 
-def normalise_weight(h: jax.Array) -> jax.Array:
+def normalise_weight(
+    h: Callable[[jax.Array], jax.Array], ratio: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
     """Second stage of f-distill: h / mean(h) over the global batch, which undoes the saturation of
-    a divergence, that is an h that is small for all samples."""
-    return stop_gradient(h / (jnp.mean(h) + EPSILON))
+    a divergence, that is an h that is small for all samples.
+
+    Args:
+      h: elementwise in r.
+      ratio: r of the batch, [B], without gradient.
+
+    Returns:
+      The function of r.
+    """
+    mean = jnp.mean(h(ratio)) + EPSILON
+    return lambda r: h(r) / mean
 
 
 def histogram(values: jax.Array, position: jax.Array) -> jax.Array:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 
 from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
@@ -97,8 +96,10 @@ class Seen(NamedTuple):
     sigma: their levels [B].
     d_teacher, d_fake: D_T(x_t), D_F(x_t), [B,...].
     logits: of the discriminator at x_t, [B, heads], or None.
-    h: weight of the divergence [B], without gradient; None where it is constant.
     batch: {'x', 'condition'}.
+    ratio: r = p/q, [B], without gradient; None, as the next two, where h is constant.
+    clipped: whether r lies at an end of its range, bool [B].
+    h: weight of the divergence, elementwise in r.
     """
 
     x: jax.Array
@@ -107,8 +108,10 @@ class Seen(NamedTuple):
     d_teacher: jax.Array
     d_fake: jax.Array
     logits: jax.Array | None
-    h: jax.Array | None
     batch: Mapping[str, Any]
+    ratio: jax.Array | None = None
+    clipped: jax.Array | None = None
+    h: Callable[[jax.Array], jax.Array] | None = None
 
 
 # The student's loss of each sample and what is worth watching: Seen -> ([B], metrics).
@@ -165,9 +168,12 @@ def matched(
             f'bins={ratio.bins} must be in 1..{MOST_BINS}, '
             f'bins_decay={ratio.bins_decay} in [0, 1), gan_weight={gan.gan_weight} >= 0'
         )
+    if gan.gan_weighting not in losses.WEIGHTS:
+        known = ', '.join(losses.WEIGHTS)
+        raise ValueError(f'gan_weighting={gan.gan_weighting!r}: known are {known}')
     if not needs_ratio and not gan.gan_weight:
         gan = gan._replace(discriminator=None)
-    roles = make_cycle(tracking.cycle, tracking.student_every)
+    roles = make_cycle(tracking.cycle, tracking.student_every, tracking.burn_in)
     critic = make_critic(generate, teacher, fake_score, law=critic_law, tracking=tracking, gan=gan)
 
     def init(key, batch, frozen):
@@ -182,14 +188,18 @@ def matched(
         return params, aux | (updates(weights) if weights else {})
 
     def weigh(logits, sigma, context):
-        """h(r) per sample with the two normalisations, what is worth watching, and the new aux."""
+        """({'ratio', 'clipped', 'h'} of `Seen`, with the two normalisations, what is worth
+        watching, and the new aux)."""
         aux, position = context.aux, student_law.cdf(sigma)
         r = losses.ratio_from_logits(logits, logit_clip=ratio.logit_clip, low=low, high=high)
-        metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean((r <= low) | (r >= high))}
+        clipped = (r <= low) | (r >= high)
+        metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean(clipped)}
         if ratio.normalise:
             r, bins = losses.normalise_ratio(r, position, aux['ratio_bins'], ratio.bins_decay)
             aux = aux | {'ratio_bins': bins}
-        h = stop_gradient(weights.h(r, sigma, aux.get('updates', 0)))
+        count = aux.get('updates', 0)
+        weight = lambda r: weights.h(r, sigma, count)  # noqa: E731
+        h = weight(r)
         metrics |= {
             'h': jnp.mean(h),
             'h_min': jnp.min(h),
@@ -197,7 +207,9 @@ def matched(
             'log_ratio': losses.histogram(jnp.mean(logits, axis=-1), position),
             'log_h': losses.histogram(jnp.log(h), position),
         }
-        return losses.normalise_weight(h) if ratio.normalise else h, metrics, counted(aux)
+        if ratio.normalise:
+            weight = losses.normalise_weight(weight, r)
+        return {'ratio': r, 'clipped': clipped, 'h': weight}, metrics, counted(aux)
 
     def loss(params, context, batch, key):
         key_z, key_t, key_gan = jax.random.split(key, 3)
@@ -207,17 +219,23 @@ def matched(
         d_teacher, d_fake, logits = critic.evaluate(
             params['critic'], context, x_t, sigma, condition
         )
-        h, metrics, aux = None, {}, context.aux
+        of_ratio, metrics, aux = {}, {}, context.aux
         if needs_ratio:
-            h, metrics, aux = weigh(logits, sigma, context)
-        values, more = objective(Seen(x, x_t, sigma, d_teacher, d_fake, logits, h, batch))
+            of_ratio, metrics, aux = weigh(logits, sigma, context)
+        seen = Seen(x, x_t, sigma, d_teacher, d_fake, logits, batch, **of_ratio)
+        values, more = objective(seen)
         total, metrics = jnp.mean(values), metrics | more | generator.spread(x, batch)
         if gan.gan_weight:
+            weight = losses.WEIGHTS[gan.gan_weighting](x, d_teacher, sigma)
             if gan.gan_fresh_noise:
                 x_t, sigma = perturb(key_gan, x, critic_law)
                 logits = critic.logits(params['critic'], context, x_t, sigma, condition)
-            adversarial = jnp.mean(losses.gan_generator(logits))
-            total, metrics = total + gan.gan_weight * adversarial, metrics | {'gan': adversarial}
+            adversarial = losses.gan_generator(logits)
+            metrics |= {'gan': jnp.mean(adversarial)}
+            scale = gan.gan_weight
+            if gan.gan_from:
+                scale = jnp.where(context.step < gan.gan_from, 0.0, scale)
+            total += scale * jnp.mean(weight * adversarial)
         wish, more = prefer(context, x, condition)
         return total + wish, (metrics | more, aux)
 
