@@ -17,7 +17,7 @@ from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
-from fdistill.methods.critic import Gan, make_critic, perturb
+from fdistill.methods.critic import Gan, divergence, make_critic, perturb
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import Method, Tracking, counted, make_cycle, start, updates
 from fdistill.types import Continuous
@@ -137,7 +137,8 @@ def matched(
         return params, aux | (updates(weights) if weights else {})
 
     def weigh(logits, sigma, context):
-        """h(r) per sample with the two normalisations, what is worth watching, and the new aux."""
+        """h(r) per sample of the ratio after its normalisation, what is worth watching, and the new
+        aux."""
         aux, position = context.aux, student_law.cdf(sigma)
         r = losses.ratio_from_logits(logits, logit_clip=ratio.logit_clip, low=low, high=high)
         metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean((r <= low) | (r >= high))}
@@ -152,7 +153,7 @@ def matched(
             'log_ratio': losses.histogram(jnp.mean(logits, axis=-1), position),
             'log_h': losses.histogram(jnp.log(h), position),
         }
-        return losses.normalise_weight(h) if ratio.normalise else h, metrics, counted(aux)
+        return h, metrics, counted(aux)
 
     def loss(params, context, batch, key):
         key_z, key_t, key_gan = jax.random.split(key, 3)
@@ -165,6 +166,9 @@ def matched(
         h, metrics, aux = None, {}, context.aux
         if needs_ratio:
             h, metrics, aux = weigh(logits, sigma, context)
+        metrics |= divergence(x, d_teacher, d_fake, sigma, student_law, h)
+        if needs_ratio and ratio.normalise:
+            h = losses.normalise_weight(h)
         values, more = objective(Seen(x, x_t, sigma, d_teacher, d_fake, logits, h, batch))
         total, metrics = jnp.mean(values), metrics | more | generator.spread(x, batch)
         if gan.gan_weight:

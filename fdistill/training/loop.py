@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
@@ -432,13 +433,15 @@ def pace(outs: Sequence[writer.Writer], progress: Progress) -> Callable[[TrainSt
 
 
 def read_metrics(state: TrainState) -> dict[str, float]:
-    """{'role/name': mean since the last log} of the roles with an update applied since, and the
-    skips so far, spikes apart where they are skipped."""
-    values = {
-        name: float(average.total / average.count)
-        for name, average in _averages(state)
-        if not average.total.ndim
-    }
+    """{'role/name': mean since the last log} of the roles with an update applied since, for an
+    estimate its standard error too, 'role/name_noise'; and the skips so far, spikes apart where
+    they are skipped."""
+    values = {}
+    for name, (total, count) in _averages(state):
+        if total.ndim < 2:
+            values[name] = float(total.flat[0] / count)
+        if total.ndim == 1:
+            values[f'{name}_noise'] = math.sqrt(total[1]) / int(count)
     spikes = {role: norms.skipped for role, norms in state.spikes.items()}
     for name, counts in (('skipped', state.skipped), ('spikes', spikes)):
         found = jax.device_get(counts)
@@ -450,15 +453,16 @@ def read_histograms(state: TrainState) -> dict[str, Any]:
     """{'role/name': counts [levels, cells] since the last log} of the roles with an update applied
     since."""
     return {
-        name: average.total.astype(int) for name, average in _averages(state) if average.total.ndim
+        name: total.astype(int) for name, (total, _) in _averages(state) if total.ndim == 2
     }
 
 
 def _averages(state):
+    """('role/name', (total, count)) of what was measured since the last log."""
     for role, averages in jax.device_get(state.metrics).items():
-        yield from (
-            (f'{role}/{name}', average) for name, average in averages.items() if average.count
-        )
+        for name, average in averages.items():
+            if average.count:
+                yield f'{role}/{name}', (np.asarray(average.total), average.count)
 
 
 def _headline(logged):
