@@ -62,20 +62,30 @@ def perturb(key: jax.Array, x: jax.Array, law: noise.NoiseLaw) -> tuple[jax.Arra
     return x + column(sigma, x) * jax.random.normal(key_noise, x.shape, x.dtype), sigma
 
 
+def nats(sigma: jax.Array, law: noise.NoiseLaw) -> jax.Array:
+    """w(sigma) = sigma^-3 / density(sigma) between the `QUANTILES` of a law, and 0 outside, [B]: the
+    mean of w |D_p - D_q|^2 over the law and q_sigma is KL(q||p) at the one less KL(q||p) at the
+    other, by de Bruijn's identity."""
+    place, density = jax.jvp(law.cdf, (sigma,), (jnp.ones_like(sigma),))
+    inside = (QUANTILES[0] <= place) & (place <= QUANTILES[1])
+    return jnp.where(inside, sigma**-3 / jnp.where(inside, density, 1), 0)
+
+
 def relative_entropy(
     x: jax.Array, d_teacher: jax.Array, d_fake: jax.Array, sigma: jax.Array, law: noise.NoiseLaw
 ) -> tuple[jax.Array, jax.Array]:
     """What each sample says of KL(q||p) by way of the denoisers, in nats: (kl[B], seen[B]).
 
         KL(q_a||p_a) - KL(q_b||p_b) = int_a^b E|D_T - D_q|^2 sigma^-3 dsigma = E kl + lag
-        kl   = w (|x - D_T|^2 - |x - D_F|^2),    w = sigma^-3 / density(sigma)
+        kl   = w (|x - D_T|^2 - |x - D_F|^2),    w of `nats`
         seen = w |D_T - D_F|^2
 
     with a and b the `QUANTILES` of the law and D_q = E[x|x_t] of the student, which D_F follows.
     The lag, E w|D_F - D_q|^2 >= 0, is what the critic has not learned, so that the mean of kl is
-    never above the divergence, whatever the critic. That of `seen` is wrong in the first order:
-    E seen - E kl = 2 E w (D_T - D_F)(D_q - D_F), positive where the student is nearer to the
-    teacher than its critic knows. At the exact critic both are the divergence.
+    never above the divergence, whatever the critic; below 0, the critic is further from the student
+    than the teacher is. The mean of `seen` is wrong in the first order: E seen - E kl =
+    2 E w (D_T - D_F)(D_q - D_F), positive where the student is nearer to the teacher than its
+    critic knows. At the exact critic both are the divergence.
 
     Times h(r(x_t)), kl is likewise of the divergence D_f(p||q) with that weight.
 
@@ -88,9 +98,7 @@ def relative_entropy(
     Reference: de Bruijn's identity; Verdu, Mismatched estimation and relative entropy (IEEE
     Transactions on Information Theory 56, 2010), theorem 1.
     """
-    place, density = jax.jvp(law.cdf, (sigma,), (jnp.ones_like(sigma),))
-    inside = (QUANTILES[0] <= place) & (place <= QUANTILES[1])
-    weight = jnp.where(inside, sigma**-3 / jnp.where(inside, density, 1), 0) * x[0].size
+    weight = nats(sigma, law) * x[0].size
     of_teacher, of_fake = (losses.denoising(D, x, weight) for D in (d_teacher, d_fake))
     return of_teacher - of_fake, losses.denoising(d_teacher, d_fake, weight)
 
