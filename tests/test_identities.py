@@ -25,7 +25,8 @@ from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.oracle import mixture
 from fdistill.methods import losses, method
-from fdistill.methods.critic import Gan
+from fdistill.methods.critic import QUANTILES, Gan, perturb, relative_entropy
+from fdistill.methods.critic import divergence as estimated_divergence
 from fdistill.methods.distribution import dmd2, f_distill
 from fdistill.methods.generator import Steps
 from fdistill.methods.method import Tracking
@@ -260,6 +261,122 @@ def test_de_bruijn(name, expected):
     close(-expectation(loss)(jnp.asarray(THETA)), exact)
     if expected is not None:
         close(exact, expected, 6e-7)
+
+
+# Its integral over the noise: what a run says of its divergence.
+
+LAWS = {
+    'loguniform': noise.loguniform(0.2, 1.5),
+    'lognormal': noise.lognormal(-0.7, 0.4),
+    'karras_uniform': noise.karras_uniform(sigma_min=0.2, sigma_max=1.5),
+}
+# D_F = D_q, and one that is not: it has learned neither mean nor noise.
+CRITICS = {'exact': lambda D, x_t: D, 'behind': lambda D, x_t: 0.8 * D + 0.15 * jnp.tanh(x_t)}
+
+
+def level_at(law, place):
+    """sigma at which the distribution function of a law is `place`, by bisection."""
+    low, high = (jnp.full_like(place, end) for end in (1e-3, 1e2))
+    for _ in range(80):
+        middle = jnp.sqrt(low * high)
+        below = law.cdf(middle) < place
+        low, high = jnp.where(below, middle, low), jnp.where(below, high, middle)
+    return middle
+
+
+def over_noise(name, critic, of):
+    """E over a law and the student of of(x, x_t, D_T, D_F, D_q, sigma, law), values [N, ...]; and
+    the law's levels at `QUANTILES`."""
+    law, (a, b) = LAWS[name], QUANTILES
+    nodes, mass_of_level = np.polynomial.legendre.leggauss(48)
+    place = jnp.asarray(a + (b - a) * (nodes + 1) / 2)
+
+    def at(sigma):
+        x, x_t, mass = draws(THETA, sigma)
+        own = student(THETA).denoise(x_t, sigma)
+        sigma = jnp.full(len(x), sigma)
+        seen = teacher().denoise(x_t, sigma), CRITICS[critic](own, x_t), own
+        values = jnp.stack(of(x, x_t, *seen, sigma, law))
+        return values @ mass
+
+    found = compiled(lambda sigmas: jax.lax.map(at, sigmas))(level_at(law, place))
+    ends = level_at(law, jnp.asarray(QUANTILES))
+    return mass_of_level @ found * (b - a) / 2, ends
+
+
+def rates(x, x_t, d_teacher, d_fake, d_student, sigma, law):
+    """kl and `seen`, what they would be of the exact critic, the lag, and half the error that its
+    lag makes in `seen`."""
+    of_critic = relative_entropy(x, d_teacher, d_fake, sigma, law)
+    of_student = relative_entropy(x, d_teacher, d_student, sigma, law)
+    lag = relative_entropy(x, d_fake, d_student, sigma, law)
+    weight = sigma**-3 / jax.vmap(jax.grad(law.cdf))(sigma)
+    along = weight * jnp.sum((d_teacher - d_fake) * (d_student - d_fake), axis=1)
+    return *of_critic, *of_student, *lag, along
+
+
+@pytest.mark.parametrize('name', LAWS)
+def test_relative_entropy_is_that_between_two_levels_of_noise(name):
+    """Both ways of it, at the exact critic."""
+    (kl, seen, *_), (low, high) = over_noise(name, 'exact', rates)
+    f = divergences.get('reverse_kl')
+    exact = divergence(f, low)(THETA) - divergence(f, high)(THETA)
+    close(kl, exact)
+    close(seen, exact)
+
+
+@pytest.mark.parametrize('name', LAWS)
+def test_a_critic_that_is_behind_lowers_the_relative_entropy_by_its_lag(name):
+    (kl, seen, exact, _, lag, same, along), _ = over_noise(name, 'behind', rates)
+    close(kl, exact - lag)
+    close(lag, same)  # By |x - D_F|^2 - |x - D_q|^2, and by |D_F - D_q|^2.
+    close(seen - kl, 2 * along)
+    assert lag > 0.1 * exact
+    differs(kl, exact)
+    differs(seen, exact)
+
+
+@pytest.mark.parametrize('name', ['js', 'forward_kl', 'squared_hellinger', 'jeffreys'])
+def test_with_its_weight_it_is_any_divergence(name):
+    f = divergences.get(name)
+    h = divergences.weight(f)
+
+    def of(x, x_t, d_teacher, d_fake, _, sigma, law):
+        r = jnp.exp(teacher().log_prob(x_t, sigma) - student(THETA).log_prob(x_t, sigma))
+        kl = relative_entropy(x, d_teacher, d_fake, sigma, law)[0]
+        # Far outside, of no mass, the ratio is too large for a number.
+        return (jnp.where(r < 1e30, h(jnp.minimum(r, 1e30)), 0) * kl, kl)
+
+    (found, kl), (low, high) = over_noise('loguniform', 'exact', of)
+    exact = divergence(f, low)(THETA) - divergence(f, high)(THETA)
+    close(found, exact)
+    differs(kl, exact)
+
+
+def test_the_noise_of_an_estimate_is_what_is_said():
+    """Batches of the fixture's samples: means within four standard errors of the exact value, and
+    as far from each other as the variance beside them says."""
+    law, runs, batch, theta = LAWS['loguniform'], 400, 512, jnp.asarray(THETA)
+
+    def of(key):
+        keys = jax.random.split(key, 4)
+        second = jax.random.bernoulli(keys[0], shape=(batch,)).astype(int)
+        z = jax.random.normal(keys[1], (batch,))
+        x = (theta[:2][second] + jnp.exp(theta[2:])[second] * z)[:, None]
+        x_t, sigma = perturb(keys[2], x, law)
+        d_teacher, d_fake = (p.denoise(x_t, sigma) for p in (teacher(), student(THETA)))
+        return estimated_divergence(x, d_teacher, d_fake, sigma, law, 2 * jnp.ones(batch))
+
+    found = jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(0), runs))
+    low, high = level_at(law, jnp.asarray(QUANTILES))
+    f = divergences.get('reverse_kl')
+    exact = divergence(f, low)(THETA) - divergence(f, high)(THETA)
+    mean, variance = jnp.mean(found['kl'], axis=0)
+    assert abs(mean - exact) < 4 * jnp.sqrt(variance / runs)
+    assert abs(jnp.var(found['kl'][:, 0]) / variance - 1) < 4 * np.sqrt(2 / runs)
+    np.testing.assert_allclose(found['divergence'][:, 0], 2 * found['kl'][:, 0])
+    np.testing.assert_allclose(found['divergence'][:, 1], 4 * found['kl'][:, 1])
+    assert abs(jnp.mean(found['kl_seen']) - exact) < 4 * jnp.sqrt(variance / runs)
 
 
 # The projection identity, on which SIM and SiD rest.

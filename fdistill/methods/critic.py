@@ -6,16 +6,27 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser, column, guide
 from fdistill.methods import losses
 from fdistill.methods.generator import Generator
-from fdistill.methods.method import Context, Tracking, check_guidable, leave_out, start
+from fdistill.methods.method import (
+    Context,
+    Tracking,
+    check_guidable,
+    estimate,
+    leave_out,
+    start,
+)
 from fdistill.types import Continuous
 
 LEFT_OUT = 0.1  # share of conditions, where the fake score is guided (SiD-LSG's code)
 R1_STEP = 0.1  # standard deviation of the perturbation in the finite-difference R1
+# Between which quantiles of a law of noise a divergence is integrated: levels that are hardly ever
+# drawn would bring a noise without bound.
+QUANTILES = 0.01, 0.99
 
 
 class Gan(NamedTuple):
@@ -134,6 +145,69 @@ def make_judge(
         return jnp.mean((after - before) ** 2)
 
     return Judge(init, logits, roughness)
+
+
+def nats(sigma: jax.Array, law: noise.NoiseLaw) -> jax.Array:
+    """w(sigma) = sigma^-3 / density(sigma) between the `QUANTILES` of a law, and 0 outside, [B]: the
+    mean of w |D_p - D_q|^2 over the law and q_sigma is KL(q||p) at the one less KL(q||p) at the
+    other, by de Bruijn's identity."""
+    place, density = jax.jvp(law.cdf, (sigma,), (jnp.ones_like(sigma),))
+    inside = (QUANTILES[0] <= place) & (place <= QUANTILES[1])
+    return jnp.where(inside, sigma**-3 / jnp.where(inside, density, 1), 0)
+
+
+def relative_entropy(
+    x: jax.Array, d_teacher: jax.Array, d_fake: jax.Array, sigma: jax.Array, law: noise.NoiseLaw
+) -> tuple[jax.Array, jax.Array]:
+    """What each sample says of KL(q||p) by way of the denoisers, in nats: (kl[B], seen[B]).
+
+        KL(q_a||p_a) - KL(q_b||p_b) = int_a^b E|D_T - D_q|^2 sigma^-3 dsigma = E kl + lag
+        kl   = w (|x - D_T|^2 - |x - D_F|^2),    w of `nats`
+        seen = w |D_T - D_F|^2
+
+    with a and b the `QUANTILES` of the law and D_q = E[x|x_t] of the student, which D_F follows.
+    The lag, E w|D_F - D_q|^2 >= 0, is what the critic has not learned, so that the mean of kl is
+    never above the divergence, whatever the critic; below 0, the critic is further from the student
+    than the teacher is. The mean of `seen` is wrong in the first order: E seen - E kl =
+    2 E w (D_T - D_F)(D_q - D_F), positive where the student is nearer to the teacher than its
+    critic knows. At the exact critic both are the divergence.
+
+    Times h(r(x_t)), kl is likewise of the divergence D_f(p||q) with that weight.
+
+    Args:
+      x: student samples [B,...].
+      d_teacher, d_fake: of x_t, [B,...].
+      sigma: [B], drawn from the law.
+      law: `NoiseLaw`.
+
+    Reference: de Bruijn's identity; Verdu, Mismatched estimation and relative entropy (IEEE
+    Transactions on Information Theory 56, 2010), theorem 1.
+    """
+    weight = nats(sigma, law) * x[0].size
+    of_teacher, of_fake = (losses.denoising(D, x, weight) for D in (d_teacher, d_fake))
+    return of_teacher - of_fake, losses.denoising(d_teacher, d_fake, weight)
+
+
+def divergence(
+    x: jax.Array,
+    d_teacher: jax.Array,
+    d_fake: jax.Array,
+    sigma: jax.Array,
+    law: noise.NoiseLaw,
+    h: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """Metrics that tell how far the student is from its teacher, where losses do not: `kl` and
+    `kl_seen` of `relative_entropy`, and with h `divergence`, that of the weight h.
+
+    Args:
+      x, d_teacher, d_fake, sigma, law: as of `relative_entropy`.
+      h: [B], of the ratio at x_t, or None.
+    """
+    # Apart from the loss, as in `generator.spread`.
+    given = jax.lax.optimization_barrier(stop_gradient((x, d_teacher, d_fake, sigma)))
+    kl, seen = relative_entropy(*given, law)
+    metrics = {'kl': estimate(kl), 'kl_seen': jnp.mean(seen)}
+    return metrics if h is None else metrics | {'divergence': estimate(h * kl)}
 
 
 def make_critic(

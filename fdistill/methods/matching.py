@@ -16,7 +16,7 @@ from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
-from fdistill.methods.critic import Gan, make_critic, perturb
+from fdistill.methods.critic import Gan, divergence, make_critic, perturb
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import Method, Tracking, counted, make_cycle, start, updates
 from fdistill.types import Continuous
@@ -188,8 +188,8 @@ def matched(
         return params, aux | (updates(weights) if weights else {})
 
     def weigh(logits, sigma, context):
-        """({'ratio', 'clipped', 'h'} of `Seen`, with the two normalisations, what is worth
-        watching, and the new aux)."""
+        """({'ratio', 'clipped', 'h'} of `Seen`, with the two normalisations; h(r) [B] with the first
+        alone; what is worth watching, and the new aux)."""
         aux, position = context.aux, student_law.cdf(sigma)
         r = losses.ratio_from_logits(logits, logit_clip=ratio.logit_clip, low=low, high=high)
         clipped = (r <= low) | (r >= high)
@@ -209,7 +209,7 @@ def matched(
         }
         if ratio.normalise:
             weight = losses.normalise_weight(weight, r)
-        return {'ratio': r, 'clipped': clipped, 'h': weight}, metrics, counted(aux)
+        return {'ratio': r, 'clipped': clipped, 'h': weight}, h, metrics, counted(aux)
 
     def loss(params, context, batch, key):
         key_z, key_t, key_gan = jax.random.split(key, 3)
@@ -219,9 +219,10 @@ def matched(
         d_teacher, d_fake, logits = critic.evaluate(
             params['critic'], context, x_t, sigma, condition
         )
-        of_ratio, metrics, aux = {}, {}, context.aux
+        of_ratio, h, metrics, aux = {}, None, {}, context.aux
         if needs_ratio:
-            of_ratio, metrics, aux = weigh(logits, sigma, context)
+            of_ratio, h, metrics, aux = weigh(logits, sigma, context)
+        metrics |= divergence(x, d_teacher, d_fake, sigma, student_law, h)
         seen = Seen(x, x_t, sigma, d_teacher, d_fake, logits, batch, **of_ratio)
         values, more = objective(seen)
         total, metrics = jnp.mean(values), metrics | more | generator.spread(x, batch)

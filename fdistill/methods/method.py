@@ -48,8 +48,8 @@ class Method(NamedTuple):
     init(key, batch, frozen) -> (params, aux): params is {role: pytree}, aux the method's own
       statistics (arrays).
     losses: role -> loss(params, context, batch, key) -> (scalar, (metrics, aux)); differentiated in
-      params[role] only. A metric is a scalar, averaged from log to log, or a histogram
-      [levels, cells] as of `losses.histogram`, summed.
+      params[role] only. A metric is a scalar, averaged from log to log; an `estimate`, logged with
+      its standard error; or a histogram [levels, cells] as of `losses.histogram`, summed.
     cycle(step) -> the roles trained in that step, in order; later roles see the earlier ones'
       update.
     generator: `Generator`, which samples with the average named `DEPLOYED`.
@@ -66,6 +66,11 @@ class Method(NamedTuple):
     generator: Generator
     averages: Mapping[str, Average] = {DEPLOYED: Average('student')}
     begins: tuple[str, ...] = ()
+
+
+def estimate(values: jax.Array) -> jax.Array:
+    """A metric with its noise: (mean of the values [B], variance of that mean), [2]."""
+    return jnp.stack([jnp.mean(values), jnp.var(values) / max(len(values) - 1, 1)])
 
 
 # name -> n -> cycle with one student update in n steps. The critic is trained n times per student
