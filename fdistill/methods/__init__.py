@@ -15,6 +15,7 @@ from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
 from fdistill.methods.pretrain import pretrain
+from fdistill.methods.real_data import data_forcing, diff_ratio, real_uid
 from fdistill.methods.score import sid, sim
 from fdistill.methods.segments import tscd
 
@@ -27,6 +28,9 @@ METHODS = {
     'f_distill': f_distill,
     'sim': sim,
     'sid': sid,
+    'real_uid': real_uid,
+    'data_forcing': data_forcing,
+    'diff_ratio': diff_ratio,
     'consistency': consistency,
     'consistency_training': consistency_training,
     'ict': ict,
@@ -54,7 +58,9 @@ __all__ = [
     'any_flow',
     'consistency',
     'consistency_training',
+    'data_forcing',
     'diff_instruct',
+    'diff_ratio',
     'distribution_matching',
     'dmd2',
     'dscd',
@@ -68,6 +74,7 @@ __all__ = [
     'mean_flow_distill',
     'pretrain',
     'rcm',
+    'real_uid',
     'scd',
     'scm',
     'shortcut',

@@ -36,12 +36,33 @@ class Gan(NamedTuple):
     features: str = 'teacher'
 
 
+# (x, x_t, sigma, teacher) -> target [B,...] of D_F(x_t), where teacher() is D_T(x_t).
+Target = Callable[[jax.Array, jax.Array, jax.Array, Callable[[], jax.Array]], jax.Array]
+
+
+class Real(NamedTuple):
+    """Real data in the regression of the fake score, which then has two kinds of samples:
+
+        a E_q weight |D_F(x_t) - y_q(x)|^2 + b E_p weight |D_F(x_t) - y_p(x)|^2
+
+    Its minimiser is (a q E_q[y_q | x_t] + b p E_p[y_p | x_t])/(a q + b p), with q and p the
+    densities of the student's and of real samples with noise.
+
+    weights: (a, b), > 0.
+    targets: (y_q, y_p), see `Target`.
+    """
+
+    weights: tuple[float, float]
+    targets: tuple[Target, Target]
+
+
 class Critic(NamedTuple):
     """Pure functions for the role `critic`.
 
     init(key, batch, frozen) -> params
     loss: as in `Method`.
-    evaluate(params, context, x_t, sigma, condition) -> (d_teacher, d_fake, logits or None)
+    evaluate(params, context, x_t, sigma, condition) -> (d_teacher, d_fake, logits or None); without
+      a fake score (sigma^2 grad l, 0, logits), of which only the difference says something.
     logits(params, context, x_t, sigma, condition) -> logits alone, at a noise level of its own
     """
 
@@ -68,13 +89,14 @@ FEATURES = {
 
 def make_critic(
     generator: Generator,
-    teacher: Denoiser,
-    fake_score: Denoiser,
+    teacher: Denoiser | None,
+    fake_score: Denoiser | None,
     discriminator: Any = None,
     *,
     law: noise.NoiseLaw,
     tracking: Tracking,
     gan: Gan = Gan(),
+    real: Real | None = None,
 ) -> Critic:
     """A fake score trained by denoising score matching on student samples, and a discriminator on
     noised images.
@@ -83,19 +105,21 @@ def make_critic(
            + discriminator_weight (softplus(l_fake) + softplus(-l_real))
            + r1_weight (l(x_real,t + 0.1 n) - l(x_real,t))^2.
 
-    The last is the approximate R1 of APT (arXiv 2501.08316), on the *noised* image. FastGen
+    The first term is another with `real`, and absent without a fake score. The last is the approximate R1 of APT (arXiv 2501.08316), on the *noised* image. FastGen
     perturbs the clean image instead and leaves out the noise, but not the time input. Fake and
     real images have the same conditions, and independent sigma and noise.
 
     Args:
       generator: of the student.
-      teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher'].
+      teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher']. Or both None:
+        then D_T - D_F is read from the logit l, as sigma^2 grad l (DiffRatio, arXiv 2502.08005).
       discriminator: `networks.Head` or None.
       law: `NoiseLaw` of sigma for all of it.
       tracking, gan: settings.
+      real: what the fake score learns of real data; None for nothing.
 
     Raises:
-      ValueError: on unknown names or negative weights.
+      ValueError: on unknown names or negative weights, or where a part is missing.
     """
     weighting, features = tracking.critic_weighting, gan.features
     if weighting not in noise.WEIGHTINGS:
@@ -106,6 +130,11 @@ def make_critic(
         raise ValueError(
             f'discriminator_weight={gan.discriminator_weight}, r1_weight={gan.r1_weight}: '
             'must be >= 0'
+        )
+    if fake_score is None and (discriminator is None or features != 'input'):
+        raise ValueError(
+            f'discriminator={discriminator}, features={features!r}: without a fake score the '
+            "gradient is that of a discriminator of features='input'; add one to the config"
         )
     see = FEATURES[features]
 
@@ -130,6 +159,13 @@ def make_critic(
         seen = seen_alone(params, context, x_t, sigma, condition, key)
         return head(params, seen, sigma, condition)
 
+    def ratio_gap(params, context, x_t, sigma, condition):
+        def total(at):
+            return jnp.sum(jnp.mean(logits(params, context, at, sigma, condition), axis=-1))
+
+        gap = column(sigma**2, x_t) * jax.grad(total)(jax.lax.stop_gradient(x_t))
+        return gap, jnp.zeros_like(gap), logits(params, context, x_t, sigma, condition)
+
     def evaluate(params, context, x_t, sigma, condition):
         d_teacher, of_teacher = run_teacher(context, x_t, sigma, condition)
         d_fake, of_fake = run_fake(params, x_t, sigma, condition)
@@ -142,8 +178,10 @@ def make_critic(
         key_fake, key_head = jax.random.split(key)
         x, condition = batch['x'], batch['condition']
         sigma = jnp.ones(x.shape[0], x.dtype)
-        base = frozen['teacher'] if tracking.from_teacher else None
-        params = {'fake_score': start(key_fake, fake_score, batch, base)}
+        params = {}
+        if fake_score is not None:
+            base = frozen['teacher'] if tracking.from_teacher else None
+            params['fake_score'] = start(key_fake, fake_score, batch, base)
         if discriminator is not None:
             seen = seen_alone(params, Context(frozen), x, sigma, condition)
             c_noise = jnp.zeros_like(sigma)
@@ -153,15 +191,30 @@ def make_critic(
     def loss(params, context, batch, key):
         keys = jax.random.split(key, 6)
         key_z, key_fake, key_real, key_dropout, key_dropout_real, key_r1 = keys
-        real, condition, critic = batch['x'], batch['condition'], params['critic']
+        data, condition, critic = batch['x'], batch['condition'], params['critic']
         x = generator.draw(key_z, params['student'], batch)
         x_t, sigma = perturb(key_fake, x, law)
-        d_fake, of_fake = run_fake(critic, x_t, sigma, condition, key_dropout)
-        weight = noise.WEIGHTINGS[weighting](sigma, tracking.sigma_data)
-        total = jnp.mean(losses.denoising(d_fake, x, weight))
-        metrics = {'denoising': total}
+        total, metrics, of_fake = 0.0, {}, ()
+
+        def regression(kind, x, x_t, sigma, key):
+            """The error on samples of one kind, and the features."""
+            d_fake, of_fake = run_fake(critic, x_t, sigma, condition, key)
+            weight = noise.WEIGHTINGS[weighting](sigma, tracking.sigma_data)
+            if real is not None:
+                d_teacher = lambda: run_teacher(context, x_t, sigma, condition)[0]  # noqa: E731
+                x = real.targets[kind](x, x_t, sigma, d_teacher)
+            return jnp.mean(losses.denoising(d_fake, x, weight)), of_fake
+
+        if fake_score is not None:
+            total, of_fake = regression(0, x, x_t, sigma, key_dropout)
+            metrics = {'denoising': total}
+        if real is not None:
+            data_t, data_sigma = perturb(key_real, data, law)
+            on_data, _ = regression(1, data, data_t, data_sigma, key_dropout_real)
+            total = real.weights[0] * total + real.weights[1] * on_data
+            metrics |= {'denoising_data': on_data}
         if discriminator is not None:
-            real_t, real_sigma = perturb(key_real, real, law)
+            real_t, real_sigma = perturb(key_real, data, law)
             of_teacher = lambda: run_teacher(context, x_t, sigma, condition)[1]  # noqa: E731
             seen = see(x_t, sigma, of_teacher, lambda: of_fake)
             fake_logits = head(critic, seen, sigma, condition)
@@ -171,7 +224,7 @@ def make_critic(
             metrics |= {'gan': adversarial, 'discriminator_accuracy': correct}
             total += gan.discriminator_weight * adversarial
             if gan.r1_weight:
-                moved = real_t + R1_STEP * jax.random.normal(key_r1, real.shape, real.dtype)
+                moved = real_t + R1_STEP * jax.random.normal(key_r1, data.shape, data.dtype)
                 moved_logits = logits(
                     critic, context, moved, real_sigma, condition, key_dropout_real
                 )
@@ -180,4 +233,4 @@ def make_critic(
                 total += gan.r1_weight * r1
         return total, (metrics, context.aux)
 
-    return Critic(init, loss, evaluate, logits)
+    return Critic(init, loss, ratio_gap if fake_score is None else evaluate, logits)

@@ -75,8 +75,8 @@ def distribution_matching(
 def matching(
     generate: Generator,
     student: Denoiser,
-    teacher: Denoiser,
-    fake_score: Denoiser,
+    teacher: Denoiser | None,
+    fake_score: Denoiser | None,
     discriminator: Any = None,
     *,
     student_law: NoiseLaw,

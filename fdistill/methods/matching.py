@@ -73,8 +73,8 @@ Objective = Callable[[Seen], tuple[jax.Array, dict[str, jax.Array]]]
 def matched(
     generate: Generator,
     student: Denoiser,
-    teacher: Denoiser,
-    fake_score: Denoiser,
+    teacher: Denoiser | None,
+    fake_score: Denoiser | None,
     discriminator: Any = None,
     *,
     objective: Objective,
@@ -89,7 +89,8 @@ def matched(
 
     Args:
       generate: `Generator` of the student.
-      student, teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher'].
+      student, teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher']. The
+        last two may be None, see `make_critic`.
       discriminator: `networks.Head`, needed where h(r) is not constant or gan_weight > 0; else it
         is left out.
       objective: see `Objective`.
@@ -118,7 +119,7 @@ def matched(
             f'bins={ratio.bins} must be in 1..{MOST_BINS}, '
             f'bins_decay={ratio.bins_decay} in [0, 1), gan_weight={gan.gan_weight} >= 0'
         )
-    if not needs_ratio and not gan.gan_weight:
+    if fake_score is not None and not needs_ratio and not gan.gan_weight:
         discriminator = None
     roles = make_cycle(tracking.cycle, tracking.student_every)
     critic = make_critic(
