@@ -29,6 +29,30 @@ def _with(real, method, teacher, fake_score, critic_law, tracking):
     return method._replace(losses=method.losses | {'critic': critic.loss})
 
 
+def split(alpha: float, beta: float) -> Real:
+    """RealUID's regression: weights alpha and 1 - alpha, targets `losses.scaled` by beta/alpha and
+    (1 - beta)/(1 - alpha) from `losses.still`.
+
+    Args:
+      alpha: in (0, 1).
+      beta: any number.
+    """
+
+    def target(scale):
+        return lambda x, x_t, sigma, teacher: losses.scaled(x, losses.still(x_t, sigma), scale)
+
+    return Real((alpha, 1 - alpha), (target(beta / alpha), target((1 - beta) / (1 - alpha))))
+
+
+def reflected(forcing: float) -> Real:
+    """Data forcing's regression: a sample of the student's has itself as target, a real one, of
+    weight `forcing`, what it is as D_T(x_t) reflects it."""
+    return Real(
+        (1.0, forcing),
+        (lambda x, x_t, sigma, teacher: x, lambda x, x_t, sigma, teacher: 2 * teacher() - x),
+    )
+
+
 def real_uid(
     student: Denoiser,
     teacher: Denoiser,
@@ -83,9 +107,6 @@ def real_uid(
         gap = jnp.mean((seen.d_teacher - seen.d_fake) ** 2)
         return values, {'score': jnp.mean(values), 'denoiser_gap': gap}
 
-    def target(scale):
-        return lambda x, x_t, sigma, teacher: losses.scaled(x, losses.still(x_t, sigma), scale)
-
     method = matched(
         generator.student(student, steps),
         student,
@@ -98,9 +119,7 @@ def real_uid(
     )
     if alpha == 1:
         return method
-    targets = target(beta / alpha), target((1 - beta) / (1 - alpha))
-    real = Real((alpha, 1 - alpha), targets)
-    return _with(real, method, teacher, fake_score, critic_law, tracking)
+    return _with(split(alpha, beta), method, teacher, fake_score, critic_law, tracking)
 
 
 def data_forcing(
@@ -160,10 +179,7 @@ def data_forcing(
         weighting=weighting,
         tracking=tracking,
     )
-    own = lambda x, x_t, sigma, teacher: x  # noqa: E731
-    reflected = lambda x, x_t, sigma, teacher: 2 * teacher() - x  # noqa: E731
-    real = Real((1.0, forcing), (own, reflected))
-    return _with(real, method, teacher, fake_score, critic_law, tracking)
+    return _with(reflected(forcing), method, teacher, fake_score, critic_law, tracking)
 
 
 def diff_ratio(
