@@ -193,6 +193,64 @@ def test_real_uid_in_velocities(alpha, beta):
     close(actual, alpha * (error(d_teacher) - error(d_fake)), 1e-12)
 
 
+# (alpha, beta): the student's loss and the norm of its gradient in x, the critic's and that in the
+# network's weights, of `dist_loss` of the paper's code on the tensors of `_recorded`, in float64.
+RECORDED = {
+    (1.0, 1.0): (29.4664459622, 9.84250068859, 119.32429998, 56.3678697399),
+    (0.92, 0.94): (27.5847926837, 9.25911834047, 119.954727963, 53.6879219222),
+    (0.98, 0.96): (28.4014546445, 9.44247536484, 121.013051071, 54.7353763092),
+    (0.9, 0.88): (26.0441389676, 8.65511325272, 119.592472916, 51.5028572285),
+    (0.92, 0.86): (25.6821430899, 8.44851967302, 123.306764379, 50.9663422676),
+}
+
+
+@functools.cache
+def _recorded(alone):
+    """(alpha, beta) -> what `RECORDED` has, of two velocity networks; `alone`: without data."""
+    rng = np.random.default_rng(0)
+    eps, generated, real = (rng.normal(size=(6, 48)) for _ in range(3))
+    t = rng.uniform(0.05, 0.95, 6)
+    weights, of_teacher = (rng.normal(size=(48, 48)) / 7 for _ in range(2))
+    sigma, n = (1 - t) / t, 48
+    flow = losses.WEIGHTS['flow'](None, None, sigma)
+
+    def denoise(weights, x_t):
+        z = x_t * t[:, None]
+        velocity = jnp.tanh(z @ weights) * (1 + t[:, None]) + 0.3 * z
+        return (sigma[:, None] * velocity + x_t) * t[:, None]
+
+    def noised(x):
+        return x + sigma[:, None] * eps
+
+    def student_loss(x, alpha, beta):
+        x_t = noised(x)
+        pair = denoise(of_teacher, x_t), denoise(weights, x_t)
+        return n * jnp.mean(losses.real_uid(x, x_t, sigma, *pair, flow, alpha, beta))
+
+    def critic_loss(weights, alpha, beta):
+        kinds = [(1.0, lambda x, *_: x, generated)]
+        if not alone:
+            kinds = zip(*real_data.split(alpha, beta), (generated, real), strict=True)
+        total = 0.0
+        for share, target, x in kinds:
+            y, d_fake = target(x, noised(x), sigma, None), denoise(weights, noised(x))
+            total += share * n * jnp.mean(losses.denoising(d_fake, y, flow))
+        return total
+
+    def all_of(alpha, beta):
+        value, in_x = jax.value_and_grad(student_loss)(jnp.asarray(generated), alpha, beta)
+        error, in_weights = jax.value_and_grad(critic_loss)(jnp.asarray(weights), alpha, beta)
+        return jnp.stack([value, jnp.linalg.norm(in_x), error, jnp.linalg.norm(in_weights)])
+
+    return compiled(all_of)
+
+
+@pytest.mark.parametrize(('alpha', 'beta'), RECORDED)
+def test_real_uid_is_what_the_papers_code_computes(alpha, beta):
+    found = _recorded(alpha == 1)(alpha, beta)
+    np.testing.assert_allclose(found, RECORDED[alpha, beta], rtol=1e-10)
+
+
 @pytest.mark.parametrize(('alpha', 'beta'), PAIRS)
 def test_real_uid_rests_at_the_data_of_an_exact_teacher(alpha, beta):
     """With student and teacher the data, the fake score is the teacher."""
@@ -371,9 +429,7 @@ def test_real_uid_refuses(options, message):
 @pytest.mark.parametrize('forcing', [0.0, -1.0, 1.5])
 def test_data_forcing_refuses(forcing):
     with pytest.raises(ValueError, match=r'must lie in \(0, 1\]'):
-        real_data.data_forcing(
-            None, None, None, student_law=LAW, critic_law=LAW, forcing=forcing
-        )
+        real_data.data_forcing(None, None, None, student_law=LAW, critic_law=LAW, forcing=forcing)
 
 
 @pytest.mark.parametrize(
@@ -386,6 +442,4 @@ def test_data_forcing_refuses(forcing):
 )
 def test_diff_ratio_refuses(head, options, message):
     with pytest.raises(ValueError, match=message):
-        real_data.diff_ratio(
-            Denoiser(None, None), head, student_law=LAW, critic_law=LAW, **options
-        )
+        real_data.diff_ratio(Denoiser(None, None), head, student_law=LAW, critic_law=LAW, **options)
