@@ -24,6 +24,7 @@ from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
 from fdistill.methods.preference import f_dpo, mapo
 from fdistill.methods.pretrain import pretrain
+from fdistill.methods.real_data import data_forcing, diff_ratio, real_uid
 from fdistill.methods.score import di_star, sid, sida, sim, uni_instruct
 from fdistill.methods.segments import tscd
 
@@ -40,6 +41,9 @@ METHODS = {
     'di_star': di_star,
     'sida': sida,
     'uni_instruct': uni_instruct,
+    'real_uid': real_uid,
+    'data_forcing': data_forcing,
+    'diff_ratio': diff_ratio,
     'consistency': consistency,
     'consistency_training': consistency_training,
     'ict': ict,
@@ -76,10 +80,12 @@ __all__ = [
     'any_flow',
     'consistency',
     'consistency_training',
+    'data_forcing',
+    'degrade',
     'di_plus_plus',
     'di_star',
-    'degrade',
     'diff_instruct',
+    'diff_ratio',
     'disback',
     'distribution_matching',
     'dmd2',
@@ -97,6 +103,7 @@ __all__ = [
     'mean_flow_distill',
     'pretrain',
     'rcm',
+    'real_uid',
     'scd',
     'scm',
     'shortcut',

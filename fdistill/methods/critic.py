@@ -55,12 +55,33 @@ class Gan(NamedTuple):
     features: str = 'teacher'
 
 
+# (x, x_t, sigma, teacher) -> target [B,...] of D_F(x_t), where teacher() is D_T(x_t).
+Target = Callable[[jax.Array, jax.Array, jax.Array, Callable[[], jax.Array]], jax.Array]
+
+
+class Real(NamedTuple):
+    """Real data in the regression of the fake score, which then has two kinds of samples:
+
+        a E_q weight |D_F(x_t) - y_q(x)|^2 + b E_p weight |D_F(x_t) - y_p(x)|^2
+
+    Its minimiser is (a q E_q[y_q | x_t] + b p E_p[y_p | x_t])/(a q + b p), with q and p the
+    densities of the student's and of real samples with noise.
+
+    weights: (a, b), > 0.
+    targets: (y_q, y_p), see `Target`.
+    """
+
+    weights: tuple[float, float]
+    targets: tuple[Target, Target]
+
+
 class Critic(NamedTuple):
     """Pure functions for the role `critic`.
 
     init(key, batch, frozen) -> params
     loss: as in `Method`.
-    evaluate(params, context, x_t, sigma, condition) -> (d_teacher, d_fake, logits or None)
+    evaluate(params, context, x_t, sigma, condition) -> (d_teacher, d_fake, logits or None); without
+      a fake score (sigma^2 grad l, 0, logits), of which only the difference says something.
     logits(params, context, x_t, sigma, condition) -> logits alone, at a noise level of its own
     """
 
@@ -212,12 +233,13 @@ def divergence(
 
 def make_critic(
     generator: Generator,
-    teacher: Denoiser,
-    fake_score: Denoiser,
+    teacher: Denoiser | None,
+    fake_score: Denoiser | None,
     *,
     law: noise.NoiseLaw,
     tracking: Tracking,
     gan: Gan = Gan(),
+    real: Real | None = None,
 ) -> Critic:
     """A fake score trained by denoising score matching on student samples, and a discriminator on
     noised images.
@@ -226,19 +248,22 @@ def make_critic(
            + discriminator_weight (softplus(l_fake) + softplus(-l_real))
            + r1_weight (l(x_real,t + 0.1 n) - l(x_real,t))^2.
 
-    The last is the approximate R1 of APT (arXiv 2501.08316), on the *noised* image. FastGen
+    The first term is another with `real`, and absent without a fake score. The last is the
+    approximate R1 of APT (arXiv 2501.08316), on the *noised* image. FastGen
     perturbs the clean image instead and leaves out the noise, but not the time input. Fake and
     real images have the same conditions, and independent sigma and noise. Where tracking guides the
     fake score, a share of all conditions is left out, so that it learns what it is without any.
 
     Args:
       generator: of the student.
-      teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher'].
+      teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher']. Or both None:
+        then D_T - D_F is read from the logit l, as sigma^2 grad l (DiffRatio, arXiv 2502.08005).
       law: `NoiseLaw` of sigma for all of it.
       tracking, gan: settings.
+      real: what the fake score learns of real data; None for nothing.
 
     Raises:
-      ValueError: on unknown names or negative weights.
+      ValueError: on unknown names or negative weights, or where a part is missing.
     """
     weighting, discriminator = tracking.critic_weighting, gan.discriminator
     if weighting not in noise.WEIGHTINGS:
@@ -248,8 +273,14 @@ def make_critic(
             f'discriminator_weight={gan.discriminator_weight}, r1_weight={gan.r1_weight}: '
             'must be >= 0'
         )
+    if fake_score is None and (discriminator is None or gan.features != 'input'):
+        raise ValueError(
+            f'discriminator={discriminator}, features={gan.features!r}: without a fake score the '
+            "gradient is that of a discriminator of features='input'; add one to the config"
+        )
     trained, asked = (
-        guide(fake_score, scale) for scale in (tracking.critic_guidance, tracking.fake_guidance)
+        fake_score and guide(fake_score, scale)
+        for scale in (tracking.critic_guidance, tracking.fake_guidance)
     )
     guides = trained is not fake_score or asked is not fake_score
 
@@ -268,6 +299,14 @@ def make_critic(
         },
     )
 
+    def ratio_gap(params, context, x_t, sigma, condition):
+        def total(at):
+            values = judge.logits(params, context, at, sigma, condition)
+            return jnp.sum(jnp.mean(values, axis=-1))
+
+        gap = column(sigma**2, x_t) * jax.grad(total)(stop_gradient(x_t))
+        return gap, jnp.zeros_like(gap), judge.logits(params, context, x_t, sigma, condition)
+
     def evaluate(params, context, x_t, sigma, condition):
         d_teacher, of_teacher = run_teacher(params, context, x_t, sigma, condition)
         d_fake, of_fake = run_fake(params, context, x_t, sigma, condition, model=asked)
@@ -279,8 +318,10 @@ def make_critic(
 
     def init(key, batch, frozen):
         key_fake, key_head = jax.random.split(key)
-        base = frozen['teacher'] if tracking.from_teacher else None
-        params = {'fake_score': start(key_fake, fake_score, batch, base)}
+        params = {}
+        if fake_score is not None:
+            base = frozen['teacher'] if tracking.from_teacher else None
+            params['fake_score'] = start(key_fake, fake_score, batch, base)
         if discriminator is not None:
             params['discriminator'] = judge.init(key_head, params, batch, frozen)
         return params
@@ -295,16 +336,30 @@ def make_critic(
             own = critic['fake_score']
             kept, _ = leave_out(key_left, LEFT_OUT, fake_score, own, batch['condition'])
             batch = {**batch, 'condition': kept}
-        real, condition = batch['x'], batch['condition']
+        data, condition = batch['x'], batch['condition']
         x = generator.draw(key_z, params['student'], batch)
         x_t, sigma = perturb(key_fake, x, law)
-        d_fake, of_fake = run_fake(critic, context, x_t, sigma, condition, key_dropout, trained)
-        weight = noise.WEIGHTINGS[weighting](sigma, tracking.sigma_data)
-        total = jnp.mean(losses.denoising(d_fake, x, weight))
-        metrics = {'denoising': total}
+        total, metrics, known = 0.0, {}, {}
+
+        def regression(kind, x, x_t, sigma, key):
+            """The error on samples of one kind, and the features."""
+            d_fake, of_fake = run_fake(critic, context, x_t, sigma, condition, key, trained)
+            weight = noise.WEIGHTINGS[weighting](sigma, tracking.sigma_data)
+            if real is not None:
+                asked = critic, context, x_t, sigma, condition
+                x = real.targets[kind](x, x_t, sigma, lambda: run_teacher(*asked)[0])
+            return jnp.mean(losses.denoising(d_fake, x, weight)), of_fake
+
+        if fake_score is not None:
+            total, known['fake_score'] = regression(0, x, x_t, sigma, key_dropout)
+            metrics = {'denoising': total}
+        if real is not None:
+            on_data, _ = regression(1, data, *perturb(key_real, data, law), key_dropout_real)
+            total = real.weights[0] * total + real.weights[1] * on_data
+            metrics |= {'denoising_data': on_data}
         if discriminator is not None:
-            given = critic, context, *perturb(key_real, real, law), condition
-            fake_logits = judge.logits(critic, context, x_t, sigma, condition, fake_score=of_fake)
+            given = critic, context, *perturb(key_real, data, law), condition
+            fake_logits = judge.logits(critic, context, x_t, sigma, condition, **known)
             real_logits = judge.logits(*given, key_dropout_real)
             adversarial = jnp.mean(losses.gan_discriminator(fake_logits, real_logits))
             metrics |= {'gan': adversarial, **told_apart(fake_logits, real_logits)}
@@ -315,7 +370,7 @@ def make_critic(
                 total += gan.r1_weight * r1
         return total, (metrics, context.aux)
 
-    return Critic(init, loss, evaluate, judge.logits)
+    return Critic(init, loss, ratio_gap if fake_score is None else evaluate, judge.logits)
 
 
 def told_apart(fake_logits: jax.Array, real_logits: jax.Array) -> dict[str, jax.Array]:

@@ -7,9 +7,11 @@ levels (f-distill, arXiv 2502.15681, Theorem 1).
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
@@ -17,7 +19,7 @@ from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import Gan
 from fdistill.methods.generator import Generator, Steps
-from fdistill.methods.matching import Preference, Ratio, matched
+from fdistill.methods.matching import Objective, Preference, Ratio, Seen, matched
 from fdistill.methods.method import Method, Tracking
 
 
@@ -75,8 +77,8 @@ def distribution_matching(
 def matching(
     generate: Generator,
     student: Denoiser,
-    teacher: Denoiser,
-    fake_score: Denoiser,
+    teacher: Denoiser | None,
+    fake_score: Denoiser | None,
     *,
     student_law: NoiseLaw,
     critic_law: NoiseLaw,
@@ -97,32 +99,42 @@ def matching(
     Raises:
       ValueError: on values out of range, a missing discriminator or a missing reward.
     """
-    weights = divergences.weighting(divergence)
-    if weighting not in losses.WEIGHTS:
-        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
-
-    def objective(seen):
-        x, d_teacher = seen.x, seen.d_teacher
-        weight = losses.WEIGHTS[weighting](x, d_teacher, seen.sigma)
-        if seen.h is not None:
-            weight = weight * jax.lax.stop_gradient(seen.h(seen.ratio))
-        gap = losses.score_gap(x, d_teacher, seen.d_fake, weight)
-        return gap, {'score_gap': jnp.mean(gap)}
-
     return matched(
         generate,
         student,
         teacher,
         fake_score,
-        objective=objective,
+        objective=Objective(along_gap(weighting), divergences.weighting(divergence)),
         student_law=student_law,
         critic_law=critic_law,
-        weights=weights,
         ratio=ratio,
         gan=gan,
         tracking=tracking,
         preference=preference,
     )
+
+
+def along_gap(weighting: str) -> Callable[[Seen], tuple[jax.Array, dict[str, jax.Array]]]:
+    """`Objective.loss` of `losses.score_gap`, times h(r) where that is not constant.
+
+    Args:
+      weighting: key of `losses.WEIGHTS`.
+
+    Raises:
+      ValueError: on an unknown weighting.
+    """
+    if weighting not in losses.WEIGHTS:
+        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+
+    def loss(seen):
+        x, d_teacher = seen.x, seen.d_teacher
+        weight = losses.WEIGHTS[weighting](x, d_teacher, seen.sigma)
+        if seen.h is not None:
+            weight = weight * stop_gradient(seen.h(seen.ratio))
+        gap = losses.score_gap(x, d_teacher, seen.d_fake, weight)
+        return gap, {'score_gap': jnp.mean(gap)}
+
+    return loss
 
 
 def joined(own: Method, matched: Method, weight: float) -> Method:

@@ -50,6 +50,8 @@ WEIGHTS = {
     'eps': lambda x, d_teacher, sigma: 1 / sigma,  # the gap between noise predictions
     # The gap between scores: the exact gradient of D_f at sigma.
     'score': lambda x, d_teacher, sigma: sigma**-2,
+    # The square of the gap between velocities of a flow, t = sigma/(1+sigma) (RealUID).
+    'flow': lambda x, d_teacher, sigma: (1 + 1 / sigma) ** 2,
 }
 
 
@@ -276,6 +278,49 @@ def uni_instruct(
     return weight * jnp.mean(
         column(at_r, x) * delta * (d_fake - x) + of_sampling, axis=_elements(x)
     )
+
+
+def still(x_t: jax.Array, sigma: jax.Array) -> jax.Array:
+    """x_t/(1 + sigma), which a flow leaves where it is: the D at which its velocity is 0."""
+    return x_t / column(1 + sigma, x_t)
+
+
+def scaled(x: jax.Array, origin: jax.Array, scale: float) -> jax.Array:
+    """origin + scale (x - origin)."""
+    return origin + scale * (x - origin)
+
+
+def real_uid(
+    x: jax.Array,
+    x_t: jax.Array,
+    sigma: jax.Array,
+    d_teacher: jax.Array,
+    d_fake: jax.Array,
+    weight: jax.Array,
+    alpha: float,
+    beta: float,
+) -> jax.Array:
+    """Universal inverse distillation with real data (RealUID, arXiv 2509.22459 and its code), [B].
+
+        L = alpha weight mean(|D_T - y|^2 - |D_F - y|^2),    y = o + (beta/alpha) (x - o)
+
+    o = `still(x_t)`: in the paper the velocities v = (x_t - D)/sigma - D of a flow are compared
+    with beta/alpha times x - eps, and a velocity is 0 at o. For weight = (1 + 1/sigma)^2 ('flow')
+    L is the paper's of t = sigma/(1 + sigma), but for its sum. It equals 2 alpha times `sid` with
+    y for x and SiD's alpha at 1/2, so that alpha = beta = 1 is the exact Fisher gradient.
+
+    At the optimal fake score (`critic.Real` with weights (alpha, 1 - alpha), scales beta/alpha and
+    (1 - beta)/(1 - alpha)) its gradient is that of E_m weight mean|D_F - D_T|^2, m = alpha q + (1 -
+    alpha) p, where m (D_F - D_T) = beta q (D_q - D_T) + (1 - beta) p (D_p - D_T) + (beta - alpha)
+    (q - p) (D_T - o): 0 at q = p, if the teacher is exact.
+
+    Args:
+      x, x_t, d_teacher, d_fake: [B,...]; all carry gradient.
+      sigma, weight: [B].
+      alpha, beta: > 0.
+    """
+    y = scaled(x, still(x_t, sigma), beta / alpha)
+    return 2 * alpha * sid(y, d_teacher, d_fake, weight, 0.5)
 
 
 def gan_discriminator(fake_logits: jax.Array, real_logits: jax.Array) -> jax.Array:

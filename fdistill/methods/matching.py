@@ -16,7 +16,7 @@ from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
-from fdistill.methods.critic import Gan, divergence, make_critic, perturb
+from fdistill.methods.critic import Gan, Real, divergence, make_critic, perturb
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import Method, Tracking, counted, make_cycle, start, updates
 from fdistill.types import Continuous
@@ -114,20 +114,28 @@ class Seen(NamedTuple):
     h: Callable[[jax.Array], jax.Array] | None = None
 
 
-# The student's loss of each sample and what is worth watching: Seen -> ([B], metrics).
-Objective = Callable[[Seen], tuple[jax.Array, dict[str, jax.Array]]]
+class Objective(NamedTuple):
+    """What a method makes of its networks.
+
+    loss: the student's of each sample and what is worth watching, `Seen` -> ([B], metrics).
+    weights: of a divergence, by which r and h are found; None where the loss has no use for them.
+    real: what the fake score learns of real data; None for nothing.
+    """
+
+    loss: Callable[[Seen], tuple[jax.Array, dict[str, jax.Array]]]
+    weights: divergences.Weighting | None = None
+    real: Real | None = None
 
 
 def matched(
     generate: Generator,
     student: Denoiser,
-    teacher: Denoiser,
-    fake_score: Denoiser,
+    teacher: Denoiser | None,
+    fake_score: Denoiser | None,
     *,
     objective: Objective,
     student_law: NoiseLaw,
     critic_law: NoiseLaw,
-    weights: divergences.Weighting | None = None,
     ratio: Ratio = Ratio(),
     gan: Gan = Gan(),
     tracking: Tracking = Tracking(),
@@ -138,21 +146,21 @@ def matched(
 
     Args:
       generate: `Generator` of the student.
-      student, teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher'].
-      objective: see `Objective`.
+      student, teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher']. The
+        last two may be None, see `make_critic`.
+      objective: what the student's loss is.
       student_law, critic_law: `NoiseLaw` of sigma for the student's loss and the critic's.
-      weights: of a divergence, by which h is found; None where the objective has no use for it.
-      gan: settings; the discriminator is needed where h(r) is not constant or gan_weight > 0, and
-        is else left out.
+      gan: settings; the discriminator is needed where h(r) is not constant, gan_weight > 0 or there
+        is no fake score, and is else left out.
       ratio, tracking, preference: settings.
 
     Raises:
       ValueError: on values out of range, a missing discriminator or a missing reward.
     """
+    weights, prefer = objective.weights, preferred(preference)
     needs_ratio = weights is not None and not weights.constant
-    discriminator, prefer = gan.discriminator, preferred(preference)
     low, high = ratio.ratio_low, ratio.ratio_high
-    if (needs_ratio or gan.gan_weight) and discriminator is None:
+    if (needs_ratio or gan.gan_weight) and gan.discriminator is None:
         raise ValueError(
             f'gan_weight={gan.gan_weight}, h(r) of the divergence '
             f'{"varies" if needs_ratio else "is constant"}: this needs a discriminator; add one to '
@@ -171,10 +179,20 @@ def matched(
     if gan.gan_weighting not in losses.WEIGHTS:
         known = ', '.join(losses.WEIGHTS)
         raise ValueError(f'gan_weighting={gan.gan_weighting!r}: known are {known}')
-    if not needs_ratio and not gan.gan_weight:
+    if fake_score is not None and not needs_ratio and not gan.gan_weight:
         gan = gan._replace(discriminator=None)
     roles = make_cycle(tracking.cycle, tracking.student_every, tracking.burn_in)
-    critic = make_critic(generate, teacher, fake_score, law=critic_law, tracking=tracking, gan=gan)
+    critic = make_critic(
+        generate,
+        teacher,
+        fake_score,
+        law=critic_law,
+        tracking=tracking,
+        gan=gan,
+        real=objective.real,
+    )
+    # Of any other fake score the error says nothing of the student.
+    follows = fake_score is not None and objective.real is None
 
     def init(key, batch, frozen):
         key_student, key_critic = jax.random.split(key)
@@ -222,9 +240,10 @@ def matched(
         of_ratio, h, metrics, aux = {}, None, {}, context.aux
         if needs_ratio:
             of_ratio, h, metrics, aux = weigh(logits, sigma, context)
-        metrics |= divergence(x, d_teacher, d_fake, sigma, student_law, h)
+        if follows:
+            metrics |= divergence(x, d_teacher, d_fake, sigma, student_law, h)
         seen = Seen(x, x_t, sigma, d_teacher, d_fake, logits, batch, **of_ratio)
-        values, more = objective(seen)
+        values, more = objective.loss(seen)
         total, metrics = jnp.mean(values), metrics | more | generator.spread(x, batch)
         if gan.gan_weight:
             weight = losses.WEIGHTS[gan.gan_weighting](x, d_teacher, sigma)

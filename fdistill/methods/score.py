@@ -13,17 +13,17 @@ from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import Gan
 from fdistill.methods.generator import Steps
-from fdistill.methods.matching import Preference, Ratio, matched
+from fdistill.methods.matching import Objective, Preference, Ratio, matched
 from fdistill.methods.method import Method, Tracking
 from fdistill.types import Continuous
 
 
-def _score_method(objective, student, teacher, fake_score, *, steps, **settings):
-    """A student trained by objective(seen) -> [B], where x, D_T(x_t) and D_F(x_t) all carry
+def _score_method(values_of, student, teacher, fake_score, *, steps, weights=None, **settings):
+    """A student trained by values_of(seen) -> [B], where x, D_T(x_t) and D_F(x_t) all carry
     gradient."""
 
-    def through(seen):
-        values = objective(seen)
+    def loss(seen):
+        values = values_of(seen)
         gap = jnp.mean((seen.d_teacher - seen.d_fake) ** 2)
         return values, {'score': jnp.mean(values), 'denoiser_gap': gap}
 
@@ -32,7 +32,7 @@ def _score_method(objective, student, teacher, fake_score, *, steps, **settings)
         student,
         teacher,
         fake_score,
-        objective=through,
+        objective=Objective(loss, weights),
         **settings,
     )
 
@@ -95,13 +95,13 @@ def sim(
         raise ValueError(f'scale={scale!r}: known are {", ".join(SCALES)}')
     d, scale_of = distances[distance](), SCALES[scale]
 
-    def objective(seen):
+    def values(seen):
         return losses.implicit(
             seen.x, seen.d_teacher, seen.d_fake, scale_of(seen.sigma), d, total_gradient
         )
 
     return _score_method(
-        objective,
+        values,
         student,
         teacher,
         fake_score,
@@ -143,11 +143,11 @@ def sid(
     """
     weight = _weight(weighting)
 
-    def objective(seen):
+    def values(seen):
         return losses.sid(seen.x, seen.d_teacher, seen.d_fake, weight(seen), alpha)
 
     return _score_method(
-        objective,
+        values,
         student,
         teacher,
         fake_score,
@@ -212,7 +212,7 @@ def uni_instruct(
     """
     weight = _weight(weighting)
 
-    def objective(seen):
+    def values(seen):
         given = seen.x, seen.d_teacher, seen.d_fake
         if seen.ratio is None:
             return losses.sid(*given, weight(seen), 0.5)
@@ -221,7 +221,7 @@ def uni_instruct(
         return losses.uni_instruct(*given, weight(seen), r, seen.h)
 
     return _score_method(
-        objective,
+        values,
         student,
         teacher,
         fake_score,
