@@ -74,6 +74,19 @@ SOLVER = {
     ),
     '--vae': dict(metavar='FILE', help="what decodes latents; default: that of the run's data"),
 }
+# How one of several samples is chosen.
+BEST = {
+    '--best-of': dict(type=int, metavar='M', help='each sample is the best of M, by a reward'),
+    '--reward': dict(
+        metavar='NAME',
+        help="for --best-of, as 'classifier(wanted=3, only=8)'; default: that of the run",
+    ),
+    '--alpha': dict(
+        type=float,
+        metavar='A',
+        help='for --best-of: draw one of M with odds exp(reward/A); default: 0, the best',
+    ),
+}
 PEER_SECONDS = 20
 ONE_OF = 'give either --workdir=DIR, a run, or --weights=FILE, converted weights'
 # Options that a command needs; of others the workdir, if it has one.
@@ -133,7 +146,7 @@ def _parsers():
     )
     evaluate.add_argument('--workdir', metavar='DIR', help=RUN)
     evaluate.add_argument('--weights', metavar='FILE', help=WEIGHTS)
-    for flag, given in SOLVER.items():
+    for flag, given in {**SOLVER, **BEST}.items():
         evaluate.add_argument(flag, **given)
     evaluate.add_argument(
         '--config', metavar='FILE', help='config to use instead of the one kept in the workdir'
@@ -181,7 +194,7 @@ def _parsers():
     sample.add_argument(
         '--label', type=int, metavar='L', help='class; default: a random one a sample'
     )
-    for flag, given in SOLVER.items():
+    for flag, given in {**SOLVER, **BEST}.items():
         sample.add_argument(flag, **given)
     sample.add_argument(
         '--trajectory', action='store_true', help='show x0 as the network saw it at each level'
@@ -557,11 +570,26 @@ def _sets_protocol(options, overrides):
 
 
 def _solver(options, rest):
-    """{'sampler', 'steps', 'guidance', 'vae'} of those that are given."""
+    """{'sampler', 'steps', 'guidance', 'vae', 'best_of'} of those that are given."""
     given = {name: getattr(options, name) for name in ('sampler', 'steps', 'guidance', 'vae')}
     if rest:
         given['sampler'] = {'name': options.sampler} | keyword_options(rest)
+    given['best_of'] = _best_of(options)
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _best_of(options):
+    """How one of several samples is chosen, or None."""
+    names = {'best_of': 'candidates', 'alpha': 'alpha', 'reward': 'reward'}
+    given = {key: getattr(options, name, None) for name, key in names.items()}
+    given = {key: value for key, value in given.items() if value is not None}
+    if given and 'candidates' not in given:
+        raise UserError(f'--{next(iter(given))}: is for --best-of; add --best-of=M')
+    if 'reward' in given:
+        from fdistill import build
+
+        given['reward'] = build.read_reward(given['reward'])
+    return given or None
 
 
 def _evaluate(options, overrides, rest=()):

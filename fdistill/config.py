@@ -65,6 +65,7 @@ class Sections(TypedDict, total=False):
     fake_score: Named | str
     teacher: dict
     start: dict
+    path: dict
     method: Named
     discriminator: Named | str
     features: Named | str | list[Named | str]

@@ -318,6 +318,28 @@ def weight(f: Generator) -> Generator:
     return h
 
 
+def reward(f: Generator) -> Generator:
+    """rho(r) = r f'(r) - f(r), of which h is the derivative in log r.
+
+    grad D_f(p || q) = -E_q[rho(r) grad log q], so that rho is what samples of q are rewarded with
+    where log q is known; and -beta rho is the implicit reward of f-DPO (arXiv 2309.16240). Only
+    its differences matter.
+
+    Args:
+      f: generator, elementwise in r.
+
+    Returns:
+      rho, elementwise for r > 0 of any shape.
+    """
+
+    def rho(r):
+        r = jnp.asarray(r)
+        value, slope = jax.jvp(f, (r,), (jnp.ones_like(r),))
+        return r * slope - value
+
+    return rho
+
+
 def is_constant(f: Generator) -> bool:
     """Whether h(r) does not depend on r (reverse KL and its multiples): then no density ratio is
     needed."""

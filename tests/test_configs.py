@@ -35,6 +35,8 @@ LARGE = (
     'mnist_sim.py',
     'cifar10_dmd2.py',
     'cifar10_sid.py',
+    'cifar10_sida.py',
+    'cifar10_uni_instruct.py',
     'cifar10_edm_js.py',
     'cifar10_edm_forward_kl.py',
     'cifar10_edm_reverse_kl.py',
@@ -108,11 +110,12 @@ def shapes(plain):
         'x': jax.ShapeDtypeStruct((8, *built.shape), jnp.float32),
         'condition': jax.eval_shape(lambda: models.conditions(built.image, 8)),
     }
-    frozen = {}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    if 'teacher' in built.frozen:
-        teacher = built.parts['teacher']
-        frozen['teacher'] = jax.eval_shape(teacher.init, key, batch['x'], batch['condition'])
+    frozen = {
+        name: jax.eval_shape(built.parts[name].init, key, batch['x'], batch['condition'])
+        for name in built.frozen
+        if name in built.parts
+    }
     state = jax.eval_shape(
         lambda b, f, k: init_state(method, optimizers, k, b, f), batch, frozen, key
     )
@@ -164,23 +167,32 @@ def test_config_has_the_published_size(file):
     assert size == published if published else smallest <= size < 1e7
     if 'teacher' in frozen:
         # Further numbers are embedded by arrays that the teacher has not.
-        numbers = plain['network'].get('numbers')
-        assert 0 < size - count(frozen) < 0.1 * size if numbers else count(frozen) == size
+        numbers, theirs = plain['network'].get('numbers'), count(frozen['teacher'])
+        assert 0 < size - theirs < 0.1 * size if numbers else theirs == size
     if 'teacher' in frozen and 'critic' in state.params:
         critic = dict(state.params['critic'])
         head = count(critic.pop('discriminator', ()))
-        # Of the teacher's network where the student starts as another.
-        assert count(critic) == (count(frozen) if 'start' in plain else size)
+        # Of the teacher's network where the student starts as another; a game has no fake score.
+        assert count(critic) in (0, theirs if 'start' in plain else size)
         # Counted once: 0.2 of the student with three heads on CIFAR-10.
-        assert head < 0.3 * size and bool(head) == has_head(plain)
+        assert head < 0.5 * size and bool(head) == has_head(plain)
+    if 'path' in frozen:
+        assert count(frozen['path']) == len(plain['path']['steps']) * size
 
 
 def has_head(plain):
     """Reverse KL without a GAN has no use for its discriminator."""
     method = plain['method']
     return 'discriminator' in plain and (
-        method.get('gan_weight', 1) > 0 or method['divergence'] != 'reverse_kl'
+        method.get('gan_weight', 1) > 0 or method.get('divergence') != 'reverse_kl'
     )
+
+
+@pytest.mark.parametrize('method', config.module(str(FOLDER / 'ring_adversarial.py')).OWN)
+def test_adversaries_of_the_ring(method):
+    plain = outline(config.load(f'{FOLDER}/ring_adversarial.py:{method}'))
+    built = build.experiment(plain)
+    assert build.optimizers(plain, built.method).keys() == {'student', 'critic'}
 
 
 RING = config.module(str(FOLDER / 'ring_flow_map.py'))

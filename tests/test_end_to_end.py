@@ -27,6 +27,16 @@ LAW = dict(name='lognormal', mean=0.0, std=1.0)
 STUDENTS = [name for name in METHODS if 'teacher' in parameters(METHODS[name])]
 
 
+def degraded(teacher):
+    """A degradation of ten steps, of which two are kept."""
+    folder = teacher.parent / 'degraded'
+    if not folder.exists():
+        settings = student_config('degrade', teacher)
+        settings['training'] = settings['training'] | {'checkpoint_every': 5}
+        build.train(ConfigDict(settings), folder, quiet=True)
+    return folder
+
+
 def student_config(method, teacher):
     """A few steps of a method on the digits: what it takes, what the `TINY` of its own file says,
     and an optimizer for each of its roles."""
@@ -54,6 +64,8 @@ def student_config(method, teacher):
         if section == 'network':  # The teacher's, but for what it embeds besides.
             values = {'numbers': values['numbers']}
         plain[section] = plain.get(section, {}) | values
+    if 'path' in own:
+        plain['path'] = plain['path'] | {'workdir': str(degraded(teacher))}
     resolved = build.resolve(plain, build.load_data(plain, 'train'))
     roles = build.experiment(resolved).method.losses
     return plain | dict(optimizer={role: dict(learning_rate=1e-4) for role in roles})
@@ -229,7 +241,11 @@ def test_student(teacher, tmp_path, capsys, method):
     stops.check(configs.load(str(file)), workdir, tmp_path / 'broken')
     # A student needs neither its teacher nor the config file any more.
     file.unlink()
-    jumps = configs.read(workdir).method.get('segments', 1)
+    made = configs.to_json(configs.read(workdir))
+    if build.has_solver(made):  # No generator: sampled as a teacher is.
+        check_run(capsys, workdir, 10, 5)
+        return
+    jumps = made['method'].get('segments', 1)
     check_run(capsys, workdir, 10, jumps)
     if jumps == 1:
         assert '--trajectory: ' in refused(capsys, 'sample', f'--workdir={workdir}', '--trajectory')
@@ -270,8 +286,9 @@ def test_student_of_another_network(teacher, tmp_path, method):
     assert made.built.parts.get('sigma_data', of_teacher) == of_teacher != 0.3
     params, _ = made.built.method.init(jax.random.key(0), batch, made.frozen)
     compared = {'student': (params['student'], tmp_path / 'small')}
-    if 'critic' in params:
-        compared['fake_score'] = params['critic']['fake_score'], teacher
+    if 'fake_score' in params.get('critic', {}):
+        theirs = degraded(teacher) if 'path' in plain else teacher
+        compared['fake_score'] = params['critic']['fake_score'], theirs
     for own, folder in compared.values():
         theirs = build.from_workdir(folder).params
         found = dict(jax.tree.leaves_with_path(own))  # Of numbers it has arrays of its own.
@@ -293,6 +310,33 @@ def test_student_of_another_network(teacher, tmp_path, method):
     ):
         with pytest.raises(UserError, match=message):
             ready(ConfigDict(plain | change), tmp_path / 'run')
+
+
+def test_a_way_back_is_of_one_folder_and_one_student(teacher, tmp_path, capsys):
+    """What is no degradation of this student is one line, and other checkpoints are other weights
+    of its path."""
+    plain = student_config('disback', teacher)
+    made = ready(ConfigDict(plain), tmp_path / 'run')
+    assert made.plain['origin'].keys() == {'data', 'images', 'teacher', 'path'}
+    kept = [build.from_workdir(degraded(teacher), step=step).params for step in (5, 10)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
+    jax.tree.map(np.testing.assert_array_equal, made.frozen['path'], stacked)
+    run_of = {'workdir': str(degraded(teacher)), 'steps': (5, 10)}
+    for change, message in (
+        ({'path': run_of | {'workdir': str(teacher)}}, 'holds a run of pretrain; give one of'),
+        ({'path': run_of | {'workdir': str(tmp_path)}}, 'config.path.workdir=.*has no config.json'),
+        ({'path': run_of | {'steps': (5, 7)}}, 'step=7: .* has checkpoints of the steps 5, 10'),
+        ({'path': run_of | {'steps': (10, 5)}}, 'name checkpoints of the run, rising'),
+        ({'path': run_of | {'step': 5}}, 'config.path.step: unknown'),
+        ({'method': plain['method'] | {'sigma_init': 2.0}}, 'degrade at sigma_init=1.0; give'),
+        ({'method': plain['method'] | {'interval': 0}}, 'interval=0: must be >= 1'),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            ready(ConfigDict(plain | change), tmp_path / 'run')
+        assert '\n' not in str(error.value)
+    del plain['path']
+    with pytest.raises(UserError, match='config.path: missing'):
+        ready(ConfigDict(plain), tmp_path / 'run')
 
 
 def test_student_of_two_steps(teacher, tmp_path, capsys):

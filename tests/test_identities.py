@@ -9,6 +9,8 @@ implementation with finite differences, hence their fewer digits.
 """
 
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,8 @@ from fdistill.diffusion import noise
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.oracle import mixture
 from fdistill.methods import losses, method
-from fdistill.methods.critic import Gan
+from fdistill.methods.critic import QUANTILES, Gan, perturb, relative_entropy
+from fdistill.methods.critic import divergence as estimated_divergence
 from fdistill.methods.distribution import dmd2, f_distill
 from fdistill.methods.generator import Steps
 from fdistill.methods.method import Tracking
@@ -260,6 +263,122 @@ def test_de_bruijn(name, expected):
         close(exact, expected, 6e-7)
 
 
+# Its integral over the noise: what a run says of its divergence.
+
+LAWS = {
+    'loguniform': noise.loguniform(0.2, 1.5),
+    'lognormal': noise.lognormal(-0.7, 0.4),
+    'karras_uniform': noise.karras_uniform(sigma_min=0.2, sigma_max=1.5),
+}
+# D_F = D_q, and one that is not: it has learned neither mean nor noise.
+CRITICS = {'exact': lambda D, x_t: D, 'behind': lambda D, x_t: 0.8 * D + 0.15 * jnp.tanh(x_t)}
+
+
+def level_at(law, place):
+    """sigma at which the distribution function of a law is `place`, by bisection."""
+    low, high = (jnp.full_like(place, end) for end in (1e-3, 1e2))
+    for _ in range(80):
+        middle = jnp.sqrt(low * high)
+        below = law.cdf(middle) < place
+        low, high = jnp.where(below, middle, low), jnp.where(below, high, middle)
+    return middle
+
+
+def over_noise(name, critic, of):
+    """E over a law and the student of of(x, x_t, D_T, D_F, D_q, sigma, law), values [N, ...]; and
+    the law's levels at `QUANTILES`."""
+    law, (a, b) = LAWS[name], QUANTILES
+    nodes, mass_of_level = np.polynomial.legendre.leggauss(48)
+    place = jnp.asarray(a + (b - a) * (nodes + 1) / 2)
+
+    def at(sigma):
+        x, x_t, mass = draws(THETA, sigma)
+        own = student(THETA).denoise(x_t, sigma)
+        sigma = jnp.full(len(x), sigma)
+        seen = teacher().denoise(x_t, sigma), CRITICS[critic](own, x_t), own
+        values = jnp.stack(of(x, x_t, *seen, sigma, law))
+        return values @ mass
+
+    found = compiled(lambda sigmas: jax.lax.map(at, sigmas))(level_at(law, place))
+    ends = level_at(law, jnp.asarray(QUANTILES))
+    return mass_of_level @ found * (b - a) / 2, ends
+
+
+def rates(x, x_t, d_teacher, d_fake, d_student, sigma, law):
+    """kl and `seen`, what they would be of the exact critic, the lag, and half the error that its
+    lag makes in `seen`."""
+    of_critic = relative_entropy(x, d_teacher, d_fake, sigma, law)
+    of_student = relative_entropy(x, d_teacher, d_student, sigma, law)
+    lag = relative_entropy(x, d_fake, d_student, sigma, law)
+    weight = sigma**-3 / jax.vmap(jax.grad(law.cdf))(sigma)
+    along = weight * jnp.sum((d_teacher - d_fake) * (d_student - d_fake), axis=1)
+    return *of_critic, *of_student, *lag, along
+
+
+@pytest.mark.parametrize('name', LAWS)
+def test_relative_entropy_is_that_between_two_levels_of_noise(name):
+    """Both ways of it, at the exact critic."""
+    (kl, seen, *_), (low, high) = over_noise(name, 'exact', rates)
+    f = divergences.get('reverse_kl')
+    exact = divergence(f, low)(THETA) - divergence(f, high)(THETA)
+    close(kl, exact)
+    close(seen, exact)
+
+
+@pytest.mark.parametrize('name', LAWS)
+def test_a_critic_that_is_behind_lowers_the_relative_entropy_by_its_lag(name):
+    (kl, seen, exact, _, lag, same, along), _ = over_noise(name, 'behind', rates)
+    close(kl, exact - lag)
+    close(lag, same)  # By |x - D_F|^2 - |x - D_q|^2, and by |D_F - D_q|^2.
+    close(seen - kl, 2 * along)
+    assert lag > 0.1 * exact
+    differs(kl, exact)
+    differs(seen, exact)
+
+
+@pytest.mark.parametrize('name', ['js', 'forward_kl', 'squared_hellinger', 'jeffreys'])
+def test_with_its_weight_it_is_any_divergence(name):
+    f = divergences.get(name)
+    h = divergences.weight(f)
+
+    def of(x, x_t, d_teacher, d_fake, _, sigma, law):
+        r = jnp.exp(teacher().log_prob(x_t, sigma) - student(THETA).log_prob(x_t, sigma))
+        kl = relative_entropy(x, d_teacher, d_fake, sigma, law)[0]
+        # Far outside, of no mass, the ratio is too large for a number.
+        return (jnp.where(r < 1e30, h(jnp.minimum(r, 1e30)), 0) * kl, kl)
+
+    (found, kl), (low, high) = over_noise('loguniform', 'exact', of)
+    exact = divergence(f, low)(THETA) - divergence(f, high)(THETA)
+    close(found, exact)
+    differs(kl, exact)
+
+
+def test_the_noise_of_an_estimate_is_what_is_said():
+    """Batches of the fixture's samples: means within four standard errors of the exact value, and
+    as far from each other as the variance beside them says."""
+    law, runs, batch, theta = LAWS['loguniform'], 400, 512, jnp.asarray(THETA)
+
+    def of(key):
+        keys = jax.random.split(key, 4)
+        second = jax.random.bernoulli(keys[0], shape=(batch,)).astype(int)
+        z = jax.random.normal(keys[1], (batch,))
+        x = (theta[:2][second] + jnp.exp(theta[2:])[second] * z)[:, None]
+        x_t, sigma = perturb(keys[2], x, law)
+        d_teacher, d_fake = (p.denoise(x_t, sigma) for p in (teacher(), student(THETA)))
+        return estimated_divergence(x, d_teacher, d_fake, sigma, law, 2 * jnp.ones(batch))
+
+    found = jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(0), runs))
+    low, high = level_at(law, jnp.asarray(QUANTILES))
+    f = divergences.get('reverse_kl')
+    exact = divergence(f, low)(THETA) - divergence(f, high)(THETA)
+    mean, variance = jnp.mean(found['kl'], axis=0)
+    assert abs(mean - exact) < 4 * jnp.sqrt(variance / runs)
+    assert abs(jnp.var(found['kl'][:, 0]) / variance - 1) < 4 * np.sqrt(2 / runs)
+    np.testing.assert_allclose(found['divergence'][:, 0], 2 * found['kl'][:, 0])
+    np.testing.assert_allclose(found['divergence'][:, 1], 4 * found['kl'][:, 1])
+    assert abs(jnp.mean(found['kl_seen']) - exact) < 4 * jnp.sqrt(variance / runs)
+
+
 # The projection identity, on which SIM and SiD rest.
 
 
@@ -396,6 +515,78 @@ def test_sid_breaks_with_a_stop_gradient(stop, expected, tolerance):
     close(actual, expected, tolerance)
     differs(actual, SID[1.0])
     assert (np.dot(actual, SID[1.0]) < 0) == (stop == ('teacher',))
+
+
+# Uni-Instruct.
+
+
+def uni_instruct(h, sigma=SIGMA, moving=True):
+    def loss(x, d_teacher, d_fake, r):
+        level = jnp.full(x.shape[0], sigma)
+        r = stop_gradient(r)
+        r = losses.along(r, x, d_teacher, d_fake, level) if moving else r
+        return losses.uni_instruct(x, d_teacher, d_fake, level**-4, r, h)
+
+    return loss
+
+
+def weighted_fisher(h, sigma=SIGMA):
+    """E_q[h(r) |s_p - s_q|^2]/2 by quadrature, a function of theta."""
+
+    def of(theta):
+        x, dx = line()
+        p, q = teacher(), student(theta)
+        log_q = q.log_prob(x, sigma)
+        r = jnp.exp(p.log_prob(x, sigma) - log_q)
+        gap = losses.squared_l2(p.score(x, sigma) - q.score(x, sigma))
+        return dx * jnp.sum(jnp.exp(log_q) * h(r) * gap) / 2
+
+    return of
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_uni_instruct(name):
+    """The gradient is that of the weighted Fisher divergence, and with r frozen it is not."""
+    h = divergences.weight(divergences.get(name))
+    exact = gradient(weighted_fisher(h))
+    close(gradient(expectation(uni_instruct(h))), exact)
+    frozen = gradient(expectation(uni_instruct(h, moving=False)))
+    error = np.max(np.abs(frozen - exact)) / np.max(np.abs(exact))
+    assert error < 1e-9 if name == 'reverse_kl' else error > 0.03
+
+
+@pytest.mark.parametrize('name', ['reverse_kl', 'js', 'forward_kl', 'squared_hellinger'])
+def test_uni_instruct_at_all_levels_is_the_divergence_of_the_clean_distributions(name, monkeypatch):
+    """The de Bruijn identity, D_f(p_0||q_0) = int_0^inf E_q[h |s_p - s_q|^2]/2 dsigma^2, and so its
+    gradient: sigma^2 = u/(1 - u), u by Gauss and Legendre."""
+    f = divergences.get(name)
+    h = divergences.weight(f)
+    # At low noise 100 nodes do not resolve where the components meet.
+    monkeypatch.setitem(globals(), 'normal', functools.partial(normal, 160))
+    at = compiled(
+        jax.grad(lambda theta, sigma: expectation(uni_instruct(h, sigma), (), sigma)(theta))
+    )
+    nodes, mass = np.polynomial.legendre.leggauss(16)
+    u, mass = (1 + nodes) / 2, mass / 2
+    total = sum(
+        share / (1 - level) ** 2 * at(jnp.asarray(THETA), jnp.sqrt(level / (1 - level)))
+        for level, share in zip(u, mass, strict=True)
+    )
+    close(total, gradient(divergence(f, 0.0)))
+
+
+@pytest.mark.parametrize('stop', [('teacher',), ('fake',), ('teacher', 'fake')])
+def test_uni_instruct_breaks_with_a_stop_gradient(stop):
+    h = divergences.weight(divergences.get('js'))
+    differs(gradient(expectation(uni_instruct(h), stop)), gradient(weighted_fisher(h)))
+
+
+def test_uni_instruct_of_reverse_kl_is_sid_at_one_half():
+    h = divergences.weight(divergences.get('reverse_kl'))
+    ours, theirs = (value_and_gradient(expectation(of)) for of in (uni_instruct(h), sid(0.5)))
+    for one, other in zip(ours, theirs, strict=True):
+        close(one, other, 1e-12)
+    close(2 * ours[1], FISHER_GRADIENT, 2e-9)
 
 
 def images(batch=5):
@@ -553,6 +744,172 @@ def test_generator_loss_is_a_divergence(loss, name):
     close(actual, score_gap_gradient(divergences.weight(divergences.get(name))), 1e-9)
 
 
+def two_normals(theta):
+    """(weights, means, stds) of p_t and of q_t."""
+    spread = np.sqrt(np.exp(2 * theta[2:]) + SIGMA**2)
+    teachers = [0.35, 0.65], [-1.2, 1.0], np.sqrt(np.array([0.35, 0.5]) ** 2 + SIGMA**2)
+    return teachers, ([0.5, 0.5], theta[:2], spread)
+
+
+def of_normals(weights, means, stds, z, mass):
+    """(x[N,1], mass[N]) of a mixture, from nodes of N(0, 1)."""
+    x = np.asarray(means)[:, None] + np.asarray(stds)[:, None] * z
+    return jnp.asarray(x.reshape(-1, 1)), np.outer(weights, mass).ravel()
+
+
+def sign_changes(theta=THETA):
+    """Where p_t = q_t, by bisection."""
+
+    def gap(x):
+        p, q = (
+            sum(w * math.exp(-(((x - m) / s) ** 2) / 2) / s for w, m, s in zip(*of))
+            for of in two_normals(theta)
+        )
+        return p - q
+
+    found = []
+    for low, high in itertools.pairwise(np.linspace(-3.0, 3.0, 61)):
+        if gap(low) * gap(high) < 0:
+            for _ in range(60):
+                middle = (low + high) / 2
+                low, high = (middle, high) if gap(middle) * gap(low) > 0 else (low, middle)
+            found.append((low + high) / 2)
+    return found
+
+
+def between(ends, nodes=200):
+    """Gauss-Legendre nodes and weights of the line, cut where the integrand jumps."""
+    z, weights = np.polynomial.legendre.leggauss(nodes)
+    parts = [
+        ((high + low) / 2 + (high - low) / 2 * z, (high - low) / 2 * weights)
+        for low, high in itertools.pairwise([-12.0, *ends, 12.0])
+    ]
+    return (np.concatenate(both) for both in zip(*parts))
+
+
+def total_variation(theta):
+    """Of p_t and q_t, from the distribution functions of normals between the points where p_t =
+    q_t."""
+
+    def below(x, of):
+        return sum(w * 0.5 * math.erfc((m - x) / s / math.sqrt(2)) for w, m, s in zip(*of))
+
+    ends = [-math.inf, *sign_changes(theta), math.inf]
+    p, q = (np.diff([below(end, of) for end in ends]) for of in two_normals(theta))
+    return 0.5 * np.abs(p - q).sum()
+
+
+def test_hinge_is_the_total_variation():
+    """Its optimal logit is sign(p - q), of loss 2 (1 - TV); the generator's loss changes as 2 TV
+    does, along the density of the samples, while along a sample's path it does not change at all:
+    what a student learns from is the way in which a network falls short of the optimum."""
+    ends = sign_changes()
+    x, weights = between(ends)
+    x = jnp.asarray(x)[:, None]
+    p = jnp.exp(teacher().log_prob(x, SIGMA))
+    hinge, optimal = losses.GANS['hinge'], jnp.sign(log_ratio(x))[:, None]
+
+    def loss(logits):
+        real = hinge.discriminator(jnp.full_like(logits, -jnp.inf), logits)
+        fake = hinge.discriminator(logits, jnp.full_like(logits, jnp.inf))
+        q = jnp.exp(student(THETA).log_prob(x, SIGMA))
+        return jnp.sum(weights * (p * real + q * fake))
+
+    close(loss(optimal), 2 * (1 - total_variation(THETA)), 1e-10)
+    for change in (0.1, -0.1, 0.1 * jnp.sin(x), 0.3 * x):
+        assert loss(optimal + change) > loss(optimal) + 1e-4
+    assert loss(1.2 * optimal) > loss(optimal) + 1e-4
+
+    def generator(theta):
+        q = jnp.exp(student(theta).log_prob(x, SIGMA))
+        return jnp.sum(weights * q * hinge.generator(optimal, optimal))
+
+    step = 1e-5
+    expected = [
+        (total_variation(THETA + step * unit) - total_variation(THETA - step * unit)) / (2 * step)
+        for unit in np.eye(4)
+    ]
+    close(gradient(generator), 2 * np.array(expected), 1e-6)
+
+    def along_paths(theta):
+        _, x_t, mass = draws(theta)
+        logits = jnp.sign(log_ratio(x_t))[:, None]
+        return jnp.sum(mass * hinge.generator(logits, logits))
+
+    assert not np.any(gradient(along_paths))
+
+
+def test_relativistic_loss_has_the_log_ratio_for_its_optimum():
+    """Up to a constant, which no pair sees; then its h is E_{y ~ p} r(y)/(r(y) + r), and not that
+    of softplus."""
+    relativistic, (z, mass) = losses.GANS['relativistic'], normal(60)
+    # Fewer than `teacher_draws`: of p_t and q_t themselves, which are two normals each.
+    (real_t, real_mass), (fake_t, fake_mass) = (
+        of_normals(*of, z, mass) for of in two_normals(THETA)
+    )
+    real = log_ratio(real_t) + 0.7
+
+    def against_all(loss, fake):
+        """E over the real samples of each fake sample's loss."""
+
+        def one(logit):
+            return loss(fake, jnp.full_like(fake, logit))
+
+        return real_mass @ jax.vmap(one)(real)
+
+    def generator(theta):
+        _, x_t, mass = draws(theta)
+        fake = log_ratio(x_t)[:, None] + 0.7
+        return jnp.sum(mass * against_all(relativistic.generator, fake))
+
+    def h(r):
+        of_real = jnp.exp(log_ratio(real_t))
+        return real_mass @ (of_real[:, None] / (of_real[:, None] + r))
+
+    actual = gradient(generator)
+    close(actual, score_gap_gradient(h), 1e-8)
+    assert np.max(np.abs(actual - np.array(TABLE['softened_reverse_kl'][1]))) > 8e-3
+
+    def discriminator(change):
+        def logits(x_t):
+            features = jnp.concatenate([x_t, jnp.tanh(x_t), x_t**2], axis=-1)
+            return log_ratio(x_t)[:, None] + features @ change[:, None]
+
+        fake, of_real = logits(fake_t), logits(real_t)[:, 0]
+
+        def one(logit):
+            return relativistic.discriminator(fake, jnp.full_like(fake, logit))
+
+        return real_mass @ jax.vmap(one)(of_real) @ fake_mass
+
+    derivatives = compiled(lambda at: (jax.grad(discriminator)(at), jax.hessian(discriminator)(at)))
+    slope, curvature = derivatives(jnp.zeros(3))
+    assert np.max(np.abs(slope)) < 1e-8
+    assert np.min(np.linalg.eigvalsh(curvature)) > 0
+
+
+def test_softplus_of_the_table_is_that_of_the_critic():
+    fake, real = jnp.asarray([[0.3, -1.0]]), jnp.asarray([[2.0, 0.1]])
+    softplus = losses.GANS['softplus']
+    np.testing.assert_array_equal(softplus.generator(fake, real), losses.gan_generator(fake))
+    np.testing.assert_array_equal(
+        softplus.discriminator(fake, real), losses.gan_discriminator(fake, real)
+    )
+
+
+def test_a_gradient_in_proportion():
+    """Whatever the scale of a loss: the gradient has length 1/sqrt(N) where its square is its own,
+    and the value is none."""
+    rng = np.random.default_rng(0)
+    x, gradient_ = jnp.asarray(rng.normal(size=(2, 4, 3)))
+    for scale in (1e-3, 1.0, 1e3):
+        square = gradient_.size * jnp.sum((scale * gradient_) ** 2)
+        value, found = jax.value_and_grad(losses.in_proportion)(x, scale * gradient_, square)
+        assert value == 0
+        np.testing.assert_allclose(jnp.linalg.norm(found), 1 / np.sqrt(12), rtol=1e-4)
+        np.testing.assert_allclose(found, found[0, 0] / gradient_[0, 0] * gradient_, rtol=1e-9)
+
+
 UNCLIPPED = dict(logit_clip=1e3, low=0.0, high=np.inf)
 
 
@@ -597,6 +954,11 @@ def test_ratio_is_the_mean_logit_clipped_twice():
     assert not np.any(jax.jacobian(losses.ratio_from_logits)(logits))
 
 
+def share(r):
+    """r by its mean, as the second stage has it where h(r) = r."""
+    return losses.normalise_weight(lambda r: r, r)(r)
+
+
 def ratios(batch=64):
     rng = np.random.default_rng(1)
     return jnp.asarray(rng.lognormal(size=batch)), jnp.asarray(rng.uniform(size=batch))
@@ -636,7 +998,7 @@ def test_normalisation_of_a_permuted_batch():
     permuted, permuted_bins = losses.normalise_ratio(r[order], position[order], jnp.ones(10), 0.5)
     close(permuted, normalised[order], 1e-14)
     close(permuted_bins, bins, 1e-14)
-    close(losses.normalise_weight(r[order]), losses.normalise_weight(r)[order], 1e-14)
+    close(share(r[order]), share(r)[order], 1e-14)
 
 
 def test_normalisation_of_a_sharded_batch_is_global():
@@ -646,7 +1008,7 @@ def test_normalisation_of_a_sharded_batch_is_global():
 
     def both(r, position):
         normalised, bins = losses.normalise_ratio(r, position, jnp.ones(10), 0.5)
-        return normalised, bins, losses.normalise_weight(r)
+        return normalised, bins, share(r)
 
     sharded = compiled(both, in_shardings=spread, out_shardings=(spread, whole, spread))(
         r, position
@@ -658,9 +1020,8 @@ def test_normalisation_of_a_sharded_batch_is_global():
 def test_normalised_weight_has_mean_one():
     r, _ = ratios()
     for f in divergences.DIVERGENCES.values():
-        assert float(jnp.mean(losses.normalise_weight(divergences.weight(f)(r)))) == pytest.approx(
-            1, abs=1e-5
-        )
+        h = losses.normalise_weight(divergences.weight(f), r)
+        assert float(jnp.mean(h(r))) == pytest.approx(1, abs=1e-5)
 
 
 def test_normalisation_has_no_gradient():
@@ -668,7 +1029,6 @@ def test_normalisation_has_no_gradient():
     assert not np.any(
         jax.jacobian(lambda r: losses.normalise_ratio(r, position, jnp.ones(10), 0.5))(r)[0]
     )
-    assert not np.any(jax.jacobian(losses.normalise_weight)(r))
 
 
 # Two dimensions, where the norm in SIM is that of a vector.
@@ -807,10 +1167,10 @@ def test_f_distill_with_a_constant_weight_is_dmd2():
         student_law=law,
         critic_law=law,
         steps=Steps(sigma_init=1.0),
-        gan=Gan(gan_weight=0.1, features='input'),
+        gan=Gan(head, gan_weight=0.1, features='input'),
         tracking=Tracking(from_teacher=False),
     )
-    networks = affine(), teacher_in_the_plane().denoiser(), affine(), head
+    networks = affine(), teacher_in_the_plane().denoiser(), affine()
     methods = dmd2(*networks, **options), f_distill(*networks, divergence='reverse_kl', **options)
     params = {
         'student': affine().init(None, None, None),
@@ -848,6 +1208,8 @@ def test_f_distill_with_a_constant_weight_is_dmd2():
 def test_cycle(name, every, expected):
     cycle = method.make_cycle(name, every)
     assert [' '.join(cycle(step)) for step in range(10)] == expected
+    burning = method.make_cycle(name, every, burn_in=6)
+    assert [' '.join(burning(step)) for step in range(10)] == ['critic'] * 6 + expected[6:]
 
 
 def test_cycles_of_the_specification():

@@ -46,14 +46,13 @@ def _variances(divergence):
         _linear_student(),
         teacher,
         fake,
-        mlp_head(width=64, layers=2, fourier=2),
         divergence=divergence,
         student_law=law,
         critic_law=law,
         weighting='unit',
         steps=Steps(sigma_init=1.0),
         ratio=Ratio(ratio_low=0.01, ratio_high=100.0),
-        gan=Gan(features='input'),
+        gan=Gan(mlp_head(width=64, layers=2, fourier=2), features='input'),
         tracking=Tracking(sigma_data=0.7, from_teacher=False),
     )
     optimizers = {

@@ -355,7 +355,8 @@ def test_head_gives_float32_logits(name):
     head = HEADS[name]()
     params = jax.eval_shape(head.init, jax.random.key(0), features, c_noise, condition)
     logits = jax.eval_shape(head.apply, params, features, c_noise, condition)
-    assert logits.shape == (4, 1) and logits.dtype == jnp.float32
+    places = 4 * 4 if name == 'channel_mean' else 1
+    assert logits.shape == (4, places) and logits.dtype == jnp.float32
 
 
 @pytest.mark.parametrize('resolution', [1, 2, 4, 7, 8, 32])

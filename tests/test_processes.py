@@ -188,7 +188,7 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from fdistill.training import loop
 
-def kept(advance, state, start, steps, hooks, stop):
+def kept(advance, state, start, steps, hooks, stop, verdict):
     '''Some steps of a run, and in files of their own the state before and after.'''
     def keep(name, state):
         split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))

@@ -1,4 +1,4 @@
-"""The ring of eight modes, by every divergence and SIM, as a user runs it: one process each,
+"""The ring of eight modes, by every divergence, SIM and Uni-Instruct, as a user runs it: one process each,
 through the command line."""
 
 import json
@@ -15,6 +15,8 @@ CONFIGS = [
     *(f'configs/ring.py:{name}' for name in DIVERGENCES),
     'configs/ring.py:alpha(0.5)',
     'configs/ring_sim.py',
+    'configs/ring_uni_instruct.py',
+    'configs/ring_uni_instruct.py:forward_kl',
 ]
 
 

@@ -11,7 +11,7 @@ from fdistill import config as configs
 from fdistill.build.trained_on import trained_on
 from fdistill.data.sources import Source, load
 from fdistill.errors import UserError
-from fdistill.evaluation.evaluate import evaluate
+from fdistill.evaluation.evaluate import Judge, evaluate
 from fdistill.weights import denoisers
 
 LARGE = Source(np.zeros((2, 16, 16, 1), np.uint8), np.zeros(2, np.int32), 1, 255, 'large')
@@ -24,8 +24,10 @@ LARGE = Source(np.zeros((2, 16, 16, 1), np.uint8), np.zeros(2, np.int32), 1, 255
         ({'features': 'pixels'}, ['pixels']),
         ({'features': {'name': 'classifier', 'seed': 0}}, ['digits-clf']),
         ({'reward': {'name': 'classifier', 'seed': 1, 'strength': 3.0}}, ['digits-clf-s1']),
-        # A function of the image, which no number is measured in.
-        ({'reward': 'brightness'}, []),
+        # As the reward's own default has it.
+        ({'reward': {'name': 'classifier', 'wanted': 3}}, ['digits-clf-s1']),
+        # A function of the image itself.
+        ({'reward': 'brightness'}, ['reward-brightness']),
         ({'features': {'name': 'inception', 'weights': 'w.safetensors'}}, ['inception']),
         (
             {'features': [{'name': 'classifier', 'seed': 2}, 'pixels', {'name': 'dinov2'}]},
@@ -163,3 +165,28 @@ def test_only_the_same_features_are_marked():
     assert [row.get('trained_on') for row in rows] == [None, None, MARKED]
     kept = [{k: v for k, v in row.items() if k not in ('seconds', 'trained_on')} for row in rows]
     assert kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.parametrize(
+    'sees, name, trained, marked',
+    [
+        ('digits-clf-s1', 'reward-classifier(wanted=3)', 'digits-clf-s1', True),
+        ('digits-clf', 'reward-classifier(wanted=3)', 'digits-clf-s1', False),
+        ('pixels', 'reward-brightness', 'reward-brightness', True),
+        ('pixels', 'reward-linear(towards=1)', 'reward-linear', True),
+        ('pixels', 'reward-linear(towards=1)', 'reward-brightness', False),
+    ],
+)
+def test_rewards_are_marked_by_what_they_see_or_are(sees, name, trained, marked):
+    source = load('mixture', mixture='ring', n=100)
+    row = evaluate(
+        lambda noise, condition: noise,
+        source,
+        source,
+        nfe=1,
+        samples=50,
+        progress=False,
+        rewards={'reward': Judge(name, sees, lambda images, condition: images[:, 0])},
+        trained_on=(trained,),
+    )
+    assert row.get('trained_on') == (['reward'] if marked else None)

@@ -189,7 +189,7 @@ def test_nothing_is_compiled_after_the_second_cycle(tmp_path):
     try:
         note = loop.Every(1, lambda state, done: after.update({done: len(compiled)}))
         settings = dict(steps=20, log_every=2, checkpoint_every=4)
-        train_toy(tmp_path / 'run', hooks=lambda out, ratings: (note,), **settings)
+        train_toy(tmp_path / 'run', hooks=lambda *_: (note,), **settings)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert after[1] > 0 and after[20] == after[6]

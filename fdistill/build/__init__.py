@@ -1,6 +1,6 @@
 """From a config to objects, and from a workdir to a model: the only reader of configs.
 
-sections < latents < models < published < teachers < parts < levels < experiment < settings < run <
+sections < latents < models < published < teachers, rewarding < parts < levels < experiment < settings < run <
 measure, check_teacher < train < together, plan; here is the face of all.
 """
 
@@ -20,6 +20,7 @@ from fdistill.build.measure import evaluate
 from fdistill.build.plan import page, plan
 from fdistill.build.published import as_params, convert, save_teacher, with_names
 from fdistill.build.real import make_statistics
+from fdistill.build.rewarding import read_reward
 from fdistill.build.run import Run
 from fdistill.build.sections import load_data, replaced, resolve
 from fdistill.build.settings import common, comparable, complete, continuous, override
@@ -53,6 +54,7 @@ __all__ = [
     'override',
     'page',
     'plan',
+    'read_reward',
     'reference',
     'replaced',
     'resolve',

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fdistill.build.latents import of_images
+from fdistill.build.rewarding import judges
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of
 from fdistill.config import call
@@ -69,6 +70,7 @@ def _own_row(subject, config, options, mesh, progress, against):
         nfe=subject.nfe,
         progress=progress,
         against=against,
+        rewards=judges(config, train),
     )
 
 

@@ -11,6 +11,7 @@ from fdistill.build import published
 from fdistill.build.experiment import Experiment, experiment
 from fdistill.build.latents import decoder, decoder_of
 from fdistill.build.models import load_ema
+from fdistill.build.rewarding import choosing
 from fdistill.build.run import Run, assembled, digest_of
 from fdistill.build.sections import of_file, plain_of, published_config
 from fdistill.config import call, parameters
@@ -96,6 +97,7 @@ def from_workdir(
     mesh: Mesh | None = None,
     step: int | str | None = None,
     vae: str | pathlib.Path | None = None,
+    best_of: Mapping[str, Any] | None = None,
 ) -> Run:
     """A trained model.
 
@@ -110,6 +112,7 @@ def from_workdir(
         default: the first device.
       step: of a checkpoint, or 'best', see `Training.keep_best`; default: the newest.
       vae: file of the autoencoder that decodes its latents; default: that of its data.
+      best_of: each sample is the best of several, see `rewarding.choosing`.
 
     Raises:
       UserError: if there is no run or no checkpoint, or a student is asked for a sampler.
@@ -131,7 +134,7 @@ def from_workdir(
     return assembled(
         plain,
         built.student,
-        built.method.generator,
+        choosing(built.method.generator, best_of, plain),
         params,
         mesh,
         path=path,
@@ -149,6 +152,7 @@ def from_weights(
     guidance: float | None = None,
     mesh: Mesh | None = None,
     vae: str | pathlib.Path | None = None,
+    best_of: Mapping[str, Any] | None = None,
 ) -> Run:
     """A model out of a file of weights, as `fdistill convert teacher` and `fdistill export` write.
 
@@ -160,6 +164,7 @@ def from_weights(
       path: the .safetensors file.
       sampler, steps, guidance, mesh: as of `from_workdir`.
       vae: file of the autoencoder that decodes its latents; default: latents stay latents.
+      best_of: as of `from_workdir`; a file knows no data, of which a classifier would be.
 
     Raises:
       UserError: if the file is missing, damaged, or of something else, or a student is asked for a
@@ -200,7 +205,7 @@ def from_weights(
     return assembled(
         plain,
         model,
-        generator,
+        choosing(generator, best_of, plain),
         params,
         mesh,
         path=path,

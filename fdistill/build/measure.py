@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 from fdistill import config as configs
 from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment
-from fdistill.build.latents import decoder_of
+from fdistill.build.latents import decoder_of, of_images
 from fdistill.build.loading import folder_of, opened
+from fdistill.build.rewarding import whole
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data
+from fdistill.build.trained_on import trained_on
 from fdistill.data.sources import Source
 from fdistill.errors import pick
 from fdistill.evaluation import evaluate as evaluation
@@ -47,7 +49,8 @@ def evaluate(
       config: None for the run's own, or one whose `data` and `evaluation` are used instead.
       workdir, weights: run folder, or file of weights; one of them. What is written about weights
         goes to the folder beside them that is called as they are.
-      solver: other sampler, steps and guidance than its own, and `vae`, see `from_workdir`.
+      solver: other sampler, steps and guidance than its own, `vae` and `best_of`, see
+        `from_workdir`. The row then has the reward of `best_of`.
       quiet: no progress on stderr.
       against: `evaluate.Reference` or `scores.Reference`, to share it between runs.
       given: settings other than the config's `evaluation`, as samples=5000; with `protocol`, in
@@ -67,18 +70,25 @@ def evaluate(
     mesh = sharding.make_mesh() if chosen.sharded else None
     run = opened(workdir, weights, mesh=mesh, **(solver or {}))
     details, other, plain = {}, '', configs.to_json(run.config)
+    best, seen = (solver or {}).get('best_of'), plain
+    if best and 'reward' in best:
+        config = {**config, 'reward': best['reward']}
+        # What was chosen by a number is no less biased in it.
+        said = {'trained_on': plain.get('trained_on', ()), 'reward': whole(best['reward'])}
+        seen = {'trained_on': trained_on(said, load_data(of_images(config), 'train'))}
     # Weights give other samples under another solver, or in other jumps.
     if weights is not None:
         changed = bool((solver or {}).keys() - {'vae'})
     else:
-        changed = plain['method'] != configs.to_json(configs.read(workdir))['method']
+        own = configs.to_json(configs.read(workdir))['method']
+        changed = best is not None or plain['method'] != own
     if weights is not None or changed:
         details = {name: plain[name] for name in ('generator',) if name in plain}
-        details |= {'solver': plain.get('method')}
+        details |= {'solver': plain.get('method')} | ({'best_of': best} if best else {})
         run = run._replace(digest=digest_of([run.digest, details]))
         other = f'-{run.digest[:8]}' if changed else ''
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
-    subject = subject._replace(decoded=run.decoded, trained_on=(*plain.get('trained_on', ()),))
+    subject = subject._replace(decoded=run.decoded, trained_on=(*seen.get('trained_on', ()),))
     if chosen.sharded and 'given' in run.config.image:
         subject = subject._replace(given=given_of(load_data(config, 'train')))
     return measure(
@@ -160,7 +170,7 @@ def while_training(
     known = {name: of for name, of in chosen.measures(against, options).items() if of.sign}
     sign = pick(known, named, 'config.training.keep_best').sign if named is not None else 0
     split = sharding.batch_sharding(mesh) if chosen.sharded else sharding.replicated(mesh)
-    generator, trained_on = built.method.generator, (*plain.get('trained_on', ()),)
+    generator, seen = built.method.generator, (*plain.get('trained_on', ()),)
     generate = jax.jit(generator.sample, out_shardings=split)
 
     def evaluated(params, step):
@@ -169,7 +179,7 @@ def while_training(
 
         digest = digest_of(checkpoint.digests(params))
         subject = Subject(sample, built.shape, built.num_classes, generator.nfe, step, digest)
-        subject = subject._replace(decoded=decode.shape, trained_on=trained_on)
+        subject = subject._replace(decoded=decode.shape, trained_on=seen)
         if source.given:
             subject = subject._replace(given=given_of(source))
         row = measure(plain, section, workdir, subject, mesh, quiet=True, against=against)

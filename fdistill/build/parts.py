@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from fdistill import networks
 from fdistill.build.models import conditions, make_denoiser
+from fdistill.build.rewarding import load_reward, make_reward
 from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
-from fdistill.build.teachers import TEACHERS, mixture_of
+from fdistill.build.teachers import TEACHERS, along, mixture_of
 from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, samplers
@@ -127,6 +128,15 @@ def _teacher(site):
     return denoisers.accumulated(made.model, site.microbatches)
 
 
+def _path(site):
+    """What `teachers.along` makes of the section `path`."""
+    level = site.options.get('sigma_init', site.wants['sigma_init'].default)
+    given = dict(plain=site.plain, sigma_init=level)
+    made = call(along, plain_of(section_of(site.plain, 'path')), 'config.path', **given)
+    site.frozen['path'] = made.load
+    return denoisers.accumulated(made.model, site.microbatches)
+
+
 def _fake_score(site):
     plain, network = site.plain, section_of(site.critic, 'network')
     section = plain.get('fake_score', site.critic.get('denoiser', {}))
@@ -151,6 +161,15 @@ def _discriminator(site):
     if 'num_classes' in parameters(factory):
         fitting['num_classes'] = site.plain['image']['num_classes']
     return call(factory, section, 'config.discriminator', **fitting)
+
+
+def _reward(site):
+    if 'reward' not in site.plain:
+        return None
+    reward = make_reward(site.plain['reward'], site.plain['image'], 'config.reward')
+    if reward.trained is not None:
+        site.frozen['reward'] = functools.partial(load_reward, reward, site.plain)
+    return reward
 
 
 def _mixture(site):
@@ -226,9 +245,11 @@ PARTS = {
     'student': _student,
     'teacher': _teacher,
     'fake_score': _fake_score,
+    'path': _path,
     'sigma_data': _sigma_data,
     'discriminator': _discriminator,
     'mixture': _mixture,
+    'reward': _reward,
     'law': _of_method('law'),
     'student_law': _of_method('student_law'),
     'critic_law': _of_method('critic_law'),

@@ -8,10 +8,12 @@ fake_score     the same for the fake score, where it differs from the student's
 teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a converted file, or
                `oracle`, a named mixture
 start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
+path           where a teacher was degraded, `teachers.along`
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
 features       what a loss compares samples in: rows of `features.FEATURES` or of published
                detectors, by name; `reward` likewise. What was trained on them is marked so
 discriminator  a head of `networks.HEADS`
+reward         a row of `methods.rewards.REWARDS`, by which samples are preferred
 optimizer      `optim.adam` for each role
 training, mesh `loop.Training`, `sharding.make_mesh`
 evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
@@ -175,7 +177,7 @@ def resolve(
         raise UserError(found)
     configs.check_range(plain.get('seed', 0), 'config.seed')
     # A name alone is a section without the rest.
-    for name in ('network', 'denoiser', 'fake_score', 'discriminator'):
+    for name in ('network', 'denoiser', 'fake_score', 'discriminator', 'reward'):
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
     plain['image'], ancestors = image_of(source), []

@@ -11,7 +11,7 @@ from fdistill import config as configs
 from fdistill import networks
 from fdistill.build.models import DENOISERS
 from fdistill.build.parts import TABLES
-from fdistill.build.teachers import TEACHERS
+from fdistill.build.teachers import TEACHERS, along
 from fdistill.config import parameters
 from fdistill.data import sources
 from fdistill.evaluation import evaluate as evaluation
@@ -19,6 +19,7 @@ from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation import scores
 from fdistill.files import disk
 from fdistill.methods import METHODS
+from fdistill.methods.rewards import REWARDS
 from fdistill.training import optim, sharding
 from fdistill.training.loop import Training
 from fdistill.types import PLAIN, Continuous, Free, Place
@@ -30,11 +31,12 @@ NAMED = {
     'data': sources.SOURCES,
     'network': networks.NETWORKS,
     'discriminator': networks.HEADS,
+    'reward': REWARDS,
     'method': METHODS,
     **{f'method.{name}': table for name, table in TABLES.items()},
 }
 # Arguments of these functions that are no settings.
-OTHERS = {'split', 'progress', 'against', 'trained_on', 'name'}
+OTHERS = {'split', 'progress', 'against', 'rewards', 'trained_on', 'name'}
 
 
 def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -59,6 +61,8 @@ def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., An
         for name, row in TEACHERS.items():
             if name in plain.get(part, {}):
                 yield part, row
+    if 'path' in plain:
+        yield 'path', along
     for role in plain.get('optimizer', {}):
         yield f'optimizer.{role}', optim.adam
     yield 'training', Training

@@ -3,14 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fdistill import config as configs
 from fdistill.build import published
 from fdistill.build.models import load_ema, make_denoiser
 from fdistill.data import sources
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import oracle as oracles
 from fdistill.diffusion.denoiser import Denoiser
+from fdistill.errors import UserError
 from fdistill.types import Continuous, Place
 
 
@@ -78,6 +82,53 @@ def mixture_of(name: str) -> oracles.GaussianMixture:
     """The named mixture of the data, as an oracle."""
     return oracles.mixture(*sources.mixture_parameters(name))
 
+
+def along(
+    plain: Mapping[str, Any],
+    sigma_init: float,
+    *,
+    workdir: Annotated[str, Place],
+    steps: tuple[int, ...],
+) -> Teacher:
+    """Checkpoints of a run of `backtracking.degrade`, in that order and stacked, of the teacher's
+    network and guided as it is.
+
+    Args:
+      sigma_init: of the student that is to follow them back.
+      workdir: folder of that run.
+      steps: of its checkpoints, rising: the last is the most degraded.
+
+    Raises:
+      ValueError: on steps that do not rise.
+    """
+    if not steps or list(steps) != sorted({*steps}) or steps[0] < 1:
+        raise ValueError(f'steps={steps}: name checkpoints of the run, rising, as (100, 200)')
+    section = plain['teacher']
+    of = section if 'network' in section else plain
+    base = make_denoiser(of['network'], of.get('denoiser', {}), plain['image'], 'config.teacher.')
+
+    def init(*given):
+        return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(steps)), base.init(*given))
+
+    def load(mesh):
+        where = 'config.path.workdir'
+        method = configs.to_json(configs.read(workdir, where))['method']
+        level = method.get('sigma_init', sigma_init)
+        if (method['name'], level) != ('degrade', sigma_init):
+            at = f' at sigma_init={level}' if method['name'] == 'degrade' else ''
+            raise UserError(
+                f'{where}={workdir}: holds a run of {method["name"]}{at}; give one of degrade at '
+                f'sigma_init={sigma_init}, that of this student'
+            )
+        made = [load_ema(base, workdir, mesh, step) for step in steps]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in made))
+        return stacked, [position['digests']['ema'] for _, position in made]
+
+    guidance = {name: section[name] for name in GUIDANCE if name in section}
+    return Teacher(denoisers.guide(base, **guidance)._replace(init=init), load)
+
+
+GUIDANCE = ('guidance', 'guidance_interval')
 
 # Key of the section `teacher` that says which teacher it is -> what makes it.
 TEACHERS = {'workdir': from_run, 'weights': from_file, 'oracle': from_oracle}

@@ -1,20 +1,23 @@
 """Which features a run was trained on, so that a number in the same features can say so."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from fdistill.config import parameters
 from fdistill.data.sources import Source
 from fdistill.evaluation import features
+from fdistill.methods.rewards import REWARDS
 from fdistill.weights.detectors import DETECTORS
 
-# Sections of a config that name features which a loss sees.
-PARTS = ('features', 'reward')
+# Sections of a config that name features which a loss sees, and the seed of a classifier there.
+PARTS = {'features': 0, 'reward': parameters(REWARDS['classifier'])['seed'].default}
 
 
 def trained_on(
     plain: Mapping[str, Any], source: Source, ancestors: Iterable[Mapping[str, Any]] = ()
 ) -> list[str]:
-    """Names, as in a protocol, of the features that a run is trained on, sorted.
+    """Names, as in a protocol, of the features that a run is trained on, sorted; of a reward that
+    sees the samples themselves 'reward-brightness' and the like.
 
     Those of its own losses; those of what it begins as or learns from, for what was trained on them
     hands on what it learned; and those that the config itself says, as of published weights.
@@ -25,18 +28,25 @@ def trained_on(
       ancestors: resolved configs of its `start` and its teacher.
     """
     names = {name for config in (plain, *ancestors) for name in config.get('trained_on', ())}
-    for section in _each([plain.get(part, ()) for part in PARTS]):
-        name = section.get('name')
-        if name in features.NAMES:
-            names.add(features.NAMES[name](source, section.get('seed', 0)))
-        elif name in DETECTORS:
-            names.add(name)
+    for part, seed in PARTS.items():
+        for section in _each(plain.get(part, ())):
+            name = section.get('name')
+            if name in features.NAMES:
+                names.add(features.NAMES[name](source, section.get('seed', seed)))
+            elif name in DETECTORS:
+                names.add(name)
+            elif name in REWARDS:
+                names.add(f'reward-{name}')
     return sorted(names)
 
 
-def _each(sections):
+def _each(sections: Any) -> Iterator[Mapping[str, Any]]:
     """The sections in one, in several of a list, or in the setting `of` of one."""
     if isinstance(sections, (list, tuple)):
-        return [one for section in sections for one in _each(section)]
-    section = {'name': sections} if isinstance(sections, str) else sections
-    return [section, *_each(section.get('of', ()))]
+        for section in sections:
+            yield from _each(section)
+    elif isinstance(sections, str):
+        yield {'name': sections}
+    else:
+        yield sections
+        yield from _each(sections.get('of', ()))

@@ -195,6 +195,11 @@ def _ring():
     return np.full(8, 1 / 8), np.stack([np.cos(angles), np.sin(angles)], axis=1), np.full(8, 0.1)
 
 
+def _ring_missing():
+    weights, means, stds = _ring()
+    return weights[:-1] / weights[:-1].sum(), means[:-1], stds[:-1]
+
+
 def _grid():
     axis = 0.5 * np.arange(-2, 3)
     return (
@@ -223,6 +228,7 @@ def _triangle():
 
 MIXTURES = {
     'ring': _ring,
+    'ring_missing': _ring_missing,
     'grid': _grid,
     'two_modes': _two_modes,
     'pair': _pair,
@@ -235,6 +241,7 @@ def mixture_parameters(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     unless said otherwise.
 
     'ring': 8 equal modes on the unit circle, std 0.1.
+    'ring_missing': the same without the last of them, for a flawed teacher.
     'grid': 5 x 5 equal modes 0.5 apart, std 0.08.
     'two_modes': weight 0.4 at (-1, 0) and 0.6 at (1, 0), std 0.2.
     'pair': on the line, weight 0.4 at -1 and 0.6 at 1, std 0.25.

@@ -48,10 +48,27 @@ OTHERS = {
         '1: new, 0: copies',
     ),
     **neighbours.MEASURES,
+    'reward': Measure('reward that the run has', 'of the reward', 1),
+    'reward_unseen': Measure(
+        'the same reward, by another classifier than the run has', 'of the reward', 1
+    ),
 }
 # Which of the others there are, by the data.
 IMAGES = ('pixel_fd', *neighbours.MEASURES, 'accuracy', 'diversity', 'nn_ratio')
 POINTS, MODES = ('spread', 'pixel_fd'), ('modes', 'kl', 'high_quality', 'within')
+
+
+class Judge(NamedTuple):
+    """What gives samples a reward.
+
+    name: of the reward with its settings, for the number's protocol.
+    features: what it sees, for the same.
+    apply(images float [N, ...], condition) -> r [N], numpy.
+    """
+
+    name: str
+    features: str
+    apply: Callable[..., np.ndarray]
 
 
 class Reference(NamedTuple):
@@ -234,6 +251,7 @@ def evaluate(
     progress: bool = True,
     against: Reference | None = None,
     noise_shape: tuple[int, ...] | None = None,
+    rewards: Mapping[str, Judge] = {},
     trained_on: Collection[str] = (),
 ) -> dict[str, Any]:
     """Samples a generator and measures it.
@@ -250,6 +268,7 @@ def evaluate(
       progress: show a bar if it takes longer than two seconds.
       against: Reference(train, held_out), to save making it again in every evaluation.
       noise_shape: of the noise of one sample; default: as of the data.
+      rewards: {number: `Judge`} of further numbers, means over the samples.
       trained_on: names of features that the generator was trained on.
 
     Returns:
@@ -281,8 +300,15 @@ def evaluate(
         progress=progress,
         noise_shape=noise_shape,
     )
-    samples = quantise(generated, train.levels)
-    return _row(samples, labels, against, nfe, seconds, labelling, seed, trained_on)
+    images = quantise(generated, train.levels)
+    row = _row(images, labels, against, nfe, seconds, labelling, seed, trained_on)
+    for key, judge in rewards.items():
+        row[key] = float(np.mean(judge.apply(images, condition)))
+        protocol = Protocol(judge.features, samples, 'alone', train.levels, labelling, seed)
+        row['protocol'][key] = protocol.name(judge.name)
+        if {judge.features, judge.name.partition('(')[0]} & set(trained_on):
+            row['trained_on'] = [*row.get('trained_on', ()), key]
+    return row
 
 
 def measures(train: Source) -> dict[str, Measure]:

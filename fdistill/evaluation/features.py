@@ -56,6 +56,21 @@ SMALL = Recipe('clf', 4, 1500, 128, 3e-3, 1.0, 0.2, 0.0, False)
 LARGE = Recipe('clf2', 5, 6000, 64, 2e-3, 0.1, 0.02, 0.075, True)
 
 
+class Trained(NamedTuple):
+    """A classifier of a data set, trained once and cached.
+
+    name: what it is called in a protocol.
+    apply(params, x[B,H,W,C]) -> (logits[B, classes], features[B, d]), pure.
+    params: its parameters.
+    scale: std of each feature over the training split, [d].
+    """
+
+    name: str
+    apply: Callable[..., Any]
+    params: Any
+    scale: np.ndarray
+
+
 class Features(NamedTuple):
     """Features of images, and the classes that a classifier sees in them.
 
@@ -107,21 +122,45 @@ def classifier_features(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Features:
-    """Last hidden layer, before its activation and scaled to unit std over the training split, of a
-    small classifier.
+    """Last hidden layer of the data's own classifier, before its activation and scaled to unit std
+    over the training split; d = 32.
 
-    The classifier is trained once, by the `Recipe` for its size of images, and kept below
-    $FDISTILL_CACHE under a key of the data and of all settings.
+    Args:
+      source, seed, steps, batch_size, progress: as of `trained_classifier`.
+
+    Raises:
+      ValueError: points in place of images.
+    """
+    trained = trained_classifier(source, seed, steps, batch_size, progress)
+    network = jax.jit(lambda x: trained.apply(trained.params, x))
+    return Features(
+        name=trained.name,
+        apply=lambda images: _in_blocks(lambda x: network(x)[1], images) / trained.scale,
+        classify=lambda images: _in_blocks(lambda x: network(x)[0], images),
+    )
+
+
+def trained_classifier(
+    source: Source,
+    seed: int = 0,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Trained:
+    """A small classifier of a data set.
+
+    It is trained once, by the `Recipe` for its size of images, and kept below $FDISTILL_CACHE under
+    a key of the data and of all settings.
 
     Args:
       source: Source of the training split, uint8 images.
-      seed: integer >= 0; the same seed gives the same features on one kind of machine.
+      seed: integer >= 0; the same seed gives the same classifier on one kind of machine.
       steps, batch_size: of the training; default: the recipe's.
       progress: show a bar if it takes longer than two seconds.
 
     Returns:
-      Features named '<data set>-clf', or '<data set>-clf2' from 16 x 16 pixels on (with '-s<seed>'
-      behind it if the seed is not 0), d = 32.
+      Trained, named '<data set>-clf', or '<data set>-clf2' from 16 x 16 pixels on (with '-s<seed>'
+      behind it if the seed is not 0).
 
     Raises:
       ValueError: points in place of images.
@@ -163,12 +202,7 @@ def classifier_features(
         raise ValueError(
             f'the cached classifier {str(path)!r} cannot be read ({error}): delete the file'
         ) from error
-    network = jax.jit(lambda x: model.apply(params, x))
-    return Features(
-        name=classifier_name(source, seed),
-        apply=lambda images: _in_blocks(lambda x: network(x)[1], images) / scale,
-        classify=lambda images: _in_blocks(lambda x: network(x)[0], images),
-    )
+    return Trained(classifier_name(source, seed), model.apply, params, scale)
 
 
 def turned_features(source: Source, progress: bool = True, **options: Any) -> Features:

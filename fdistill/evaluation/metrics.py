@@ -6,6 +6,8 @@ from scipy import special
 
 from fdistill.data.sources import to_float
 
+EDGE = 1 / 32  # of the range of data, at either end: 8 of 256 grey levels
+
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of samples that the classifier sees in the class they were asked for.
@@ -86,6 +88,41 @@ def diversity(images: np.ndarray, labels: np.ndarray) -> float:
     return float(
         np.mean([images[labels == label].std(axis=0).mean() for label in np.unique(labels)])
     )
+
+
+def saturation(samples: np.ndarray, real: np.ndarray) -> float:
+    """Share of the values that lie in the outermost `EDGE` of the range of real data or beyond it,
+    less the share of the real values that do: what is over-saturated has more.
+
+    The range is that of each channel, or coordinate of points.
+
+    Args:
+      samples, real: float [N, ..., C], [M, ..., C].
+
+    Returns:
+      float in [-1, 1], about 0 for samples like the data.
+    """
+    samples, real = (np.asarray(of).reshape(-1, of.shape[-1]) for of in (samples, real))
+    low, high = real.min(axis=0), real.max(axis=0)
+    margin = EDGE * (high - low)
+
+    def share(values):
+        return np.mean((values < low + margin) | (values > high - margin))
+
+    return float(share(samples) - share(real))
+
+
+def health(samples: np.ndarray, real: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """{'diversity': `diversity` of samples over that of real data of the same labels, 'saturation'}:
+    1 and 0 for samples like the data.
+
+    Args:
+      samples, real: float [N, ...], of the same conditions.
+      labels: int [N].
+    """
+    of_data = diversity(real, labels)
+    share = diversity(samples, labels) / of_data if of_data else 1.0
+    return {'diversity': share, 'saturation': saturation(samples, real)}
 
 
 def nearest(

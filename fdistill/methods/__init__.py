@@ -1,5 +1,6 @@
 """Methods: pure losses over the roles student and critic, all trained by the same trainer."""
 
+from fdistill.methods.adversarial import add, adversarial_flow, ladd
 from fdistill.methods.average import (
     alpha_flow,
     flow_map_distill,
@@ -8,14 +9,23 @@ from fdistill.methods.average import (
     mean_flow_distill,
     shortcut,
 )
+from fdistill.methods.backtracking import degrade, disback
 from fdistill.methods.consistency import consistency, consistency_training, ect, ict, tcm
 from fdistill.methods.continuous import dscd, rcm, scd, scm
-from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
+from fdistill.methods.distribution import (
+    di_plus_plus,
+    diff_instruct,
+    distribution_matching,
+    dmd2,
+    f_distill,
+)
 from fdistill.methods.exact import exact
 from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
+from fdistill.methods.preference import f_dpo, mapo
 from fdistill.methods.pretrain import pretrain
-from fdistill.methods.score import sid, sim
+from fdistill.methods.real_data import data_forcing, diff_ratio, real_uid
+from fdistill.methods.score import di_star, sid, sida, sim, uni_instruct
 from fdistill.methods.segments import tscd
 
 # name -> function of networks, laws and settings that makes a `Method`; a row is all it takes.
@@ -25,8 +35,15 @@ METHODS = {
     'diff_instruct': diff_instruct,
     'dmd2': dmd2,
     'f_distill': f_distill,
+    'di_plus_plus': di_plus_plus,
     'sim': sim,
     'sid': sid,
+    'di_star': di_star,
+    'sida': sida,
+    'uni_instruct': uni_instruct,
+    'real_uid': real_uid,
+    'data_forcing': data_forcing,
+    'diff_ratio': diff_ratio,
     'consistency': consistency,
     'consistency_training': consistency_training,
     'ict': ict,
@@ -44,35 +61,56 @@ METHODS = {
     'scd': scd,
     'dscd': dscd,
     'rcm': rcm,
+    'mapo': mapo,
+    'f_dpo': f_dpo,
+    'degrade': degrade,
+    'disback': disback,
+    'ladd': ladd,
+    'add': add,
+    'adversarial_flow': adversarial_flow,
 }
 
 __all__ = [
     'METHODS',
     'Context',
     'Method',
+    'add',
+    'adversarial_flow',
     'alpha_flow',
     'any_flow',
     'consistency',
     'consistency_training',
+    'data_forcing',
+    'degrade',
+    'di_plus_plus',
+    'di_star',
     'diff_instruct',
+    'diff_ratio',
+    'disback',
     'distribution_matching',
     'dmd2',
     'dscd',
     'ect',
     'exact',
     'f_distill',
+    'f_dpo',
     'flow_map_distill',
     'ict',
     'improved_mean_flow',
+    'mapo',
+    'ladd',
     'mean_flow',
     'mean_flow_distill',
     'pretrain',
     'rcm',
+    'real_uid',
     'scd',
     'scm',
     'shortcut',
     'sid',
+    'sida',
     'sim',
     'tcm',
     'tscd',
+    'uni_instruct',
 ]

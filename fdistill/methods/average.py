@@ -17,13 +17,13 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from fdistill.diffusion import flow_map
-from fdistill.diffusion.denoiser import NULLS, Denoiser, bind, column
+from fdistill.diffusion.denoiser import Denoiser, bind, column
 from fdistill.diffusion.flow_map import INTERVAL
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.consistency import check_decay, with_target
 from fdistill.methods.generator import Jumps
-from fdistill.methods.method import Method, begin, evenly, leave_out
+from fdistill.methods.method import Method, begin, check_guidable, evenly, leave_out
 from fdistill.types import Continuous
 
 # Two levels (sigma, until) out of two draws, [B], one of `law` and one of `until_law`.
@@ -262,12 +262,6 @@ def _mean_flow(u, at, *_):
     return _constant(eulerian(u, at))
 
 
-def _check_guidable(condition, what):
-    """Raises ValueError where nothing of a condition can be left out, which guidance compares."""
-    if not NULLS.keys() & condition.keys():
-        raise ValueError(f'{what}: the data have no condition to guide by; leave it out')
-
-
 def _guiding(student, guided):
     """`velocities` of data and noise, see `_method`."""
     omega, kappa, interval, share = guided
@@ -286,7 +280,7 @@ def _guiding(student, guided):
     def velocities(params, context, x, sigma, until, v, condition, key):
         plain, own = v, stop_gradient(params['student'])
         if guides:
-            _check_guidable(condition, f'guidance={omega}, mixing={kappa}')
+            check_guidable(condition, f'guidance={omega}, mixing={kappa}')
             nothing = student.null(own, condition)
             without, with_it = (
                 _bound(student, own, told)(x, sigma, sigma) for told in (nothing, condition)
@@ -507,7 +501,7 @@ def improved_mean_flow(
         own = stop_gradient(params['student'])
         if not guides:
             return v, _bound(student, own, condition)(x, sigma, sigma), condition
-        _check_guidable(condition, "a network with numbers=('until', 'guidance')")
+        check_guidable(condition, "a network with numbers=('until', 'guidance')")
         key_scale, key_low, key_high, key_drop = jax.random.split(key, 4)
         omega = scales_of(key_scale, x.shape[0], highest, skew).astype(x.dtype)
         inside, told = True, {'guidance': omega}

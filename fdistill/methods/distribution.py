@@ -7,10 +7,11 @@ levels (f-distill, arXiv 2502.15681, Theorem 1).
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
@@ -18,7 +19,7 @@ from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import Gan
 from fdistill.methods.generator import Generator, Steps
-from fdistill.methods.matching import Ratio, matched
+from fdistill.methods.matching import Objective, Preference, Ratio, Seen, matched
 from fdistill.methods.method import Method, Tracking
 
 
@@ -26,7 +27,6 @@ def distribution_matching(
     student: Denoiser,
     teacher: Denoiser,
     fake_score: Denoiser,
-    discriminator: Any = None,
     *,
     student_law: NoiseLaw,
     critic_law: NoiseLaw,
@@ -36,8 +36,10 @@ def distribution_matching(
     ratio: Ratio = Ratio(),
     gan: Gan = Gan(),
     tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
 ) -> Method:
-    """min over G of E_sigma w(sigma) D_f(p_sigma || q_sigma) + gan_weight E softplus(-logit).
+    """min over G of E_sigma w(sigma) D_f(p_sigma || q_sigma) + gan_weight E softplus(-logit)
+    - reward_weight E r(x).
 
     Student loss: `losses.score_gap` with weight w h(r), h = r^2 f''. Where h is constant (reverse
     KL) no ratio is used and, with gan_weight 0, no discriminator. f-distill without a GAN term is
@@ -47,21 +49,20 @@ def distribution_matching(
       student, teacher, fake_score: `Denoiser`; classifier-free guidance is part of the teacher
         (`denoiser.guide`), the fake score is never guided. The ratio then estimates p_data/q, not
         p_guided/q: the discriminator sees data.
-      discriminator: `networks.Head`, needed where h(r) is not constant or gan_weight > 0.
       student_law, critic_law: `NoiseLaw` of sigma for the student's loss and the critic's.
       divergence: anything `divergences.weighting` takes.
       weighting: key of `losses.WEIGHTS`, 'dmd' = 1/mean|x - D_T|.
-      steps, ratio, gan, tracking: settings.
+      gan: settings; the discriminator is needed where h(r) is not constant or gan_weight > 0.
+      steps, ratio, tracking, preference: settings.
 
     Raises:
-      ValueError: on values out of range, or a missing discriminator.
+      ValueError: on values out of range, a missing discriminator or a missing reward.
     """
     return matching(
         generator.student(student, steps),
         student,
         teacher,
         fake_score,
-        discriminator,
         student_law=student_law,
         critic_law=critic_law,
         divergence=divergence,
@@ -69,15 +70,15 @@ def distribution_matching(
         ratio=ratio,
         gan=gan,
         tracking=tracking,
+        preference=preference,
     )
 
 
 def matching(
     generate: Generator,
     student: Denoiser,
-    teacher: Denoiser,
-    fake_score: Denoiser,
-    discriminator: Any = None,
+    teacher: Denoiser | None,
+    fake_score: Denoiser | None,
     *,
     student_law: NoiseLaw,
     critic_law: NoiseLaw,
@@ -86,42 +87,54 @@ def matching(
     ratio: Ratio = Ratio(),
     gan: Gan = Gan(),
     tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
 ) -> Method:
     """`distribution_matching` of a student that makes its samples in another way.
 
     Args:
       generate: `Generator` of the student.
-      student, teacher, fake_score, discriminator, student_law, critic_law, divergence, weighting,
-        ratio, gan, tracking: see there.
+      student, teacher, fake_score, student_law, critic_law, divergence, weighting, ratio, gan,
+        tracking, preference: see there.
 
     Raises:
-      ValueError: on values out of range, or a missing discriminator.
+      ValueError: on values out of range, a missing discriminator or a missing reward.
     """
-    weights = divergences.weighting(divergence)
-    if weighting not in losses.WEIGHTS:
-        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
-
-    def objective(seen):
-        x, d_teacher = seen.x, seen.d_teacher
-        weight = losses.WEIGHTS[weighting](x, d_teacher, seen.sigma)
-        weight = weight if seen.h is None else weight * seen.h
-        gap = losses.score_gap(x, d_teacher, seen.d_fake, weight)
-        return gap, {'score_gap': jnp.mean(gap)}
-
     return matched(
         generate,
         student,
         teacher,
         fake_score,
-        discriminator,
-        objective=objective,
+        objective=Objective(along_gap(weighting), divergences.weighting(divergence)),
         student_law=student_law,
         critic_law=critic_law,
-        weights=weights,
         ratio=ratio,
         gan=gan,
         tracking=tracking,
+        preference=preference,
     )
+
+
+def along_gap(weighting: str) -> Callable[[Seen], tuple[jax.Array, dict[str, jax.Array]]]:
+    """`Objective.loss` of `losses.score_gap`, times h(r) where that is not constant.
+
+    Args:
+      weighting: key of `losses.WEIGHTS`.
+
+    Raises:
+      ValueError: on an unknown weighting.
+    """
+    if weighting not in losses.WEIGHTS:
+        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+
+    def loss(seen):
+        x, d_teacher = seen.x, seen.d_teacher
+        weight = losses.WEIGHTS[weighting](x, d_teacher, seen.sigma)
+        if seen.h is not None:
+            weight = weight * stop_gradient(seen.h(seen.ratio))
+        gap = losses.score_gap(x, d_teacher, seen.d_fake, weight)
+        return gap, {'score_gap': jnp.mean(gap)}
+
+    return loss
 
 
 def joined(own: Method, matched: Method, weight: float) -> Method:
@@ -184,6 +197,17 @@ f_distill = functools.partial(
     tracking=Tracking(cycle='fastgen', student_every=5),
 )
 
+# Diff-Instruct++ (arXiv 2410.18881): Diff-Instruct with a reward on the student's samples, and its
+# divergence at all levels of noise as the price; guidance of the teacher is the other reward of the
+# paper, whose laws and weights are not published. Noise makes a change cheaper: the mean of a
+# Gaussian of variance v moves (v + sigma^2)/v times as far as under the KL of clean samples.
+di_plus_plus = functools.partial(
+    distribution_matching,
+    weighting='unit',
+    steps=Steps(sigma_init=1.0),
+    preference=Preference(reward_weight=0.1),
+)
+
 # The smallest config of each, sections that differ from a common one: with it tests train whatever
 # is registered. A critic-only and a student step lie among the first four of each cycle.
 _HEAD = {'name': 'mlp', 'width': 16, 'layers': 2}
@@ -198,5 +222,9 @@ TINY = {
     'f_distill': {
         'method': _GAN | {'cycle': 'fastgen', 'student_every': 3, 'divergence': 'forward_kl'},
         'discriminator': _HEAD,
+    },
+    'di_plus_plus': {
+        'method': {'cycle': 'alternate', 'student_every': 2},
+        'reward': {'name': 'quadratic', 'centre': (0.3,)},
     },
 }

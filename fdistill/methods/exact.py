@@ -15,6 +15,7 @@ from fdistill.diffusion.oracle import GaussianMixture
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import perturb
 from fdistill.methods.generator import Generator
+from fdistill.methods.matching import Preference, preferred
 from fdistill.methods.method import Method, counted, start, updates
 from fdistill.types import Continuous
 
@@ -68,9 +69,10 @@ def exact(
     sigma_init: Annotated[float, Continuous()] = 1.0,
     ratio_low: Annotated[float, Continuous()] = 1e-4,
     ratio_high: Annotated[float, Continuous()] = 1e4,
+    preference: Preference = Preference(),
 ) -> Method:
-    """min E_sigma D_f(p_sigma || q_sigma) over round Gaussians q = N(m, s^2 I) (f-distill, arXiv
-    2502.15681, theorem 1).
+    """min E_sigma D_f(p_sigma || q_sigma) - reward_weight E r(x) over round Gaussians q =
+    N(m, s^2 I) (f-distill, arXiv 2502.15681, theorem 1).
 
     The student is x = m + s z (`networks.gaussian`), so that its score at any sigma and r =
     p_sigma/q_sigma are known, and the divergences can be compared without an error of critics: what
@@ -84,13 +86,14 @@ def exact(
       sigma_init: level of the generator's input noise, > 0.
       ratio_low, ratio_high: clip of r, which bounds the variance of divergences with unbounded h; 0
         < low < 1 < high.
+      preference: settings.
 
     Raises:
-      ValueError: on values out of range.
+      ValueError: on values out of range, or a missing reward.
     """
     if not 0 < ratio_low < 1 < ratio_high:
         raise ValueError(f'ratio_low={ratio_low}, ratio_high={ratio_high}: need 0 < low < 1 < high')
-    weighting = divergences.weighting(divergence)
+    weighting, prefer = divergences.weighting(divergence), preferred(preference)
     generate = generator.student(student, generator.Steps(sigma_init))
 
     def init(key, batch, frozen):
@@ -121,7 +124,8 @@ def exact(
             'log_h': losses.histogram(jnp.log(h), position),
             'std': own.stds[0],
         } | generator.spread(x, batch)
-        return jnp.mean(gap), (metrics, counted(context.aux))
+        wish, more = prefer(context, x, batch['condition'])
+        return jnp.mean(gap) + wish, (metrics | more, counted(context.aux))
 
     return Method(init, {'student': loss}, lambda step: ('student',), generate)
 

@@ -68,7 +68,8 @@ def student(denoiser: Denoiser, steps: Steps) -> Generator:
     return few_step(denoiser, (steps.sigma_init, *steps.levels), steps.last)
 
 
-def _noise(key, batch):
+def unit_noise(key: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
+    """What a `Generator` draws its samples from: unit noise in the shape of a batch's x."""
     x = batch['x']
     noise, axes = jax.random.normal(key, x.shape, x.dtype), get_abstract_mesh().axis_names[:2]
     # As the batch is placed: else each device would make the samples of all, for nothing says where
@@ -103,7 +104,7 @@ def one_step(denoiser: Denoiser, sigma_init: float) -> Generator:
         return denoiser.apply(params, sigma_init * noise, sigma, condition)[0]
 
     def draw(key, params, batch):
-        return sample(params, _noise(key, batch), batch['condition'])
+        return sample(params, unit_noise(key, batch), batch['condition'])
 
     return Generator(draw, sample, 1)
 
@@ -155,7 +156,7 @@ def few_step(denoiser: Denoiser, levels: tuple[float, ...], last: float) -> Gene
 
     def draw(key, params, batch):
         key_z, key_path, key_step, key_noise, key_last = jax.random.split(key, 5)
-        z, condition = _noise(key_z, batch), batch['condition']
+        z, condition = unit_noise(key_z, batch), batch['condition']
         before, fixed = (*levels[:-1], 0.0), stop_gradient(params)
         _, made = run(key_path, fixed, z, condition, before, trajectory=True)
         made = jnp.concatenate([jnp.zeros_like(z)[None], made])  # Nothing before the first step.
@@ -164,7 +165,7 @@ def few_step(denoiser: Denoiser, levels: tuple[float, ...], last: float) -> Gene
         step = jnp.where(in_any_case, len(levels) - 1, step)
         sigma = sigmas(levels, z.dtype)[step]
         start = jax.vmap(operator.getitem, (1, 0))(made, step)
-        start = start + column(sigma, z) * _noise(key_noise, batch)
+        start = start + column(sigma, z) * unit_noise(key_noise, batch)
         return denoiser.apply(params, start, sigma, condition)[0]
 
     trajectory = functools.partial(sample, trajectory=True)
@@ -232,7 +233,7 @@ def flow_map(
         return (x0, made) if trajectory else x0
 
     def draw(key, params, batch):
-        return sample(params, _noise(key, batch), batch['condition'])
+        return sample(params, unit_noise(key, batch), batch['condition'])
 
     several = functools.partial(sample, trajectory=True) if len(levels) > 1 else None
     return Generator(draw, sample, len(levels), several)
@@ -262,7 +263,7 @@ def rollout(denoiser: Denoiser, highest: float, counts: tuple[int, ...]) -> Call
 
     def draw(key, params, batch):
         key_z, key_count, key_place = jax.random.split(key, 3)
-        z, condition = _noise(key_z, batch), batch['condition']
+        z, condition = unit_noise(key_z, batch), batch['condition']
         count = jnp.asarray(counts)[jax.random.randint(key_count, z.shape[:1], 0, len(counts))]
         place = jax.random.randint(key_place, z.shape[:1], 0, count)
         first = jnp.full(z.shape[:1], highest, z.dtype)
@@ -311,6 +312,58 @@ def check_until(denoiser: Denoiser) -> None:
             'the student is not told to which level it is to lead; give its network '
             "numbers=('until',)"
         )
+
+
+def best_of(
+    generator: Generator,
+    reward: Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array],
+    candidates: int,
+    alpha: float = 0.0,
+) -> Generator:
+    """One of M samples of a generator on the same condition, chosen by r + alpha Gumbel noise: the
+    best of M at alpha = 0, else candidate i with probability softmax(r/alpha)_i (soft value
+    decoding, SVDD, arXiv 2408.08252, in one step), and any of them as alpha grows.
+
+    The law of the best is F(r)^M - F(r-)^M in the order of rewards; that of the soft choice goes to
+    p exp(r/alpha)/Z as M does. The first candidate is the generator's own sample of the noise, and
+    the others are drawn from its bits, so that the choice is a function of the noise.
+
+    Args:
+      generator: whose samples.
+      reward: (x[B,...], condition) -> r[B].
+      candidates: M, >= 1.
+      alpha: temperature, >= 0.
+
+    Raises:
+      ValueError: on values out of range.
+    """
+    if candidates < 1 or not 0 <= alpha < math.inf:
+        raise ValueError(f'candidates={candidates}, alpha={alpha}: need >= 1 and a number >= 0')
+
+    def sample(params, noise, condition):
+        keys = samplers.keys_of(noise)
+
+        def tried(start, number):
+            x = generator.sample(params, start, condition)
+            at = jax.vmap(lambda key: jax.random.fold_in(key, 2 * number))(keys)
+            chance = jax.vmap(lambda key: jax.random.gumbel(key, (), x.dtype))(at)
+            return x, reward(x, condition) + alpha * chance
+
+        def step(best, number):
+            at = jax.vmap(lambda key: jax.random.fold_in(key, 2 * number + 1))(keys)
+            start = jax.vmap(lambda key: jax.random.normal(key, noise.shape[1:], noise.dtype))(at)
+            x, score = tried(start, number)
+            better = score > best[1]
+            return (jnp.where(column(better, x), x, best[0]), jnp.where(better, score, best[1])), ()
+
+        # One after another, so that memory does not grow with them.
+        (x, _), _ = jax.lax.scan(step, tried(noise, 0), jnp.arange(1, candidates))
+        return x
+
+    def draw(key, params, batch):
+        return sample(params, unit_noise(key, batch), batch['condition'])
+
+    return Generator(draw, sample, candidates * generator.nfe)
 
 
 class Corrections(NamedTuple):
@@ -368,7 +421,7 @@ def solver(
         return sampler.solve(denoise, x, sigmas, key, **options)
 
     def draw(key, params, batch: Mapping[str, Any]):
-        return sample(params, _noise(key, batch), batch['condition'])
+        return sample(params, unit_noise(key, batch), batch['condition'])
 
     nfe = evaluations * sampler.evaluations(len(sigmas) - 1)
     return Generator(draw, sample, nfe, functools.partial(sample, trajectory=True))

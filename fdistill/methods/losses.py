@@ -8,6 +8,7 @@ gradient clipping, Adam's epsilon and other loss terms.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,8 @@ WEIGHTS = {
     'eps': lambda x, d_teacher, sigma: 1 / sigma,  # the gap between noise predictions
     # The gap between scores: the exact gradient of D_f at sigma.
     'score': lambda x, d_teacher, sigma: sigma**-2,
+    # The square of the gap between velocities of a flow, t = sigma/(1+sigma) (RealUID).
+    'flow': lambda x, d_teacher, sigma: (1 + 1 / sigma) ** 2,
 }
 
 
@@ -151,6 +154,175 @@ def sid(
     return weight * jnp.mean(delta * (d_fake - x) + (1 - alpha) * delta**2, axis=_elements(x))
 
 
+def rewarded(
+    reward: Callable[[jax.Array], jax.Array], x: jax.Array, normalised: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """(A loss whose gradient in x is -g with g = dr/dx, or where it is normalised
+
+        -g / (n rms(g)),    rms(g) = sqrt(mean g^2),
+
+    so that each element of a sample moves by 1 in the root mean square, over n as in `score_gap`;
+    the rewards r), both [B].
+
+    Args:
+      reward: x[B,...] -> r[B], of each sample by itself.
+      x: student samples.
+      normalised: how hard a sample is pulled does not depend on how steep the reward is there.
+    """
+    if not normalised:
+        r = reward(x)
+        return -r, r
+    r, pull = jax.vjp(reward, stop_gradient(x))
+    (g,) = pull(jnp.ones_like(r))
+    size = jnp.sqrt(jnp.mean(g**2, axis=_elements(x), keepdims=True))
+    # Where the reward is flat there is no direction.
+    g = stop_gradient(jnp.where(size > 0, g / jnp.where(size > 0, size, 1), 0))
+    return -jnp.mean(g * x, axis=_elements(x)), stop_gradient(r)
+
+
+def mapo(
+    winner: jax.Array, loser: jax.Array, beta: float, scale: float, temperature: float
+) -> jax.Array:
+    """Margin-aware preference optimisation, MaPO (arXiv 2406.06424 and code), [B].
+
+        L = l_w - beta log sigmoid(temperature (phi(l_w) - phi(l_l))),
+        phi(l) = scale l / (exp(scale l) - 1)
+
+    phi falls from 1, so that the margin grows as the winner's error falls below the loser's. It is
+    saturated at a difference of some 20/temperature; the rest is fine-tuning on winners.
+
+    Args:
+      winner, loser: mean squared errors of the noise prediction, [B], at the same level and noise.
+      beta, scale, temperature: 0.1, 0.5 and 1000 in the code; the last two depend on the scale of
+        the errors.
+    """
+
+    def phi(error):
+        # 1 - scale error/2 + ..., whose quotient is 0/0 at 0.
+        u = scale * error
+        small = u < 1e-4
+        return jnp.where(small, 1 - u / 2, u / jnp.expm1(jnp.where(small, 1, u)))
+
+    margin = phi(winner) - phi(loser)
+    return winner - beta * jax.nn.log_sigmoid(temperature * margin)
+
+
+def f_dpo(
+    rho: Callable[[jax.Array], jax.Array], winner: jax.Array, loser: jax.Array, beta: float
+) -> jax.Array:
+    """Direct preference optimisation under an f-divergence (arXiv 2309.16240), [B].
+
+        L = -log sigmoid(beta (rho(r_l) - rho(r_w))),    r = reference/model
+
+    rho(r) = r f'(r) - f(r) (`divergences.reward`): -beta rho is the reward whose best model, at the
+    price beta of D_f(reference || model), is this one. For reverse KL rho = log r, and this is DPO.
+
+    Args:
+      rho: r[B] -> [B], rising.
+      winner, loser: r of either, > 0, [B].
+      beta: > 0.
+    """
+    return -jax.nn.log_sigmoid(beta * (rho(loser) - rho(winner)))
+
+
+def along(
+    ratio: jax.Array,
+    x: jax.Array,
+    d_teacher: jax.Array,
+    d_fake: jax.Array,
+    sigma: jax.Array,
+) -> jax.Array:
+    """r = p/q with the gradient that the scores give it, r (s_p - s_q) dx, in place of that of the
+    discriminator which r was read from, [B].
+
+    At the optimal critic the two are the same. No derivative of the discriminator is needed.
+
+    Args:
+      ratio: [B], as of `ratio_from_logits`.
+      x: student samples [B,...], which carry gradient.
+      d_teacher, d_fake: [B,...].
+      sigma: [B].
+    """
+    gap = stop_gradient((d_teacher - d_fake) / column(sigma, x) ** 2)
+    moved = jnp.sum(gap * (x - stop_gradient(x)), axis=_elements(x))
+    return stop_gradient(ratio) * (1 + moved)
+
+
+def uni_instruct(
+    x: jax.Array,
+    d_teacher: jax.Array,
+    d_fake: jax.Array,
+    weight: jax.Array,
+    ratio: jax.Array,
+    h: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Uni-Instruct (arXiv 2505.20755): score matching weighted by any f-divergence, [B].
+
+        L = weight mean(h(r) delta (D_F - x) + (h(r) - r h'(r))/2 delta^2),    delta = D_T - D_F
+
+    With weight = n/sigma^4 its gradient is that of E_q[h(r) |s_p - s_q|^2]/2, which is
+    -d D_f(p||q)/d sigma^2: the integral over sigma^2, all noise levels, is D_f of the clean
+    distributions (Theorem 3.1 there; the de Bruijn identity). As r moves with x too (`along`), that
+    is SIM's gradient, weighted by h, and along the score gap Diff-Instruct's, weighted by
+    -r^2 h'' |s_p - s_q|^2/2. Reverse KL, h = 1, is `sid` with alpha = 1/2.
+
+    Args:
+      x, d_teacher, d_fake: [B,...], which carry gradient, as in `sid`.
+      weight: [B], without gradient.
+      ratio: r = p/q, [B], of `along`.
+      h: weight of the divergence, elementwise in r.
+    """
+    delta = d_teacher - d_fake
+    at_r, slope = jax.jvp(h, (ratio,), (jnp.ones_like(ratio),))
+    of_sampling = column(at_r - ratio * slope, x) / 2 * delta**2
+    return weight * jnp.mean(
+        column(at_r, x) * delta * (d_fake - x) + of_sampling, axis=_elements(x)
+    )
+
+
+def still(x_t: jax.Array, sigma: jax.Array) -> jax.Array:
+    """x_t/(1 + sigma), which a flow leaves where it is: the D at which its velocity is 0."""
+    return x_t / column(1 + sigma, x_t)
+
+
+def scaled(x: jax.Array, origin: jax.Array, scale: float) -> jax.Array:
+    """origin + scale (x - origin)."""
+    return origin + scale * (x - origin)
+
+
+def real_uid(
+    x: jax.Array,
+    x_t: jax.Array,
+    sigma: jax.Array,
+    d_teacher: jax.Array,
+    d_fake: jax.Array,
+    weight: jax.Array,
+    alpha: float,
+    beta: float,
+) -> jax.Array:
+    """Universal inverse distillation with real data (RealUID, arXiv 2509.22459 and its code), [B].
+
+        L = alpha weight mean(|D_T - y|^2 - |D_F - y|^2),    y = o + (beta/alpha) (x - o)
+
+    o = `still(x_t)`: in the paper the velocities v = (x_t - D)/sigma - D of a flow are compared
+    with beta/alpha times x - eps, and a velocity is 0 at o. For weight = (1 + 1/sigma)^2 ('flow')
+    L is the paper's of t = sigma/(1 + sigma), but for its sum. It equals 2 alpha times `sid` with
+    y for x and SiD's alpha at 1/2, so that alpha = beta = 1 is the exact Fisher gradient.
+
+    At the optimal fake score (`critic.Real` with weights (alpha, 1 - alpha), scales beta/alpha and
+    (1 - beta)/(1 - alpha)) its gradient is that of E_m weight mean|D_F - D_T|^2, m = alpha q + (1 -
+    alpha) p, where m (D_F - D_T) = beta q (D_q - D_T) + (1 - beta) p (D_p - D_T) + (beta - alpha)
+    (q - p) (D_T - o): 0 at q = p, if the teacher is exact.
+
+    Args:
+      x, x_t, d_teacher, d_fake: [B,...]; all carry gradient.
+      sigma, weight: [B].
+      alpha, beta: > 0.
+    """
+    y = scaled(x, still(x_t, sigma), beta / alpha)
+    return 2 * alpha * sid(y, d_teacher, d_fake, weight, 0.5)
+
+
 def gan_discriminator(fake_logits: jax.Array, real_logits: jax.Array) -> jax.Array:
     """mean softplus(logit_fake) + mean softplus(-logit_real), [B] from [B, heads].
 
@@ -163,6 +335,48 @@ def gan_generator(fake_logits: jax.Array) -> jax.Array:
     """Non-saturating, mean softplus(-logit_fake), [B]. At the optimal discriminator its gradient is
     that of the softened reverse KL, h = 1/(1+r)."""
     return jnp.mean(jax.nn.softplus(-fake_logits), axis=-1)
+
+
+class GanLoss(NamedTuple):
+    """Both sides of an adversarial game, (fake_logits, real_logits) -> [B] from [B, heads]; a
+    sample of the one and a sample of the other with the same index are a pair."""
+
+    discriminator: Callable[[jax.Array, jax.Array], jax.Array]
+    generator: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+# What each is at its optimal discriminator:
+#   softplus      l = log r; the generator's gradient is that of the softened reverse KL.
+#   hinge         relu(1 + l_fake) + relu(1 - l_real) and -l_fake (ADD, arXiv 2311.17042): l =
+#                 sign(p - q), and the gradient of -E_q l is that of twice the total variation.
+#   relativistic  softplus of the difference of a pair (arXiv 1807.00734): l = log r up to a
+#                 constant, and h(r) = E_{y ~ p} r(y)/(r(y) + r).
+GANS = {
+    'softplus': GanLoss(gan_discriminator, lambda fake, real: gan_generator(fake)),
+    'hinge': GanLoss(
+        lambda fake, real: jnp.mean(jax.nn.relu(1 + fake) + jax.nn.relu(1 - real), axis=-1),
+        lambda fake, real: -jnp.mean(fake, axis=-1),
+    ),
+    'relativistic': GanLoss(
+        lambda fake, real: jnp.mean(jax.nn.softplus(fake - real), axis=-1),
+        lambda fake, real: jnp.mean(jax.nn.softplus(real - fake), axis=-1),
+    ),
+}
+
+
+def in_proportion(x: jax.Array, gradient: jax.Array, square: jax.Array) -> jax.Array:
+    """A loss whose gradient in x is `gradient` over its usual size, so that it weighs against
+    others as one whose derivatives in the N elements of a batch are about 1/N; its value is 0
+    (gradient normalisation of adversarial flow models, arXiv 2511.22475 and code).
+
+        sum(sg(gradient/sqrt(square)) (x - sg(x)))
+
+    Args:
+      x, gradient: [B,...].
+      square: running mean of N |gradient|^2, > 0.
+    """
+    scaled = stop_gradient(gradient / (jnp.sqrt(square) + 1e-8))
+    return jnp.sum(scaled * (x - stop_gradient(x)))
 
 
 def ratio_from_logits(
@@ -219,10 +433,21 @@ def normalise_ratio(
     return stop_gradient(ratio / (mean + EPSILON)), bins
 
 
-def normalise_weight(h: jax.Array) -> jax.Array:
+def normalise_weight(
+    h: Callable[[jax.Array], jax.Array], ratio: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
     """Second stage of f-distill: h / mean(h) over the global batch, which undoes the saturation of
-    a divergence, that is an h that is small for all samples."""
-    return stop_gradient(h / (jnp.mean(h) + EPSILON))
+    a divergence, that is an h that is small for all samples.
+
+    Args:
+      h: elementwise in r.
+      ratio: r of the batch, [B], without gradient.
+
+    Returns:
+      The function of r.
+    """
+    mean = jnp.mean(h(ratio)) + EPSILON
+    return lambda r: h(r) / mean
 
 
 def histogram(values: jax.Array, position: jax.Array) -> jax.Array:

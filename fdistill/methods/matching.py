@@ -11,13 +11,12 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 
 from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
-from fdistill.methods.critic import Gan, make_critic, perturb
+from fdistill.methods.critic import Gan, Real, divergence, make_critic, perturb
 from fdistill.methods.generator import Generator
 from fdistill.methods.method import Method, Tracking, counted, make_cycle, start, updates
 from fdistill.types import Continuous
@@ -45,6 +44,51 @@ class Ratio(NamedTuple):
 MOST_BINS = 10_000
 
 
+class Preference(NamedTuple):
+    """A reward besides the teacher: settings of every method with a critic.
+
+    The teacher's divergence is the only leash (DI++, DI*). A reward of |dr/dx| <= 1 has no optimum
+    under a distance of bounded slope, as SIM's pseudo-Huber, where reward_weight is larger than
+    the sum of the slopes: the student runs away. Classifier-free guidance is a reward too, log
+    p(condition | x), and is a setting of the teacher.
+
+    reward: a `rewards.Reward`, whose parameters are frozen['reward'].
+    reward_weight: lambda, >= 0; at 0 the reward is only measured. The score gap is a mean over the
+      n elements of a sample, so that its price is n lambda; SIM's is a sum.
+    reward_normalised: take the direction of the gradient alone, see `losses.rewarded`.
+    """
+
+    reward: Any = None
+    reward_weight: Annotated[float, Continuous()] = 0.0
+    reward_normalised: bool = False
+
+
+def preferred(preference: Preference) -> Callable[..., tuple[jax.Array | float, dict[str, Any]]]:
+    """(context, x[B,...], condition) -> (-reward_weight E r, {'reward': E r}), for a student's
+    loss; (0, {}) where there is no reward.
+
+    Raises:
+      ValueError: on a weight out of range, or one without a reward.
+    """
+    reward, weight, normalised = preference
+    if not weight >= 0:
+        raise ValueError(f'reward_weight={weight}: must be >= 0')
+    if reward is None:
+        if weight or normalised:
+            raise ValueError(
+                f'reward_weight={weight}, reward_normalised={normalised}: this needs a reward; add '
+                'one to the config'
+            )
+        return lambda context, x, condition: (0.0, {})
+
+    def of(context, x, condition):
+        params = context.frozen.get('reward', {})
+        loss, r = losses.rewarded(lambda x: reward.apply(params, x, condition), x, normalised)
+        return weight * jnp.mean(loss), {'reward': jnp.mean(r)}
+
+    return of
+
+
 class Seen(NamedTuple):
     """What an objective of the student sees; x, x_t, D_T, D_F and the logits carry gradient.
 
@@ -52,8 +96,10 @@ class Seen(NamedTuple):
     sigma: their levels [B].
     d_teacher, d_fake: D_T(x_t), D_F(x_t), [B,...].
     logits: of the discriminator at x_t, [B, heads], or None.
-    h: weight of the divergence [B], without gradient; None where it is constant.
     batch: {'x', 'condition'}.
+    ratio: r = p/q, [B], without gradient; None, as the next two, where h is constant.
+    clipped: whether r lies at an end of its range, bool [B].
+    h: weight of the divergence, elementwise in r.
     """
 
     x: jax.Array
@@ -62,47 +108,59 @@ class Seen(NamedTuple):
     d_teacher: jax.Array
     d_fake: jax.Array
     logits: jax.Array | None
-    h: jax.Array | None
     batch: Mapping[str, Any]
+    ratio: jax.Array | None = None
+    clipped: jax.Array | None = None
+    h: Callable[[jax.Array], jax.Array] | None = None
 
 
-# The student's loss of each sample and what is worth watching: Seen -> ([B], metrics).
-Objective = Callable[[Seen], tuple[jax.Array, dict[str, jax.Array]]]
+class Objective(NamedTuple):
+    """What a method makes of its networks.
+
+    loss: the student's of each sample and what is worth watching, `Seen` -> ([B], metrics).
+    weights: of a divergence, by which r and h are found; None where the loss has no use for them.
+    real: what the fake score learns of real data; None for nothing.
+    """
+
+    loss: Callable[[Seen], tuple[jax.Array, dict[str, jax.Array]]]
+    weights: divergences.Weighting | None = None
+    real: Real | None = None
 
 
 def matched(
     generate: Generator,
     student: Denoiser,
-    teacher: Denoiser,
-    fake_score: Denoiser,
-    discriminator: Any = None,
+    teacher: Denoiser | None,
+    fake_score: Denoiser | None,
     *,
     objective: Objective,
     student_law: NoiseLaw,
     critic_law: NoiseLaw,
-    weights: divergences.Weighting | None = None,
     ratio: Ratio = Ratio(),
     gan: Gan = Gan(),
     tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
 ) -> Method:
-    """min over G of E objective + gan_weight E softplus(-logit), beside a critic.
+    """min over G of E objective + gan_weight E softplus(-logit) - reward_weight E r(x), beside a
+    critic.
 
     Args:
       generate: `Generator` of the student.
-      student, teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher'].
-      discriminator: `networks.Head`, needed where h(r) is not constant or gan_weight > 0; else it
-        is left out.
-      objective: see `Objective`.
+      student, teacher, fake_score: `Denoiser`; the teacher's parameters are frozen['teacher']. The
+        last two may be None, see `make_critic`.
+      objective: what the student's loss is.
       student_law, critic_law: `NoiseLaw` of sigma for the student's loss and the critic's.
-      weights: of a divergence, by which h is found; None where the objective has no use for it.
-      ratio, gan, tracking: settings.
+      gan: settings; the discriminator is needed where h(r) is not constant, gan_weight > 0 or there
+        is no fake score, and is else left out.
+      ratio, tracking, preference: settings.
 
     Raises:
-      ValueError: on values out of range, or a missing discriminator.
+      ValueError: on values out of range, a missing discriminator or a missing reward.
     """
+    weights, prefer = objective.weights, preferred(preference)
     needs_ratio = weights is not None and not weights.constant
     low, high = ratio.ratio_low, ratio.ratio_high
-    if (needs_ratio or gan.gan_weight) and discriminator is None:
+    if (needs_ratio or gan.gan_weight) and gan.discriminator is None:
         raise ValueError(
             f'gan_weight={gan.gan_weight}, h(r) of the divergence '
             f'{"varies" if needs_ratio else "is constant"}: this needs a discriminator; add one to '
@@ -118,12 +176,23 @@ def matched(
             f'bins={ratio.bins} must be in 1..{MOST_BINS}, '
             f'bins_decay={ratio.bins_decay} in [0, 1), gan_weight={gan.gan_weight} >= 0'
         )
-    if not needs_ratio and not gan.gan_weight:
-        discriminator = None
-    roles = make_cycle(tracking.cycle, tracking.student_every)
+    if gan.gan_weighting not in losses.WEIGHTS:
+        known = ', '.join(losses.WEIGHTS)
+        raise ValueError(f'gan_weighting={gan.gan_weighting!r}: known are {known}')
+    if fake_score is not None and not needs_ratio and not gan.gan_weight:
+        gan = gan._replace(discriminator=None)
+    roles = make_cycle(tracking.cycle, tracking.student_every, tracking.burn_in)
     critic = make_critic(
-        generate, teacher, fake_score, discriminator, law=critic_law, tracking=tracking, gan=gan
+        generate,
+        teacher,
+        fake_score,
+        law=critic_law,
+        tracking=tracking,
+        gan=gan,
+        real=objective.real,
     )
+    # Of any other fake score the error says nothing of the student.
+    follows = fake_score is not None and objective.real is None
 
     def init(key, batch, frozen):
         key_student, key_critic = jax.random.split(key)
@@ -137,14 +206,18 @@ def matched(
         return params, aux | (updates(weights) if weights else {})
 
     def weigh(logits, sigma, context):
-        """h(r) per sample with the two normalisations, what is worth watching, and the new aux."""
+        """({'ratio', 'clipped', 'h'} of `Seen`, with the two normalisations; h(r) [B] with the first
+        alone; what is worth watching, and the new aux)."""
         aux, position = context.aux, student_law.cdf(sigma)
         r = losses.ratio_from_logits(logits, logit_clip=ratio.logit_clip, low=low, high=high)
-        metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean((r <= low) | (r >= high))}
+        clipped = (r <= low) | (r >= high)
+        metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean(clipped)}
         if ratio.normalise:
             r, bins = losses.normalise_ratio(r, position, aux['ratio_bins'], ratio.bins_decay)
             aux = aux | {'ratio_bins': bins}
-        h = stop_gradient(weights.h(r, sigma, aux.get('updates', 0)))
+        count = aux.get('updates', 0)
+        weight = lambda r: weights.h(r, sigma, count)  # noqa: E731
+        h = weight(r)
         metrics |= {
             'h': jnp.mean(h),
             'h_min': jnp.min(h),
@@ -152,7 +225,9 @@ def matched(
             'log_ratio': losses.histogram(jnp.mean(logits, axis=-1), position),
             'log_h': losses.histogram(jnp.log(h), position),
         }
-        return losses.normalise_weight(h) if ratio.normalise else h, metrics, counted(aux)
+        if ratio.normalise:
+            weight = losses.normalise_weight(weight, r)
+        return {'ratio': r, 'clipped': clipped, 'h': weight}, h, metrics, counted(aux)
 
     def loss(params, context, batch, key):
         key_z, key_t, key_gan = jax.random.split(key, 3)
@@ -162,17 +237,26 @@ def matched(
         d_teacher, d_fake, logits = critic.evaluate(
             params['critic'], context, x_t, sigma, condition
         )
-        h, metrics, aux = None, {}, context.aux
+        of_ratio, h, metrics, aux = {}, None, {}, context.aux
         if needs_ratio:
-            h, metrics, aux = weigh(logits, sigma, context)
-        values, more = objective(Seen(x, x_t, sigma, d_teacher, d_fake, logits, h, batch))
+            of_ratio, h, metrics, aux = weigh(logits, sigma, context)
+        if follows:
+            metrics |= divergence(x, d_teacher, d_fake, sigma, student_law, h)
+        seen = Seen(x, x_t, sigma, d_teacher, d_fake, logits, batch, **of_ratio)
+        values, more = objective.loss(seen)
         total, metrics = jnp.mean(values), metrics | more | generator.spread(x, batch)
         if gan.gan_weight:
+            weight = losses.WEIGHTS[gan.gan_weighting](x, d_teacher, sigma)
             if gan.gan_fresh_noise:
                 x_t, sigma = perturb(key_gan, x, critic_law)
                 logits = critic.logits(params['critic'], context, x_t, sigma, condition)
-            adversarial = jnp.mean(losses.gan_generator(logits))
-            total, metrics = total + gan.gan_weight * adversarial, metrics | {'gan': adversarial}
-        return total, (metrics, aux)
+            adversarial = losses.gan_generator(logits)
+            metrics |= {'gan': jnp.mean(adversarial)}
+            scale = gan.gan_weight
+            if gan.gan_from:
+                scale = jnp.where(context.step < gan.gan_from, 0.0, scale)
+            total += scale * jnp.mean(weight * adversarial)
+        wish, more = prefer(context, x, condition)
+        return total + wish, (metrics | more, aux)
 
     return Method(init, {'critic': critic.loss, 'student': loss}, roles, generate)

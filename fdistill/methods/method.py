@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.diffusion.denoiser import Denoiser, column
+from fdistill.diffusion.denoiser import NULLS, Denoiser, column
 from fdistill.methods.generator import Generator
 from fdistill.types import Continuous
 
@@ -48,8 +48,8 @@ class Method(NamedTuple):
     init(key, batch, frozen) -> (params, aux): params is {role: pytree}, aux the method's own
       statistics (arrays).
     losses: role -> loss(params, context, batch, key) -> (scalar, (metrics, aux)); differentiated in
-      params[role] only. A metric is a scalar, averaged from log to log, or a histogram
-      [levels, cells] as of `losses.histogram`, summed.
+      params[role] only. A metric is a scalar, averaged from log to log; an `estimate`, logged with
+      its standard error; or a histogram [levels, cells] as of `losses.histogram`, summed.
     cycle(step) -> the roles trained in that step, in order; later roles see the earlier ones'
       update.
     generator: `Generator`, which samples with the average named `DEPLOYED`.
@@ -68,6 +68,11 @@ class Method(NamedTuple):
     begins: tuple[str, ...] = ()
 
 
+def estimate(values: jax.Array) -> jax.Array:
+    """A metric with its noise: (mean of the values [B], variance of that mean), [2]."""
+    return jnp.stack([jnp.mean(values), jnp.var(values) / max(len(values) - 1, 1)])
+
+
 # name -> n -> cycle with one student update in n steps. The critic is trained n times per student
 # update in the first two and n - 1 times in FastGen's, whose phases exclude each other.
 CYCLES = {
@@ -79,7 +84,7 @@ CYCLES = {
 }
 
 
-def make_cycle(name: str, student_every: int) -> Callable[[int], tuple[str, ...]]:
+def make_cycle(name: str, student_every: int, burn_in: int = 0) -> Callable[[int], tuple[str, ...]]:
     """The update cycle of a student and its critic.
 
     Args:
@@ -89,9 +94,10 @@ def make_cycle(name: str, student_every: int) -> Callable[[int], tuple[str, ...]
         made before the update). 'fastgen' trains the student alone in every n-th step and the
         critic alone in the others.
       student_every: n, >= 1 ('fastgen': >= 2). DMD2 and f-distill: 5.
+      burn_in: >= 0, of the first steps, which train the critic alone.
 
     Raises:
-      ValueError: on an unknown name or n out of range.
+      ValueError: on an unknown name or numbers out of range.
     """
     if name not in CYCLES:
         raise ValueError(f'cycle={name!r}: known are {", ".join(CYCLES)}')
@@ -100,7 +106,10 @@ def make_cycle(name: str, student_every: int) -> Callable[[int], tuple[str, ...]
         raise ValueError(
             f'student_every={student_every} for cycle {name!r}: need a whole number >= {lowest}'
         )
-    return CYCLES[name](int(student_every))
+    if burn_in < 0 or burn_in != int(burn_in):
+        raise ValueError(f'burn_in={burn_in}: need a whole number of steps, >= 0')
+    cycle = CYCLES[name](int(student_every))
+    return lambda step: ('critic',) if step < burn_in else cycle(step)
 
 
 class Tracking(NamedTuple):
@@ -111,7 +120,10 @@ class Tracking(NamedTuple):
     sigma_data: standard deviation of the data, for the weighting.
     from_teacher: start student and fake score as copies of the teacher; else from their own
       initialisation. With frozen['start'] the student is a copy of that.
-    cycle, student_every: see `make_cycle`.
+    cycle, student_every, burn_in: see `make_cycle`.
+    critic_guidance, fake_guidance: classifier-free guidance of the fake score, in its own loss and
+      in the student's: kappa_1 and kappa_2 = kappa_3 of long and short guidance (SiD-LSG, arXiv
+      2406.01561), which has both equal to the teacher's. 1 in all other methods.
     """
 
     critic_weighting: str = 'edm'
@@ -119,6 +131,9 @@ class Tracking(NamedTuple):
     from_teacher: bool = True
     cycle: str = 'alternate'
     student_every: int = 1
+    burn_in: int = 0
+    critic_guidance: Annotated[float, Continuous(off=1)] = 1.0
+    fake_guidance: Annotated[float, Continuous(off=1)] = 1.0
 
 
 def start(key: jax.Array, model: Denoiser, batch: Mapping[str, Any], base: Any = None) -> Any:
@@ -189,6 +204,17 @@ def updates(weighting: Any) -> dict[str, jax.Array]:
 def counted(aux: dict[str, Any]) -> dict[str, Any]:
     """aux after one more update of the student."""
     return aux | {'updates': aux['updates'] + 1} if 'updates' in aux else aux
+
+
+def check_guidable(condition: Mapping[str, Any], what: str) -> None:
+    """Raises ValueError where nothing of a condition can be left out, which guidance compares.
+
+    Args:
+      condition: {name: [B,...]}.
+      what: asks for guidance, in words.
+    """
+    if not NULLS.keys() & condition.keys():
+        raise ValueError(f'{what}: the data have no condition to guide by; leave it out')
 
 
 def leave_out(

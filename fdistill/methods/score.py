@@ -1,28 +1,29 @@
-"""Score-based distillation through the networks: SIM and SiD. The student's loss has no
-stop_gradient anywhere."""
+"""Score-based distillation through the networks: SIM, SiD, SiDA and Uni-Instruct. The student's loss
+has no stop_gradient on samples and denoisers."""
 
+import functools
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
+from fdistill.methods.critic import Gan
 from fdistill.methods.generator import Steps
-from fdistill.methods.matching import matched
+from fdistill.methods.matching import Objective, Preference, Ratio, matched
 from fdistill.methods.method import Method, Tracking
 from fdistill.types import Continuous
 
 
-def _score_method(
-    objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
-):
-    """A student trained by objective(x, d_teacher, d_fake, sigma) -> [B], where x, D_T(x_t) and
-    D_F(x_t) all carry gradient."""
+def _score_method(values_of, student, teacher, fake_score, *, steps, weights=None, **settings):
+    """A student trained by values_of(seen) -> [B], where x, D_T(x_t) and D_F(x_t) all carry
+    gradient."""
 
-    def through(seen):
-        values = objective(seen.x, seen.d_teacher, seen.d_fake, seen.sigma)
+    def loss(seen):
+        values = values_of(seen)
         gap = jnp.mean((seen.d_teacher - seen.d_fake) ** 2)
         return values, {'score': jnp.mean(values), 'denoiser_gap': gap}
 
@@ -31,11 +32,21 @@ def _score_method(
         student,
         teacher,
         fake_score,
-        objective=through,
-        student_law=student_law,
-        critic_law=critic_law,
-        tracking=tracking,
+        objective=Objective(loss, weights),
+        **settings,
     )
+
+
+def _weight(weighting):
+    """A function of `Seen`: the weight [B], without gradient."""
+    if weighting not in losses.WEIGHTS:
+        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+
+    def of(seen):
+        weight = losses.WEIGHTS[weighting](seen.x, seen.d_teacher, seen.sigma)
+        return jax.lax.stop_gradient(weight)
+
+    return of
 
 
 # scale(sigma) of the denoiser gap in SIM's y.
@@ -55,6 +66,7 @@ def sim(
     total_gradient: bool = False,
     steps: Steps = Steps(sigma_init=2.5),
     tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
 ) -> Method:
     """Score implicit matching (SIM, arXiv 2410.16794), `losses.implicit`; data-free.
 
@@ -68,7 +80,7 @@ def sim(
       scale: key of `SCALES`, what y measures: scores, noise predictions or denoisers.
       total_gradient: add d(y), see `losses.implicit`.
       student_law, critic_law: `NoiseLaw` of sigma for the student's loss and the critic's.
-      steps, tracking: settings.
+      steps, tracking, preference: settings.
 
     Raises:
       ValueError: on unknown names or c <= 0.
@@ -83,11 +95,21 @@ def sim(
         raise ValueError(f'scale={scale!r}: known are {", ".join(SCALES)}')
     d, scale_of = distances[distance](), SCALES[scale]
 
-    def objective(x, d_teacher, d_fake, sigma):
-        return losses.implicit(x, d_teacher, d_fake, scale_of(sigma), d, total_gradient)
+    def values(seen):
+        return losses.implicit(
+            seen.x, seen.d_teacher, seen.d_fake, scale_of(seen.sigma), d, total_gradient
+        )
 
     return _score_method(
-        objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+        values,
+        student,
+        teacher,
+        fake_score,
+        student_law=student_law,
+        critic_law=critic_law,
+        steps=steps,
+        tracking=tracking,
+        preference=preference,
     )
 
 
@@ -101,31 +123,134 @@ def sid(
     alpha: Annotated[float, Continuous()] = 1.2,
     weighting: str = 'dmd',
     steps: Steps = Steps(sigma_init=2.5),
+    gan: Gan = Gan(),
     tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
 ) -> Method:
-    """Score identity distillation (SiD, arXiv 2404.04057), `losses.sid`; data-free.
+    """Score identity distillation (SiD, arXiv 2404.04057), `losses.sid`; data-free unless there is
+    a GAN term.
 
     Args:
       student, teacher, fake_score: `Denoiser`.
       alpha: 1.2 in the paper, 1/2 for the exact Fisher gradient, 1 for SIM with squared l2.
       weighting: key of `losses.WEIGHTS`; 'dmd' is the paper's, but depends on x and so breaks the
         exact identities.
-      student_law, critic_law, steps, tracking: as for `sim`.
+      gan: settings, see `sida`.
+      student_law, critic_law, steps, tracking, preference: as for `sim`.
 
     Raises:
-      ValueError: on an unknown weighting.
+      ValueError: on an unknown weighting, or a missing discriminator.
     """
-    if weighting not in losses.WEIGHTS:
-        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+    weight = _weight(weighting)
 
-    def objective(x, d_teacher, d_fake, sigma):
-        weight = losses.WEIGHTS[weighting](x, d_teacher, sigma)
-        return losses.sid(x, d_teacher, d_fake, jax.lax.stop_gradient(weight), alpha)
+    def values(seen):
+        return losses.sid(seen.x, seen.d_teacher, seen.d_fake, weight(seen), alpha)
 
     return _score_method(
-        objective, student, teacher, fake_score, student_law, critic_law, steps, tracking
+        values,
+        student,
+        teacher,
+        fake_score,
+        student_law=student_law,
+        critic_law=critic_law,
+        steps=steps,
+        gan=gan,
+        tracking=tracking,
+        preference=preference,
     )
 
 
+# SiDA (arXiv 2410.14919): SiD with alpha = 1 and a GAN term on the fake score's own encoder
+# (`networks.HEADS['channel_mean']`, no parameters), each sample with the weight of its score term.
+# The code's losses are sums, of which the student's is (100 SiD + 0.01 n GAN)/2, and the
+# discriminator's has EDM's weight, of mean 200 for CIFAR-10's law, over 2: here, means over n
+# elements, 1e-4, and 100/3072. SiD2A is this with a student of SiD in the section `start`.
+sida = functools.partial(
+    sid,
+    alpha=1.0,
+    gan=Gan(
+        gan_weight=1e-4,
+        gan_weighting='dmd',
+        gan_from=782,  # Of 256 images: 200 thousand.
+        discriminator_weight=100 / 3072,
+        features='fake_score',
+    ),
+    tracking=Tracking(burn_in=391),
+)
+
+
+def uni_instruct(
+    student: Denoiser,
+    teacher: Denoiser,
+    fake_score: Denoiser,
+    *,
+    student_law: NoiseLaw,
+    critic_law: NoiseLaw,
+    divergence: str = 'forward_kl',
+    weighting: str = 'dmd',
+    steps: Steps = Steps(sigma_init=2.5),
+    ratio: Ratio = Ratio(),
+    gan: Gan = Gan(),
+    tracking: Tracking = Tracking(),
+    preference: Preference = Preference(),
+) -> Method:
+    """Uni-Instruct (arXiv 2505.20755), `losses.uni_instruct`: min over G of
+    E_sigma w(sigma) E_q[h(r) |s_p - s_q|^2], which is D_f(p_0||q_0) where w dsigma is dsigma^2.
+
+    r moves with x along the two scores (`losses.along`), except where it is clipped.
+
+    Args:
+      student, teacher, fake_score: `Denoiser`.
+      divergence: anything `divergences.weighting` takes; reverse KL is `sid` with alpha = 1/2, and
+        needs no discriminator.
+      weighting: key of `losses.WEIGHTS`, as for `sid`.
+      ratio, gan: settings, as for `distribution.distribution_matching`.
+      student_law, critic_law, steps, tracking, preference: as for `sim`.
+
+    Raises:
+      ValueError: on values out of range, or a missing discriminator.
+    """
+    weight = _weight(weighting)
+
+    def values(seen):
+        given = seen.x, seen.d_teacher, seen.d_fake
+        if seen.ratio is None:
+            return losses.sid(*given, weight(seen), 0.5)
+        r = losses.along(seen.ratio, *given, seen.sigma)
+        r = jnp.where(seen.clipped, seen.ratio, r)
+        return losses.uni_instruct(*given, weight(seen), r, seen.h)
+
+    return _score_method(
+        values,
+        student,
+        teacher,
+        fake_score,
+        student_law=student_law,
+        critic_law=critic_law,
+        weights=divergences.weighting(divergence),
+        steps=steps,
+        ratio=ratio,
+        gan=gan,
+        tracking=tracking,
+        preference=preference,
+    )
+
+
+# Diff-Instruct* (arXiv 2410.20898): SIM with a reward on the student's samples. The guided teacher
+# within the distance is the paper's DI*-IN. See `matching.Preference` for what reward_weight a
+# pseudo-Huber distance can hold.
+di_star = functools.partial(sim, preference=Preference(reward_weight=0.1))
+
 # See `distribution.TINY`.
-TINY = {name: {'method': {'cycle': 'alternate', 'student_every': 2}} for name in ('sim', 'sid')}
+_ALTERNATE = {'cycle': 'alternate', 'student_every': 2}
+TINY = {name: {'method': _ALTERNATE} for name in ('sim', 'sid', 'di_star')} | {
+    'sida': {
+        'method': _ALTERNATE | {'gan_weight': 0.1, 'burn_in': 2, 'gan_from': 4},
+        'discriminator': {'name': 'channel_mean'},
+    },
+    'uni_instruct': {
+        'method': _ALTERNATE | {'features': 'input', 'divergence': 'js'},
+        'discriminator': {'name': 'mlp', 'width': 16, 'layers': 2},
+    },
+}
+TINY['di_star']['reward'] = {'name': 'linear', 'direction': (0.5,)}

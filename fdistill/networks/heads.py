@@ -1,4 +1,4 @@
-"""Discriminators on the features of a U-Net."""
+"""Discriminators on the features of a network."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -74,5 +74,26 @@ def conv_head(*, indices: tuple[int, ...] = (-1,)) -> Head:
 
     def apply(params, features, c_noise, condition):
         return module.apply({'params': params}, features)
+
+    return Head(init, apply)
+
+
+def channel_mean_head(*, index: int = -1) -> Head:
+    """The mean over the channels of a feature is its logit, one at each place: a discriminator
+    without parameters, which the network that has the feature learns to be (SiDA, arXiv
+    2410.14919).
+
+    Args:
+        index: of the network's features; -1 is the bottleneck.
+    Returns:
+        `Head` with logits [B, places].
+    """
+
+    def init(key, features, c_noise, condition):
+        return {}
+
+    def apply(params, features, c_noise, condition):
+        logits = jnp.mean(features[index].astype(jnp.float32), axis=-1)
+        return logits.reshape(len(logits), -1)
 
     return Head(init, apply)

@@ -137,12 +137,16 @@ def _figures(comparison, notes, quiet):
     coverage = [
         (key.replace('precision', 'recall', 1), key) for key in known if key.startswith('precision')
     ]
-    for x, y in (('kl', 'high_quality'), ('diversity', 'accuracy'), *coverage):
+    # What a reward costs is seen in the measure that it does not optimise.
+    bought = [(key, chosen) for key in ('reward', 'reward_unseen') if key != chosen]
+    for x, y in (('kl', 'high_quality'), ('diversity', 'accuracy'), *coverage, *bought):
         if x in known and y in known:
             labels = [f'{key} ({known[key]["unit"]})' for key in (x, y)]
             named = {
                 'kl': 'Coverage of the modes against quality',
                 'diversity': 'Accuracy against diversity',
+                'reward': f'What the reward of the runs costs: {chosen} against it',
+                'reward_unseen': f'{chosen} against the same reward by a classifier of its own',
             }
             what = named.get(x, 'Precision against recall')
             job(

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +13,12 @@ from fdistill.errors import UserError
 from fdistill.evaluation import evaluate
 from fdistill.evaluation.subject import Row
 from fdistill.files import CONFIG, disk
+from fdistill.methods.method import DEPLOYED
+from fdistill.training.loop import unhealthy
 from fdistill.training.writer import Line
 
 AGAIN = 'delete it, and run `fdistill evaluate` again'
+HEALTH = ('diversity', 'saturation')  # of `metrics.health`, as they are logged
 # Of the data: what changes neither the real data nor what samples are compared with.
 SAME_DATA = ('data.flip', 'data.data_dir', 'data.labelled')
 
@@ -39,6 +42,7 @@ class Run(NamedTuple):
     error: of a failed trial, or ''.
     fingerprint: of its config, as of `sweep.fingerprint`.
     seconds: of the whole trial, or None.
+    stopped: by which rule it ended early, or ''.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Run(NamedTuple):
     error: str
     fingerprint: str
     seconds: float | None
+    stopped: str
 
 
 def runs(paths: Iterable[disk.Path]) -> tuple[Run, ...]:
@@ -158,6 +163,7 @@ def _run(folder):
         error=known.get('error', ''),
         fingerprint=known.get('fingerprint') or (sweep.fingerprint(config) if config else ''),
         seconds=known.get('seconds'),
+        stopped=stopped(config, disk.read_json_lines(folder / 'metrics.jsonl', Line)),
     )
 
 
@@ -226,6 +232,20 @@ def number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def stopped(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
+    """What rule of its section `training` ended a run before its last step, in words; '' if none
+    did.
+
+    Args:
+      config: of the run.
+      lines: of its metrics.jsonl.
+    """
+    rules, last = config.get('training', {}), lines[-1] if lines else {}
+    health = {name: number(last[key]) for name in HEALTH if (key := f'{DEPLOYED}/{name}') in last}
+    least, most = rules.get('diversity_below', 0.0), rules.get('saturation_above', 1.0)
+    return unhealthy(health, number(least), number(most))
 
 
 def logged(run: Run) -> Curves:

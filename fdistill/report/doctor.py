@@ -18,7 +18,7 @@ from fdistill.files import disk
 from fdistill.files.text import table
 from fdistill.methods import METHODS
 from fdistill.report import plots
-from fdistill.report.collect import number
+from fdistill.report.collect import number, stopped
 from fdistill.training.writer import Line
 
 REFERENCES = pathlib.Path(__file__).parent / 'reference'
@@ -62,6 +62,7 @@ class Log(NamedTuple):
     bad: {metric: the first step at which it is not}.
     speed: images a second, [m].
     age: seconds since the last line.
+    stopped: by which rule of the config the run ended early, or ''.
     """
 
     config: Mapping[str, Any]
@@ -71,6 +72,7 @@ class Log(NamedTuple):
     bad: Mapping[str, int]
     speed: np.ndarray
     age: float
+    stopped: str
 
 
 class Finding(NamedTuple):
@@ -170,7 +172,8 @@ def read(workdir: disk.Path) -> Log:
             if not math.isfinite(number(value)):
                 bad.setdefault(key, line['step'])
     speed = speed[np.isfinite(speed)]
-    return Log(config, steps, lines[-1]['step'], _values(lines), bad, speed, age)
+    ended = stopped(config, lines)
+    return Log(config, steps, lines[-1]['step'], _values(lines), bad, speed, age, ended)
 
 
 def _values(lines):
@@ -303,6 +306,44 @@ def _gaps(log):
     yield from _trends(log, GAPS, (1.5, 3), text)
 
 
+def _divergence(log):
+    """Of what `critic.divergence` logs. The critic's estimate moved along D_T - D_F to where it is
+    nearest to the student leaves (kl + seen)^2/(4 seen), which is never above the divergence
+    either, and unlike `kl` does not rise because the critic catches up."""
+    for key, role, (steps, seen) in _of(log, 'kl_seen'):
+        (_, kl), (_, noise) = log.values[f'{role}/kl'], log.values[f'{role}/kl_noise']
+        if not len(kl) == len(noise) == len(seen) >= FEWEST:
+            continue
+        along = np.maximum(kl + seen, 0) / 2
+        bound, error = along**2 / seen, along * noise / seen
+        (third, n), (last, m) = (
+            (np.mean(of[part], axis=0), max(part.sum(), 1))
+            for of, part in (
+                (np.stack([bound, error**2], axis=1), part) for part in _quarters(steps)
+            )
+        )
+        risen = last[0] - third[0] > 4 * math.sqrt(last[1] / m + third[1] / n)
+        factor = growth((steps, bound)) or 1.0
+        level = 'normal' if not risen or factor < 1.5 else 'watch' if factor < 3 else 'wrong'
+        text = f'at least {last[0]:.3g} ± {math.sqrt(last[1] / m):.1g} nats from the teacher'
+        if level != 'normal':
+            text += f', times {factor:.2g} over the last half: the student moves away from it'
+        yield Finding(level, f'{role}/kl', text)
+        share = (1 - np.mean(_late((steps, kl))) / np.mean(_late((steps, seen)))) / 2
+        text = f'the student is {share:.0%} of the way from where its critic sees it to the teacher'
+        wrong = (
+            'the teacher tells more of it than the critic; raise student_every or '
+            "optimizer.critic.learning_rate, or lower the student's"
+        )
+        yield _judged(key, text, share > 0.5 and wrong)
+
+
+def _quarters(steps):
+    """Which values are of the third quarter of the steps, and of the last."""
+    middle, end = ((1 - part) * steps[0] + part * steps[-1] for part in (0.5, 0.75))
+    return (middle <= steps) & (steps < end), steps >= end
+
+
 def _weights(log):
     for key, role, values in _of(log, 'h_max'):
         if f'{role}/h' not in log.values:
@@ -360,7 +401,9 @@ def _speed(log):
 
 def _ended(log):
     text = f'ends at step {log.done} of {log.steps}'
-    if log.done >= log.steps:
+    if log.stopped:
+        yield Finding('wrong', 'log', f'{text}, by its rule: {log.stopped}')
+    elif log.done >= log.steps:
         yield Finding('normal', 'log', f'{text}: complete')
     elif log.age < RECENT:
         yield Finding('watch', 'log', f'{text}, {log.age:.0f} s ago: it may still go on')
@@ -377,6 +420,7 @@ CHECKS: tuple[Callable[[Log], Iterator[Finding]], ...] = (
     _rollbacks,
     _gradients,
     _gaps,
+    _divergence,
     _weights,
     _clipped,
     _collapse,

@@ -29,6 +29,8 @@ STATISTICS = {
     'ratio': ('mean density ratio', 'r = teacher / student'),
     'h': ('mean weight', 'h(r)'),
     'clipped': ('clipped ratios', 'share of samples'),
+    'kl': ('KL(student || teacher) less the lag of the critic', 'nats a sample'),
+    'kl_seen': ('KL(student || teacher) as the critic sees it', 'nats a sample'),
     'grad_norm': ('mean gradient norm', 'L2'),
     'grad_norm_variance': ('variance of the gradient norm over steps', 'L2 squared'),
     # Free of the trend (von Neumann, 1941).
@@ -74,7 +76,7 @@ def summarise(runs: Sequence[collect.Run], wanted: str | None = None) -> dict[st
     Raises:
       UserError: `wanted` was not measured.
     """
-    notes = []
+    notes = [f'{run.folder} ended early: {run.stopped}.' for run in runs if run.stopped]
     done = _without_twins([run for run in runs if run.status == 'done'], notes)
     known = dict.fromkeys(key for run in done for key in evaluate.numbers(run.row))
     if wanted and wanted not in known:

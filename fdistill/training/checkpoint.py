@@ -2,7 +2,7 @@
 
 A step holds separate items, each of which can be restored alone: `state` (to resume), `ema` (to
 sample from), `config` and `position` (next batch, roll-backs so far, of every array its shape, type
-and checksum, and how good the step was, if that was measured).
+and checksum, and how good the step and how healthy its samples were, if that was measured).
 orbax restores a flipped bit without an error. Checksums are therefore verified here, and a step
 that does not fit is passed over: the newest that does fit is restored.
 """
@@ -290,6 +290,7 @@ class Checkpoints:
         config: Mapping[str, Any],
         rating: Rating | None = None,
         rollbacks: int = 0,
+        health: Mapping[str, float] | None = None,
     ) -> None:
         """Saves in the background; the arrays may be donated right after.
 
@@ -297,6 +298,7 @@ class Checkpoints:
           step, state, config: of the run.
           rating: how good the step is, if that was measured.
           rollbacks: that the run has had.
+          health: of its samples, if that was measured.
 
         Raises:
           OSError: no room, or this or the last save could not be written; those before are whole.
@@ -307,11 +309,11 @@ class Checkpoints:
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             if self._local and shutil.disk_usage(self._manager.directory).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._save(step, state, config, rating, rollbacks)
+            self._save(step, state, config, rating, rollbacks, health)
         except Exception as error:
             self._raise(error)
 
-    def _save(self, step, state, config, rating, rollbacks):
+    def _save(self, step, state, config, rating, rollbacks, health):
         # Steps not before this one were passed over as damaged; orbax would silently save nothing
         # beside them.
         for damaged in [other for other in self._manager.all_steps() if other >= step]:
@@ -323,8 +325,8 @@ class Checkpoints:
             position[what] = {
                 name: {path: both[index] for path, both in of.items()} for name, of in sums.items()
             }
-        if rating:
-            position['rating'] = rating
+        position |= {'rating': rating} if rating else {}
+        position |= {'health': dict(health)} if health else {}
         position['seal'] = _seal(position)
         self._damaged.discard(step)
         self._ratings[step] = rating

@@ -132,6 +132,12 @@ def train(
             f'rollbacks={training.rollbacks}: a lane cannot go back alone; set it to 0, or train '
             'the runs one by one'
         )
+    if loop.watched(training):
+        raise ValueError(
+            f'diversity_below={training.diversity_below}, '
+            f'saturation_above={training.saturation_above}: a lane cannot end alone; leave them '
+            'out, or train the runs one by one'
+        )
     steps, indices = training.steps, jnp.arange(len(lanes))
     keys = jax.vmap(jax.random.key)(jnp.asarray([lane.seed for lane in lanes], jnp.int32))
     settings = {name: [lane.settings[name] for lane in lanes] for name in lanes[0].settings}

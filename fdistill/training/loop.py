@@ -12,12 +12,13 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
 
 from fdistill import divergences
-from fdistill.errors import NotFinite, Stopped
+from fdistill.errors import NotFinite, Stopped, UserError
 from fdistill.files import CONFIG, disk, lock
 from fdistill.files.progress import Progress
 from fdistill.methods.method import Method
@@ -40,6 +41,9 @@ class Training(NamedTuple):
     keep: checkpoints kept, the newest.
     keep_best: name of a number of the evaluations on the way, as 'fd_train': the checkpoint that is
       best by it is kept too.
+    diversity_below, saturation_above: a run ends, with a checkpoint, where what the averaged weights
+      make has less of the data's diversity, or so large a share more of values at the ends of its
+      range (`metrics.health`), measured every `evaluate_every` steps; 0 and 1 for never.
     max_skipped: non-finite updates of a role in a row that stop the run.
     spike_sigmas: an update whose gradient norm lies so many standard deviations of its logarithm
       above the mean of those before it is not applied, see `step.make_step`; >= 3, as 6, or 0 for
@@ -63,6 +67,8 @@ class Training(NamedTuple):
     evaluate_every: Annotated[int, Free] = 0
     keep: Annotated[int, Free] = 2
     keep_best: Annotated[str | None, Free] = None
+    diversity_below: Annotated[float, Free] = 0.0
+    saturation_above: Annotated[float, Free] = 1.0
     max_skipped: Annotated[int, Free] = 10
     spike_sigmas: Annotated[float, Free] = 0.0
     rollbacks: Annotated[int, Free] = 0
@@ -90,6 +96,12 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
         raise ValueError(
             f'keep_best={training.keep_best!r}: what is measured must be saved too; make '
             f'evaluate_every={measured} a multiple of checkpoint_every={saved}, both >= 1'
+        )
+    least, most = training.diversity_below, training.saturation_above
+    if not 0 <= least < 1 or not 0 < most <= 1 or (watched(training) and not measured):
+        raise ValueError(
+            f'diversity_below={least}, saturation_above={most}, evaluate_every={measured}: need '
+            '0 <= the first < 1 (0: never) and 0 < the second <= 1 (1: never), and how often'
         )
     if training.spike_sigmas and not 3 <= training.spike_sigmas < math.inf:
         raise ValueError(f'spike_sigmas={training.spike_sigmas}: must be 0 (off) or >= 3, e.g. 6')
@@ -119,8 +131,29 @@ def decay(training: Training) -> Callable[[jax.Array], jax.Array]:
     return ema_decay(training.ema_half_life, training.batch_size, training.ema_ramp_up)
 
 
+def watched(training: Training) -> bool:
+    """Whether anything of the samples would end a run."""
+    return training.diversity_below > 0 or training.saturation_above < 1
+
+
+def unhealthy(health: Mapping[str, float], least: float = 0.0, most: float = 1.0) -> str:
+    """What is wrong with samples by the rules of `Training`, in words; '' if nothing is.
+
+    Args:
+      health: of `metrics.health`; {} where nothing was measured.
+      least, most: `diversity_below`, `saturation_above`.
+    """
+    if (diversity := health.get('diversity', 1.0)) < least:
+        return f"diversity {diversity:.3g} < {least:g} of the data's"
+    if (saturation := health.get('saturation', 0.0)) > most:
+        return f"saturation {saturation:.3g} > {most:g} above the data's"
+    return ''
+
+
 # Of steps whose checkpoint is yet to be saved.
 Ratings = dict[int, checkpoint.Rating]
+# By step, of `metrics.health`; that of the checkpoint that a run goes on from is there.
+Health = dict[int, Mapping[str, float]]
 
 
 class Every(NamedTuple):
@@ -150,10 +183,12 @@ def run(
     steps: int,
     hooks: Sequence[Every],
     stop: Callable[[int], bool] = lambda done: False,
+    verdict: Callable[[int], str] = lambda done: '',
 ) -> TrainState:
     """The loop itself, of one run or of many lanes: advance(state, step), then the hooks, in order.
 
-    A hook may return another state, as the one does that empties the averages it has logged.
+    A hook may return another state, as the one does that empties the averages it has logged. Where
+    there is a verdict on a step after one of them, it is the last, and those that follow see it so.
     """
     for done in range(start + 1, steps + 1):
         state = advance(state, done - 1)
@@ -162,6 +197,7 @@ def run(
         for hook in hooks:
             if hook.due(done, end, last):
                 state = hook.action(state, done) or state
+                last = last or bool(verdict(done))
         if last:
             break
     return state
@@ -246,7 +282,7 @@ def train(
     workdir: str | pathlib.Path,
     config: Mapping[str, Any],
     seed: int,
-    hooks: Callable[[writer.Writer, Ratings], Sequence[Every]] = lambda out, ratings: (),
+    hooks: Callable[[writer.Writer, Ratings, Health], Sequence[Every]] = lambda *_: (),
     quiet: bool = False,
     stop_at: int | None = None,
 ) -> TrainState:
@@ -264,8 +300,8 @@ def train(
       workdir: run folder.
       config: what to save as the run's config, plain values.
       seed: of the run; one program serves all.
-      hooks: (out, ratings) -> what else is done now and then, as previews; who measures how good a
-        step is puts it into `ratings`.
+      hooks: (out, ratings, health) -> what else is done now and then, as previews; who measures how
+        good a step is puts it into `ratings`, and how its samples are into `health`.
       quiet: no progress on stderr.
       stop_at: stop after this step with a checkpoint, as a SIGTERM would, and return.
 
@@ -276,7 +312,9 @@ def train(
       NotFinite: after max_skipped non-finite updates in a row, and no roll-back is left; names the
         role and the loss. Nothing of them was kept.
       Stopped: on a signal before the last step; there is a checkpoint of the step it came in.
-      UserError: another process trains there, or no checkpoint there can be restored.
+      UserError: another process trains there, no checkpoint there can be restored, or the samples
+        went wrong by `diversity_below` or `saturation_above`, also before the checkpoint to go on
+        from.
       ValueError: on settings out of range, or a step for which there is no memory.
     """
     check(training, mesh)
@@ -334,6 +372,19 @@ def train(
         watchdog(training.hang_seconds) as alive,
     ):
         ratings: Ratings = {}
+        health: Health = {}
+
+        def verdict(done):
+            rules = training.diversity_below, training.saturation_above
+            return unhealthy(health.get(done, {}), *rules)
+
+        def judge(done):
+            if said := verdict(done):
+                raise UserError(
+                    f'{workdir}: stopped at step {done} of {training.steps}: {said}. Its '
+                    'checkpoints are kept; lower the learning rates in another folder, or go on '
+                    'with other training.diversity_below and saturation_above'
+                )
 
         def attempt(restored, rollbacks):
             """The state at the end or at a stop, from what a checkpoint holds or from the start."""
@@ -344,6 +395,8 @@ def train(
             else:
                 arrays, position = restored
                 state, start = checkpoint.joined(arrays), position['next_step']
+                health[start] = position.get('health', {})
+                judge(start)
             out.truncate(start)
             if restored is None:
                 out.config(config)
@@ -363,16 +416,17 @@ def train(
                 check_finite(state, training.max_skipped, done)
                 # Before the checkpoint, for what is logged before it is not logged again.
                 out.flush()
-                checkpoints.save(done, state, config, ratings.get(done), rollbacks)
+                found = ratings.get(done), rollbacks, health.get(done)
+                checkpoints.save(done, state, config, *found)
 
             with Progress(training.steps, start, training.batch_size, quiet=quiet) as progress:
                 actions = (
                     Every(training.log_every, log(out, training, progress, rollbacks)),
                     Every(1, pace([out], progress)),
-                    *hooks(out, ratings),
+                    *hooks(out, ratings, health),
                     Every(training.checkpoint_every, save, at_a_stop=True),
                 )
-                return run(advance, state, start, training.steps, actions, stopped)
+                return run(advance, state, start, training.steps, actions, stopped, verdict)
 
         def stopped(done):
             alive()
@@ -393,6 +447,7 @@ def train(
                 rollbacks += 1
                 logging.warning('%s. Roll-back %s of %s', error, rollbacks, training.rollbacks)
     done = int(state.step)
+    judge(done)
     if stop.signum and done < training.steps:
         raise Stopped(f'{workdir}: stopped at step {done} of {training.steps}', stop.signum)
     return state
@@ -432,13 +487,15 @@ def pace(outs: Sequence[writer.Writer], progress: Progress) -> Callable[[TrainSt
 
 
 def read_metrics(state: TrainState) -> dict[str, float]:
-    """{'role/name': mean since the last log} of the roles with an update applied since, and the
-    skips so far, spikes apart where they are skipped."""
-    values = {
-        name: float(average.total / average.count)
-        for name, average in _averages(state)
-        if not average.total.ndim
-    }
+    """{'role/name': mean since the last log} of the roles with an update applied since, for an
+    estimate its standard error too, 'role/name_noise'; and the skips so far, spikes apart where
+    they are skipped."""
+    values = {}
+    for name, (total, count) in _averages(state):
+        if total.ndim < 2:
+            values[name] = float(total.flat[0] / count)
+        if total.ndim == 1:
+            values[f'{name}_noise'] = math.sqrt(total[1]) / int(count)
     spikes = {role: norms.skipped for role, norms in state.spikes.items()}
     for name, counts in (('skipped', state.skipped), ('spikes', spikes)):
         found = jax.device_get(counts)
@@ -449,16 +506,15 @@ def read_metrics(state: TrainState) -> dict[str, float]:
 def read_histograms(state: TrainState) -> dict[str, Any]:
     """{'role/name': counts [levels, cells] since the last log} of the roles with an update applied
     since."""
-    return {
-        name: average.total.astype(int) for name, average in _averages(state) if average.total.ndim
-    }
+    return {name: total.astype(int) for name, (total, _) in _averages(state) if total.ndim == 2}
 
 
 def _averages(state):
+    """('role/name', (total, count)) of what was measured since the last log."""
     for role, averages in jax.device_get(state.metrics).items():
-        yield from (
-            (f'{role}/{name}', average) for name, average in averages.items() if average.count
-        )
+        for name, average in averages.items():
+            if average.count:
+                yield f'{role}/{name}', (np.asarray(average.total), average.count)
 
 
 def _headline(logged):

@@ -1,0 +1,45 @@
+"""One-step student of the digits without a teacher, along the gradient of a density ratio
+(DiffRatio).
+
+    fdistill train --config=configs/digits_diff_ratio.py --workdir=runs/digits-diff-ratio
+    fdistill evaluate --workdir=runs/digits-diff-ratio
+
+It begins as runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in
+docs/results.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(name='digits'),
+            start=dict(workdir='runs/digits-teacher'),
+            method=dict(
+                name='diff_ratio',
+                divergence='reverse_kl',
+                weighting='unit',
+                sigma_init=2.5,
+                student_law=dict(name='lognormal', mean=0.0, std=1.0),
+                critic_law=dict(name='lognormal', mean=0.0, std=1.0),
+            ),
+            discriminator=dict(name='mlp', width=256, layers=3),
+            optimizer=dict(
+                student=dict(learning_rate=1e-3, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
+                critic=dict(learning_rate=3e-3, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
+            ),
+            training=dict(
+                steps=1800,
+                batch_size=128,
+                ema_half_life=9e3,
+                ema_ramp_up=0.5,
+                log_every=100,
+                checkpoint_every=900,
+                sample_every=0,
+            ),
+            mesh=dict(data=-1, fsdp=1),
+            evaluation=dict(samples=2000, seed=0, batch_size=500),
+        )
+    )

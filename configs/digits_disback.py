@@ -1,0 +1,45 @@
+"""One-step student of the digits teacher, by distribution backtracking (DisBack): its targets are
+checkpoints of configs/digits_degrade.py, the last first, and then the teacher.
+
+    fdistill train --config=configs/digits_degrade.py --workdir=runs/digits-degrade
+    fdistill train --config=configs/digits_disback.py --workdir=runs/digits-disback
+    fdistill evaluate --workdir=runs/digits-disback
+
+Needs runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in
+docs/results.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(name='digits'),
+            teacher=dict(workdir='runs/digits-teacher'),
+            path=dict(workdir='runs/digits-degrade', steps=(50, 100, 200, 400)),
+            method=dict(
+                name='disback',
+                interval=150,
+                sigma_init=2.5,
+                student_law=dict(name='lognormal', mean=0.0, std=1.0),
+                critic_law=dict(name='lognormal', mean=0.0, std=1.0),
+            ),
+            optimizer=dict(
+                student=dict(learning_rate=1e-3, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
+                critic=dict(learning_rate=3e-3, b1=0.0, b2=0.99, schedule='cosine', final=0.1),
+            ),
+            training=dict(
+                steps=1800,
+                batch_size=128,
+                ema_half_life=9e3,
+                ema_ramp_up=0.5,
+                log_every=100,
+                checkpoint_every=900,
+                sample_every=0,
+            ),
+            mesh=dict(data=-1, fsdp=1),
+            evaluation=dict(samples=2000, seed=0, batch_size=500),
+        )
+    )
