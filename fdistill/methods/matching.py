@@ -137,8 +137,7 @@ def matched(
         return params, aux | (updates(weights) if weights else {})
 
     def weigh(logits, sigma, context):
-        """h(r) per sample of the ratio after its normalisation, what is worth watching, and the new
-        aux."""
+        """h(r) per sample with the two normalisations, what is worth watching, and the new aux."""
         aux, position = context.aux, student_law.cdf(sigma)
         r = losses.ratio_from_logits(logits, logit_clip=ratio.logit_clip, low=low, high=high)
         metrics = {'ratio': jnp.mean(r), 'clipped': jnp.mean((r <= low) | (r >= high))}
@@ -153,7 +152,7 @@ def matched(
             'log_ratio': losses.histogram(jnp.mean(logits, axis=-1), position),
             'log_h': losses.histogram(jnp.log(h), position),
         }
-        return h, metrics, counted(aux)
+        return losses.normalise_weight(h) if ratio.normalise else h, metrics, counted(aux)
 
     def loss(params, context, batch, key):
         key_z, key_t, key_gan = jax.random.split(key, 3)
@@ -166,11 +165,9 @@ def matched(
         h, metrics, aux = None, {}, context.aux
         if needs_ratio:
             h, metrics, aux = weigh(logits, sigma, context)
-        metrics |= divergence(x, d_teacher, d_fake, sigma, student_law, h)
-        if needs_ratio and ratio.normalise:
-            h = losses.normalise_weight(h)
         values, more = objective(Seen(x, x_t, sigma, d_teacher, d_fake, logits, h, batch))
         total, metrics = jnp.mean(values), metrics | more | generator.spread(x, batch)
+        metrics |= divergence(x, d_teacher, d_fake, sigma, student_law)
         if gan.gan_weight:
             if gan.gan_fresh_noise:
                 x_t, sigma = perturb(key_gan, x, critic_law)
