@@ -580,6 +580,7 @@ def test_uni_instruct_breaks_with_a_stop_gradient(stop):
 
 
 def test_uni_instruct_of_reverse_kl_is_sid_at_one_half():
+    """Which is half of the total gradient of SIM with squared l2."""
     h = divergences.weight(divergences.get('reverse_kl'))
     ours, theirs = (value_and_gradient(expectation(of)) for of in (uni_instruct(h), sid(0.5)))
     for one, other in zip(ours, theirs, strict=True):
