@@ -35,6 +35,7 @@ LARGE = (
     'mnist_sim.py',
     'cifar10_dmd2.py',
     'cifar10_sid.py',
+    'cifar10_real_uid.py',
     'cifar10_edm_js.py',
     'cifar10_edm_forward_kl.py',
     'cifar10_edm_reverse_kl.py',
