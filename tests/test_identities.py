@@ -1105,12 +1105,13 @@ def test_score_gap_is_the_pseudo_target_loss():
 
 def test_weights_of_the_gap():
     x, d_teacher, _, sigma = images()
-    assert losses.WEIGHTS.keys() == {'dmd', 'unit', 'eps', 'score'}
+    assert losses.WEIGHTS.keys() == {'dmd', 'unit', 'eps', 'score', 'flow'}
     expected = {
         'dmd': 1 / np.mean(np.abs(x - d_teacher), axis=(1, 2, 3)),
         'unit': np.ones(len(sigma)),
         'eps': 1 / sigma,
         'score': 1 / sigma**2,
+        'flow': ((1 + sigma) / sigma) ** 2,
     }
     for name, of in losses.WEIGHTS.items():
         close(of(x, d_teacher, sigma), expected[name], 3e-6)

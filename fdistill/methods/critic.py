@@ -238,11 +238,11 @@ def make_critic(
            + discriminator_weight (softplus(l_fake) + softplus(-l_real))
            + r1_weight (l(x_real,t + 0.1 n) - l(x_real,t))^2.
 
-    The first term is another with `real`, and absent without a fake score. The last is the
-    approximate R1 of APT (arXiv 2501.08316), on the *noised* image. FastGen
-    perturbs the clean image instead and leaves out the noise, but not the time input. Fake and
-    real images have the same conditions, and independent sigma and noise. Where tracking guides the
-    fake score, a share of all conditions is left out, so that it learns what it is without any.
+    The first is another with `real`, and absent without a fake score. The last is the approximate
+    R1 of APT (arXiv 2501.08316), on the *noised* image. FastGen perturbs the clean image instead
+    and leaves out the noise, but not the time input. Fake and real images have the same conditions,
+    and independent sigma and noise. Where tracking guides the fake score, a share of all conditions
+    is left out, so that it learns what it is without any.
 
     Args:
       generator: of the student.
