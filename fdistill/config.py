@@ -67,6 +67,7 @@ class Sections(TypedDict, total=False):
     start: dict
     method: Named
     discriminator: Named | str
+    features: Named | str
     optimizer: dict[str, dict]
     training: dict
     mesh: dict

@@ -96,20 +96,32 @@ def _built_in(name, microbatches, x64):
     return method, build.optimizers(plain, method), batch
 
 
+def _of_type(tree, dtype):
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def _frozen(name, dtype):
+    """What is not trained, on the host; nothing, of an oracle."""
+    config = _config(name)
+    plain = build.resolve(config, build.load_data(config, 'train'))
+    loaded = {part: load(None)[0] for part, load in build.experiment(plain).frozen.items()}
+    return _of_type(jax.device_get(loaded), dtype)
+
+
 @functools.lru_cache(maxsize=None)
 def _initial(name, dtype):
     """A fresh state on the host."""
     method, optimizers, batch = _built(name)
 
-    def init(batch, key):
+    def init(frozen, batch, key):
         step = make_step(method, optimizers, ema_decay(100.0, BATCH))
-        state = init_state(method, optimizers, key, batch, {})
-        state = with_metrics(state, step, {}, batch, key)
-        return jax.tree.map(
-            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
-        )
+        state = init_state(method, optimizers, key, batch, frozen)
+        return _of_type(with_metrics(state, step, frozen, batch, key), dtype)
 
-    state = jax.jit(init)(batch(0, dtype), jax.random.key(0))
+    state = jax.jit(init)(_frozen(name, dtype), batch(0, dtype), jax.random.key(0))
     return jax.device_get(state)
 
 
@@ -141,7 +153,8 @@ def _state_after(name, shape, steps, dtype=jnp.float32, microbatches=1, cycle=Fa
     everything = tuple(dict.fromkeys(role for i in range(steps) for role in method.cycle(i)))
     for i in range(steps):
         placed = sharding.put_batch(batch(i, dtype), sharding.batch_sharding(mesh))
-        state = step(state, {}, placed, key, roles=method.cycle(i) if cycle else everything)
+        roles = method.cycle(i) if cycle else everything
+        state = step(state, _frozen(name, dtype), placed, key, roles=roles)
     split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
     large = any(x.size >= 64 for x in jax.tree.leaves(state.params))
     assert bool(split) == (mesh.shape['fsdp'] > 1 and large)
@@ -180,7 +193,8 @@ def test_a_program_traced_again_is_the_same_program(name):
 
     def text():
         _, _, step = _step.__wrapped__(name, (1, 1), jnp.float32, 1)
-        given = _initial(name, jnp.float32), {}, batch(0, jnp.float32), jax.random.key(0)
+        state, frozen = _initial(name, jnp.float32), _frozen(name, jnp.float32)
+        given = state, frozen, batch(0, jnp.float32), jax.random.key(0)
         return step.lower(*given, roles=('student',)).as_text()
 
     assert text() == text()

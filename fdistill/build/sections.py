@@ -10,6 +10,8 @@ teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a co
 start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
 discriminator  a head of `networks.HEADS`
+features       a row of `encoders.ENCODERS`, what sees the features that methods without a critic
+               compare
 optimizer      `optim.adam` for each role
 training, mesh `loop.Training`, `sharding.make_mesh`
 evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
@@ -166,7 +168,7 @@ def resolve(
         raise UserError(found)
     configs.check_range(plain.get('seed', 0), 'config.seed')
     # A name alone is a section without the rest.
-    for name in ('network', 'denoiser', 'fake_score', 'discriminator'):
+    for name in ('network', 'denoiser', 'fake_score', 'discriminator', 'features'):
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
     plain['image'] = image_of(source)

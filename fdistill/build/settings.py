@@ -9,6 +9,7 @@ from ml_collections import ConfigDict, config_dict
 
 from fdistill import config as configs
 from fdistill import networks
+from fdistill.build.encoders import ENCODERS
 from fdistill.build.models import DENOISERS
 from fdistill.build.parts import TABLES
 from fdistill.build.teachers import TEACHERS
@@ -30,6 +31,7 @@ NAMED = {
     'data': sources.SOURCES,
     'network': networks.NETWORKS,
     'discriminator': networks.HEADS,
+    'features': ENCODERS,
     'method': METHODS,
     **{f'method.{name}': table for name, table in TABLES.items()},
 }

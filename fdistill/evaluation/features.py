@@ -18,7 +18,7 @@ from fdistill.data.pipeline import batches
 from fdistill.data.sources import Source, fingerprint, to_float
 from fdistill.errors import pick
 from fdistill.files import disk
-from fdistill.networks.classifier import classifier, convolutional
+from fdistill.networks.classifier import Classifier, classifier, convolutional
 
 # Programs are compiled for blocks of this many images; the last block is padded.
 BLOCK = 500
@@ -89,6 +89,20 @@ def pixel_features(source: Source) -> Features:
     )
 
 
+class Trained(NamedTuple):
+    """A classifier of a data set, trained: what `classifier_features` are made of.
+
+    name: of the features.
+    model: `classifier.Classifier`; params: its parameters.
+    scale: std of its features over the training split, [d].
+    """
+
+    name: str
+    model: Classifier
+    params: Any
+    scale: np.ndarray
+
+
 def classifier_features(
     source: Source,
     seed: int = 0,
@@ -111,6 +125,30 @@ def classifier_features(
     Returns:
       Features named '<data set>-clf', or '<data set>-clf2' from 16 x 16 pixels on (with '-s<seed>'
       behind it if the seed is not 0), d = 32.
+
+    Raises:
+      ValueError: points in place of images.
+    """
+    name, model, params, scale = trained_classifier(source, seed, steps, batch_size, progress)
+    network = jax.jit(lambda x: model.apply(params, x))
+    return Features(
+        name=name,
+        apply=lambda images: _in_blocks(lambda x: network(x)[1], images) / scale,
+        classify=lambda images: _in_blocks(lambda x: network(x)[0], images),
+    )
+
+
+def trained_classifier(
+    source: Source,
+    seed: int = 0,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Trained:
+    """The classifier of a data set, out of the cache or trained; see `classifier_features`.
+
+    Args:
+      source, seed, steps, batch_size, progress: see there.
 
     Raises:
       ValueError: points in place of images.
@@ -152,12 +190,8 @@ def classifier_features(
         raise ValueError(
             f'the cached classifier {str(path)!r} cannot be read ({error}): delete the file'
         ) from error
-    network = jax.jit(lambda x: model.apply(params, x))
-    return Features(
-        name=f'{source.name}-{recipe.name}' + (f'-s{seed}' if seed else ''),
-        apply=lambda images: _in_blocks(lambda x: network(x)[1], images) / scale,
-        classify=lambda images: _in_blocks(lambda x: network(x)[0], images),
-    )
+    name = f'{source.name}-{recipe.name}' + (f'-s{seed}' if seed else '')
+    return Trained(name, model, params, scale)
 
 
 def _train(model, source, seed, recipe, progress):

@@ -12,6 +12,7 @@ from fdistill.methods.consistency import consistency, consistency_training, ect,
 from fdistill.methods.continuous import dscd, rcm, scd, scm
 from fdistill.methods.distribution import diff_instruct, distribution_matching, dmd2, f_distill
 from fdistill.methods.exact import exact
+from fdistill.methods.features import drifting, fd_loss, mmd
 from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
 from fdistill.methods.pretrain import pretrain
@@ -44,6 +45,9 @@ METHODS = {
     'scd': scd,
     'dscd': dscd,
     'rcm': rcm,
+    'fd_loss': fd_loss,
+    'mmd': mmd,
+    'drifting': drifting,
 }
 
 __all__ = [
@@ -57,15 +61,18 @@ __all__ = [
     'diff_instruct',
     'distribution_matching',
     'dmd2',
+    'drifting',
     'dscd',
     'ect',
     'exact',
     'f_distill',
+    'fd_loss',
     'flow_map_distill',
     'ict',
     'improved_mean_flow',
     'mean_flow',
     'mean_flow_distill',
+    'mmd',
     'pretrain',
     'rcm',
     'scd',
