@@ -12,11 +12,15 @@ import scipy.linalg
 from jax.lax import stop_gradient
 from quick import compiled
 
+from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.oracle import mixture
 from fdistill.evaluation.frechet import frechet_distance
 from fdistill.evaluation.kernels import kid
 from fdistill.methods import distances
-from fdistill.methods.features import alike, drifted, joined
+from fdistill.methods.features import alike, drifted, fd_loss, joined
+from fdistill.methods.generator import Steps
+from fdistill.methods.method import Context
+from fdistill.networks import Encoder
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -53,11 +57,6 @@ def covariance(seed, d=5, rank=None):
     return factor @ factor.T / d
 
 
-def root(matrix):
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-
-
 # Frechet
 
 
@@ -66,14 +65,16 @@ def test_frechet_is_that_of_the_evaluation(rank):
     """Also of samples that do not vary in two of five directions."""
     mean, C, other = np.arange(5) / 3, covariance(0, rank=rank), covariance(1)
     wanted = frechet_distance(mean, C, np.zeros(5), other)
-    close(distances.frechet(jnp.asarray(mean), C, root(other)), wanted)
+    variances, axes = np.linalg.eigh(other)
+    close(distances.frechet(jnp.asarray(mean @ axes), axes.T @ C @ axes, variances), wanted)
 
 
 def test_gradient_of_frechet_is_the_closed_form():
-    """2 mean and I - R (R C R)^(-1/2) R."""
-    mean, C, R = jnp.arange(5) / 3.0, covariance(0), root(covariance(1))
-    by_mean, by_covariance = compiled(jax.grad(distances.frechet, (0, 1)))(mean, C, R)
+    """2 mean and I - R (R C R)^(-1/2) R with R = V^(1/2)."""
+    mean, C, variances = jnp.arange(5) / 3.0, covariance(0), np.array([0.3, 0.5, 1, 2, 4])
+    by_mean, by_covariance = compiled(jax.grad(distances.frechet, (0, 1)))(mean, C, variances)
     close(by_mean, 2 * mean)
+    R = np.diag(np.sqrt(variances))
     inverse = np.linalg.inv(scipy.linalg.sqrtm(R @ C @ R))
     close(by_covariance, np.eye(5) - R @ inverse @ R)
     differs(by_covariance, np.eye(5))  # What the gradient would be without the root.
@@ -84,15 +85,15 @@ def test_frechet_widens_what_has_collapsed(dtype):
     """Where samples do not vary, the derivative of the root is infinite; ours is large and
     finite."""
     C = np.diag([1.0, 0.0]).astype(dtype)
-    gradient = jax.grad(distances.frechet, 1)(jnp.zeros(2, dtype), C, np.eye(2, dtype=dtype))
+    gradient = jax.grad(distances.frechet, 1)(jnp.zeros(2, dtype), C, np.ones(2, dtype))
     assert gradient.dtype == dtype and np.isfinite(gradient).all()
     assert gradient[1, 1] < -100 and abs(gradient[0, 0]) < 1e-3
-    nothing = jax.grad(distances.frechet, 1)(jnp.zeros(2, dtype), 0 * C, np.eye(2, dtype=dtype))
+    nothing = jax.grad(distances.frechet, 1)(jnp.zeros(2, dtype), 0 * C, np.ones(2, dtype))
     assert np.isfinite(nothing).all()
 
 
 THETA = np.array([0.3, np.log(0.6)])
-R = root(np.array([[1.0, 0.3], [0.3, 0.8]]))
+VARIANCES = np.array([1.0, 0.8])
 
 
 def features(z, theta):
@@ -109,7 +110,7 @@ def population(theta):
 
 def of_moments(given):
     mean, second = given
-    return distances.frechet(mean, second - jnp.outer(mean, mean), R)
+    return distances.frechet(mean, second - jnp.outer(mean, mean), VARIANCES)
 
 
 def expected_gradient(share, kept=None):
@@ -139,6 +140,36 @@ def test_kept_moments_are_the_mean_of_all_batches_at_first():
         seen, kept = distances.running(kept, batch, 1 / (k + 2))
         close(seen[1], kept[1], 1e-12)
     close(kept[1], np.mean([second for _, second in batches], axis=0), 1e-12)
+
+
+def test_moments_of_a_frozen_student_converge():
+    """To those of its samples, from those of the data; the share of the data falls as 1/n."""
+    variances = jnp.array([4.0, 0.25])
+    real = {'mean': jnp.array([1.0, 0.0]), 'variances': variances, 'axes': jnp.eye(2)}
+    network = Denoiser(
+        lambda key, x, condition: {'shift': jnp.array([0.5, -1.0])},
+        lambda params, x, sigma, condition, key=None: (params['shift'] + x, ()),
+    )
+    pixels = Encoder(lambda key, x, condition: {}, lambda _, x: (x,))
+    method = fd_loss(network, pixels, None, decay=0.99, steps=Steps(sigma_init=1.0))
+    batch, frozen = {'x': jnp.zeros((200, 2)), 'condition': {}}, {'reference': (real,)}
+    params, aux = method.init(jax.random.key(0), batch, frozen)
+    ((mean, second),) = aux['moments']
+    close(second, jnp.diag(variances))
+
+    @compiled
+    def updated(aux, key):
+        return method.losses['student'](params, Context(frozen, aux=aux), batch, key)[1]
+
+    for k in range(600):
+        metrics, aux = updated(aux, jax.random.key(k))
+    ((mean, second),) = aux['moments']
+    assert aux['updates'] == 600
+    # About 200 batches count, of 200 samples each.
+    np.testing.assert_allclose(mean, [-0.5, -1.0], atol=0.03)
+    np.testing.assert_allclose(second - jnp.outer(mean, mean), np.eye(2), atol=0.03)
+    wanted = 0.25 + 1 + (1 - 2) ** 2 + (1 - 0.5) ** 2
+    assert float(metrics['frechet']) == pytest.approx(wanted, rel=0.03)
 
 
 def test_labels_join_the_features():

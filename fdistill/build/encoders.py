@@ -208,8 +208,9 @@ def place(params: Any, mesh: Mesh | None) -> tuple[Any, str]:
 
 
 class Reference(NamedTuple):
-    """Moments of the data's features, of each encoder {'mean': [d], 'root': [d, d]}, root being the
-    symmetric root of the covariance; with labels, d is that of the features and the classes.
+    """Moments of the data's features, of each encoder {'mean': [d], 'variances': [d], 'axes': [d, d]}:
+    the covariance is axes diag(variances) axes'. With labels, d is that of the features and the
+    classes.
 
     init(key, x, condition) -> moments, of which the shapes are meant.
     load() -> moments float32, on the host.
@@ -236,12 +237,15 @@ def reference(plain: Mapping[str, Any], made: Made, label_scale: float) -> Refer
     def init(key, x, condition):
         seen = made.encoder.apply(made.encoder.init(key, x, condition), x)
         widths = [one.shape[1] + classes for one in seen]
-        return tuple({'mean': jnp.zeros(d), 'root': jnp.zeros((d, d))} for d in widths)
+        return tuple(
+            {'mean': jnp.zeros(d), 'variances': jnp.zeros(d), 'axes': jnp.zeros((d, d))}
+            for d in widths
+        )
 
     def load():
         source, params = load_data(plain, 'train'), made.load() if made.load else {}
         found = measured(made.encoder, params, source, plain['data'].get('flip'), label_scale)
-        return tuple(_with_root(one) for one in found)
+        return tuple(_along_axes(one) for one in found)
 
     return Reference(init, load)
 
@@ -272,10 +276,10 @@ def measured(
     return found
 
 
-def _with_root(moments):
-    values, vectors = np.linalg.eigh(moments.covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return {'mean': moments.mean.astype(np.float32), 'root': root.astype(np.float32)}
+def _along_axes(moments):
+    variances, axes = np.linalg.eigh(moments.covariance)
+    found = {'mean': moments.mean, 'variances': np.maximum(variances, 0), 'axes': axes}
+    return {name: array.astype(np.float32) for name, array in found.items()}
 
 
 def _images(plain, name):

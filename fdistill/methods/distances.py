@@ -42,31 +42,33 @@ def running(before: Any, batch: Any, share: jax.Array | float) -> tuple[Any, Any
     return jax.tree.map(lambda m, new: m + (new - stop_gradient(new)), kept, batch), kept
 
 
-def frechet(mean: jax.Array, covariance: jax.Array, root: jax.Array) -> jax.Array:
-    """Squared Frechet distance of N(mean, covariance) and N(0, root root), scalar.
+def frechet(mean: jax.Array, covariance: jax.Array, variances: jax.Array) -> jax.Array:
+    """Squared Frechet distance of N(mean, covariance) and N(0, diag(variances)), scalar.
 
-        |mean|^2 + tr C + |R|^2 - 2 tr (R C R)^(1/2)
+        |mean|^2 + tr C + sum v - 2 tr (V^(1/2) C V^(1/2))^(1/2),    V = diag(v)
 
-    The trace is the sum of the roots of the eigenvalues, whose derivative is infinite at 0, where
-    the samples do not vary in some direction. What rounding makes of an eigenvalue is added to each
-    before the root, so that there, too, the gradient is finite and widens them.
+    The last trace is the sum of the roots of the eigenvalues, whose derivative is infinite at 0,
+    where the samples do not vary in some direction. What rounding makes of an eigenvalue is added
+    to each before the root, so that there, too, the gradient is finite and widens them.
 
     Args:
       mean: [d], less that of the other distribution.
       covariance: C, symmetric positive semi-definite [d, d].
-      root: R, symmetric root of the other's covariance, [d, d].
+      variances: v >= 0, [d], of the other distribution along its principal axes, in which all is
+        given.
 
     Reference: Dowson and Landau, The Frechet distance between multivariate normal distributions,
       1982, eq. 4; FD-loss, arXiv 2604.28190.
     """
-    inner = _product(_product(root, covariance), root)
+    root = jnp.sqrt(variances)
+    inner = root[:, None] * covariance * root
     values = jnp.linalg.eigvalsh((inner + inner.T) / 2)
     # Below 0 by rounding alone; with the gradient of what is above.
     values = values - stop_gradient(jnp.minimum(values, 0))
-    noise = len(mean) * jnp.finfo(values.dtype).eps * stop_gradient(values[-1])
-    noise = jnp.maximum(noise, jnp.finfo(values.dtype).tiny)
+    kind = jnp.finfo(values.dtype)
+    noise = jnp.maximum(kind.eps * stop_gradient(values[-1]), kind.tiny)
     overlap = jnp.sum(jnp.sqrt(values + noise))
-    return jnp.sum(mean**2) + jnp.trace(covariance) + jnp.sum(root**2) - 2 * overlap
+    return jnp.sum(mean**2) + jnp.trace(covariance) + jnp.sum(variances) - 2 * overlap
 
 
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:

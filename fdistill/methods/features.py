@@ -57,6 +57,7 @@ def fd_loss(
     *,
     decay: Annotated[float, Continuous()] = 0.99,
     floor: Annotated[float, Continuous()] = 0.01,
+    smoothing: Annotated[float, Continuous()] = 0.0,
     label_scale: float = 0.0,
     steps: Steps = Steps(sigma_init=2.5),
 ) -> Method:
@@ -82,9 +83,10 @@ def fd_loss(
     Raises:
       ValueError: on values out of range.
     """
-    if not 0 <= decay < 1 or not floor > 0 or not label_scale >= 0:
+    if not 0 <= decay < 1 or not floor > 0 or smoothing < 0 or label_scale < 0:
         raise ValueError(
-            f'decay={decay} must be in [0, 1), floor={floor} > 0, label_scale={label_scale} >= 0'
+            f'decay={decay} must be in [0, 1), floor={floor} > 0, smoothing={smoothing} and '
+            f'label_scale={label_scale} >= 0'
         )
 
     def objective(made, _, batch, context):
@@ -93,8 +95,10 @@ def fd_loss(
         total, values, kept = 0.0, [], []
         for x, before, real in zip(made, aux['moments'], frozen, strict=True):
             x = joined(x, batch['condition'], label_scale, len(real['mean'])) - real['mean']
+            x = jnp.matmul(x, real['axes'], precision=distances.HIGHEST)
             (mean, second), after = distances.running(before, distances.moments(x), share)
-            value = distances.frechet(mean, second - jnp.outer(mean, mean), real['root'])
+            covariance = second - jnp.outer(mean, mean) + smoothing * jnp.eye(len(mean))
+            value = distances.frechet(mean, covariance, real['variances'] + smoothing)
             total += value / (stop_gradient(value) + floor)
             values.append(value)
             kept.append(after)
@@ -105,7 +109,7 @@ def fd_loss(
 
     def init(key, batch, frozen):
         begun = tuple(
-            (jnp.zeros_like(real['mean']), jnp.matmul(real['root'], real['root']))
+            (jnp.zeros_like(real['mean']), jnp.diag(real['variances']))
             for real in frozen['reference']
         )
         params, _ = method.init(key, batch, frozen)
