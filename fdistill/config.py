@@ -75,6 +75,7 @@ class Sections(TypedDict, total=False):
     mesh: dict
     evaluation: dict
     image: Image
+    trained_on: list[str]
     origin: dict[str, str]
     changes: list[Change]
 

@@ -39,6 +39,7 @@ from fdistill import build
 from fdistill import config as configs
 from fdistill.errors import NotFinite, UserError
 from fdistill.evaluation import evaluate as evaluation
+from fdistill.evaluation.protocol import MARK
 from fdistill.evaluation.subject import Row
 from fdistill.files import disk, lock
 from fdistill.files.text import clock, table
@@ -526,7 +527,8 @@ def summary(outcome: Outcome) -> str:
     row = outcome['row']
     numbers = {key: row[key] for key in ('nfe',) if key in row} | evaluation.numbers(row)
     shown = (
-        f'{key} {value:.4g}' if isinstance(value, (int, float)) else f'{key} {value}'
+        (f'{key} {value:.4g}' if isinstance(value, (int, float)) else f'{key} {value}')
+        + f' ({MARK})' * (key in row.get('trained_on', ()))
         for key, value in numbers.items()
     )
     return '  '.join(shown)

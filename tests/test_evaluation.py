@@ -427,8 +427,8 @@ def test_every_feature_keeps_the_type(name):
         16,
         'noise',
     )
-    options = {'classifier': {'steps': 3, 'progress': False}, 'pixels': {}}[name]
-    extractor = features.get(name, source, **options)
+    options = {'steps': 3} if name in ('classifier', 'turns') else {}
+    extractor = features.get(name, source, progress=False, **options)
     images = to_float(source.images, 16)
     values = extractor.apply(images)
     assert values.dtype == np.float32 and values.ndim == 2 and len(values) == 40
@@ -555,6 +555,8 @@ KEYS = {
     'nfe',
     'fd_held_out',
     'fd_train',
+    'fd_ratio',
+    'sliced_wasserstein',
     'pixel_fd',
     'precision',
     'recall',
@@ -565,6 +567,7 @@ KEYS = {
     'nn_ratio',
     'seconds',
     'protocol',
+    'details',
 }
 
 
@@ -610,7 +613,7 @@ def test_evaluating_a_copier_of_the_training_data(digits):
     assert set(row) == KEYS and row['nfe'] == 1
     assert row['nn_ratio'] == 0 and row['accuracy'] > 0.99 and row['fd_train'] < 0.1
     assert row['protocol']['fd_train'] == 'fd[digits-clf,1k,train,q16,balanced,seed0]'
-    assert set(row['protocol']) == KEYS - {'nfe', 'seconds', 'protocol'}
+    assert set(row['protocol']) == KEYS - {'nfe', 'seconds', 'protocol', 'details'}
     assert measures(digits.train).keys() == row['protocol'].keys()
     again = evaluate(
         generate,

@@ -438,6 +438,45 @@ def test_another_protocol_neither_splits_a_comparison_nor_is_lost(tmp_path):
     assert 'ab' * 8 in text and 'cd' * 8 in text
 
 
+def test_what_was_trained_on_ranks_nobody_unless_asked(tmp_path):
+    values = {'matched': [0.1, 0.2, 0.12], 'distilled': [1.0, 1.15, 1.04]}
+    folder = make_sweep(tmp_path / 'sweep', values)
+    for trial in ('0', '1', '2'):
+        file = folder / 'trials' / trial / 'result.json'
+        known = json.loads(file.read_text())
+        known['row'] |= {'trained_on': ['pixel_fd'], 'kl': 0.3}
+        file.write_text(json.dumps(known))
+    # Evaluated again under a protocol whose detector it was trained on, too.
+    row = {'step': 100, 'fid': 3.0, 'protocol': {'fid': 'fid[edm]'}, 'trained_on': ['fid']}
+    (folder / 'trials' / '0' / 'eval').mkdir()
+    (folder / 'trials' / '0' / 'eval' / 'step-000000100-edm.json').write_text(
+        json.dumps(row | {'details': {'rules': {'name': 'edm'}}})
+    )
+
+    def comparison(wanted=None):
+        return summary.summarise(collect.runs([folder]), wanted)['comparisons'][0]
+
+    found = comparison()
+    assert found['measure'] == 'kl' and found['groups'][0]['name'] == 'distilled'
+    marks = {
+        group['name']: [key for key, of in group['measures'].items() if of['trained_on']]
+        for group in found['groups']
+    }
+    assert marks == {'distilled': [], 'matched': ['pixel_fd', 'fid edm']}
+    assert not found['rankings']['kl']['trained_on']
+    asked = comparison('pixel_fd')
+    assert asked['measure'] == 'pixel_fd' and asked['groups'][0]['name'] == 'matched'
+    ranking = asked['rankings']['pixel_fd']
+    assert ranking['trained_on'] == ['matched']
+    words = ' '.join(ranking['words'])
+    assert 'trained on it: matched.' in words and 'no evidence' in words
+    assert 'matched (trained on it), of the lowest mean, is separated' in words
+    names = {figure.name: figure.caption for figure in report._figures(asked, [], True)}
+    assert '†: trained on it' in names['pixel_fd'] and '†' not in names['kl']
+    text = page.markdown({'paths': [], **summary.summarise(collect.runs([folder]))}, [[]])
+    assert text.count('trained on it |') == 2 and 'matched (trained on it) |' in text
+
+
 def test_wall_time_goes_on_through_a_resume(tmp_path):
     folder = make(tmp_path / 'a')
     lines = [{'step': step, 'student/loss': 1.0 / step} for step in (10, 20, 30, 40)]

@@ -31,6 +31,7 @@ from fdistill.evaluation import (
     statistics_files,
 )
 from fdistill.evaluation.evaluate import noise
+from fdistill.evaluation.sliced import sliced_wasserstein
 from fdistill.evaluation.subject import Subject
 from fdistill.networks import inception
 from fdistill.training import checkpoint, sharding
@@ -143,6 +144,32 @@ def frechet(x, y):
     return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
 
 
+def test_numbers_of_a_detector_that_was_trained_on_are_marked(files):
+    mesh = sharding.make_mesh()
+    detector = extract.detector(protocol.get('edm'), str(files / 'w.safetensors'), mesh)
+    real = statistics_files.read(files / 'real.npz')
+
+    def row(names, metrics):
+        subject = Subject(generator(mesh), (8, 8, 3), 10, trained_on=names)
+        return scores.measure(
+            subject,
+            rules=protocol.get('edm'),
+            detector=detector,
+            real=real,
+            mesh=mesh,
+            names=metrics,
+            samples=40,
+            ranges=1,
+            progress=False,
+        )
+
+    marked = row(('inception', 'pixels'), ('fid', 'mmd'))
+    assert marked['trained_on'] == ['fid40', 'mmd40']
+    assert 'trained_on' not in row(('dinov2', 'digits-clf'), ('fid',))
+    both = scores.merged(marked, row(('inception',), ('is',)))
+    assert both['trained_on'] == ['fid40', 'mmd40', 'is40'] == list(both['protocol'])
+
+
 @pytest.mark.parametrize('batch_size', [7, 64])
 def test_a_row_by_hand(files, batch_size):
     """Every number of a proxy of 101 samples in each of EDM's three ranges, whatever the batch."""
@@ -155,12 +182,13 @@ def test_a_row_by_hand(files, batch_size):
         statistics=str(files / 'real.npz'),
         samples=101,
         batch_size=batch_size,
-        metrics=('fid', 'sfid', 'is', 'prdc', 'mmd'),
+        metrics=('fid', 'sfid', 'is', 'prdc', 'mmd', 'swd'),
         progress=False,
     )
     real = statistics_files.read(files / 'real.npz')
     arrays, _ = store.load(files / 'w.safetensors')
     theirs = tiny().apply(arrays, protocol.prepare(protocol.get('edm'), images()))
+    scale = np.float64(theirs['pool']).std(axis=0, ddof=1)
     wanted = []
     for first in (0, 50000, 100000):
         _, ours = by_hand(files, first, 101, 10)
@@ -172,6 +200,7 @@ def test_a_row_by_hand(files, batch_size):
                 ),
                 'is': metrics.inception_score(ours['logits'])[0],
                 'mmd': kernels.mmd_rbf(ours['pool'], real.features, progress=False),
+                'swd': sliced_wasserstein(ours['pool'] / scale, real.features / scale),
                 **neighbours.prdc(ours['pool'], real.features, progress=False),
             }
         )

@@ -66,6 +66,7 @@ def _own_row(subject, config, options, mesh, progress, against):
         train=train,
         held_out=held_out,
         noise_shape=subject.shape,
+        trained_on=subject.trained_on,
         nfe=subject.nfe,
         progress=progress,
         against=against,

@@ -13,7 +13,7 @@ from fdistill.build.latents import decoder, decoder_of
 from fdistill.build.models import load_ema
 from fdistill.build.rewarding import choosing
 from fdistill.build.run import Run, assembled, digest_of
-from fdistill.build.sections import of_file, plain_of
+from fdistill.build.sections import of_file, plain_of, published_config
 from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion.denoiser import Denoiser
@@ -171,7 +171,7 @@ def from_weights(
         sampler.
     """
     where, about = f'--weights={path}', of_file(path, '--weights')
-    plain = dict(about['model'])
+    plain = published_config(about)
     if 'generator' in about:
         section, model = plain_of(about['generator']), published.make(plain, where)
         if 'sigma_init' not in section:

@@ -83,7 +83,7 @@ def evaluate(
         run = run._replace(digest=digest_of([run.digest, details]))
         other = f'-{run.digest[:8]}' if changed else ''
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
-    subject = subject._replace(decoded=run.decoded)
+    subject = subject._replace(decoded=run.decoded, trained_on=(*plain.get('trained_on', ()),))
     if chosen.sharded and 'given' in run.config.image:
         subject = subject._replace(given=given_of(load_data(config, 'train')))
     return measure(
@@ -165,7 +165,7 @@ def while_training(
     known = {name: of for name, of in chosen.measures(against, options).items() if of.sign}
     sign = pick(known, named, 'config.training.keep_best').sign if named is not None else 0
     split = sharding.batch_sharding(mesh) if chosen.sharded else sharding.replicated(mesh)
-    generator = built.method.generator
+    generator, trained_on = built.method.generator, (*plain.get('trained_on', ()),)
     generate = jax.jit(generator.sample, out_shardings=split)
 
     def evaluated(params, step):
@@ -174,7 +174,7 @@ def while_training(
 
         digest = digest_of(checkpoint.digests(params))
         subject = Subject(sample, built.shape, built.num_classes, generator.nfe, step, digest)
-        subject = subject._replace(decoded=decode.shape)
+        subject = subject._replace(decoded=decode.shape, trained_on=trained_on)
         if source.given:
             subject = subject._replace(given=given_of(source))
         row = measure(plain, section, workdir, subject, mesh, quiet=True, against=against)

@@ -10,6 +10,8 @@ teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a co
 start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
 path           where a teacher was degraded, `teachers.along`
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
+features       what a loss compares samples in: rows of `features.FEATURES` or of published
+               detectors, by name; `reward` likewise. What was trained on them is marked so
 discriminator  a head of `networks.HEADS`
 reward         a row of `methods.rewards.REWARDS`, by which samples are preferred
 features       a row of `encoders.ENCODERS`, what sees the features that methods without a critic
@@ -31,6 +33,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fdistill import config as configs
+from fdistill.build.trained_on import trained_on
 from fdistill.config import call
 from fdistill.data import sources
 from fdistill.errors import UserError, pick, suggest
@@ -120,7 +123,12 @@ def _of_teacher(path, where):
             f'{where}={path}: holds a student, which makes samples and denoises no more; name the '
             'file of its teacher'
         )
-    return about['model']
+    return published_config(about)
+
+
+def published_config(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a config that a file of weights, of which `about` is said, has."""
+    return about['model'] | {name: about[name] for name in ('trained_on',) if name in about}
 
 
 # What says of a teacher which network it is: (its place, what that is called) -> config.
@@ -152,7 +160,8 @@ def resolve(
     """The config that a run keeps: plain values, complete without the teacher's folder or the data.
 
     A network or denoiser that is left out is that of `start`, or else the teacher's; a network that
-    has no name is that one but for the settings that are given. `image` notes what a sample is.
+    has no name is that one but for the settings that are given. `image` notes what a sample is,
+    `trained_on` which features it is trained on, if any.
 
     Args:
       config: sections.
@@ -173,7 +182,7 @@ def resolve(
     for name in ('network', 'denoiser', 'fake_score', 'discriminator', 'reward', 'features'):
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
-    plain['image'] = image_of(source)
+    plain['image'], ancestors = image_of(source), []
     for part in ('start', 'teacher'):
         section, told = plain.get(part, {}), known.get(part)
         for kind in (kind for kind in KNOWN if kind in section):
@@ -181,6 +190,7 @@ def resolve(
             if not isinstance(section[kind], str):
                 raise UserError(f'{at}={section[kind]!r}: must be a path, in quotes')
             about = KNOWN[kind](section[kind], at) if told is None else told
+            ancestors.append(about)
             image = dict(about['image'])
             if kind == 'weights' and 'latents' in plain['image']:
                 # What was published does not say whose latents it makes.
@@ -194,6 +204,8 @@ def resolve(
                 plain.setdefault(name, section[name])
             if 'name' not in plain['network']:
                 plain['network'] = section['network'] | plain['network']
+    if names := trained_on(plain, source, ancestors):
+        plain['trained_on'] = names
     return plain
 
 

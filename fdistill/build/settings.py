@@ -26,7 +26,7 @@ from fdistill.training.loop import Training
 from fdistill.types import PLAIN, Continuous, Free, Place
 
 # Sections that may differ between a run and its resumption; single settings say `Free` themselves.
-FREE = ('mesh', 'evaluation', 'origin', 'changes')
+FREE = ('mesh', 'evaluation', 'trained_on', 'origin', 'changes')
 # Sections that take a row of a table by name.
 NAMED = {
     'data': sources.SOURCES,
@@ -38,7 +38,7 @@ NAMED = {
     **{f'method.{name}': table for name, table in TABLES.items()},
 }
 # Arguments of these functions that are no settings.
-OTHERS = {'split', 'progress', 'against', 'name', 'rewards'}
+OTHERS = {'split', 'progress', 'against', 'rewards', 'trained_on', 'name'}
 
 
 def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 
 from fdistill.data.sources import MIXTURES, Source, mixture_parameters, quantise, to_float
-from fdistill.evaluation import features, metrics, neighbours
+from fdistill.evaluation import features, independent, metrics, neighbours, sliced
 from fdistill.evaluation.frechet import Moments, frechet_distance
 from fdistill.evaluation.protocol import Measure, Protocol, short
 
@@ -24,6 +24,7 @@ SEARCHED = 2000
 DISTANCES = {
     'fd_held_out': Measure('Fréchet distance to held-out data', 'squared classifier features', -1),
     'fd_train': Measure('Fréchet distance to training data', 'squared classifier features', -1),
+    **independent.MEASURES,
 }
 OTHERS = {
     'pixel_fd': Measure(
@@ -81,6 +82,8 @@ class Reference(NamedTuple):
       SEARCHED held-out images; None for points.
     searched: float32 [M, d], the classifier's features of M = min(SEARCHED, all) training images,
       the same in every evaluation; None for points.
+    encoders: those of `independent.ENCODERS`, of at most SEARCHED images of either split; none for
+      points.
     """
 
     train: Source
@@ -89,10 +92,12 @@ class Reference(NamedTuple):
     moments: Mapping[tuple[str, str], Moments]
     held_out_distance: float | None
     searched: np.ndarray | None
+    encoders: tuple[independent.Encoder, ...] = ()
 
 
 def reference(train: Source, held_out: Source, seed: int = 0, progress: bool = True) -> Reference:
-    """Prepares the comparison with real data; trains the classifier unless it is in the cache.
+    """Prepares the comparison with real data; trains the classifier and the encoders that learn
+    unless they are in the cache.
 
     Args:
       train, held_out: Sources of the same data set.
@@ -129,8 +134,27 @@ def reference(train: Source, held_out: Source, seed: int = 0, progress: bool = T
     }
     unseen, seen = (to_float(_some(s.images), s.levels) for s in (held_out, train))
     distance = metrics.nearest_neighbour(unseen, train.images, train.levels).mean()
+    chosen = _some(np.arange(len(held_out.images)))
+    encoders = []
+    for name, own in independent.ENCODERS:
+        extractor = features.get(name, train, progress, seed=own)
+        encoders.append(
+            independent.encoder(
+                extractor,
+                _moments(extractor, train.images, train.levels),
+                extractor.apply(seen),
+                extractor.apply(unseen),
+                held_out.labels[chosen],
+            )
+        )
     return Reference(
-        train, held_out, (classifier, pixels), moments, distance, classifier.apply(seen)
+        train,
+        held_out,
+        (classifier, pixels),
+        moments,
+        distance,
+        classifier.apply(seen),
+        tuple(encoders),
     )
 
 
@@ -228,6 +252,7 @@ def evaluate(
     against: Reference | None = None,
     noise_shape: tuple[int, ...] | None = None,
     rewards: Mapping[str, Judge] = {},
+    trained_on: Collection[str] = (),
 ) -> dict[str, Any]:
     """Samples a generator and measures it.
 
@@ -244,16 +269,20 @@ def evaluate(
       against: Reference(train, held_out), to save making it again in every evaluation.
       noise_shape: of the noise of one sample; default: as of the data.
       rewards: {number: `Judge`} of further numbers, means over the samples.
+      trained_on: names of features that the generator was trained on.
 
     Returns:
       For images, of which the samples are first rounded to the grey levels of the data, the row
-      {nfe, fd_held_out, fd_train, pixel_fd, precision, recall, density, coverage, accuracy,
-      diversity, nn_ratio, seconds, protocol}, with Frechet distances in the classifier's features
-      against either split and in pixels against the training split, and `neighbours.prdc` in the
-      classifier's features, of at most SEARCHED samples against as many training images; see
-      `metrics` for the others. For points {nfe, modes, kl, high_quality,
-      within, spread, pixel_fd, seconds, protocol}, without the four of `mode_coverage` if the data
-      is no named mixture. `protocol` maps each measured key to its full name.
+      {nfe, fd_held_out, fd_train, fd_ratio, sliced_wasserstein, pixel_fd, precision, recall,
+      density, coverage, accuracy, diversity, nn_ratio, seconds, protocol, details}, with Frechet
+      distances in the classifier's features against either split and in pixels against the training
+      split, means of `independent.relative` over the encoders, each of which stands in
+      details['encoders'], and `neighbours.prdc` in the classifier's features, of at most SEARCHED
+      samples against as many training images; see `metrics` for the others. For points {nfe, modes,
+      kl, high_quality, within, spread, pixel_fd, seconds, protocol}, without the four of
+      `mode_coverage` if the data is no named mixture. `protocol` maps each measured key to its full
+      name; `trained_on`, where there are such, lists the keys whose features the generator was
+      trained on.
 
     Raises:
       ValueError: a setting out of range, see `check`, or samples of a wrong shape or not finite.
@@ -272,7 +301,7 @@ def evaluate(
         noise_shape=noise_shape,
     )
     images = quantise(generated, train.levels)
-    row = _row(images, labels, against, nfe, seconds, labelling, seed)
+    row = _row(images, labels, against, nfe, seconds, labelling, seed, trained_on)
     for key, judge in rewards.items():
         row[key] = float(np.mean(judge.apply(images, condition)))
         protocol = Protocol(judge.features, samples, 'alone', train.levels, labelling, seed)
@@ -293,7 +322,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in row.items()
-        if key not in ('step', 'nfe', 'seconds', 'protocol', 'details')
+        if key not in ('step', 'nfe', 'seconds', 'protocol', 'trained_on', 'details')
     }
 
 
@@ -367,18 +396,22 @@ def _moments(extractor, images, levels, block=10000):
     return moments
 
 
-def _row(images, labels, against, nfe, seconds, labelling, seed):
+def _row(images, labels, against, nfe, seconds, labelling, seed, trained_on=()):
     """All metrics of finished samples; see `evaluate`."""
     train = against.train
     points = train.images.ndim == 2
     pixels = against.features[-1]
-    measured, protocol = {}, {}
+    measured, protocol, marked, details = {}, {}, [], {}
 
-    def put(key, metric, value, extractor=pixels.name, reference='train', count=len(images)):
+    def put(key, metric, value, *extractors, reference='train', count=len(images)):
+        names = extractors or (pixels.name,)
         measured[key] = value
-        protocol[key] = Protocol(extractor, count, reference, train.levels, labelling, seed).name(
-            metric
-        )
+        protocol[key] = Protocol(
+            '+'.join(names), count, reference, train.levels, labelling, seed
+        ).name(metric)
+        # The density of a named mixture is known without any features.
+        if reference not in MIXTURES and any(name in trained_on for name in names):
+            marked.append(key)
 
     def distance(ours, extractor, reference):
         real = against.moments[extractor.name, reference]
@@ -398,7 +431,17 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
         classifier = against.features[0]
         ours = _moments(classifier, images, 0)
         for key, split in (('fd_held_out', 'held-out'), ('fd_train', 'train')):
-            put(key, 'fd', distance(ours, classifier, split), classifier.name, split)
+            put(key, 'fd', distance(ours, classifier, split), classifier.name, reference=split)
+        details['encoders'] = {
+            of.features.name: independent.relative(of, of.features.apply(images), labels)
+            for of in against.encoders
+        }
+        for key, metric in (
+            ('fd_ratio', 'fd_ratio'),
+            ('sliced_wasserstein', f'sliced_wasserstein{sliced.P}-{sliced.DIRECTIONS}'),
+        ):
+            values = [found[key] for found in details['encoders'].values()]
+            put(key, metric, float(np.mean(values)), *details['encoders'])
         put('pixel_fd', 'fd', in_pixels)
         searched = _some(images)
         whole = len(against.searched) == len(train.images)
@@ -407,7 +450,14 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
             classifier.apply(searched), against.searched, progress=False
         ).items():
             k = neighbours.K if key in ('precision', 'recall') else neighbours.K_DENSITY
-            put(key, f'{key}-k{k}', value, classifier.name, part, len(searched))
+            put(
+                key,
+                f'{key}-k{k}',
+                value,
+                classifier.name,
+                reference=part,
+                count=len(searched),
+            )
         put(
             'accuracy',
             'accuracy',
@@ -417,4 +467,6 @@ def _row(images, labels, against, nfe, seconds, labelling, seed):
         put('diversity', 'diversity', metrics.diversity(images, labels))
         ratio = metrics.nn_ratio(searched, train.images, against.held_out_distance, train.levels)
         put('nn_ratio', 'nn_ratio', ratio)
-    return {'nfe': nfe, **measured, 'seconds': seconds, 'protocol': protocol}
+    row = {'nfe': nfe, **measured, 'seconds': seconds, 'protocol': protocol}
+    told = {'trained_on': marked, 'details': details}
+    return row | {name: said for name, said in told.items() if said}

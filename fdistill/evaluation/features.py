@@ -1,7 +1,8 @@
-"""Feature functions for Frechet distances: a classifier trained once on the data itself, or the
-pixels."""
+"""Feature functions for Frechet distances: a classifier trained once on the data itself, a network
+trained to see how an image is turned, one that is trained for nothing, or the pixels."""
 
 import hashlib
+import inspect
 import itertools
 import zipfile
 from collections.abc import Callable
@@ -83,18 +84,28 @@ class Features(NamedTuple):
     classify: Callable[[np.ndarray], np.ndarray] | None
 
 
-def get(name: str, source: Source, **options: Any) -> Features:
+def classifier_name(source: Source, seed: int = 0) -> str:
+    """What a classifier's features are called in a protocol, see `classifier_features`."""
+    recipe = LARGE if convolutional(source.images.shape[1:]) else SMALL
+    return f'{source.name}-{recipe.name}' + (f'-s{seed}' if seed else '')
+
+
+def get(name: str, source: Source, progress: bool = True, **options: Any) -> Features:
     """Builds the features FEATURES[name] for a data set.
 
     Args:
-      name: 'classifier' or 'pixels'.
+      name: a key of FEATURES.
       source: Source of the training split.
-      **options: keyword arguments of the function.
+      progress: show a bar where features are trained and it takes longer than two seconds.
+      **options: other keyword arguments of the function.
 
     Raises:
       ValueError: unknown name.
     """
-    return pick(FEATURES, name, 'features')(source, **options)
+    made = pick(FEATURES, name, 'features')
+    if 'progress' in inspect.signature(made).parameters:
+        options['progress'] = progress
+    return made(source, **options)
 
 
 def pixel_features(source: Source) -> Features:
@@ -191,8 +202,109 @@ def trained_classifier(
         raise ValueError(
             f'the cached classifier {str(path)!r} cannot be read ({error}): delete the file'
         ) from error
-    name = f'{source.name}-{recipe.name}' + (f'-s{seed}' if seed else '')
-    return Trained(name, model.apply, params, scale)
+    return Trained(classifier_name(source, seed), model.apply, params, scale)
+
+
+def turned_features(source: Source, progress: bool = True, **options: Any) -> Features:
+    """Those of a classifier that tells how an image was turned, and knows nothing of its class.
+
+    Half a turn or none; of square images also a quarter, either way, so that mirroring changes no
+    answer. Each image is seen in one way.
+
+    Args:
+      source, progress: as of `classifier_features`.
+      **options: its other arguments.
+
+    Returns:
+      Features named as those of a data set '<data set>-turns', d = 32.
+
+    Raises:
+      ValueError: points in place of images.
+
+    Reference: Gidaris et al., Unsupervised representation learning by predicting image rotations,
+      ICLR 2018.
+    """
+    turned = _turned(source) if source.images.ndim == 4 else source
+    return get('classifier', turned, progress, **options)._replace(classify=None)
+
+
+def turned_name(source: Source, seed: int = 0) -> str:
+    """What `turned_features` are called."""
+    return classifier_name(source._replace(name=f'{source.name}-turns'), seed)
+
+
+def _turned(source):
+    images = np.array(source.images)
+    square = images.shape[1] == images.shape[2]
+    kinds = 3 if square else 2
+    labels = np.random.RandomState(0).permutation(len(images)) % kinds
+    for kind in range(1, kinds):
+        quarters = kind if square else 2
+        images[labels == kind] = np.rot90(images[labels == kind], quarters, (1, 2))
+    return Source(images, labels.astype(np.int32), kinds, source.levels, f'{source.name}-turns')
+
+
+def random_features(source: Source, seed: int = 0) -> Features:
+    """Two layers of random convolutions 3 x 3 with ReLU, of 32 and 16 channels, the second at half
+    the side (from 16 x 16 pixels on the first, too); means of its channels over the quarters of the
+    image, scaled to unit std over 2000 training images. Nothing is trained: they see texture and
+    edges.
+
+    Args:
+      source: Source of the training split, images.
+      seed: integer >= 0.
+
+    Returns:
+      Features named '<data set>-random' (with '-s<seed>' behind it if the seed is not 0), d = 64.
+
+    Raises:
+      ValueError: points in place of images.
+
+    Reference: Naeem et al., Reliable fidelity and diversity metrics for generative models, ICML
+      2020, section 3.3, on networks that are not trained.
+    """
+    if source.images.ndim != 4:
+        raise ValueError(f'{source.name!r} has no images to convolve: use the features pixels')
+    # A frozen stream of random numbers, as the number must not change with jax.
+    random, channels = np.random.RandomState(seed), source.images.shape[3]
+    stride = 2 if convolutional(source.images.shape[1:]) else 1
+    first, second, bias = (
+        np.float32(std * random.normal(size=shape))
+        for std, shape in (
+            ((2 / (9 * channels)) ** 0.5, (3, 3, channels, 32)),
+            ((2 / (9 * 32)) ** 0.5, (3, 3, 32, 16)),
+            (0.5, (32,)),
+        )
+    )
+
+    def convolve(x, kernel, stride):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            'SAME',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            precision='highest',
+        )
+
+    @jax.jit
+    def network(x):
+        x = jax.nn.relu(convolve(x, first, stride) + bias)
+        x = jax.nn.relu(convolve(x, second, 2))
+        shape = (len(x), 2, 2, x.shape[3])
+        return jax.image.resize(x, shape, 'linear', precision='highest').reshape(len(x), -1)
+
+    some = source.images[:: max(1, len(source.images) // 2000)]
+    scale = _in_blocks(network, some, source.levels).std(axis=0)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    return Features(
+        random_name(source, seed), lambda images: _in_blocks(network, images) / scale, None
+    )
+
+
+def random_name(source: Source, seed: int = 0) -> str:
+    """What `random_features` are called."""
+    return f'{source.name}-random' + (f'-s{seed}' if seed else '')
 
 
 def _train(model, source, seed, recipe, progress):
@@ -257,4 +369,16 @@ def _in_blocks(function, images, levels=0):
     return np.concatenate(outputs)
 
 
-FEATURES = {'classifier': classifier_features, 'pixels': pixel_features}
+FEATURES = {
+    'classifier': classifier_features,
+    'pixels': pixel_features,
+    'turns': turned_features,
+    'random': random_features,
+}
+# (source, seed) -> what they are called, without making them.
+NAMES = {
+    'classifier': classifier_name,
+    'pixels': lambda source, seed=0: 'pixels',
+    'turns': turned_name,
+    'random': random_name,
+}

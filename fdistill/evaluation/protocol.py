@@ -41,6 +41,11 @@ class Protocol(NamedTuple):
         return f'{metric}[{",".join(parts)}]'
 
 
+# What stands beside a number wherever its features, or some of them, were part of the training: it
+# says how well that was done, and not how good the samples are.
+MARK = 'trained on it'
+
+
 class Measure(NamedTuple):
     """What a number is, for people.
 

@@ -24,6 +24,7 @@ from fdistill.evaluation import (
 from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation.evaluate import noise
 from fdistill.evaluation.protocol import Measure
+from fdistill.evaluation.sliced import sliced_wasserstein
 from fdistill.evaluation.statistics import MAX_KEPT, Statistics
 from fdistill.evaluation.subject import Subject
 from fdistill.training import sharding
@@ -91,6 +92,12 @@ def _mmd(collected, real, progress):
     return {'mmd': kernels.mmd_rbf(collected.features['pool'], real.features, progress=progress)}
 
 
+def _sliced(collected, real, progress):
+    std = np.sqrt(np.diagonal(real.covariance))
+    scale = np.where(std > 0, std, 1.0)
+    return {'swd': sliced_wasserstein(collected.features['pool'] / scale, real.features / scale)}
+
+
 def _infinity(collected, real, progress):
     limit = frechet.frechet_infinity(
         collected.features['pool'], real.mean, real.covariance, progress=progress
@@ -143,6 +150,17 @@ METRICS = {
     'mmd': Metric(
         _mmd,
         {'mmd': Measure('Gaussian MMD between directions of features', '1000 squared MMD', -1)},
+        needs=('pool',),
+        present=functools.partial(_kept, 2),
+        distance=True,
+    ),
+    'swd': Metric(
+        _sliced,
+        {
+            'swd': Measure(
+                'sliced Wasserstein distance', 'standard deviations of a real feature', -1
+            )
+        },
         needs=('pool',),
         present=functools.partial(_kept, 2),
         distance=True,
@@ -353,10 +371,10 @@ def measure(
       progress: show a bar on process 0.
 
     Returns:
-      {nfe, <metric>: what the protocol reports, protocol: {<metric>: full name}, details:
-      {over_ranges: {<metric>: {min, mean, std}}, ranges: [{seeds, <metric>}], rules, samples,
-      detector, statistics}}. A metric of another number of samples than the protocol's has that in
-      its key, as fid5k.
+      {nfe, <metric>: what the protocol reports, protocol: {<metric>: full name}, trained_on: its
+      keys, where the generator was trained on the detector, details: {over_ranges: {<metric>: {min,
+      mean, std}}, ranges: [{seeds, <metric>}], rules, samples, detector, statistics}}. A metric of
+      another number of samples than the protocol's has that in its key, as fid5k.
 
     Raises:
       UserError: no images, or statistics of another protocol, detector or weights, or without what
@@ -406,7 +424,8 @@ def measure(
             'sha256': statistics.digest(real),
         },
     }
-    return {**row, 'protocol': full, 'details': details}
+    marked = {'trained_on': list(full)} if rules.detector in subject.trained_on else {}
+    return {**row, 'protocol': full, **marked, 'details': details}
 
 
 def measures(
@@ -452,6 +471,8 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the metrics that an earlier one of the same weights, statistics, samples and
     checkpoint has besides."""
     row = old | new | {'protocol': old['protocol'] | new['protocol']}
+    if 'trained_on' in new:
+        row['trained_on'] = list(row['protocol'])
     details = old['details'] | new['details']
     details['over_ranges'] = old['details']['over_ranges'] | new['details']['over_ranges']
     details['ranges'] = [

@@ -14,6 +14,7 @@ class Subject(NamedTuple):
     given(index) -> {name: [n, ...]}: the conditions of the samples of an index, where there is more
       to them than a label that a protocol could choose.
     decoded: shape of samples, where it is another than the noise's, as of decoded latents.
+    trained_on: names of the features that it was trained on, as in a protocol.
     """
 
     sample: Callable[..., Any]
@@ -24,6 +25,7 @@ class Subject(NamedTuple):
     digest: str = ''
     given: Callable[[Any], Mapping[str, Any]] = lambda index: {}
     decoded: tuple[int, ...] | None = None
+    trained_on: tuple[str, ...] = ()
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -55,12 +57,15 @@ class Details(TypedDict, total=False):
     ranges: list[dict]
     versions: dict[str, str]
     checkpoint: str
+    encoders: dict[str, dict]
 
 
 class Row(TypedDict):
     """A row as `eval/` and `result.json` keep it; what has a key in `protocol` is a number, or the
-    name of one that is not finite."""
+    name of one that is not finite. `trained_on` has the keys of those whose features the generator
+    was trained on."""
 
     step: int
     protocol: dict[str, str]
+    trained_on: NotRequired[list[str]]
     details: NotRequired[Details]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fdistill.config import parameters
+from fdistill.evaluation.protocol import MARK
 from fdistill.export.model import Exportable
 from fdistill.files import disk
 from fdistill.methods import METHODS
@@ -161,10 +162,14 @@ def _measured(model):
     rows = []
     for row in model.evaluations:
         names: Mapping[str, str] = row.get('protocol', {})
-        rows += [(name, row[key]) for key, name in names.items() if key in row]
+        marked = row.get('trained_on', ())
+        rows += [(name, row[key], key in marked) for key, name in names.items() if key in row]
     if not rows:
         return 'Nothing was measured of these weights; `fdistill evaluate` does.'
-    shown = [(f'`{name}`', f'{v:.6g}' if isinstance(v, float) else v) for name, v in rows]
+    shown = [
+        (f'`{name}`', (f'{v:.6g}' if isinstance(v, float) else str(v)) + f' ({MARK})' * seen)
+        for name, v, seen in rows
+    ]
     return _table(('number, with its protocol', 'value'), shown)
 
 

@@ -35,6 +35,8 @@ def write(model: Exportable, folder: pathlib.Path) -> None:
     more = {'data': model.name}
     if model.method:
         more['method'] = json.dumps(model.method, sort_keys=True)
+    if names := model.run.config.get('trained_on'):
+        more['trained_on'] = json.dumps(list(names))
     if model.steps is not None:
         more['generator'] = json.dumps(model.steps._asdict())
     denoisers.save(

@@ -10,6 +10,7 @@ import numpy as np
 import tqdm
 
 from fdistill.errors import UserError
+from fdistill.evaluation.protocol import MARK
 from fdistill.files import disk
 from fdistill.report import collect, page, pictures, plots, summary
 
@@ -102,23 +103,30 @@ def _figures(comparison, notes, quiet):
                 len(groups),
             )
     for key, kind in comparison['measures'].items():
-        rows = [(group['name'], colour[group['name']], group['measures'][key]) for group in groups]
+        rows = [
+            (_marked(group, key), colour[group['name']], group['measures'][key]) for group in groups
+        ]
         if any(row[2]['mean'] is not None for row in rows):
             caption = (
                 f'{key} ({kind["unit"]}): mean and 95 % interval over the seeds, '
-                'which are the ticks.'
+                f'which are the ticks.{_legend(groups, key)}'
             )
             job('measures', key, caption, plots.by_group, rows, key, kind['unit'])
     chosen = comparison['measure']
     unit = f'{chosen} ({comparison["measures"][chosen]["unit"]})'
     if len({group['nfe'] for group in groups if group['nfe'] is not None}) > 1:
         points = _points(
-            groups, colour, lambda group: {'mean': group['nfe'], 'half': None}, _measured(chosen)
+            groups,
+            colour,
+            lambda group: {'mean': group['nfe'], 'half': None},
+            _measured(chosen),
+            chosen,
         )
         job(
             'measures',
             f'{chosen} against evaluations',
-            f'{chosen} against network evaluations a sample, 95 % intervals.',
+            f'{chosen} against network evaluations a sample, 95 % intervals.'
+            f'{_legend(groups, chosen)}',
             plots.plane,
             points,
             'network evaluations a sample',
@@ -144,9 +152,9 @@ def _figures(comparison, notes, quiet):
             job(
                 'measures',
                 f'{y} against {x}',
-                f'{what}, 95 % intervals.',
+                f'{what}, 95 % intervals.{_legend(groups, x, y)}',
                 plots.plane,
-                _points(groups, colour, _measured(x), _measured(y)),
+                _points(groups, colour, _measured(x), _measured(y), x, y),
                 *labels,
             )
     r = np.geomspace(1e-3, 1e3, 241)
@@ -197,13 +205,17 @@ def _figures(comparison, notes, quiet):
             job('divergences', f'logged {key}', caption, plots.by_group, rows, title, unit)
     for key, by in comparison['quality'].items():
         unit = summary.measure(key).unit
-        caption = f'{key} ({unit}) while training: mean of the seeds with its 95 % interval.'
+        caption = (
+            f'{key} ({unit}) while training: mean of the seeds with its 95 % interval.'
+            f'{_legend(groups, key)}'
+        )
+        shown = {group['name']: _marked(group, key) for group in groups}
         job(
             'quality',
             f'{key} on the way',
             caption,
             plots.curves,
-            [(name, colour[name], found) for name, found in by.items()],
+            [(shown[name], colour[name], found) for name, found in by.items()],
             f'{key} ({unit})',
         )
     for key, by in comparison['curves'].items():
@@ -239,8 +251,21 @@ def _measured(key):
     return lambda group: group['measures'][key]
 
 
-def _points(groups, colour, x, y):
-    points = [(group['name'], colour[group['name']], x(group), y(group)) for group in groups]
+def _marked(group, *keys):
+    """The name of a group in a figure of these measures; labels have no room for words."""
+    seen = any(group['measures'][key]['trained_on'] for key in keys)
+    return f'† {group["name"]}' if seen else group['name']
+
+
+def _legend(groups, *keys):
+    seen = any(_marked(group, *keys) != group['name'] for group in groups)
+    return f' †: {MARK}, so no evidence of quality.' if seen else ''
+
+
+def _points(groups, colour, x, y, *keys):
+    points = [
+        (_marked(group, *keys), colour[group['name']], x(group), y(group)) for group in groups
+    ]
     return [
         point for point in points if point[2]['mean'] is not None and point[3]['mean'] is not None
     ]

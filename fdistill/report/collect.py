@@ -22,6 +22,9 @@ HEALTH = ('diversity', 'saturation')  # of `metrics.health`, as they are logged
 # Of the data: what changes neither the real data nor what samples are compared with.
 SAME_DATA = ('data.flip', 'data.data_dir', 'data.labelled')
 
+# Of a row: what is said of its numbers.
+TOLD = ('protocol', 'trained_on', 'details')
+
 # Steps [n], {name: [n] numbers}, and seconds of training at each step, or None where unknown.
 Curves = tuple[list[int], dict[str, list[float]], list[float] | None]
 
@@ -140,15 +143,13 @@ def _run(folder):
         row, measured = known.get('row'), _rows(folder)
         if row and (more := measured.get(row.get('step'))):
             both = {key: more.get(key, {}) | row.get(key, {}) for key in ('protocol', 'details')}
+            both['trained_on'] = [*more['trained_on'], *row.get('trained_on', ())]
             known = known | {'row': more | row | both}
     elif measured := _rows(folder):
         known = {'status': 'done', 'row': [*measured.values()][-1]}
     row = known.get('row')
     if row is not None:
-        row = {
-            key: value if key in ('protocol', 'details') else number(value)
-            for key, value in row.items()
-        }
+        row = {key: value if key in TOLD else number(value) for key, value in row.items()}
         if row.get('step') != config.get('training', {}).get('steps'):
             settings['step'] = row.get('step')
     return Run(
@@ -178,13 +179,14 @@ def _rows(folder):
         row = _checked(path, disk.read_json(path, Row, AGAIN))
         if 'solver' in row.get('details', {}):
             continue  # Another than the run's own.
-        merged = rows.setdefault(row['step'], {'protocol': {}, 'details': {}})
+        merged = rows.setdefault(row['step'], {'protocol': {}, 'details': {}, 'trained_on': []})
         rules = row.get('details', {}).get('rules', {}).get('name')
         for key, name in row.get('protocol', {}).items():
             known = f'{key} {rules}' if rules else key
             if merged['protocol'].get(known, name) != name:
                 known += f' {row["details"]["statistics"]["reference"]}'
             merged['protocol'][known], merged[known] = name, row.pop(key)
+            merged['trained_on'] += [known] if key in row.get('trained_on', ()) else []
             if rules:
                 used = [
                     row['details'].get(part, {}).get('sha256', '')
@@ -192,9 +194,7 @@ def _rows(folder):
                 ]
                 merged['details'].setdefault('digests', {})[known] = used
         merged['details'] |= row.get('details', {})
-        merged.update(
-            {key: value for key, value in row.items() if key not in ('protocol', 'details')}
-        )
+        merged.update({key: value for key, value in row.items() if key not in TOLD})
     return dict(sorted(rows.items()))
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fdistill.evaluation.protocol import MARK
 from fdistill.report import summary
 
 PAIRS = 100  # tests a table shows, the clearest first; report.json has all
@@ -167,7 +168,7 @@ def _comparison(comparison, differing, figures):
     groups, chosen = comparison['groups'], comparison['measure']
     keys = [chosen, *(key for key in comparison['measures'] if key != chosen)]
     blocks = [
-        Text(word, strong=word.startswith('not separated'))
+        Text(word, strong=word.startswith(('not separated', MARK)))
         for word in comparison['rankings'][chosen]['words']
     ]
     rows = {row['group']: row for row in comparison['rankings'][chosen]['rows']}
@@ -265,7 +266,11 @@ def _logged(groups):
 
 def _tests(ranking):
     places = [
-        [row['group'], _place(row), ', '.join(row['not_separated']) or 'none']
+        [
+            row['group'] + f' ({MARK})' * (row['group'] in ranking['trained_on']),
+            _place(row),
+            ', '.join(row['not_separated']) or 'none',
+        ]
         for row in ranking['rows']
     ]
     blocks = [
@@ -347,7 +352,8 @@ def interval(mean: float | None, half: float | None) -> str:
 def _score(found):
     lost = f', {found["not_finite"]} not finite' if found.get('not_finite') else ''
     alone = ' (n = 1)' if found['n'] == 1 else ''
-    return interval(found['mean'], found['half']) + alone + lost, found['mean']
+    seen = f', {MARK}' if found.get('trained_on') else ''
+    return interval(found['mean'], found['half']) + alone + lost + seen, found['mean']
 
 
 def _place(row):

@@ -12,7 +12,7 @@ import scipy
 from fdistill import divergences
 from fdistill.errors import UserError, suggest
 from fdistill.evaluation import evaluate
-from fdistill.evaluation.protocol import Measure
+from fdistill.evaluation.protocol import MARK, Measure
 from fdistill.evaluation.scores import MEASURES as PUBLISHED
 from fdistill.files import disk
 from fdistill.report import collect, statistics
@@ -66,7 +66,8 @@ def summarise(runs: Sequence[collect.Run], wanted: str | None = None) -> dict[st
 
     Args:
       runs: of `collect.runs`.
-      wanted: measure to rank by; default: the first of `MEASURES` that a comparison has.
+      wanted: measure to rank by; default: the first of `MEASURES` that a comparison has and no run
+        in it was trained on.
 
     Returns:
       dict of plain values: versions, runs, differing and common settings, notes, and comparisons,
@@ -267,11 +268,13 @@ def _comparison(runs, failed, names, wanted):
     """Everything about runs that may be compared."""
     keys = list(dict.fromkeys(key for run in runs for key in evaluate.numbers(run.row)))
     keys.sort(key=lambda key: list(MEASURES).index(key) if key in MEASURES else len(MEASURES))
-    chosen = wanted if wanted in keys else keys[0]
     members = {}
     for run in [*runs, *failed]:
         members.setdefault(names[as_text(run.settings)], []).append(run)
     groups = [_group(name, of, keys) for name, of in members.items()]
+    # A number that some were trained on ranks these first for that alone.
+    apart = [key for key in keys if not any(of['measures'][key]['trained_on'] for of in groups)]
+    chosen = wanted if wanted in keys else [*apart, *keys][0]
     rankings = {key: _ranking(groups, key) for key in keys}
     order = {row['group']: index for index, row in enumerate(rankings[chosen]['rows'])}
     groups.sort(key=lambda group: order.get(group['name'], len(order)))
@@ -316,6 +319,7 @@ def _group(name, runs, keys):
         found['measures'][key] = statistics.interval(list(values.values()))._asdict() | {
             'values': values,
             'not_finite': lost,
+            'trained_on': any(key in run.row.get('trained_on', ()) for run in done),
         }
     trained = [(run, collect.logged(run)[1]) for run in done]
     for key in STATISTICS:
@@ -363,16 +367,28 @@ def _ranking(groups, key):
         }
         for pair in pairs
     ]
-    return {'rows': rows, 'tests': tests, 'words': _words(key, kind, rows, pairs)}
+    marked = [group['name'] for group in groups if group['measures'][key]['trained_on']]
+    return {
+        'rows': rows,
+        'tests': tests,
+        'trained_on': marked,
+        'words': _words(key, kind, rows, pairs, marked),
+    }
 
 
-def _words(key, kind, rows, pairs):
+def _words(key, kind, rows, pairs, marked):
     end = {
         1: 'more is better',
         -1: 'less is better',
         0: f'neither end is better ({kind.ideal}), sorted from small to large',
     }
     words = [f'{key} ({kind.unit}): {end[kind.sign]}.']
+    if marked:
+        words.append(
+            f'{MARK}: {", ".join(marked)}. The features of this number were part of their '
+            'training, so that it says how well they were trained and not how good their samples '
+            'are; their places and tests are no evidence against groups that were not.'
+        )
     if len(rows) < 2:
         return [*words, 'One group: nothing to compare.']
     seeds = [pair.test.n for pair in pairs]
@@ -396,14 +412,14 @@ def _words(key, kind, rows, pairs):
             'are not separated.'
         )
     first = rows[0]
+    name = first['group'] + f' ({MARK})' * (first['group'] in marked)
     which = {1: 'highest', -1: 'lowest', 0: 'smallest'}[kind.sign]
     if first['not_separated']:
         words.append(
-            f'not separated: {first["group"]}, of the {which} mean, and '
-            f'{", ".join(first["not_separated"])}.'
+            f'not separated: {name}, of the {which} mean, and {", ".join(first["not_separated"])}.'
         )
     else:
-        words.append(f'{first["group"]}, of the {which} mean, is separated from every other group.')
+        words.append(f'{name}, of the {which} mean, is separated from every other group.')
     return words
 
 

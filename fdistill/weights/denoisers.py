@@ -8,6 +8,7 @@ published in. The metadata holds, as text:
     licence          of the weights
     source, source_sha256    the published file
     derived_from     JSON: files that it was made from, [{'name', 'sha256', 'licence'}, ...]
+    trained_on       JSON: names of the features that it was trained on, where there are such
     generator        of a student, JSON: its `methods.generator.Steps`; of a flow map its `Jumps`
 
 Beside it lies the report, the same name with .json: all of this, and of every array where it was
@@ -198,7 +199,7 @@ def about(path: disk.Path) -> dict[str, Any]:
             f'{path}: holds {row.get("kind")!r:.40}, not a denoiser; make one with '
             '`fdistill convert teacher`'
         )
-    kinds = {'model': Model, 'derived_from': list, 'generator': dict}
+    kinds = {'model': Model, 'derived_from': list, 'generator': dict, 'trained_on': list[str]}
     try:
         store.check_said(row, 'model', 'licence', 'derived_from')
         read = {key: disk.from_json(row[key], kind) for key, kind in kinds.items() if key in row}
