@@ -4,8 +4,8 @@
     fdistill train --config=configs/digits_diff_ratio.py --workdir=runs/digits-diff-ratio
     fdistill evaluate --workdir=runs/digits-diff-ratio
 
-It begins as runs/digits-teacher (configs/digits_teacher.py). About 30 CPU-seconds; measured values are in
-docs/results.md.
+It begins as runs/digits-teacher (configs/digits_teacher.py). About 40 CPU-seconds; measured values
+are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

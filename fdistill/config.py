@@ -68,8 +68,8 @@ class Sections(TypedDict, total=False):
     path: dict
     method: Named
     discriminator: Named | str
-    features: Named | str | list[Named | str]
     reward: Named | str
+    features: Named | str
     optimizer: dict[str, dict]
     training: dict
     mesh: dict

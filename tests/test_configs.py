@@ -37,6 +37,7 @@ LARGE = (
     'cifar10_sid.py',
     'cifar10_sida.py',
     'cifar10_uni_instruct.py',
+    'cifar10_real_uid.py',
     'cifar10_edm_js.py',
     'cifar10_edm_forward_kl.py',
     'cifar10_edm_reverse_kl.py',

@@ -25,6 +25,9 @@ HEALTHY = {
     'student/sample_std': 0.9 + NOISE,
     'student/data_std': 1 + NOISE / 10,
     'student/score_gap': np.exp(NOISE - STEPS / 1000),
+    'student/kl': 2 + NOISE,
+    'student/kl_noise': 0.05,
+    'student/kl_seen': 3 + NOISE,
     'student/skipped': 0 * STEPS,
     'critic/skipped': 0 * STEPS,
 }
@@ -100,6 +103,23 @@ RISING, HOLE = np.exp(STEPS / 100), np.where(STEPS == 500, np.nan, 1.0)
         ('student/score_gap', 'wrong', 'moves away from the', {'student__score_gap': RISING}),
         ('student/denoiser_gap', 'wrong', 'moves away', {'student__denoiser_gap': RISING}),
         ('student/h_max', 'wrong', '80 times the mean', {'student__h': 1, 'student__h_max': 80}),
+        (
+            'student/kl',
+            'wrong',
+            'moves away',
+            {'student__kl': 2 * RISING, 'student__kl_seen': 3 * RISING},
+        ),
+        ('student/kl', 'normal', 'at least 1.3', {'student__kl': 1 - NOISE}),
+        # It rises, but no further than its noise.
+        (
+            'student/kl',
+            'normal',
+            'nats from the teacher',
+            {'student__kl': RISING, 'student__kl_seen': RISING, 'student__kl_noise': RISING},
+        ),
+        ('student/kl_seen', 'wrong', 'tells more of it than', {'student__kl': -0.6}),
+        ('student/kl_seen', 'watch', 'farther off', {'student__kl': 10.0}),
+        ('student/kl_seen', 'normal', '17% of the way', {}),
         ('student/clipped', 'wrong', '70% of the ratios', {'student__clipped': 0.7}),
         ('student/sample_std', 'wrong', 'collapse', {'student__sample_std': 0.3}),
         ('student/sample_std', 'wrong', 'over-saturated', {'student__sample_std': 3}),
@@ -137,6 +157,16 @@ def test_a_log_may_be_short_or_hold_nothing_finite(folder, last):
     said, _ = found(folder(last=last, **dict.fromkeys(names, np.nan)))
     assert said['not finite'][0][1].count('from step 50') == len(names)
     assert said.keys() == {'log', 'not finite', 'student/skipped', 'critic/skipped'}
+
+
+@pytest.mark.parametrize(('diversity', 'ended'), [(0.41, True), (0.6, False)])
+def test_what_a_rule_ended_is_said(folder, diversity, ended):
+    rules = {'training': {'steps': 1000, 'diversity_below': 0.5}}
+    said, healthy = found(folder(rules, last=500, ema__diversity=diversity, ema__saturation=0.0))
+    ((level, text),) = said['log']
+    assert level == 'wrong' and not healthy
+    assert ("by its rule: diversity 0.41 < 0.5 of the data's" in text) == ended
+    assert ('stopped in the middle' in text) != ended
 
 
 def test_skips_are_a_share_of_the_role_s_own_updates(folder):

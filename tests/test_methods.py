@@ -113,7 +113,13 @@ def _frozen(name, dtype):
     """What a method reads and does not train, as its networks begin: of the oracle nothing."""
     built, given = _experiment(name, 1, jax.config.jax_enable_x64), _built(name)[2](0, dtype)
     key = jax.random.key(1)
-    made = {part: built.parts[part].init(key, *given.values()) for part in built.frozen}
+    made = {
+        part: built.parts[part].init(key, *given.values())
+        if hasattr(built.parts[part], 'init')
+        # What is known of the data is no network.
+        else load(None)[0]
+        for part, load in built.frozen.items()
+    }
     return jax.device_get(_cast(made, dtype))
 
 

@@ -276,6 +276,35 @@ def test_real_uid_with_equal_shares_leads_away_from_the_data():
     np.testing.assert_allclose(d_fake[inner], p_t.denoise(x, SIGMA)[inner], atol=1e-4)
 
 
+def test_real_uid_does_not_mend_a_teacher_without_a_mode():
+    """Of two equal modes the teacher knows one. The divergence of a student with share w of the
+    other is least at w = 0; far beyond what the paper advises, (beta - alpha)/(1 - alpha) = 11,
+    still far from 1/2, where that of data forcing is 0."""
+    rests = {(0.92, 0.94): 0, (0.98, 0.96): 0, (0.9, 0.8): 0, (0.9, 1.1): 0, (0.9, 2.0): 0.15}
+    shares = np.linspace(0, 0.5, 11)
+    x, dx = line(8.0, 801)
+    of_uid, of_forcing = {pair: np.zeros(11) for pair in rests}, np.zeros(11)
+
+    @jax.jit
+    def parts(share, sigma):
+        weights = jnp.stack([1 - share, share])
+        of = mixture([0.5, 0.5], [[-1.0], [1.0]], 0.25)._replace(weights=weights)
+        return density(of, x, sigma), of.denoise(x, sigma)
+
+    for sigma in (0.1, 0.3, 1.0, 3.0):
+        (p, d_p), (p_t, d_t) = (map(np.asarray, parts(share, sigma)) for share in (0.5, 1e-6))
+        for i, share in enumerate(np.maximum(shares, 1e-6)):
+            q, d_q = map(np.asarray, parts(share, sigma))
+            of_forcing[i] += dx * np.sum((q - p) ** 2 / p_t)
+            for (alpha, beta), found in of_uid.items():
+                gap = beta * q * (d_q - d_t) + (1 - beta) * p * (d_p - d_t)
+                gap += (beta - alpha) * (q - p) * (d_t - x / (1 + sigma))
+                found[i] += dx * np.sum(gap**2 / (alpha * q + (1 - alpha) * p))
+    for pair, found in of_uid.items():
+        assert shares[np.argmin(found)] == pytest.approx(rests[pair]), pair
+    assert np.argmin(of_forcing) == 10 and of_forcing[10] == 0
+
+
 # Data forcing.
 
 

@@ -16,7 +16,7 @@ from fdistill.methods.critic import Gan
 from fdistill.methods.generator import Steps
 from fdistill.methods.matching import Ratio
 from fdistill.methods.method import Tracking
-from fdistill.methods.score import sid, sida, uni_instruct
+from fdistill.methods.score import Fisher, sid, sida, uni_instruct
 from fdistill.networks import HEADS
 
 LAW = noise.lognormal()
@@ -146,11 +146,12 @@ def student_gradient(made, step=0, discriminator=None):
     return compiled(jax.grad(loss))(networks[0])['offset']
 
 
-def test_reverse_kl_by_uni_instruct_is_sid_at_one_half():
-    """It has no discriminator, also where one is given."""
+def test_reverse_kl_by_uni_instruct_is_sid():
+    """It has no discriminator, also where one is given; alpha = 1/2 is the exact gradient."""
     networks, laws = (shifted(), shifted(), shifted()), dict(student_law=LAW, critic_law=LAW)
     head = HEADS['mlp'](width=4, layers=1)
-    ours = uni_instruct(*networks, head, divergence='reverse_kl', **laws)
+    exact = dict(divergence='reverse_kl', fisher=Fisher(alpha=0.5))
+    ours = uni_instruct(*networks, head, **exact, **laws)
     batch = {'x': jnp.zeros((4, 2)), 'condition': {}}
     params, _ = ours.init(jax.random.key(0), batch, {'teacher': {'offset': jnp.zeros(2)}})
     assert params['critic'].keys() == {'fake_score'}
@@ -171,6 +172,7 @@ def test_where_the_ratio_is_clipped_it_does_not_move(clips):
     made = uni_instruct(
         *(shifted(), shifted(), shifted(), head),
         divergence='pearson',
+        fisher=Fisher(alpha=0.5, moving_ratio=True),
         student_law=LAW,
         critic_law=LAW,
         ratio=Ratio(ratio_high=1.5, normalise=False),

@@ -69,11 +69,17 @@ def config(**sections):
     )
 
 
+MATCHED = {
+    'method': {'name': 'mmd', 'sigma_init': 1.4},
+    'features': {'name': 'several', 'of': ('pixels', {'name': 'fourier', 'count': 4})},
+}
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     """Two runs, one of which learned from the other, which was trained on coordinates."""
     folder = tmp_path_factory.mktemp('runs')
-    build.train(config(trained_on=('pixels',)), folder / 'first', quiet=True)
+    build.train(config(**MATCHED), folder / 'first', quiet=True)
     student = config(start={'workdir': str(folder / 'first')})
     student.unlock()
     del student['network']
@@ -90,7 +96,8 @@ def test_a_run_hands_it_on_to_those_that_start_from_it(runs):
         assert plain['trained_on'] == ['pixels']
     # It follows from the rest, and makes no other run.
     assert 'trained_on' not in ' '.join(build.comparable(plain))
-    build.train(config(trained_on=('pixels',)), runs / 'first', quiet=True)
+    build.train(config(**MATCHED), runs / 'first', quiet=True)
+    assert build.evaluate(None, runs / 'first', quiet=True)['trained_on'] == MARKED
 
 
 def test_a_run_that_was_not_says_nothing(tmp_path):

@@ -72,7 +72,8 @@ def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
     """Raises UserError where a config has a section that its method has no use for."""
     # The mixture of a method of closed forms is made from the section of the teacher.
     wanted = {'teacher', *built.parts} if 'mixture' in built.parts else set(built.parts)
-    for name in ('teacher', 'fake_score', 'discriminator', 'features', 'reward', 'path'):
+    wanted |= {'features'} if 'encoder' in built.parts else set()
+    for name in ('teacher', 'fake_score', 'discriminator', 'reward', 'path', 'features'):
         if name in plain and name not in wanted:
             raise UserError(
                 f'config.{name}: the method {plain["method"]["name"]!r} has none; leave it out'

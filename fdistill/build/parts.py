@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fdistill import networks
+from fdistill.build import encoders
 from fdistill.build.models import conditions, make_denoiser
 from fdistill.build.rewarding import load_reward, make_reward
 from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
@@ -172,6 +173,21 @@ def _reward(site):
     return reward
 
 
+def _encoder(site):
+    made = encoders.encoder(site.plain)
+    if made.load:
+        site.frozen['encoder'] = lambda mesh: encoders.place(made.load(), mesh)
+    return encoders.accumulated(made.encoder, site.microbatches)
+
+
+def _reference(site):
+    """Moments of the data under the section `features`."""
+    scale = site.options.get('label_scale', site.wants['label_scale'].default)
+    made = encoders.reference(site.plain, encoders.encoder(site.plain), scale)
+    site.frozen['reference'] = lambda mesh: encoders.place(made.load(), mesh)
+    return made
+
+
 def _mixture(site):
     """The mixture for a method of closed forms, which hold for one kind of student only."""
     plain = site.plain
@@ -248,6 +264,8 @@ PARTS = {
     'path': _path,
     'sigma_data': _sigma_data,
     'discriminator': _discriminator,
+    'encoder': _encoder,
+    'reference': _reference,
     'mixture': _mixture,
     'reward': _reward,
     'law': _of_method('law'),

@@ -14,6 +14,8 @@ features       what a loss compares samples in: rows of `features.FEATURES` or o
                detectors, by name; `reward` likewise. What was trained on them is marked so
 discriminator  a head of `networks.HEADS`
 reward         a row of `methods.rewards.REWARDS`, by which samples are preferred
+features       a row of `encoders.ENCODERS`, what sees the features that methods without a critic
+               compare
 optimizer      `optim.adam` for each role
 training, mesh `loop.Training`, `sharding.make_mesh`
 evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
@@ -177,7 +179,7 @@ def resolve(
         raise UserError(found)
     configs.check_range(plain.get('seed', 0), 'config.seed')
     # A name alone is a section without the rest.
-    for name in ('network', 'denoiser', 'fake_score', 'discriminator', 'reward'):
+    for name in ('network', 'denoiser', 'fake_score', 'discriminator', 'reward', 'features'):
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
     plain['image'], ancestors = image_of(source), []

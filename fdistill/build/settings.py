@@ -9,6 +9,7 @@ from ml_collections import ConfigDict, config_dict
 
 from fdistill import config as configs
 from fdistill import networks
+from fdistill.build.encoders import ENCODERS
 from fdistill.build.models import DENOISERS
 from fdistill.build.parts import TABLES
 from fdistill.build.teachers import TEACHERS, along
@@ -32,6 +33,7 @@ NAMED = {
     'network': networks.NETWORKS,
     'discriminator': networks.HEADS,
     'reward': REWARDS,
+    'features': ENCODERS,
     'method': METHODS,
     **{f'method.{name}': table for name, table in TABLES.items()},
 }

@@ -297,13 +297,8 @@ def guide(
 
 
 def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
-    """The same denoiser, which sees a batch in `microbatches` parts, one after another.
-
-    Each part is computed again in the backward pass, so that memory holds the activations of one
-    part only, and the gradients of the parts are summed. This is gradient accumulation inside the
-    network: whatever a method computes from the whole batch stays what it is. Part i has the
-    samples i, i + n, i + 2n, ..., so that a batch split over devices stays split evenly. Dropout
-    draws other masks than for the whole batch.
+    """The same denoiser, which sees a batch in `microbatches` parts, one after another: see
+    `in_parts`. Dropout draws other masks than for the whole batch.
 
     Args:
       denoiser: any.
@@ -317,6 +312,37 @@ def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
     if microbatches == 1:
         return denoiser
 
+    def apply(params, x, sigma, condition, key=None):
+        if x.shape[0] < microbatches:  # Not a batch of training.
+            return denoiser.apply(params, x, sigma, condition, key=key)
+
+        def one(part, n):
+            x, sigma, condition = part
+            own = None if key is None else jax.random.fold_in(key, n)
+            return denoiser.apply(params, x, sigma, condition, key=own)
+
+        return in_parts(one, (x, sigma, dict(condition)), microbatches)
+
+    return denoiser._replace(apply=apply)
+
+
+def in_parts(function: Callable[[Any, jax.Array], Any], given: Any, microbatches: int) -> Any:
+    """function(given, 0) of a batch, computed part by part, one after another.
+
+    Each part is computed again in the backward pass, so that memory holds the activations of one
+    part only, and the gradients of the parts are summed. This is gradient accumulation inside the
+    network: whatever a method computes from the whole batch stays what it is. Part i has the
+    samples i, i + n, i + 2n, ..., so that a batch split over devices stays split evenly.
+
+    Args:
+      function: (a part of `given`, its index) -> a tree of arrays [part, ...].
+      given: a tree of arrays [B, ...].
+      microbatches: n, a divisor of B.
+
+    Raises:
+      ValueError: a batch that n does not divide.
+    """
+
     def parts(value):
         if value.shape[0] % microbatches:
             raise ValueError(
@@ -328,20 +354,11 @@ def accumulated(denoiser: Denoiser, microbatches: int) -> Denoiser:
     def whole(value):
         return value.swapaxes(0, 1).reshape(-1, *value.shape[2:])
 
-    def apply(params, x, sigma, condition, key=None):
-        if x.shape[0] < microbatches:  # Not a batch of training.
-            return denoiser.apply(params, x, sigma, condition, key=key)
-
-        @jax.checkpoint
-        def one(part):
-            x, sigma, condition, n = part
-            own = None if key is None else jax.random.fold_in(key, n)
-            return denoiser.apply(params, x, sigma, condition, key=own)
-
-        given = jax.tree.map(parts, (x, sigma, dict(condition)))
-        return jax.tree.map(whole, jax.lax.map(one, (*given, jnp.arange(microbatches))))
-
-    return denoiser._replace(apply=apply)
+    made = jax.lax.map(
+        jax.checkpoint(lambda part: function(*part)),
+        (jax.tree.map(parts, given), jnp.arange(microbatches)),
+    )
+    return jax.tree.map(whole, made)
 
 
 def bind(

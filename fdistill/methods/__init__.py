@@ -20,6 +20,7 @@ from fdistill.methods.distribution import (
     f_distill,
 )
 from fdistill.methods.exact import exact
+from fdistill.methods.features import drifting, fd_loss, mmd
 from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
 from fdistill.methods.preference import f_dpo, mapo
@@ -68,6 +69,9 @@ METHODS = {
     'ladd': ladd,
     'add': add,
     'adversarial_flow': adversarial_flow,
+    'fd_loss': fd_loss,
+    'mmd': mmd,
+    'drifting': drifting,
 }
 
 __all__ = [
@@ -89,11 +93,13 @@ __all__ = [
     'disback',
     'distribution_matching',
     'dmd2',
+    'drifting',
     'dscd',
     'ect',
     'exact',
     'f_distill',
     'f_dpo',
+    'fd_loss',
     'flow_map_distill',
     'ict',
     'improved_mean_flow',
@@ -101,6 +107,7 @@ __all__ = [
     'ladd',
     'mean_flow',
     'mean_flow_distill',
+    'mmd',
     'pretrain',
     'rcm',
     'real_uid',

@@ -255,26 +255,30 @@ def uni_instruct(
     weight: jax.Array,
     ratio: jax.Array,
     h: Callable[[jax.Array], jax.Array],
+    alpha: float = 0.5,
 ) -> jax.Array:
     """Uni-Instruct (arXiv 2505.20755): score matching weighted by any f-divergence, [B].
 
-        L = weight mean(h(r) delta (D_F - x) + (h(r) - r h'(r))/2 delta^2),    delta = D_T - D_F
+        L = weight mean(h(r) delta (D_F - x) + (1 - alpha) (h(r) - r h'(r)) delta^2),
+        delta = D_T - D_F
 
-    With weight = n/sigma^4 its gradient is that of E_q[h(r) |s_p - s_q|^2]/2, which is
-    -d D_f(p||q)/d sigma^2: the integral over sigma^2, all noise levels, is D_f of the clean
+    With weight = n/sigma^4 and alpha = 1/2 its gradient is that of E_q[h(r) |s_p - s_q|^2]/2, which
+    is -d D_f(p||q)/d sigma^2: the integral over sigma^2, all noise levels, is D_f of the clean
     distributions (Theorem 3.1 there; the de Bruijn identity). As r moves with x too (`along`), that
     is SIM's gradient, weighted by h, and along the score gap Diff-Instruct's, weighted by
-    -r^2 h'' |s_p - s_q|^2/2. Reverse KL, h = 1, is `sid` with alpha = 1/2.
+    -r^2 h'' |s_p - s_q|^2/2. Reverse KL, h = 1, is `sid`; as there, alpha = 1 leaves out the
+    gradient of sampling.
 
     Args:
       x, d_teacher, d_fake: [B,...], which carry gradient, as in `sid`.
       weight: [B], without gradient.
       ratio: r = p/q, [B], of `along`.
       h: weight of the divergence, elementwise in r.
+      alpha: any number.
     """
     delta = d_teacher - d_fake
     at_r, slope = jax.jvp(h, (ratio,), (jnp.ones_like(ratio),))
-    of_sampling = column(at_r - ratio * slope, x) / 2 * delta**2
+    of_sampling = (1 - alpha) * column(at_r - ratio * slope, x) * delta**2
     return weight * jnp.mean(
         column(at_r, x) * delta * (d_fake - x) + of_sampling, axis=_elements(x)
     )

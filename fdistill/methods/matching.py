@@ -206,8 +206,8 @@ def matched(
         return params, aux | (updates(weights) if weights else {})
 
     def weigh(logits, sigma, context):
-        """({'ratio', 'clipped', 'h'} of `Seen`, with the two normalisations; h(r) [B] with the first
-        alone; what is worth watching, and the new aux)."""
+        """({'ratio', 'clipped', 'h'} of `Seen`, with the two normalisations, what is worth
+        watching, and the new aux)."""
         aux, position = context.aux, student_law.cdf(sigma)
         r = losses.ratio_from_logits(logits, logit_clip=ratio.logit_clip, low=low, high=high)
         clipped = (r <= low) | (r >= high)
@@ -227,7 +227,7 @@ def matched(
         }
         if ratio.normalise:
             weight = losses.normalise_weight(weight, r)
-        return {'ratio': r, 'clipped': clipped, 'h': weight}, h, metrics, counted(aux)
+        return {'ratio': r, 'clipped': clipped, 'h': weight}, metrics, counted(aux)
 
     def loss(params, context, batch, key):
         key_z, key_t, key_gan = jax.random.split(key, 3)
@@ -237,14 +237,14 @@ def matched(
         d_teacher, d_fake, logits = critic.evaluate(
             params['critic'], context, x_t, sigma, condition
         )
-        of_ratio, h, metrics, aux = {}, None, {}, context.aux
+        of_ratio, metrics, aux = {}, {}, context.aux
         if needs_ratio:
-            of_ratio, h, metrics, aux = weigh(logits, sigma, context)
-        if follows:
-            metrics |= divergence(x, d_teacher, d_fake, sigma, student_law, h)
+            of_ratio, metrics, aux = weigh(logits, sigma, context)
         seen = Seen(x, x_t, sigma, d_teacher, d_fake, logits, batch, **of_ratio)
         values, more = objective.loss(seen)
         total, metrics = jnp.mean(values), metrics | more | generator.spread(x, batch)
+        if follows:
+            metrics |= divergence(x, d_teacher, d_fake, sigma, student_law)
         if gan.gan_weight:
             weight = losses.WEIGHTS[gan.gan_weighting](x, d_teacher, sigma)
             if gan.gan_fresh_noise:

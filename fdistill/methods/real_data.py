@@ -127,8 +127,8 @@ def data_forcing(
 
         fake score: min E_q w |D_F(x_t) - x|^2 + forcing E_p w |D_F(x_t) - (2 D_T(x_t) - x)|^2
 
-    x - D_T(x_t) at a noised real sample is on average D_p - D_T, what the teacher's score lacks; the
-    second target is D_T less that. At the optimum, with k = forcing and m = q + k p,
+    x - D_T(x_t) of a noised real sample is on average D_p - D_T, what the teacher's score lacks;
+    the second target is D_T less that. At the optimum, with k = forcing and m = q + k p,
 
         m (D_F - D_T) = q (D_q - D_T) - k p (D_p - D_T) = sigma^2 p_T grad((q - k p)/p_T)
 

@@ -1,8 +1,8 @@
-"""Score-based distillation through the networks: SIM, SiD, SiDA and Uni-Instruct. The student's loss
-has no stop_gradient on samples and denoisers."""
+"""Score-based distillation through the networks: SIM, SiD, SiDA and Uni-Instruct. The student's
+loss has no stop_gradient on samples and denoisers."""
 
 import functools
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +179,21 @@ sida = functools.partial(
 )
 
 
+class Fisher(NamedTuple):
+    """How the weighted Fisher divergence is followed: settings of `uni_instruct`.
+
+    weighting: key of `losses.WEIGHTS`, as for `sid`.
+    alpha: 1/2 for the exact gradient; 1 leaves out that of sampling, as SIM does and the paper's
+      code.
+    moving_ratio: whether r moves with x, along the two scores (`losses.along`), where it is not
+      clipped: so in the exact gradient, not so in the paper's code.
+    """
+
+    weighting: str = 'dmd'
+    alpha: Annotated[float, Continuous()] = 1.0
+    moving_ratio: bool = False
+
+
 def uni_instruct(
     student: Denoiser,
     teacher: Denoiser,
@@ -187,7 +202,7 @@ def uni_instruct(
     student_law: NoiseLaw,
     critic_law: NoiseLaw,
     divergence: str = 'forward_kl',
-    weighting: str = 'dmd',
+    fisher: Fisher = Fisher(),
     steps: Steps = Steps(sigma_init=2.5),
     ratio: Ratio = Ratio(),
     gan: Gan = Gan(),
@@ -197,28 +212,26 @@ def uni_instruct(
     """Uni-Instruct (arXiv 2505.20755), `losses.uni_instruct`: min over G of
     E_sigma w(sigma) E_q[h(r) |s_p - s_q|^2], which is D_f(p_0||q_0) where w dsigma is dsigma^2.
 
-    r moves with x along the two scores (`losses.along`), except where it is clipped.
-
     Args:
       student, teacher, fake_score: `Denoiser`.
-      divergence: anything `divergences.weighting` takes; reverse KL is `sid` with alpha = 1/2, and
-        needs no discriminator.
-      weighting: key of `losses.WEIGHTS`, as for `sid`.
+      divergence: anything `divergences.weighting` takes; reverse KL is `sid`, and needs no
+        discriminator.
+      fisher: settings.
       ratio, gan: settings, as for `distribution.distribution_matching`.
       student_law, critic_law, steps, tracking, preference: as for `sim`.
 
     Raises:
       ValueError: on values out of range, or a missing discriminator.
     """
-    weight = _weight(weighting)
+    weight, alpha = _weight(fisher.weighting), fisher.alpha
 
     def values(seen):
-        given = seen.x, seen.d_teacher, seen.d_fake
-        if seen.ratio is None:
-            return losses.sid(*given, weight(seen), 0.5)
-        r = losses.along(seen.ratio, *given, seen.sigma)
-        r = jnp.where(seen.clipped, seen.ratio, r)
-        return losses.uni_instruct(*given, weight(seen), r, seen.h)
+        given, r = (seen.x, seen.d_teacher, seen.d_fake), seen.ratio
+        if r is None:
+            return losses.sid(*given, weight(seen), alpha)
+        if fisher.moving_ratio:
+            r = jnp.where(seen.clipped, r, losses.along(r, *given, seen.sigma))
+        return losses.uni_instruct(*given, weight(seen), r, seen.h, alpha)
 
     return _score_method(
         values,
@@ -249,7 +262,8 @@ TINY = {name: {'method': _ALTERNATE} for name in ('sim', 'sid', 'di_star')} | {
         'discriminator': {'name': 'channel_mean'},
     },
     'uni_instruct': {
-        'method': _ALTERNATE | {'features': 'input', 'divergence': 'js'},
+        'method': _ALTERNATE
+        | {'features': 'input', 'divergence': 'js', 'alpha': 0.5, 'moving_ratio': True},
         'discriminator': {'name': 'mlp', 'width': 16, 'layers': 2},
     },
 }

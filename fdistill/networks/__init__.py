@@ -65,6 +65,18 @@ class Head(NamedTuple):
     apply: Callable[..., Any]
 
 
+class Encoder(NamedTuple):
+    """Frozen networks that see features in samples: what a distance of distributions is taken of.
+
+    init(key, x[B,...], condition) -> params, of which the shapes are meant
+    apply(params, x[B,...]) -> (features[B,d], ...), an array for each network; they carry gradient
+      to x
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., tuple[jax.Array, ...]]
+
+
 from fdistill.networks.dit import dit  # noqa: E402  They import the types above.
 from fdistill.networks.edm2 import edm2  # noqa: E402
 from fdistill.networks.gaussian import gaussian  # noqa: E402

@@ -331,11 +331,15 @@ def _divergence(log):
         yield Finding(level, f'{role}/kl', text)
         share = (1 - np.mean(_late((steps, kl))) / np.mean(_late((steps, seen)))) / 2
         text = f'the student is {share:.0%} of the way from where its critic sees it to the teacher'
-        wrong = (
-            'the teacher tells more of it than the critic; raise student_every or '
-            "optimizer.critic.learning_rate, or lower the student's"
+        remedy = (
+            'raise student_every or optimizer.critic.learning_rate, or lower that of the student'
         )
-        yield _judged(key, text, share > 0.5 and wrong)
+        if share > 0.5:
+            text += f': that tells more of it than the critic; {remedy}'
+        elif share < -0.5:
+            text += f': it is farther off than its critic knows; {remedy}'
+        level = 'wrong' if share > 0.5 else 'watch' if share < -0.5 else 'normal'
+        yield Finding(level, key, text)
 
 
 def _quarters(steps):

@@ -1,0 +1,290 @@
+"""Frozen networks that see features, for distances of distributions: the section `features`."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fdistill.build.models import first_device
+from fdistill.build.published import with_names
+from fdistill.build.sections import chosen, load_data, named
+from fdistill.data.sources import Source, to_float
+from fdistill.diffusion import denoiser as denoisers
+from fdistill.errors import UserError
+from fdistill.evaluation import features as own
+from fdistill.evaluation import protocol
+from fdistill.evaluation.frechet import Moments
+from fdistill.networks import Encoder
+from fdistill.networks.classifier import classifier
+from fdistill.training import sharding
+from fdistill.types import Place
+from fdistill.weights import store
+from fdistill.weights.detectors import DETECTORS
+
+WHERE = 'config.features'
+# Images at once, in a pass over the data.
+BLOCK = 250
+
+
+class Made(NamedTuple):
+    """An encoder and how to get its weights.
+
+    encoder: `Encoder`.
+    load() -> parameters on the host; None where it has none.
+    """
+
+    encoder: Encoder
+    load: Callable[[], Any] | None = None
+
+
+def pixels(plain: Mapping[str, Any]) -> Made:
+    """The elements of a sample themselves, as those of points and latents."""
+    return Made(Encoder(lambda key, x, condition: {}, lambda _, x: (x.reshape(len(x), -1),)))
+
+
+def fourier(
+    plain: Mapping[str, Any], *, count: int = 256, width: float = 0.2, seed: int = 0
+) -> Made:
+    """Random waves sqrt(2) cos(w.x + b), whose products are a Gaussian kernel on average (Rahimi and
+    Recht, Random features for large-scale kernel machines, 2007): for points, of whose coordinates
+    two moments say little.
+
+    Args:
+      plain: the resolved config.
+      count: of the waves, >= 1.
+      width: of the kernel, > 0; w ~ N(0, I / width^2).
+      seed: of the waves, >= 0.
+    """
+    if count < 1 or not width > 0 or seed < 0:
+        raise ValueError(f'count={count}, width={width}, seed={seed}: need >= 1, > 0 and >= 0')
+
+    def init(key, x, condition):
+        key_wave, key_phase = jax.random.split(key)
+        wave = jax.random.normal(key_wave, (x[0].size, count)) / width
+        return {'wave': wave, 'phase': jax.random.uniform(key_phase, (count,), maxval=2 * jnp.pi)}
+
+    def apply(params, x):
+        angle = jnp.matmul(x.reshape(len(x), -1), params['wave'], precision='highest')
+        return (jnp.sqrt(2) * jnp.cos(angle + params['phase']),)
+
+    def load():
+        return init(jax.random.key(seed), jnp.zeros((1, *plain['image']['shape'])), {})
+
+    return Made(Encoder(init, apply), load)
+
+
+def own_classifier(plain: Mapping[str, Any], *, seed: int = 0) -> Made:
+    """The features of `evaluation.features.classifier_features`, which measure as well.
+
+    Args:
+      plain: the resolved config, of whose data the classifier is.
+      seed: of its training, >= 0.
+    """
+    shape = _images(plain, 'classifier')
+    model = classifier(num_classes=max(plain['image']['num_classes'], 1), image_shape=shape)
+
+    def init(key, x, condition):
+        params = model.init(key, x)
+        return {
+            'network': params,
+            'scale': jnp.ones(jax.eval_shape(model.apply, params, x)[1].shape[1]),
+        }
+
+    def load():
+        trained = own.trained_classifier(load_data(plain, 'train'), seed)
+        return {'network': trained.params, 'scale': trained.scale}
+
+    def apply(params, x):
+        return (model.apply(params['network'], jnp.clip(x, -1, 1))[1] / params['scale'],)
+
+    return Made(Encoder(init, apply), load)
+
+
+def published(detector: str, plain: Mapping[str, Any], *, weights: Annotated[str, Place]) -> Made:
+    """A published network, fed as by the first protocol that has it, but for the rounding of images
+    to grey levels, which has no gradient.
+
+    Args:
+      detector: key of `weights.detectors.DETECTORS`.
+      plain: the resolved config.
+      weights: file that `fdistill convert` wrote.
+    """
+    _images(plain, detector)
+    network = DETECTORS[detector].network(None)
+    rules = next(rules for rules in protocol.PROTOCOLS.values() if rules.detector == detector)
+
+    def init(key, x, condition):
+        shapes = network.shapes()
+        return network.from_arrays({name: np.zeros(s, np.float32) for name, s in shapes.items()})
+
+    def load():
+        arrays, metadata = store.load(weights, network.shapes())
+        if metadata.get('kind') != detector:
+            raise UserError(
+                f'{WHERE}.weights={weights}: holds weights {metadata.get("kind")!r}, not {detector}'
+            )
+        return network.from_arrays(arrays)
+
+    def apply(params, x):
+        prepared = protocol.prepare(rules, (jnp.clip(x, -1, 1) + 1) * 127.5)
+        return (network.apply(params, prepared)['pool'],)
+
+    return Made(Encoder(init, apply), load)
+
+
+def several(plain: Mapping[str, Any], *, of: tuple) -> Made:
+    """Several encoders at once, whose distances are added.
+
+    Args:
+      plain: the resolved config.
+      of: a section for each.
+    """
+    if not of:
+        raise ValueError('of=(): give at least one section')
+    parts = [named(ENCODERS, one, f'{WHERE}.of[{k}]', plain=plain) for k, one in enumerate(of)]
+
+    def init(key, x, condition):
+        return tuple(part.encoder.init(key, x, condition) for part in parts)
+
+    def load():
+        return tuple(part.load() if part.load else {} for part in parts)
+
+    def apply(params, x):
+        each = params if any(part.load for part in parts) else [{}] * len(parts)
+        return sum((part.encoder.apply(p, x) for part, p in zip(parts, each, strict=True)), ())
+
+    return Made(Encoder(init, apply), load if any(part.load for part in parts) else None)
+
+
+ENCODERS = {
+    'pixels': pixels,
+    'fourier': fourier,
+    'classifier': own_classifier,
+    **{name: functools.partial(published, name) for name in DETECTORS},
+    'several': several,
+}
+
+
+def encoder(plain: Mapping[str, Any]) -> Made:
+    """What the section `features` of a resolved config says.
+
+    Raises:
+      UserError: on whatever the user can mend.
+    """
+    if 'features' not in plain:
+        raise UserError(
+            f'{WHERE}: missing; give one of {", ".join(ENCODERS)} with its settings, as '
+            "dict(name='pixels')"
+        )
+    return named(ENCODERS, plain['features'], WHERE, plain=plain)
+
+
+def names(plain: Mapping[str, Any]) -> list[str]:
+    """Names of the encoders of a resolved config, in their order."""
+    name, options = chosen(dict(zip(ENCODERS, ENCODERS)), plain['features'], WHERE)
+    return [one['name'] for one in options['of']] if name == 'several' else [name]
+
+
+def accumulated(encoder: Encoder, microbatches: int) -> Encoder:
+    """The same, which sees a batch in parts: see `denoiser.in_parts`."""
+
+    def apply(params, x):
+        if not 1 < microbatches <= len(x):
+            return encoder.apply(params, x)
+        return denoisers.in_parts(lambda part, _: encoder.apply(params, part), x, microbatches)
+
+    return encoder._replace(apply=apply)
+
+
+def place(params: Any, mesh: Mesh | None) -> tuple[Any, str]:
+    """(Parameters on the mesh or the first device, their digest)."""
+    digest = store.digest(with_names(params))
+    placed = sharding.state_sharding(params, mesh) if mesh else first_device()
+    return jax.device_put(params, placed), digest
+
+
+class Reference(NamedTuple):
+    """Moments of the data's features, of each encoder {'mean': [d], 'variances': [d], 'axes': [d, d]}:
+    the covariance is axes diag(variances) axes'. With labels, d is that of the features and the
+    classes.
+
+    init(key, x, condition) -> moments, of which the shapes are meant.
+    load() -> moments float32, on the host.
+    """
+
+    init: Callable[..., Any]
+    load: Callable[[], Any]
+
+
+def reference(plain: Mapping[str, Any], made: Made, label_scale: float) -> Reference:
+    """The `Reference` of the training split, mirrored images among it where they are trained on.
+
+    Args:
+      plain: the resolved config.
+      made: of `encoder`.
+      label_scale: of one-hot labels that join the features; 0: they do not.
+    """
+    classes = plain['image']['num_classes'] if label_scale else 0
+    if label_scale and not classes:
+        raise UserError(
+            f'config.method.label_scale={label_scale}: the data has no labels; set it 0'
+        )
+
+    def init(key, x, condition):
+        seen = made.encoder.apply(made.encoder.init(key, x, condition), x)
+        widths = [one.shape[1] + classes for one in seen]
+        return tuple(
+            {'mean': jnp.zeros(d), 'variances': jnp.zeros(d), 'axes': jnp.zeros((d, d))}
+            for d in widths
+        )
+
+    def load():
+        source, params = load_data(plain, 'train'), made.load() if made.load else {}
+        found = measured(made.encoder, params, source, plain['data'].get('flip'), label_scale)
+        return tuple(_along_axes(one) for one in found)
+
+    return Reference(init, load)
+
+
+def measured(
+    encoder: Encoder, params: Any, source: Source, flip: bool = False, label_scale: float = 0.0
+) -> list[Moments]:
+    """`Moments` of the features of all samples of a source, one for each network.
+
+    Args:
+      encoder, params: what sees them.
+      source: `Source`.
+      flip: of each image its mirror image counts as well.
+      label_scale: of one-hot labels that join the features; 0: they do not.
+    """
+    run, found = jax.jit(encoder.apply), None
+    labels = label_scale * np.eye(source.num_classes)[source.labels] if label_scale else None
+    for start in range(0, len(source.images), BLOCK):
+        block = to_float(np.asarray(source.images[start : start + BLOCK]), source.levels)
+        padding = [(0, BLOCK - len(block))] + [(0, 0)] * (block.ndim - 1)
+        views = (block, block[:, :, ::-1]) if flip else (block,)
+        for view in views:
+            seen = [np.asarray(f)[: len(block)] for f in run(params, np.pad(view, padding))]
+            if labels is not None:
+                seen = [np.hstack([f, labels[start : start + BLOCK]]) for f in seen]
+            found = found or [Moments.empty(f.shape[1]) for f in seen]
+            found = [before.update(f) for before, f in zip(found, seen, strict=True)]
+    return found
+
+
+def _along_axes(moments):
+    variances, axes = np.linalg.eigh(moments.covariance)
+    found = {'mean': moments.mean, 'variances': np.maximum(variances, 0), 'axes': axes}
+    return {name: array.astype(np.float32) for name, array in found.items()}
+
+
+def _images(plain, name):
+    """The shape of images; UserError where the samples are none."""
+    image = plain['image']
+    if len(image['shape']) != 3 or 'latents' in image:
+        raise UserError(f'{WHERE}.name={name!r}: sees images, and the samples are none; use pixels')
+    return tuple(image['shape'])

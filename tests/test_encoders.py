@@ -1,0 +1,172 @@
+"""Frozen networks for distances of features: what they see is what the evaluation sees, and the
+moments of the data are those of the data."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdistill import build
+from fdistill.build import encoders
+from fdistill.data.sources import Source, to_float
+from fdistill.errors import UserError
+from fdistill.evaluation import extract, protocol
+from fdistill.evaluation import features as own
+from fdistill.training import sharding
+from fdistill.weights import detectors, store
+
+DIGITS = {'data': {'name': 'digits'}, 'image': {'shape': [8, 8, 1], 'num_classes': 10}}
+RING = {
+    'data': {'name': 'mixture', 'mixture': 'ring', 'labelled': True, 'n': 300},
+    'image': {'shape': [2], 'num_classes': 8},
+}
+
+
+def few(plain, count=20):
+    source = build.load_data(plain, 'train')
+    return jnp.asarray(to_float(np.asarray(source.images[:count]), source.levels))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A classifier trained for a few steps."""
+    monkeypatch.setattr(own, 'SMALL', own.SMALL._replace(steps=20, version=-1))
+
+
+def seen(plain, section, x):
+    made = encoders.encoder({**plain, 'features': section})
+    params = made.load() if made.load else {}
+    shapes = jax.eval_shape(made.encoder.init, jax.random.key(0), x, {})
+    like = jax.tree.map(lambda a: (a.shape, a.dtype), jax.eval_shape(lambda: params))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), shapes) == like
+    return made.encoder.apply(params, x)
+
+
+def test_classifier_sees_what_the_evaluation_sees(quick):
+    x = few(DIGITS)
+    (found,) = seen(DIGITS, {'name': 'classifier', 'seed': 1}, x)
+    wanted = own.get('classifier', build.load_data(DIGITS, 'train'), seed=1).apply(np.asarray(x))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    # Nothing is gained by levels that no image has.
+    (beyond,) = seen(DIGITS, {'name': 'classifier', 'seed': 1}, 3 * jnp.ones_like(x))
+    (white,) = seen(DIGITS, {'name': 'classifier', 'seed': 1}, jnp.ones_like(x))
+    np.testing.assert_array_equal(beyond, white)
+
+
+def test_pixels_and_several(quick):
+    x = few(DIGITS)
+    classifier = {'name': 'classifier'}
+    one, other = seen(DIGITS, {'name': 'several', 'of': (classifier, {'name': 'pixels'})}, x)
+    np.testing.assert_array_equal(one, seen(DIGITS, classifier, x)[0])
+    np.testing.assert_array_equal(other, x.reshape(20, 64))
+    plain = few(RING)
+    np.testing.assert_array_equal(seen(RING, {'name': 'pixels'}, plain)[0], plain)
+
+
+def test_products_of_waves_are_a_gaussian_kernel():
+    x = few(RING)
+    (f,) = seen(RING, {'name': 'fourier', 'count': 20_000, 'width': 0.5}, x)
+    squares = np.sum((np.asarray(x)[:, None] - np.asarray(x)) ** 2, axis=-1)
+    # The error of 20 000 waves is 0.007 on average.
+    np.testing.assert_allclose(f @ f.T / 20_000, np.exp(-squares / (2 * 0.5**2)), atol=0.04)
+
+
+@pytest.mark.parametrize('name', detectors.DETECTORS)
+def test_published_networks_trace(name):
+    plain = {**DIGITS, 'features': {'name': name, 'weights': 'nowhere.safetensors'}}
+    made = encoders.encoder(plain)
+    x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    params = jax.eval_shape(made.encoder.init, jax.random.key(0), x, {})
+    (found,) = jax.eval_shape(made.encoder.apply, params, x)
+    assert found.shape == (2, detectors.DETECTORS[name].features)
+
+
+def test_published_network_sees_what_its_protocol_shows_it(monkeypatch, tmp_path):
+    """Of images on grey levels, whose rounding changes nothing; with a gradient."""
+    weight = np.random.default_rng(0).normal(size=(299 * 299 * 3, 4)).astype(np.float32) / 500
+
+    def apply(params, x):
+        return {'pool': jnp.tanh(x.reshape(len(x), -1) @ params['w'])}
+
+    network = detectors.Network(lambda: {'w': weight.shape}, lambda arrays: dict(arrays), apply)
+    row = detectors.DETECTORS['inception']._replace(network=lambda chunk: network)
+    monkeypatch.setitem(detectors.DETECTORS, 'inception', row)
+    path = tmp_path / 'w.safetensors'
+    store.save(path, {'w': weight}, {'kind': 'inception', 'licence': 'ours'})
+    grey = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
+    rules = protocol.get('edm')
+    wanted = extract.detector(rules, path, sharding.make_mesh()).apply(np.repeat(grey, 8, axis=0))
+    plain = {**DIGITS, 'features': {'name': 'inception', 'weights': str(path)}}
+    made = encoders.encoder(plain)
+    params, x = made.load(), jnp.asarray(to_float(grey, 255))
+    np.testing.assert_allclose(made.encoder.apply(params, x)[0], wanted['pool'][::8], atol=1e-4)
+    slope = jax.grad(lambda x: made.encoder.apply(params, x)[0].sum())(0.9 * x)
+    assert np.abs(slope).min() > 0
+    store.save(tmp_path / 'd.safetensors', {'w': weight}, {'kind': 'dinov2', 'licence': 'ours'})
+    other = plain['features'] | {'weights': str(tmp_path / 'd.safetensors')}
+    with pytest.raises(UserError, match="holds weights 'dinov2', not inception"):
+        encoders.encoder({**plain, 'features': other}).load()
+
+
+@pytest.mark.parametrize('scale', [0.0, 0.5])
+def test_reference_holds_the_moments_of_the_data(scale):
+    made = encoders.encoder({**RING, 'features': {'name': 'pixels'}})
+    reference = encoders.reference(RING, made, scale)
+    (found,) = reference.load()
+    source = build.load_data(RING, 'train')
+    points = np.asarray(source.images, np.float64)
+    if scale:
+        points = np.hstack([points, scale * np.eye(8)[source.labels]])
+    np.testing.assert_allclose(found['mean'], points.mean(axis=0), atol=1e-6)
+    covariance = found['axes'] * found['variances'] @ found['axes'].T
+    np.testing.assert_allclose(covariance, np.cov(points.T), atol=1e-6)
+    shapes = jax.eval_shape(reference.init, jax.random.key(0), few(RING), {})
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, (found,))
+
+
+def test_mirrored_images_count_where_they_are_trained_on():
+    images = np.random.default_rng(0).integers(0, 256, (300, 2, 3, 1)).astype(np.uint8)
+    source = Source(images, np.zeros(300, np.int32), 1, 255, 'grey')
+    made = encoders.encoder({**DIGITS, 'features': {'name': 'pixels'}}).encoder
+    (found,) = encoders.measured(made, {}, source, flip=True)
+    both = to_float(np.concatenate([images, images[:, :, ::-1]]), 255).reshape(600, -1)
+    assert found.count == 600
+    np.testing.assert_allclose(found.covariance, np.cov(both.T), atol=1e-6)
+
+
+def test_a_batch_in_parts_is_the_whole_batch():
+    made = encoders.encoder({**RING, 'features': {'name': 'fourier', 'count': 8}})
+    params, x = made.load(), few(RING, 12)
+    in_parts = encoders.accumulated(made.encoder, 3).apply
+
+    def value(apply, x):
+        return jnp.sum(apply(params, x)[0] ** 3)
+
+    np.testing.assert_allclose(in_parts(params, x)[0], made.encoder.apply(params, x)[0], atol=1e-6)
+    slopes = [jax.grad(functools.partial(value, f))(x) for f in (in_parts, made.encoder.apply)]
+    np.testing.assert_allclose(*slopes, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'plain, section, message',
+    [
+        (RING, {'name': 'classifier'}, 'sees images, and the samples are none'),
+        (RING, {'name': 'pixel'}, 'did you mean pixels'),
+        (RING, {'name': 'several', 'of': ()}, 'at least one section'),
+        (RING, {'name': 'several', 'of': ({'name': 'pixels', 'seed': 1},)}, r'of\[0\].seed'),
+        (RING, {'name': 'fourier', 'width': 0.0}, 'width=0.0'),
+        (RING, None, 'config.features: missing'),
+    ],
+)
+def test_refused(plain, section, message):
+    with pytest.raises(UserError, match=message):
+        encoders.encoder({**plain, 'features': section} if section else plain)
+
+
+def test_labels_need_classes():
+    plain = {**RING, 'image': {'shape': [2], 'num_classes': 0}}
+    made = encoders.encoder({**plain, 'features': {'name': 'pixels'}})
+    with pytest.raises(UserError, match='the data has no labels'):
+        encoders.reference(plain, made, 0.5)
