@@ -137,7 +137,7 @@ def test_critic_lag_is_what_pythagoras_says(behind):
     law, tracking = noise.loguniform(0.1, 2.0), Tracking(from_teacher=False, cycle='alternate')
     student = denoisers.precondition(gaussian(), sigma_data=0.5)
     generate = one_step(student, 1.0)
-    fake = denoisers.precondition(mlp(width=32, blocks=1, embedding=16), sigma_data=0.5)
+    fake = denoisers.precondition(mlp(width=16, blocks=1, embedding=8), sigma_data=0.5)
     critic = make_critic(generate, fake, fake, law=law, tracking=tracking)
     batch = {'x': jnp.zeros((256, 2)), 'condition': {}}
     key = jax.random.key(0)
@@ -152,7 +152,7 @@ def test_critic_lag_is_what_pythagoras_says(behind):
         return (optax.apply_updates(own, updates), kept), None
 
     start = params['critic'], optimizer.init(params['critic'])
-    train = jax.jit(lambda: jax.lax.scan(step, start, jax.random.split(key, 200))[0][0])
+    train = jax.jit(lambda: jax.lax.scan(step, start, jax.random.split(key, 100))[0][0])
     trained = train()['fake_score']
 
     @jax.jit
