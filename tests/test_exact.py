@@ -146,8 +146,11 @@ def test_critic_lag_is_what_pythagoras_says(behind):
 
     def step(state, key):
         own, kept = state
-        of = lambda own: critic.loss(params | {'critic': own}, Context({}), batch, key)  # noqa: E731
-        grads = jax.grad(of, has_aux=True)(own)[0]
+
+        def loss(own):
+            return critic.loss(params | {'critic': own}, Context({}), batch, key)[0]
+
+        grads = jax.grad(loss)(own)
         updates, kept = optimizer.update(grads, kept, own)
         return (optax.apply_updates(own, updates), kept), None
 
@@ -162,7 +165,7 @@ def test_critic_lag_is_what_pythagoras_says(behind):
         x_t, sigma = perturb(key_t, x + behind, law)
         own = law_of(generate, params['student'], x)
         own = own._replace(means=own.means + behind)
-        run = lambda x_t, sigma: fake.apply(trained, x_t, sigma, {})[0]  # noqa: E731
+        run = denoisers.bind(fake, trained, {})
         found = estimated_divergence(
             x + behind, run(x_t, sigma), own.denoise(x_t, sigma), sigma, law
         )
