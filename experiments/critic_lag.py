@@ -57,12 +57,11 @@ def trial(student_every, rate, steps, every):
     def exactly(params, key):
         """The divergence by the exact score of the student, and its critic's lag."""
         key_z, key_t = jax.random.split(key)
-        x = method.generator.draw(
-            key_z, params['student'], {'x': jnp.zeros((EXACT, 1))} | {'condition': {}}
-        )
+        many = batch | {'x': jnp.zeros((EXACT, 1))}
+        x = method.generator.draw(key_z, params['student'], many)
         x_t, sigma = perturb(key_t, x, LAW)
         own = law_of(method.generator, params['student'], x)
-        run = lambda x_t, sigma: fake.apply(params['critic']['fake_score'], x_t, sigma, {})[0]  # noqa: E731
+        run = denoisers.bind(fake, params['critic']['fake_score'], {})
         found = divergence(x, mixture.denoise(x_t, sigma), own.denoise(x_t, sigma), sigma, LAW)
         return found['kl_seen'], critic_lag(run, own, x_t, sigma, nats(sigma, LAW))
 

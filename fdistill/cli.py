@@ -992,8 +992,8 @@ def main(words: Sequence[str] | None = None) -> int:
         words: without the program's name; default: those of this process.
     Returns:
         The exit code: 0, 1 if training stopped because the numbers were not finite or a check found
-        something, 2 for a user's error, 128 + the number of the signal that stopped it: 130 after
-        Ctrl-C, 143 after SIGTERM.
+        something, 2 for a user's error or a run that a rule of its config ended, 128 + the number
+        of the signal that stopped it: 130 after Ctrl-C, 143 after SIGTERM.
     """
     words, code = sys.argv[1:] if words is None else words, 1
     try:

@@ -137,7 +137,7 @@ def test_critic_lag_is_what_pythagoras_says(behind):
     law, tracking = noise.loguniform(0.1, 2.0), Tracking(from_teacher=False, cycle='alternate')
     student = denoisers.precondition(gaussian(), sigma_data=0.5)
     generate = one_step(student, 1.0)
-    fake = denoisers.precondition(mlp(width=32, blocks=1, embedding=16), sigma_data=0.5)
+    fake = denoisers.precondition(mlp(width=16, blocks=1, embedding=8), sigma_data=0.5)
     critic = make_critic(generate, fake, fake, law=law, tracking=tracking)
     batch = {'x': jnp.zeros((256, 2)), 'condition': {}}
     key = jax.random.key(0)
@@ -146,13 +146,16 @@ def test_critic_lag_is_what_pythagoras_says(behind):
 
     def step(state, key):
         own, kept = state
-        of = lambda own: critic.loss(params | {'critic': own}, Context({}), batch, key)  # noqa: E731
-        grads = jax.grad(of, has_aux=True)(own)[0]
+
+        def loss(own):
+            return critic.loss(params | {'critic': own}, Context({}), batch, key)[0]
+
+        grads = jax.grad(loss)(own)
         updates, kept = optimizer.update(grads, kept, own)
         return (optax.apply_updates(own, updates), kept), None
 
     start = params['critic'], optimizer.init(params['critic'])
-    train = jax.jit(lambda: jax.lax.scan(step, start, jax.random.split(key, 200))[0][0])
+    train = jax.jit(lambda: jax.lax.scan(step, start, jax.random.split(key, 100))[0][0])
     trained = train()['fake_score']
 
     @jax.jit
@@ -162,7 +165,7 @@ def test_critic_lag_is_what_pythagoras_says(behind):
         x_t, sigma = perturb(key_t, x + behind, law)
         own = law_of(generate, params['student'], x)
         own = own._replace(means=own.means + behind)
-        run = lambda x_t, sigma: fake.apply(trained, x_t, sigma, {})[0]  # noqa: E731
+        run = denoisers.bind(fake, trained, {})
         found = estimated_divergence(
             x + behind, run(x_t, sigma), own.denoise(x_t, sigma), sigma, law
         )

@@ -35,7 +35,7 @@ from fdistill.errors import NotFinite, Stopped, UserError
 from fdistill.files import disk, lock
 from fdistill.methods import Method
 from fdistill.methods.generator import Generator
-from fdistill.methods.method import make_cycle
+from fdistill.methods.method import estimate, make_cycle
 from fdistill.training import checkpoint, cost, loop, memory, optim, sharding
 from fdistill.training.state import average, init_state, with_metrics
 from fdistill.training.step import ema_decay, make_step
@@ -202,6 +202,18 @@ def test_one_program_serves_all_seeds():
         state = init_state(toy(), OPTIMIZERS, key, toy_batch(), {})
         step(state, {}, toy_batch(), key, roles=('student',))
     assert step._cache_size() == 1
+
+
+def test_an_estimate_is_logged_with_its_noise(toy_step):
+    """The mean of three batches, and its standard error over all of their values."""
+    values = np.random.default_rng(0).normal(2, 3, (3, 500)).astype(np.float32)
+    means = [average(estimate(jnp.asarray(batch))) for batch in values]
+    merged = functools.reduce(lambda one, other: one.merge(other), means)
+    logged = loop.read_metrics(toy_step[0]._replace(metrics={'student': {'kl': merged}}))
+    assert logged['student/kl'] == pytest.approx(values.mean(), rel=1e-6)
+    exact = values.std(ddof=1) / np.sqrt(values.size)
+    assert logged['student/kl_noise'] == pytest.approx(exact, rel=0.02)
+    assert not loop.read_histograms(toy_step[0]._replace(metrics={'student': {'kl': merged}}))
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ def saturation(samples: np.ndarray, real: np.ndarray) -> float:
 
 
 def health(samples: np.ndarray, real: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """{'diversity': `diversity` of samples over that of real data of the same labels, 'saturation'}:
-    1 and 0 for samples like the data.
+    """{'diversity': `diversity` of samples over that of real data, `saturation`}: 1 and 0 for
+    samples like the data.
 
     Args:
       samples, real: float [N, ...], of the same conditions.

@@ -169,9 +169,9 @@ def make_judge(
 
 
 def nats(sigma: jax.Array, law: noise.NoiseLaw) -> jax.Array:
-    """w(sigma) = sigma^-3 / density(sigma) between the `QUANTILES` of a law, and 0 outside, [B]: the
-    mean of w |D_p - D_q|^2 over the law and q_sigma is KL(q||p) at the one less KL(q||p) at the
-    other, by de Bruijn's identity."""
+    """w(sigma) = sigma^-3 / density(sigma) between the `QUANTILES` of a law, and 0 outside, [B]: by
+    de Bruijn's identity the mean of w |D_p - D_q|^2 over the law and q_sigma is KL(q||p) at the one
+    less KL(q||p) at the other."""
     place, density = jax.jvp(law.cdf, (sigma,), (jnp.ones_like(sigma),))
     inside = (QUANTILES[0] <= place) & (place <= QUANTILES[1])
     return jnp.where(inside, sigma**-3 / jnp.where(inside, density, 1), 0)

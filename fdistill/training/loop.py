@@ -41,8 +41,8 @@ class Training(NamedTuple):
     keep: checkpoints kept, the newest.
     keep_best: name of a number of the evaluations on the way, as 'fd_train': the checkpoint that is
       best by it is kept too.
-    diversity_below, saturation_above: a run ends, with a checkpoint, where what the averaged weights
-      make has less of the data's diversity, or so large a share more of values at the ends of its
+    diversity_below, saturation_above: a run ends, with a checkpoint, where samples of the averaged
+      weights have less of the data's diversity, or by such a share more values at the ends of its
       range (`metrics.health`), measured every `evaluate_every` steps; 0 and 1 for never.
     max_skipped: non-finite updates of a role in a row that stop the run.
     spike_sigmas: an update whose gradient norm lies so many standard deviations of its logarithm
