@@ -5,21 +5,30 @@ Gauss-Hermite sums of what the library's losses return per sample.
 """
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from quick import compiled
 
-from fdistill import divergences, methods
+from fdistill import build, cli, divergences, methods
+from fdistill.build import rewarding
+from fdistill.data import sources
+from fdistill.diffusion import samplers
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.diffusion.oracle import GaussianMixture
-from fdistill.methods import Context, generator, losses, rewards
+from fdistill.errors import UserError
+from fdistill.evaluation.features import Trained
+from fdistill.methods import METHODS, Context, generator, losses, rewards
 from fdistill.methods.generator import Generator
 from fdistill.methods.matching import Preference
+from fdistill.networks.classifier import classifier
+from fdistill.report import collect
 
 V0, SLOPE, WEIGHT = 1.5, 0.7, 0.4
 CURVATURE, CENTRE = 0.8, 0.9
@@ -423,3 +432,199 @@ def test_the_best_is_a_function_of_the_noise():
 def test_best_of_refuses(candidates, alpha):
     with pytest.raises(ValueError, match=f'candidates={candidates}, alpha={alpha}'):
         generator.best_of(outcomes(), gains, candidates, alpha)
+
+
+# Pairs.
+
+
+def _tuned(name, **settings):
+    """A method of pairs for a model D = a x of points, and a teacher that makes any point of its
+    noise."""
+    model = Denoiser(
+        lambda key, x, condition: {'a': jnp.array(0.5)},
+        lambda params, x, sigma, condition, key=None: (params.get('a', 0.0) * x, ()),
+    )
+    law = NoiseLaw(lambda key, n: jnp.full(n, 0.7), lambda sigma: 0.5 * jnp.ones_like(sigma))
+    given = dict(law=law, sigmas=np.array([2.0, 0.0]), sampler=samplers.SAMPLERS['euler'])
+    teacher = Denoiser(None, lambda params, x, sigma, condition, key=None: (0.6 * x, ()))
+    reward = rewards.linear(direction=(1.0,))
+    return METHODS[name](model, teacher, settings.pop('reward', reward), **given, **settings)
+
+
+@pytest.mark.parametrize('name', ['mapo', 'f_dpo'])
+def test_pairs_are_ranked_by_the_reward(name, x64):
+    """The loss is that of the pair in which the reward names the winner, at one level and noise."""
+    method, key = _tuned(name), jax.random.key(5)
+    batch = {'x': jnp.zeros((64, 3)), 'condition': {}}
+    value, (metrics, _) = method.losses['student']({'student': {'a': 0.5}}, Context({}), batch, key)
+    key_one, key_other, _, key_noise = jax.random.split(key, 4)
+    pair = np.stack([2.0 * 0.6 * jax.random.normal(k, (64, 3)) for k in (key_one, key_other)])
+    best = np.argmax(pair.sum(2), axis=0)
+    noise = 0.7 * np.asarray(jax.random.normal(key_noise, (64, 3)))
+
+    def error(a, which):
+        x = pair[which, np.arange(64)]
+        return np.mean((a * (x + noise) - x) ** 2, axis=1) / 0.7**2
+
+    won, lost = error(0.5, best), error(0.5, 1 - best)
+    if name == 'mapo':
+        wanted = losses.mapo(won, lost, 0.1, 0.5, 1000.0)
+    else:
+        log_r = [500.0 * (error(0.5, k) - error(0.6, k)) for k in (best, 1 - best)]
+        r = np.exp(np.clip(log_r, -10, 10))
+        wanted = losses.f_dpo(jnp.log, *r, 0.5)
+    assert float(value) == pytest.approx(float(np.mean(wanted)), rel=1e-9)
+    gap = np.mean(np.abs(pair[0].sum(1) - pair[1].sum(1)))
+    assert float(metrics['reward_gap']) == pytest.approx(gap, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    'divergence', ['softened_reverse_kl', 'le_cam', 'smooth_tv', 'neyman', 'alpha(-0.1)']
+)
+def test_a_bounded_rho_is_refused(divergence):
+    with pytest.raises(ValueError, match='is bounded'):
+        _tuned('f_dpo', divergence=divergence)
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings', 'message'),
+    [
+        ('mapo', dict(reward=None), 'ranked by a reward'),
+        ('mapo', dict(beta=0.0), 'beta=0.0'),
+        ('f_dpo', dict(temperature=-1.0), 'temperature=-1.0'),
+    ],
+)
+def test_preferences_refuse(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        _tuned(name, **settings)
+
+
+# Through configs and folders.
+
+
+def _sections(**settings):
+    law = dict(name='lognormal', mean=0.0, std=1.0)
+    plain = dict(
+        seed=0,
+        data=dict(name='digits'),
+        network=dict(name='mlp', width=8, blocks=1, embedding=8),
+        method=dict(name='di_plus_plus', student_law=law, critic_law=law, from_teacher=False),
+        reward=dict(name='classifier', wanted=3, unwanted=8, only=8),
+        teacher=dict(oracle='ring'),
+        image=dict(shape=[8, 8, 1], num_classes=10),
+    )
+    return plain | settings
+
+
+def test_a_reward_of_a_config_has_the_parameters_of_another_classifier(monkeypatch):
+    """Seed 1, where the evaluation has seed 0; what they were is noted like a teacher."""
+    asked = []
+
+    def trained_classifier(source, seed):
+        asked.append((source.name, seed))
+        model = classifier(num_classes=10, image_shape=(8, 8, 1))
+        params = model.init(jax.random.key(seed), jnp.zeros((1, 8, 8, 1)))
+        return Trained(f'{source.name}-clf-s{seed}', model.apply, params, np.ones(32))
+
+    monkeypatch.setattr(rewarding, 'trained_classifier', trained_classifier)
+    plain = _sections(teacher=dict(workdir='nowhere', network=dict(name='mlp'), denoiser={}))
+    plain['method']['from_teacher'] = False
+    built = build.experiment(plain)
+    assert set(built.frozen) == {'teacher', 'reward'}
+    params, digests = built.frozen['reward'](None)
+    assert asked == [('digits', 1)] and len(digests) == len(jax.tree.leaves(params))
+    shapes = jax.eval_shape(
+        built.parts['reward'].init, jax.random.key(0), jnp.zeros((2, 8, 8, 1)), {}
+    )
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    source = sources.load('digits')
+    judged = rewarding.judges(plain, source)
+    assert [of.features for of in judged.values()] == ['digits-clf-s1', 'digits-clf-s0']
+    assert judged['reward'].name == 'reward-classifier(only=8,unwanted=8,wanted=3)'
+    images, labels = sources.to_float(source.images[:20], 16), source.labels[:20]
+    for seed, of in zip((1, 0), judged.values()):
+        model = rewards.of_classifier(shape=(8, 8, 1), num_classes=10, wanted=3, unwanted=8, only=8)
+        known = trained_classifier(source, seed).params
+        wanted = model.apply(known, images, {'label': labels})
+        np.testing.assert_allclose(of.apply(images, {'label': labels}), wanted, atol=1e-5)
+    assert rewarding.judges({}, source) == {}
+
+
+@pytest.mark.parametrize(
+    ('sections', 'message'),
+    [
+        (dict(reward='brightnes'), "config.reward.name: unknown 'brightnes'; did you mean"),
+        (dict(reward=dict(name='linear', slope=1.0)), 'config.reward.slope: unknown'),
+        (dict(reward=dict(name='classifier', wanted=11)), 'config.reward: wanted=11'),
+        (dict(reward=dict(name='quadratic', curvature=-1.0)), 'config.reward: curvature=-1.0'),
+        (
+            dict(image=dict(shape=[8, 8, 1], num_classes=10, latents={})),
+            'config.reward: the samples are latents',
+        ),
+        (dict(reward=None), 'reward_weight=0.1, reward_normalised=False: this needs a reward'),
+    ],
+)
+def test_mistakes_in_a_config(sections, message):
+    plain = {name: value for name, value in _sections(**sections).items() if value is not None}
+    with pytest.raises(UserError, match=message):
+        build.experiment(plain | dict(teacher=dict(oracle='ring')))
+
+
+def test_a_word_is_a_reward():
+    words = {
+        'brightness': {'name': 'brightness'},
+        'classifier(wanted=3, only=8)': {'name': 'classifier', 'wanted': 3, 'only': 8},
+        'linear(direction=(1.0,))': {'name': 'linear', 'direction': (1.0,)},
+    }
+    for word, section in words.items():
+        assert build.read_reward(word) == section
+        again = rewarding.title(section)
+        assert build.read_reward(again) == section
+    for word in ('brightness(3)', 'a.b', '', '3', 'linear(direction=x)'):
+        with pytest.raises(UserError, match='--reward='):
+            build.read_reward(word)
+
+
+def test_best_of_a_run(tmp_path, capsys):
+    """Through the command line: the samples, the row, which keeps the run's own, and its report."""
+    workdir = tmp_path / 'run'
+    data = dict(name='mixture', mixture='ring', labelled=False, n=100)
+    config = _sections(data=data, reward=dict(name='linear', direction=(1.0, 0.0)))
+    del config['image']
+    rate = dict(learning_rate=1e-3)
+    config |= dict(
+        optimizer=dict(student=rate, critic=rate),
+        training=dict(steps=2, batch_size=8, ema_half_life=1e2, checkpoint_every=0),
+        evaluation=dict(samples=500, batch_size=250),
+    )
+    build.train(ConfigDict(config), workdir, quiet=True)
+    words = f'--workdir={workdir}', '--quiet'
+    assert cli.main(['evaluate', *words]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert own['protocol']['reward'] == (
+        'reward-linear(direction=(1.0, 0.0))[pixels,500,alone,float,as-train,seed0]'
+    )
+    assert cli.main(['evaluate', *words, '--best-of=4']) == 0
+    best = json.loads(capsys.readouterr().out)
+    assert (own['nfe'], best['nfe']) == (1, 4) and best['reward'] > own['reward']
+    assert best['details']['best_of'] == {'candidates': 4} and 'best_of' not in own['details']
+    other = ('--best-of=4', '--reward=quadratic(centre=(9.0,))', '--alpha=0.5')
+    assert cli.main(['evaluate', *words, *other]) == 0
+    assert 'quadratic(centre=(9.0,))' in json.loads(capsys.readouterr().out)['protocol']['reward']
+    assert len(list((workdir / 'eval').iterdir())) == 3
+    # The report has the run as it is.
+    assert collect.runs([workdir])[0].row['reward'] == own['reward']
+    array = workdir / 'best.npy'
+    given = [f'--workdir={workdir}', '--n=5', f'--out={array}', '--best-of=3']
+    assert cli.main(['sample', *given]) == 0
+    run = build.from_workdir(workdir, best_of={'candidates': 3})
+    np.testing.assert_array_equal(np.load(array), run.generate(jax.random.key(0), 5))
+    for wrong, message in (
+        (['--reward=linear'], '--reward: is for --best-of'),
+        (['--best-of=0'], 'candidates=0'),
+        (['--best-of=2', '--reward=classifier'], 'a classifier needs images'),
+        (['--best-of=2', '--alpha=-1'], 'alpha=-1'),
+    ):
+        capsys.readouterr()
+        assert cli.main(['sample', f'--workdir={workdir}', *wrong]) == 2
+        assert message in capsys.readouterr().err
