@@ -245,6 +245,14 @@ CONTINUOUS = {
     'alpha_flow': 'steepness clamp share_equal share_zero!=0 power c '
     'guidance!=1 mixing!=0 condition_dropout!=0',
     'any_flow': 'score_weight share_equal share_zero!=0 power c sigma_data',
+    'degrade': 'sigma_init sigma_data',
+    'disback': 'sigma_init last sigma_data',
+    'ladd': 'sigma_init last r1_weight!=0 r2_weight!=0 penalty_step center_weight!=0 '
+    'gradient_decay!=0',
+    'add': 'distillation_weight sigma_init last r1_weight!=0 r2_weight!=0 penalty_step '
+    'center_weight!=0 gradient_decay!=0',
+    'adversarial_flow': 'sigma_init ot_weight ot_final r1_weight!=0 r2_weight!=0 penalty_step '
+    'center_weight!=0 gradient_decay!=0',
     'shortcut': 'target_decay power c guidance!=1 mixing!=0 condition_dropout!=0',
     'pretrain': 'sigma_data label_dropout!=0',
     'loguniform': 'sigma_min sigma_max',
