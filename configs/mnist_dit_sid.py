@@ -4,7 +4,9 @@ arXiv 2404.04057).
     fdistill train --config=configs/mnist_dit_sid.py --workdir=runs/mnist-dit-sid
     [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/mnist-dit-sid
 
-Needs runs/mnist-dit-teacher (configs/mnist_dit_teacher.py) and its data. Not run.
+Needs runs/mnist-dit-teacher (configs/mnist_dit_teacher.py) and its data. Not run. Long and short
+guidance (SiD-LSG): --config.method.critic_guidance=1.5 --config.method.fake_guidance=1.5, as the
+teacher's.
 """
 
 from ml_collections import ConfigDict, config_dict
