@@ -15,7 +15,7 @@ GAN = dict(features='input', gan_weight=0.1)
 METHODS = {
     'real_uid': dict(alpha=0.9, beta=0.8, weighting='unit', critic_weighting='edm'),
     'data_forcing': dict(weighting='unit'),
-    'diff_ratio': dict(features='input'),
+    'diff_ratio': dict(features='input', weighting='eps'),
     'dmd2': dict(weighting='unit') | GAN,
     'diff_instruct': dict(),
     'sim': dict(c=0.1, scale='unit'),

@@ -64,11 +64,11 @@ def real_uid(
         fake score: min E_q alpha w |D_F(x_t) - y(beta/alpha)|^2
                       + E_p (1 - alpha) w |D_F(x_t) - y((1 - beta)/(1 - alpha))|^2
 
-    with y(s) = o + s (x - o), o = `losses.still(x_t)`. Where beta = alpha the data do no more than
-    join the fake score's samples, so that the student of a flawed teacher p_T seeks alpha q + (1 -
-    alpha) p = p_T and goes away from the data. Densities are compared by (beta - alpha)(q - p),
-    with weight k = (beta - alpha)/(1 - alpha) against the data's own score: k is what mends. With a
-    teacher that is not exact no k makes q = p the optimum, as `data_forcing` does.
+    with y(s) = o + s (x - o), o = `losses.still(x_t)`. Of an exact teacher the optimum is q = p. Of
+    a flawed one p_T it is not: where beta = alpha the data only join the fake score's samples, so
+    that the student seeks alpha q + (1 - alpha) p = p_T, on the far side of p_T. The term that
+    compares densities has (beta - alpha)/(1 - alpha) for weight, which is small where the paper's
+    settings lie: a mode that the teacher lacks stays out. `data_forcing` finds it.
 
     Args:
       student, teacher, fake_score: `Denoiser`.
