@@ -67,7 +67,7 @@ class Sections(TypedDict, total=False):
     start: dict
     method: Named
     discriminator: Named | str
-    features: Named | str
+    features: Named | str | list
     optimizer: dict[str, dict]
     training: dict
     mesh: dict

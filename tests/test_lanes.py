@@ -245,6 +245,9 @@ CONTINUOUS = {
     'any_flow': 'score_weight share_equal share_zero!=0 power c sigma_data',
     'shortcut': 'target_decay power c guidance!=1 mixing!=0 condition_dropout!=0',
     'pretrain': 'sigma_data label_dropout!=0',
+    'fd_loss': 'decay floor smoothing sigma_init last',
+    'mmd': 'sigma_init last',
+    'drifting': 'sigma_init last',
     'loguniform': 'sigma_min sigma_max',
 }
 

@@ -10,8 +10,8 @@ teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a co
 start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
 discriminator  a head of `networks.HEADS`
-features       a row of `encoders.ENCODERS`, what sees the features that methods without a critic
-               compare
+features       a row of `encoders.ENCODERS`, or several: what sees the features that methods without
+               a critic compare
 optimizer      `optim.adam` for each role
 training, mesh `loop.Training`, `sharding.make_mesh`
 evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
