@@ -1,4 +1,4 @@
-"""One-step generator of digits by drifting (arXiv 2602.04770), without a teacher, without a critic.
+"""One-step generator of digits by drifting: no teacher, no critic (arXiv 2602.04770).
 
     fdistill train --config=configs/digits_drifting.py --workdir=runs/digits-drifting
     fdistill evaluate --workdir=runs/digits-drifting
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 PIXELS, OTHER = dict(name='pixels'), dict(name='classifier', seed=1)
 FEATURES = {
-    'both': dict(name='several', of=(OTHER, PIXELS)),
+    'both': (OTHER, PIXELS),
     'other': OTHER,
     'classifier': dict(name='classifier', seed=0),
     'pixels': PIXELS,

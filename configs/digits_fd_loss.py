@@ -1,18 +1,18 @@
-"""One-step generator of digits by the Fréchet distance of features (FD-loss, arXiv 2604.28190), without a teacher, without a critic.
+"""One-step generator of digits by the Fréchet distance of features (FD-loss, arXiv 2604.28190).
 
     fdistill train --config=configs/digits_fd_loss.py --workdir=runs/digits-fd-loss
     fdistill evaluate --workdir=runs/digits-fd-loss
 
 The argument says which features are matched: `both` (pixels and a classifier that is not the one of
 fd), `other` (that classifier), `classifier` (that of fd itself) or `pixels`.
-Needs runs/digits-teacher (configs/digits_teacher.py), to begin with.
+Needs runs/digits-teacher (configs/digits_teacher.py), to begin with; no teacher, no critic.
 """
 
 from ml_collections import ConfigDict
 
 PIXELS, OTHER = dict(name='pixels'), dict(name='classifier', seed=1)
 FEATURES = {
-    'both': dict(name='several', of=(OTHER, PIXELS)),
+    'both': (OTHER, PIXELS),
     'other': OTHER,
     'classifier': dict(name='classifier', seed=0),
     'pixels': PIXELS,

@@ -1,4 +1,4 @@
-"""One-step generator of digits by kernel MMD of features (arXiv 1502.02761), without a teacher, without a critic.
+"""One-step generator of digits by kernel MMD of features: no teacher, no critic (arXiv 1502.02761).
 
     fdistill train --config=configs/digits_mmd.py --workdir=runs/digits-mmd
     fdistill evaluate --workdir=runs/digits-mmd
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 PIXELS, OTHER = dict(name='pixels'), dict(name='classifier', seed=1)
 FEATURES = {
-    'both': dict(name='several', of=(OTHER, PIXELS)),
+    'both': (OTHER, PIXELS),
     'other': OTHER,
     'classifier': dict(name='classifier', seed=0),
     'pixels': PIXELS,

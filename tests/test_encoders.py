@@ -58,7 +58,7 @@ def test_classifier_sees_what_the_evaluation_sees(quick):
 def test_pixels_and_several(quick):
     x = few(DIGITS)
     classifier = {'name': 'classifier'}
-    one, other = seen(DIGITS, {'name': 'several', 'of': (classifier, {'name': 'pixels'})}, x)
+    one, other = seen(DIGITS, (classifier, 'pixels'), x)
     np.testing.assert_array_equal(one, seen(DIGITS, classifier, x)[0])
     np.testing.assert_array_equal(other, x.reshape(20, 64))
     plain = few(RING)
@@ -154,8 +154,8 @@ def test_a_batch_in_parts_is_the_whole_batch():
     [
         (RING, {'name': 'classifier'}, 'sees images, and the samples are none'),
         (RING, {'name': 'pixel'}, 'did you mean pixels'),
-        (RING, {'name': 'several', 'of': ()}, 'at least one section'),
-        (RING, {'name': 'several', 'of': ({'name': 'pixels', 'seed': 1},)}, r'of\[0\].seed'),
+        (RING, (), 'config.features: missing'),
+        (RING, ({'name': 'pixels', 'seed': 1},), r'config.features\[0\].seed: unknown'),
         (RING, {'name': 'fourier', 'width': 0.0}, 'width=0.0'),
         (RING, None, 'config.features: missing'),
     ],

@@ -255,6 +255,9 @@ CONTINUOUS = {
     'center_weight!=0 gradient_decay!=0',
     'shortcut': 'target_decay power c guidance!=1 mixing!=0 condition_dropout!=0',
     'pretrain': 'sigma_data label_dropout!=0',
+    'fd_loss': 'decay floor smoothing sigma_init last',
+    'mmd': 'sigma_init last',
+    'drifting': 'sigma_init last',
     'loguniform': 'sigma_min sigma_max',
 }
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from fdistill.build.models import first_device
 from fdistill.build.published import with_names
-from fdistill.build.sections import chosen, load_data, named
+from fdistill.build.sections import load_data, named
 from fdistill.data.sources import Source, to_float
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.errors import UserError
@@ -136,16 +136,30 @@ def published(detector: str, plain: Mapping[str, Any], *, weights: Annotated[str
     return Made(Encoder(init, apply), load)
 
 
-def several(plain: Mapping[str, Any], *, of: tuple) -> Made:
-    """Several encoders at once, whose distances are added.
+ENCODERS = {
+    'pixels': pixels,
+    'fourier': fourier,
+    'classifier': own_classifier,
+    **{name: functools.partial(published, name) for name in DETECTORS},
+}
 
-    Args:
-      plain: the resolved config.
-      of: a section for each.
+
+def encoder(plain: Mapping[str, Any]) -> Made:
+    """What the section `features` of a resolved config says: one row of `ENCODERS`, or several,
+    whose distances are added.
+
+    Raises:
+      UserError: on whatever the user can mend.
     """
-    if not of:
-        raise ValueError('of=(): give at least one section')
-    parts = [named(ENCODERS, one, f'{WHERE}.of[{k}]', plain=plain) for k, one in enumerate(of)]
+    section = plain.get('features')
+    if not section:
+        raise UserError(
+            f'{WHERE}: missing; give one of {", ".join(ENCODERS)} with its settings, as '
+            "dict(name='pixels'), or several in a tuple"
+        )
+    if not isinstance(section, (list, tuple)):
+        return named(ENCODERS, section, WHERE, plain=plain)
+    parts = [named(ENCODERS, one, f'{WHERE}[{k}]', plain=plain) for k, one in enumerate(section)]
 
     def init(key, x, condition):
         return tuple(part.encoder.init(key, x, condition) for part in parts)
@@ -158,35 +172,6 @@ def several(plain: Mapping[str, Any], *, of: tuple) -> Made:
         return sum((part.encoder.apply(p, x) for part, p in zip(parts, each, strict=True)), ())
 
     return Made(Encoder(init, apply), load if any(part.load for part in parts) else None)
-
-
-ENCODERS = {
-    'pixels': pixels,
-    'fourier': fourier,
-    'classifier': own_classifier,
-    **{name: functools.partial(published, name) for name in DETECTORS},
-    'several': several,
-}
-
-
-def encoder(plain: Mapping[str, Any]) -> Made:
-    """What the section `features` of a resolved config says.
-
-    Raises:
-      UserError: on whatever the user can mend.
-    """
-    if 'features' not in plain:
-        raise UserError(
-            f'{WHERE}: missing; give one of {", ".join(ENCODERS)} with its settings, as '
-            "dict(name='pixels')"
-        )
-    return named(ENCODERS, plain['features'], WHERE, plain=plain)
-
-
-def names(plain: Mapping[str, Any]) -> list[str]:
-    """Names of the encoders of a resolved config, in their order."""
-    name, options = chosen(dict(zip(ENCODERS, ENCODERS)), plain['features'], WHERE)
-    return [one['name'] for one in options['of']] if name == 'several' else [name]
 
 
 def accumulated(encoder: Encoder, microbatches: int) -> Encoder:

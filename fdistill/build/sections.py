@@ -14,8 +14,8 @@ features       what a loss compares samples in: rows of `features.FEATURES` or o
                detectors, by name; `reward` likewise. What was trained on them is marked so
 discriminator  a head of `networks.HEADS`
 reward         a row of `methods.rewards.REWARDS`, by which samples are preferred
-features       a row of `encoders.ENCODERS`, what sees the features that methods without a critic
-               compare
+features       a row of `encoders.ENCODERS`, or several: what sees the features that methods without
+               a critic compare
 optimizer      `optim.adam` for each role
 training, mesh `loop.Training`, `sharding.make_mesh`
 evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
