@@ -10,12 +10,10 @@ teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a co
 start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
 path           where a teacher was degraded, `teachers.along`
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
-features       what a loss compares samples in: rows of `features.FEATURES` or of published
-               detectors, by name; `reward` likewise. What was trained on them is marked so
 discriminator  a head of `networks.HEADS`
 reward         a row of `methods.rewards.REWARDS`, by which samples are preferred
 features       a row of `encoders.ENCODERS`, or several: what sees the features that methods without
-               a critic compare
+               a critic compare; numbers in those of a run, or of its reward, are marked
 optimizer      `optim.adam` for each role
 training, mesh `loop.Training`, `sharding.make_mesh`
 evaluation     `evaluate.evaluate`, or with a published `protocol` `scores.evaluate`
