@@ -1,5 +1,5 @@
-"""The ring of eight modes, by every divergence, SIM and Uni-Instruct, as a user runs it: one process
-each, through the command line."""
+"""The ring of eight modes, by every divergence, SIM and Uni-Instruct, as a user runs it: one
+process each, through the command line."""
 
 import json
 import os
