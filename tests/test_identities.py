@@ -1242,3 +1242,9 @@ def test_cycles_of_the_specification():
 def test_cycle_refuses(name, every, message):
     with pytest.raises(ValueError, match=message):
         method.make_cycle(name, every)
+
+
+@pytest.mark.parametrize('steps', [-1, 2.5])
+def test_burn_in_is_of_whole_steps(steps):
+    with pytest.raises(ValueError, match='burn_in'):
+        method.make_cycle('alternate', 1, steps)
