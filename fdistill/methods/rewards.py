@@ -4,7 +4,7 @@ gradient, or only ranks samples by them.
 A new reward needs one row of `REWARDS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -133,7 +133,8 @@ def of_classifier(
     return Reward(lambda key, x, condition: model.init(key, x), apply, seed)
 
 
-REWARDS: Mapping[str, Callable[..., Reward]] = {
+# name -> function of settings, and of what a sample is, that makes a `Reward`.
+REWARDS = {
     'linear': linear,
     'quadratic': quadratic,
     'brightness': brightness,
