@@ -133,6 +133,7 @@ def of_classifier(
     return Reward(lambda key, x, condition: model.init(key, x), apply, seed)
 
 
+# name -> function of settings, and of what a sample is, that makes a `Reward`.
 REWARDS = {
     'linear': linear,
     'quadratic': quadratic,
