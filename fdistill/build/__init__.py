@@ -1,8 +1,8 @@
 """From a config to objects, and from a workdir to a model: the only reader of configs.
 
-trained_on < sections < latents < models < published < teachers, rewarding, encoders < parts < levels
-< experiment < settings < run < measure, check_teacher < train < together, plan; here is the face of
-all.
+trained_on < sections < latents < models < published < teachers, rewarding, encoders < parts <
+levels < experiment < settings < run < measure, check_teacher < train < together, plan; here is the
+face of all.
 """
 
 from fdistill.build.draw import batch_key, sample
