@@ -326,6 +326,18 @@ def test_a_card_is_no_markup_of_what_a_file_says():
         ),
     ],
 )
+@pytest.mark.parametrize(
+    'given, said',
+    [
+        ({}, 'heun'),
+        ({'sampler': 'euler'}, 'euler'),
+        ({'sampler': {'name': 'heun', 'churn': 1}}, 'name heun, churn 1'),
+    ],
+)
+def test_a_card_says_which_solver_samples(given, said):
+    assert card._solver({'name': 'pretrain'} | given) == said
+
+
 def test_a_hub_is_told_a_licence_that_it_knows(licence, front):
     """It refuses a card with another, and with it the upload."""
     found = front_of(card.text(model('points', licence=licence), 'jax'))

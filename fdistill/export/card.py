@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fdistill.config import parameters
+from fdistill.diffusion.samplers import SAMPLERS
 from fdistill.evaluation.protocol import MARK
 from fdistill.export.model import Exportable
 from fdistill.files import disk
@@ -124,11 +125,11 @@ def facts(model: Exportable) -> dict[str, Any]:
 
 
 def _solver(method):
-    default = parameters(METHODS[method['name']])['sampler'].default
-    sampler = method.get('sampler', default)
-    return (
-        sampler if isinstance(sampler, str) else ', '.join(f'{k} {v}' for k, v in sampler.items())
-    )
+    if 'sampler' not in method:
+        default = parameters(METHODS[method['name']])['sampler'].default
+        return next(name for name, sampler in SAMPLERS.items() if sampler == default)
+    given = method['sampler']
+    return given if isinstance(given, str) else ', '.join(f'{k} {v}' for k, v in given.items())
 
 
 def told(model: Exportable) -> str:
