@@ -48,9 +48,9 @@ OTHERS = {
         '1: new, 0: copies',
     ),
     **neighbours.MEASURES,
-    'reward': Measure('reward that the run has', 'of the reward', 1),
+    'reward': Measure('reward that the run has', "the reward's own", 1),
     'reward_unseen': Measure(
-        'the same reward, by another classifier than the run has', 'of the reward', 1
+        'the same reward, by another classifier than the run has', "the reward's own", 1
     ),
 }
 # Which of the others there are, by the data.
