@@ -317,16 +317,6 @@ def test_a_card_is_no_markup_of_what_a_file_says():
 
 
 @pytest.mark.parametrize(
-    'licence, front',
-    [
-        ('Apache 2.0', {'license': 'apache-2.0'}),
-        (
-            'MIT (Meta), if these are the published weights',
-            {'license': 'other', 'license_name': 'mit-meta-if-these-are-the-published-weights'},
-        ),
-    ],
-)
-@pytest.mark.parametrize(
     'given, said',
     [
         ({}, 'heun'),
@@ -338,6 +328,16 @@ def test_a_card_says_which_solver_samples(given, said):
     assert card._solver({'name': 'pretrain'} | given) == said
 
 
+@pytest.mark.parametrize(
+    'licence, front',
+    [
+        ('Apache 2.0', {'license': 'apache-2.0'}),
+        (
+            'MIT (Meta), if these are the published weights',
+            {'license': 'other', 'license_name': 'mit-meta-if-these-are-the-published-weights'},
+        ),
+    ],
+)
 def test_a_hub_is_told_a_licence_that_it_knows(licence, front):
     """It refuses a card with another, and with it the upload."""
     found = front_of(card.text(model('points', licence=licence), 'jax'))
