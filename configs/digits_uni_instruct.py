@@ -22,6 +22,9 @@ def get_config(divergence='js'):
                 features='teacher',
                 ratio_low=0.1,
                 ratio_high=10.0,
+                # The exact gradient is alpha=0.5 and a moving ratio; on these images it diverges.
+                alpha=1.0,
+                moving_ratio=False,
                 sigma_init=2.5,
                 student_law=dict(name='lognormal', mean=0.0, std=1.0),
                 critic_law=dict(name='lognormal', mean=0.0, std=1.0),
