@@ -122,8 +122,8 @@ def disback(
     steps: Steps = Steps(sigma_init=80.0),
     tracking: Tracking = Tracking(),
 ) -> Method:
-    """Distribution backtracking, the second stage of DisBack (arXiv 2408.15991, code): reverse KL
-    by the score gap (`distribution.distribution_matching`) to the `backwards` teachers; the fake
+    """Distribution backtracking, the second stage of DisBack (arXiv 2408.15991 and code): reverse
+    KL by the score gap (`distribution.distribution_matching`) to the `backwards` teachers; the fake
     score begins as the last checkpoint of the degradation, which knows the student's samples.
 
     The released code has a GAN term besides, and because of two mistakes the original teacher
