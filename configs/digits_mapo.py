@@ -5,7 +5,8 @@ the larger reward. It stays a denoiser, sampled by a solver.
     fdistill evaluate --workdir=runs/digits-mapo
 
 Needs runs/digits-teacher (configs/digits_teacher.py). `:f_dpo` is DPO in its place, under any
-divergence from the teacher. Most of the time is the pairs': 30 evaluations of the teacher a step.
+divergence from the teacher. Most of the time is the pairs': 30 evaluations of the teacher a step, a
+minute of a core in all.
 """
 
 from ml_collections import ConfigDict
