@@ -1,7 +1,7 @@
 """From a config to objects, and from a workdir to a model: the only reader of configs.
 
-sections < latents < models < published < teachers, encoders < parts < levels < experiment < settings < run <
-measure, check_teacher < train < together, plan; here is the face of all.
+sections < latents < models < published < teachers, encoders < parts < levels < experiment <
+settings < run < measure, check_teacher < train < together, plan; here is the face of all.
 """
 
 from fdistill.build.draw import batch_key, sample
