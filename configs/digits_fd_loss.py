@@ -6,6 +6,10 @@
 The argument says which features are matched: `both` (pixels and a classifier that is not the one of
 fd), `other` (that classifier), `classifier` (that of fd itself) or `pixels`.
 Needs runs/digits-teacher (configs/digits_teacher.py), to begin with; no teacher, no critic.
+Under three minutes of a shared core.
+Measured with `both`, three seeds: fd_train 0.011 to 0.012 (teacher, 35 evaluations: 0.035),
+fd_held_out 0.087 to 0.092 (0.113), pixel_fd 0.39 (0.21), accuracy 1.0, but recall 0.32 to 0.34
+(0.86): what two moments do not say.
 """
 
 from ml_collections import ConfigDict

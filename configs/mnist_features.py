@@ -5,7 +5,7 @@
     fdistill evaluate --workdir=runs/mnist-METHOD
 
 The argument is the method: drifting, or fd_loss; `drifting-pixels` and `fd_loss-waves` do not see
-the classifier by which fd is measured.
+the classifier by which fd is measured. Not run.
 """
 
 from ml_collections import ConfigDict, config_dict

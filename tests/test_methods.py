@@ -114,10 +114,10 @@ def _frozen(name, dtype):
     built, given = _experiment(name, 1, jax.config.jax_enable_x64), _built(name)[2](0, dtype)
     key = jax.random.key(1)
     made = {
-        part: built.parts[part].init(key, *given.values())
-        if hasattr(built.parts[part], 'init')
-        # What is known of the data is no network.
-        else load(None)[0]
+        # What sees features, and what it saw of the data, is there without a file.
+        part: load(None)[0]
+        if part in ('encoder', 'reference')
+        else built.parts[part].init(key, *given.values())
         for part, load in built.frozen.items()
     }
     return jax.device_get(_cast(made, dtype))

@@ -49,15 +49,16 @@ def pixels(plain: Mapping[str, Any]) -> Made:
 def fourier(
     plain: Mapping[str, Any], *, count: int = 256, width: float = 0.2, seed: int = 0
 ) -> Made:
-    """Random waves sqrt(2) cos(w.x + b), whose products are a Gaussian kernel on average (Rahimi and
-    Recht, Random features for large-scale kernel machines, 2007): for points, of whose coordinates
-    two moments say little.
+    """Random waves sqrt(2) cos(w.x + b), whose products are a Gaussian kernel on average: for
+    points, of whose coordinates two moments say little.
 
     Args:
       plain: the resolved config.
       count: of the waves, >= 1.
       width: of the kernel, > 0; w ~ N(0, I / width^2).
       seed: of the waves, >= 0.
+
+    Reference: Rahimi and Recht, Random features for large-scale kernel machines, 2007.
     """
     if count < 1 or not width > 0 or seed < 0:
         raise ValueError(f'count={count}, width={width}, seed={seed}: need >= 1, > 0 and >= 0')
@@ -193,9 +194,9 @@ def place(params: Any, mesh: Mesh | None) -> tuple[Any, str]:
 
 
 class Reference(NamedTuple):
-    """Moments of the data's features, of each encoder {'mean': [d], 'variances': [d], 'axes': [d, d]}:
-    the covariance is axes diag(variances) axes'. With labels, d is that of the features and the
-    classes.
+    """Moments of the data's features, of each encoder {'mean': [d], 'variances': [d], 'axes':
+    [d, d]}: the covariance is axes diag(variances) axes'. With labels, d is that of the features
+    and the classes.
 
     init(key, x, condition) -> moments, of which the shapes are meant.
     load() -> moments float32, on the host.

@@ -170,8 +170,8 @@ def drift(
     of the two distributions, each smoothed by N(0, h^2 I).
 
     Args:
-      positive, negative: logarithms of the kernel between samples and each set, [n, p], [n, m]; -inf
-        between a sample and what it does not see. A logarithm of weights may be added.
+      positive, negative: logarithms of the kernel between samples and each set, [n, p], [n, m];
+        -inf between a sample and what it does not see. A logarithm of weights may be added.
       y_positive, y_negative: features [p, d], [m, d].
       coupling: of `COUPLINGS`; makes A.
 

@@ -72,9 +72,15 @@ def fd_loss(
     Args:
       student: `Denoiser`.
       encoder: `Encoder`, of the section `features`; its parameters are frozen['encoder'].
-      reference: `build.encoders.Reference`; the moments of the data are frozen['reference'].
+      reference: as the encoder's features of the data; their moments are frozen['reference'].
       decay: of the moving moments, in [0, 1): about 2/(1 - decay) batches of samples count.
-      floor: > 0, on the scale of the distances; 0.01 in the code.
+      floor: > 0, on the scale of the distances; 0.01 in the code. Where a distance has come near
+        it, its gradient is divided by little more than noise, and outweighs all others.
+      smoothing: >= 0, variance of noise that both distributions of features are thought to have
+        besides. The gradient widens a direction in which samples have the share c of the data's
+        variance v by up to sqrt((v + smoothing) / (c v + smoothing)) times; without it, a student
+        that begins collapsed, as a denoiser's single step is, is pulled by little but the
+        directions that vary least.
       label_scale: >= 0; the label joins the features as this times a one-hot vector, so that their
         means are matched class by class. 0: the distance does not see labels, as in the paper,
         whose students keep those that they begin with.
@@ -137,8 +143,8 @@ def mmd(
     widths: tuple[float, ...] = (0.25, 0.5, 1.0),
     steps: Steps = Steps(sigma_init=2.5),
 ) -> Method:
-    """min over G of sum_k MMD^2 of features of samples and data, `distances.mmd`, jointly with their
-    labels (generative moment matching networks, arXiv 1502.02761).
+    """min over G of sum_k MMD^2 of features of samples and data, `distances.mmd`, jointly with
+    their labels (generative moment matching networks, arXiv 1502.02761).
 
     Its gradient is unbiased, but noisy in few samples; `training.microbatches` lets a batch be as
     large as it needs to be, as no network then sees more than a part of it at a time.
