@@ -78,9 +78,8 @@ def fd_loss(
         it, its gradient is divided by little more than noise, and outweighs all others.
       smoothing: >= 0, variance of noise that both distributions of features are thought to have
         besides. The gradient widens a direction in which samples have the share c of the data's
-        variance v by up to sqrt((v + smoothing) / (c v + smoothing)) times; without it, a student
-        that begins collapsed, as a denoiser's single step is, is pulled by little but the
-        directions that vary least.
+        variance v by up to sqrt((v + smoothing) / (c v + smoothing)) times, where a student begins
+        collapsed, as a denoiser's single step is. 0 in the paper.
       label_scale: >= 0; the label joins the features as this times a one-hot vector, so that their
         means are matched class by class. 0: the distance does not see labels, as in the paper,
         whose students keep those that they begin with.
