@@ -308,13 +308,16 @@ def test_health_is_measured(name):
     variances = [np.var(batch(step, np.float32)['x'], axis=0).mean() for step in student]
     assert found['data_std'] == pytest.approx(np.mean(np.sqrt(variances)), rel=1e-5)
     assert found['sample_std'] > 0 and np.isfinite(found['sample_mean'])
-    if 'critic' in _built(name)[0].losses:
+    # A fake score that learns of real data is not the student's.
+    fake = 'fake_score' in _initial(name, jnp.float32).params.get('critic', {})
+    assert ('kl' in found) == (fake and name not in ('real_uid', 'data_forcing'))
+    if 'kl' in found:
         # Of a run of ten steps next to nothing is known but that there is noise.
         assert found['kl'][1] > 0 and np.isfinite(found['kl'][0]) and found['kl_seen'] >= 0
     if 'h' in found:
         assert found['h_min'] <= found['h'] <= found['h_max']
         # The others with an h have that of reverse KL here, which is constant.
-        varies = name in ('f_distill', 'uni_instruct')
+        varies = name in ('f_distill', 'uni_instruct', 'diff_ratio')
         assert (found['h_min'] < found['h_max']) == varies
 
 
