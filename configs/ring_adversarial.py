@@ -10,7 +10,7 @@ About 30 CPU-seconds; what was measured is in docs/results.md.
 from ml_collections import ConfigDict
 
 LAW = dict(name='loguniform', sigma_min=0.03, sigma_max=3.0)
-# An oracle has no features.
+# An oracle's features are x_t itself.
 GAME = dict(features='input', from_teacher=False, sigma_init=1.4, critic_law=LAW, r1_weight=0.1)
 OWN = {
     'ladd': GAME | dict(gan_loss='softplus'),

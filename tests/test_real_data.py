@@ -399,7 +399,7 @@ def ratio_critic(heads=1):
     tracking = Tracking(from_teacher=False)
     law = noise.lognormal()
     return make_critic(
-        None, None, None, head, law=law, tracking=tracking, gan=Gan(features='input')
+        None, None, None, law=law, tracking=tracking, gan=Gan(head, features='input')
     )
 
 
@@ -461,14 +461,20 @@ def test_data_forcing_refuses(forcing):
         real_data.data_forcing(None, None, None, student_law=LAW, critic_law=LAW, forcing=forcing)
 
 
+GIVEN = Gan(Denoiser(None, None))
+
+
 @pytest.mark.parametrize(
-    ('head', 'options', 'message'),
+    ('gan', 'options', 'message'),
     [
-        (None, {}, 'needs? a discriminator|add one to the config'),
-        (Denoiser(None, None), dict(weighting='dmd'), 'needs a teacher'),
-        (Denoiser(None, None), dict(gan=Gan()), "features='teacher'"),
+        (Gan(features='input'), {}, 'needs? a discriminator|add one to the config'),
+        (GIVEN._replace(features='input'), dict(weighting='dmd'), 'needs a teacher'),
+        (GIVEN._replace(features='input', gan_weighting='dmd'), {}, 'needs a teacher'),
+        (GIVEN, {}, "features='teacher'"),
     ],
 )
-def test_diff_ratio_refuses(head, options, message):
+def test_diff_ratio_refuses(gan, options, message):
     with pytest.raises(ValueError, match=message):
-        real_data.diff_ratio(Denoiser(None, None), head, student_law=LAW, critic_law=LAW, **options)
+        real_data.diff_ratio(
+            Denoiser(None, None), student_law=LAW, critic_law=LAW, gan=gan, **options
+        )

@@ -151,7 +151,7 @@ def test_reverse_kl_by_uni_instruct_is_sid():
     networks, laws = (shifted(), shifted(), shifted()), dict(student_law=LAW, critic_law=LAW)
     head = HEADS['mlp'](width=4, layers=1)
     exact = dict(divergence='reverse_kl', fisher=Fisher(alpha=0.5))
-    ours = uni_instruct(*networks, head, **exact, **laws)
+    ours = uni_instruct(*networks, gan=Gan(head), **exact, **laws)
     batch = {'x': jnp.zeros((4, 2)), 'condition': {}}
     params, _ = ours.init(jax.random.key(0), batch, {'teacher': {'offset': jnp.zeros(2)}})
     assert params['critic'].keys() == {'fake_score'}
@@ -170,13 +170,13 @@ def test_where_the_ratio_is_clipped_it_does_not_move(clips):
     logit = 1.0 if clips else 0.0
     params['output']['bias'] = jnp.full(1, logit)
     made = uni_instruct(
-        *(shifted(), shifted(), shifted(), head),
+        *(shifted(), shifted(), shifted()),
         divergence='pearson',
         fisher=Fisher(alpha=0.5, moving_ratio=True),
         student_law=LAW,
         critic_law=LAW,
         ratio=Ratio(ratio_high=1.5, normalise=False),
-        gan=Gan(features='input'),
+        gan=Gan(head, features='input'),
     )
     r = 1.5 if clips else 1.0
     frozen = sid(shifted(), shifted(), shifted(), alpha=1.5, student_law=LAW, critic_law=LAW)
@@ -190,7 +190,8 @@ def test_the_gan_term_begins_when_it_is_told_to():
     laws = dict(student_law=LAW, critic_law=LAW)
 
     def made(**gan):
-        return sida(*networks, head, gan=Gan(features='fake_score', gan_from=5, **gan), **laws)
+        told = Gan(head, features='fake_score', gan_from=5, **gan)
+        return sida(*networks, gan=told, **laws)
 
     with_it, without = made(gan_weight=0.5), made(gan_weight=0.0)
     alone = student_gradient(without, discriminator={})
@@ -207,10 +208,10 @@ def test_the_gan_term_begins_when_it_is_told_to():
 def test_an_unknown_weighting_of_the_gan_term_is_refused():
     with pytest.raises(ValueError, match='gan_weighting'):
         sida(
-            *(shifted(), shifted(), shifted(), HEADS['channel_mean']()),
+            *(shifted(), shifted(), shifted()),
             student_law=LAW,
             critic_law=LAW,
-            gan=Gan(gan_weighting='eps2'),
+            gan=Gan(HEADS['channel_mean'](), gan_weighting='eps2'),
         )
 
 

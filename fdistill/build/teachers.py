@@ -10,11 +10,13 @@ from jax.sharding import Mesh
 from fdistill import config as configs
 from fdistill.build import published
 from fdistill.build.models import load_ema, make_denoiser
+from fdistill.config import parameters
 from fdistill.data import sources
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import oracle as oracles
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError
+from fdistill.methods import degrade
 from fdistill.types import Continuous, Place
 
 
@@ -113,7 +115,7 @@ def along(
     def load(mesh):
         where = 'config.path.workdir'
         method = configs.to_json(configs.read(workdir, where))['method']
-        level = method.get('sigma_init', sigma_init)
+        level = method.get('sigma_init', parameters(degrade)['sigma_init'].default)
         if (method['name'], level) != ('degrade', sigma_init):
             at = f' at sigma_init={level}' if method['name'] == 'degrade' else ''
             raise UserError(

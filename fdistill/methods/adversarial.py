@@ -84,7 +84,8 @@ def game(
     if adversary.gan_loss not in losses.GANS:
         raise ValueError(f'gan_loss={adversary.gan_loss!r}: known are {", ".join(losses.GANS)}')
     weights = adversary.r1_weight, adversary.r2_weight, adversary.center_weight
-    positive = adversary.penalty_step > 0 and min(weights) >= 0
+    # Each by itself: in lanes they may lie in any order.
+    positive = adversary.penalty_step > 0 and all(weight >= 0 for weight in weights)
     if not positive or not 0 <= adversary.gradient_decay < 1:
         raise ValueError(
             f'r1_weight, r2_weight, center_weight={weights} must be >= 0, '
@@ -324,7 +325,7 @@ def adversarial_flow(
     Raises:
       ValueError: on values out of range, or a missing discriminator.
     """
-    if min(transport.ot_weight, transport.ot_final) < 0 or transport.ot_steps < 1:
+    if transport.ot_weight < 0 or transport.ot_final < 0 or transport.ot_steps < 1:
         raise ValueError(f'{transport}: weights must be >= 0, ot_steps >= 1')
 
     def task(x, key_z, key, context, batch):

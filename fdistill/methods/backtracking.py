@@ -68,7 +68,7 @@ def degrade(
         denoised, _ = student.apply(*given, key=key_dropout)
         weight = noise.WEIGHTINGS[weighting](sigma, sigma_data)
         value = jnp.mean(losses.denoising(denoised, x, weight))
-        return value, ({'denoising': value, **generator.spread(x, batch)}, context.aux)
+        return value, ({'denoising': value}, context.aux)
 
     solver = generator.solver(student, sampler, sigmas)
     return Method(

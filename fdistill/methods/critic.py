@@ -30,7 +30,7 @@ QUANTILES = 0.01, 0.99
 
 
 class Gan(NamedTuple):
-    """The discriminator and its part in the losses: settings of `distribution_matching`.
+    """The discriminator and its part in the losses: settings of methods with a critic.
 
     discriminator: `networks.Head`; None where there is none.
     gan_weight: of the student's term softplus(-logit), >= 0.
@@ -158,7 +158,13 @@ def make_judge(
         x, condition = batch['x'], batch['condition']
         sigma = jnp.ones(x.shape[0], x.dtype)
         seen = known_here[features](params, Context(frozen), x, sigma, condition, None)
-        return head.init(key, seen, jnp.zeros_like(sigma), condition)
+        made = head.init(key, seen, jnp.zeros_like(sigma), condition)
+        if features != 'fake_score' and not jax.tree.leaves(made):
+            raise ValueError(
+                f'features={features!r}: this discriminator has no parameters, and learns by those '
+                "of features='fake_score' alone; choose those, or another head"
+            )
+        return made
 
     def roughness(params, context, x_t, sigma, condition, before, key, dropout=None):
         moved = x_t + step * jax.random.normal(key, x_t.shape, x_t.dtype)

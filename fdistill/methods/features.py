@@ -194,7 +194,8 @@ def drifting(
     Positives are the batch of data, negatives the other samples, each of a sample's own label.
     Features are scaled so that the mean distance within both sets is sqrt(d), and the field of each
     temperature so that its mean square is 1 before they are added (appendix A.6): the loss itself
-    is constant, and what falls is the metric `drift`. Guidance by unconditional negatives (A.7) is
+    hardly changes, and what falls is the metric `drift`. Where each label occurs once in a batch
+    there is no field. Guidance by unconditional negatives (A.7) is
     left out.
 
     Args:

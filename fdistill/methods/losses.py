@@ -199,7 +199,7 @@ def mapo(
 
     def phi(error):
         # 1 - scale error/2 + ..., whose quotient is 0/0 at 0.
-        u = scale * error
+        u = jnp.minimum(scale * error, 80)  # phi is 0 there, and exp is still a number.
         small = u < 1e-4
         return jnp.where(small, 1 - u / 2, u / jnp.expm1(jnp.where(small, 1, u)))
 

@@ -45,7 +45,8 @@ MOST_BINS = 10_000
 
 
 class Preference(NamedTuple):
-    """A reward besides the teacher: settings of every method with a critic.
+    """A reward besides the teacher: settings of distribution matching, SIM, SiD, Uni-Instruct and
+    `exact`.
 
     The teacher's divergence is the only leash (DI++, DI*). A reward of |dr/dx| <= 1 has no optimum
     under a distance of bounded slope, as SIM's pseudo-Huber, where reward_weight is larger than
@@ -176,6 +177,11 @@ def matched(
             f'bins={ratio.bins} must be in 1..{MOST_BINS}, '
             f'bins_decay={ratio.bins_decay} in [0, 1), gan_weight={gan.gan_weight} >= 0'
         )
+    if gan.gan_fresh_noise and gan.gan_weighting != 'unit':
+        raise ValueError(
+            f'gan_weighting={gan.gan_weighting!r}: is of the noise of the score term; set '
+            'gan_fresh_noise to False'
+        )
     if gan.gan_weighting not in losses.WEIGHTS:
         known = ', '.join(losses.WEIGHTS)
         raise ValueError(f'gan_weighting={gan.gan_weighting!r}: known are {known}')
@@ -192,7 +198,8 @@ def matched(
         real=objective.real,
     )
     # Of any other fake score the error says nothing of the student.
-    follows = fake_score is not None and objective.real is None
+    plain = tracking.critic_guidance == 1 and tracking.fake_guidance == 1
+    follows = fake_score is not None and objective.real is None and plain
 
     def init(key, batch, frozen):
         key_student, key_critic = jax.random.split(key)

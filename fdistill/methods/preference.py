@@ -61,7 +61,8 @@ def _of_pairs(
 
         won, lost, D = errors(student, params['student'])
         reference = lambda: errors(teacher, known)[:2]  # noqa: E731
-        value = jnp.mean(objective(won, lost, reference))
+        # Where neither is preferred, as of classes that have no reward, there is nothing to learn.
+        value = jnp.mean(jnp.where(r[0] == r[1], 0, objective(won, lost, reference)))
         metrics = {
             'winner': jnp.mean(won),
             'loser': jnp.mean(lost),

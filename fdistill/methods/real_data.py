@@ -207,8 +207,11 @@ def diff_ratio(
     Raises:
       ValueError: on values out of range, or a missing discriminator.
     """
-    if weighting == 'dmd':
-        raise ValueError("weighting='dmd': needs a teacher; give unit, eps, score or flow")
+    if 'dmd' in (weighting, gan.gan_weighting):
+        raise ValueError(
+            f'weighting={weighting!r}, gan_weighting={gan.gan_weighting!r}: dmd needs a teacher; '
+            'give unit, eps, score or flow'
+        )
     return matching(
         generator.student(student, steps),
         student,

@@ -37,6 +37,16 @@ def _flat(x):
     return x.reshape(len(x), -1)
 
 
+def _fitting(numbers, x, name):
+    """x flattened, [B, n]; numbers must be n or one."""
+    flat = _flat(x)
+    if len(numbers) not in (1, flat.shape[1]):
+        raise ValueError(
+            f'{name} has {len(numbers)} numbers: give {flat.shape[1]}, or one for all elements'
+        )
+    return flat
+
+
 def linear(*, direction: tuple[float, ...] = (1.0,)) -> Reward:
     """r = direction . x, over the n elements of a sample.
 
@@ -51,7 +61,7 @@ def linear(*, direction: tuple[float, ...] = (1.0,)) -> Reward:
     slope = np.asarray(direction)
 
     def dot(x):
-        flat = _flat(x)
+        flat = _fitting(slope, x, 'direction')
         return jnp.sum(flat * jnp.asarray(slope, x.dtype), axis=1)
 
     return _of_x(dot)
@@ -72,7 +82,8 @@ def quadratic(*, curvature: float = 1.0, centre: tuple[float, ...] = (0.0,)) -> 
     middle = np.asarray(centre)
 
     def bowl(x):
-        return -curvature / 2 * jnp.sum((_flat(x) - jnp.asarray(middle, x.dtype)) ** 2, axis=1)
+        flat = _fitting(middle, x, 'centre')
+        return -curvature / 2 * jnp.sum((flat - jnp.asarray(middle, x.dtype)) ** 2, axis=1)
 
     return _of_x(bowl)
 
@@ -123,7 +134,9 @@ def of_classifier(
     def apply(params, x, condition):
         log_p = jax.nn.log_softmax(model.apply(params, x)[0])
         if wanted is None:
-            r = jnp.take_along_axis(log_p, condition['label'][:, None], axis=1)[:, 0]
+            label = condition['label']
+            r = jnp.take_along_axis(log_p, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
+            r = jnp.where(label >= 0, r, 0)  # Without a label nothing is wanted.
         else:
             r = log_p[:, wanted]
         if unwanted is not None:

@@ -93,6 +93,8 @@ def channel_mean_head(*, index: int = -1) -> Head:
         return {}
 
     def apply(params, features, c_noise, condition):
+        if not -len(features) <= index < len(features):
+            raise ValueError(f'index={index}: the network has {len(features)} features')
         logits = jnp.mean(features[index].astype(jnp.float32), axis=-1)
         return logits.reshape(len(logits), -1)
 
