@@ -69,7 +69,7 @@ class Sections(TypedDict, total=False):
     method: Named
     discriminator: Named | str
     reward: Named | str
-    features: Named | str | list
+    features: Named | str | list[Named | str]
     optimizer: dict[str, dict]
     training: dict
     mesh: dict

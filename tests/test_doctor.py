@@ -201,6 +201,20 @@ def test_json_pictures_and_exit_codes(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    'series',
+    [
+        {'student__kl_noise': np.nan},
+        {'student__kl': np.nan},
+        {'student__kl': None, 'student__kl_noise': None},
+        {'student__kl_seen': 0.0},
+    ],
+)
+def test_a_run_without_an_estimate_is_read(series, folder):
+    told, _ = found(folder(**series))
+    assert 'student/kl' not in told
+
+
+@pytest.mark.parametrize(
     ('damage', 'message'),
     [
         (lambda run: (run / 'config.json').unlink(), 'has no config.json'),

@@ -14,6 +14,7 @@ from fdistill.errors import UserError
 from fdistill.evaluation.evaluate import Judge, evaluate
 from fdistill.weights import denoisers
 
+BRIGHT = ['reward-brightness']
 LARGE = Source(np.zeros((2, 16, 16, 1), np.uint8), np.zeros(2, np.int32), 1, 255, 'large')
 
 
@@ -34,10 +35,16 @@ LARGE = Source(np.zeros((2, 16, 16, 1), np.uint8), np.zeros(2, np.int32), 1, 255
             ['digits-clf-s2', 'dinov2', 'pixels'],
         ),
         (
-            {'features': {'name': 'several', 'of': [{'name': 'classifier', 'seed': 1}, 'pixels']}},
+            {'features': ({'name': 'classifier', 'seed': 1}, 'pixels')},
             ['digits-clf-s1', 'pixels'],
         ),
         ({'trained_on': ['dinov2'], 'features': 'pixels'}, ['dinov2', 'pixels']),
+        # What is only measured taught nothing; a method of pairs has no weight.
+        ({'reward': 'brightness', 'method': {'name': 'dmd2'}}, []),
+        ({'reward': 'brightness', 'method': {'name': 'dmd2', 'reward_weight': 0.0}}, []),
+        ({'reward': 'brightness', 'method': {'name': 'dmd2', 'reward_weight': 0.1}}, BRIGHT),
+        ({'reward': 'brightness', 'method': {'name': 'di_star'}}, BRIGHT),
+        ({'reward': 'brightness', 'method': {'name': 'mapo'}}, BRIGHT),
     ],
 )
 def test_names_are_those_of_protocols(sections, names):
@@ -71,7 +78,7 @@ def config(**sections):
 
 MATCHED = {
     'method': {'name': 'mmd', 'sigma_init': 1.4},
-    'features': {'name': 'several', 'of': ('pixels', {'name': 'fourier', 'count': 4})},
+    'features': ('pixels', {'name': 'fourier', 'count': 4}),
 }
 
 
@@ -98,6 +105,19 @@ def test_a_run_hands_it_on_to_those_that_start_from_it(runs):
     assert 'trained_on' not in ' '.join(build.comparable(plain))
     build.train(config(**MATCHED), runs / 'first', quiet=True)
     assert build.evaluate(None, runs / 'first', quiet=True)['trained_on'] == MARKED
+
+
+def test_what_a_config_says_is_not_lost_at_a_resume(tmp_path):
+    build.train(config(trained_on=['digits-clf']), tmp_path, quiet=True)
+    build.train(config(), tmp_path, quiet=True)
+    assert configs.to_json(configs.read(tmp_path))['trained_on'] == ['digits-clf']
+
+
+@pytest.mark.parametrize('features', [(3,), ({'name': ['pixels']},)])
+def test_sections_of_another_type_are_one_line(features):
+    told = config(method={'name': 'mmd', 'sigma_init': 1.4}, features=features)
+    with pytest.raises(UserError, match='config.features'):
+        build.resolve(told, build.load_data(told, 'train'))
 
 
 def test_a_run_that_was_not_says_nothing(tmp_path):

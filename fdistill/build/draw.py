@@ -77,6 +77,7 @@ def sample(
         raise UserError(f'--weights={weights}: --with is for run folders; leave one of them out')
     solver = dict(solver or {})
     for name in solver.keys() - {'steps'} if beside else ():
+        name = name.replace('_', '-')
         raise UserError(f'--{name}: several teachers have a solver of their own; leave it out')
     if beside:
         paths = (workdir, *beside)
@@ -91,6 +92,8 @@ def sample(
         what = (
             'several teachers at once have'
             if beside
+            else 'the best of several has'
+            if solver.get('best_of')
             else f'{weights or workdir} holds a one-step generator, which has'
         )
         raise UserError(f'--trajectory: {what} none')

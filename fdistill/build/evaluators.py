@@ -32,7 +32,7 @@ class Evaluator(NamedTuple):
     sharded: whether samples are global arrays, split over all devices.
     reference(source, config, options, mesh, shape): what samples are compared with, made once for
       several measurements.
-    measures(against, options): {number: `protocol.Measure`} of all that a row will have.
+    measures(against, options, config): {number: `protocol.Measure`} of all that a row will have.
     row(subject, config, options, mesh, progress, against): what was measured.
     suffix(row, options, digest): of the name of the row's file.
     merged(old, row): the row with what an earlier one of the same file has besides.
@@ -124,7 +124,10 @@ EVALUATORS = {
         evaluation.check,
         False,
         _own_reference,
-        lambda against, options: evaluation.measures(against.train),
+        lambda against, options, config: (
+            evaluation.measures(against.train)
+            | {name: evaluation.OTHERS[name] for name in judges(config, against.train)}
+        ),
         _own_row,
         lambda row, options, digest: '',
         lambda old, row: row,
@@ -133,7 +136,7 @@ EVALUATORS = {
         scores.check,
         True,
         _published_reference,
-        lambda against, options: scores.measures(
+        lambda against, options, config: scores.measures(
             against, options.get('metrics'), options.get('samples')
         ),
         _published_row,

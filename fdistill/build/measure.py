@@ -167,7 +167,7 @@ def while_training(
     # Made once, before there is a step: hours later is too late to hear of statistics of another
     # protocol.
     against = chosen.reference(source, plain, options, mesh, decode.shape)
-    known = {name: of for name, of in chosen.measures(against, options).items() if of.sign}
+    known = {name: of for name, of in chosen.measures(against, options, plain).items() if of.sign}
     sign = pick(known, named, 'config.training.keep_best').sign if named is not None else 0
     split = sharding.batch_sharding(mesh) if chosen.sharded else sharding.replicated(mesh)
     generator, seen = built.method.generator, (*plain.get('trained_on', ()),)

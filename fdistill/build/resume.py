@@ -76,6 +76,13 @@ def check_resumable(
     return changes
 
 
+def trained_before(workdir: str | pathlib.Path) -> list[str]:
+    """The features that the config of a run says it was trained on, if there is a run: a mark that
+    a resumption without it must not lose."""
+    there = (disk.place(workdir) / CONFIG).is_file()
+    return configs.to_json(configs.read(workdir)).get('trained_on', []) if there else []
+
+
 def as_begun(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the optimizers that its run began with, before any of its changes."""
     section = {role: dict(settings) for role, settings in plain['optimizer'].items()}

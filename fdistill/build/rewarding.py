@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fdistill.build.models import first_device
+from fdistill.build.models import conditions, first_device
 from fdistill.build.sections import chosen, image_of, load_data, plain_of
-from fdistill.config import call, parameters
+from fdistill.config import call, parameters, told
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
 from fdistill.evaluation.evaluate import Judge
@@ -39,7 +40,15 @@ def make_reward(section: Any, image: Mapping[str, Any], where: str) -> Reward:
     make, options = chosen(REWARDS, section, where)
     known = {'shape': tuple(image['shape']), 'num_classes': image['num_classes']}
     given = {name: known[name] for name in known if name in parameters(make)}
-    return call(make, options, where, **given)
+    reward = call(make, options, where, **given)
+
+    def tried():
+        x, condition = jnp.zeros((1, *image['shape'])), conditions(image, 1)
+        return reward.apply(reward.init(jax.random.key(0), x, condition), x, condition)
+
+    with told(where):
+        jax.eval_shape(tried)
+    return reward
 
 
 def load_reward(
@@ -81,6 +90,8 @@ def read_reward(words: str) -> dict[str, Any]:
         called = parsed if isinstance(parsed, ast.Call) else ast.Call(parsed, [], [])
         if not isinstance(called.func, ast.Name) or called.args:
             raise ValueError('no name, or a setting without one')
+        if any(of.arg is None for of in called.keywords):
+            raise ValueError('settings in a dict')
         settings = {of.arg: ast.literal_eval(of.value) for of in called.keywords}
     except (SyntaxError, TypeError, ValueError) as error:
         raise UserError(
@@ -150,6 +161,12 @@ def choosing(
         raise UserError(
             f'--best-of={asked["candidates"]}: the run has no reward; add --reward=NAME, one of '
             f'{", ".join(REWARDS)}'
+        )
+    reward = make_reward(section, plain['image'], '--reward')
+    if reward.trained is not None and 'data' not in plain:
+        raise UserError(
+            '--reward: weights know no data, of which a classifier would be; give --workdir=DIR, '
+            'or another reward'
         )
     of, _ = bound(section, plain['image'], lambda: load_data(plain, 'train'), '--reward')
     given = {name: value for name, value in asked.items() if name != 'reward'}

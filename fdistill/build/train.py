@@ -14,7 +14,7 @@ from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment, check_wanted, experiment, optimizers
 from fdistill.build.hooks import hooks
 from fdistill.build.models import fitting
-from fdistill.build.resume import as_begun, check_resumable, origin
+from fdistill.build.resume import as_begun, check_resumable, origin, trained_before
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of, resolve, section_of
 from fdistill.config import call, told
@@ -86,6 +86,8 @@ def ready(
         plain['changes'] = changes
         begun = optimizers(as_begun(plain), built.method)
         roles = {role: optim.continued(begun[role], roles[role]) for role in roles}
+    if names := {*plain.get('trained_on', ()), *trained_before(workdir)}:
+        plain['trained_on'] = sorted(names)
     return Ready(source, plain, built, roles, training, batches, frozen, seed)
 
 

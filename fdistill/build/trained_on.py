@@ -6,6 +6,7 @@ from typing import Any
 from fdistill.config import parameters
 from fdistill.data.sources import Source
 from fdistill.evaluation import features
+from fdistill.methods import METHODS
 from fdistill.methods.rewards import REWARDS
 from fdistill.weights.detectors import DETECTORS
 
@@ -29,6 +30,8 @@ def trained_on(
     """
     names = {name for config in (plain, *ancestors) for name in config.get('trained_on', ())}
     for part, seed in PARTS.items():
+        if part == 'reward' and not _weighs(plain.get('method', {})):
+            continue
         for section in _each(plain.get(part, ())):
             name = section.get('name')
             if name in features.NAMES:
@@ -40,13 +43,19 @@ def trained_on(
     return sorted(names)
 
 
+def _weighs(method: Mapping[str, Any]) -> bool:
+    """Whether a method learns from its reward: with a weight of 0 it is only measured."""
+    made = METHODS.get(method.get('name'))
+    weight = parameters(made).get('reward_weight') if made else None
+    return method.get('reward_weight', weight.default if weight else 1) != 0
+
+
 def _each(sections: Any) -> Iterator[Mapping[str, Any]]:
-    """The sections in one, in several of a list, or in the setting `of` of one."""
+    """The sections in one, or in several of a list."""
     if isinstance(sections, (list, tuple)):
         for section in sections:
             yield from _each(section)
     elif isinstance(sections, str):
         yield {'name': sections}
-    else:
+    elif isinstance(sections, Mapping):
         yield sections
-        yield from _each(sections.get('of', ()))

@@ -243,6 +243,8 @@ def stopped(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> st
       lines: of its metrics.jsonl.
     """
     rules, last = config.get('training', {}), lines[-1] if lines else {}
+    if last.get('step', 0) >= rules.get('steps', math.inf):
+        return ''
     health = {name: number(last[key]) for name in HEALTH if (key := f'{DEPLOYED}/{name}') in last}
     least, most = rules.get('diversity_below', 0.0), rules.get('saturation_above', 1.0)
     return unhealthy(health, number(least), number(most))

@@ -311,8 +311,14 @@ def _divergence(log):
     nearest to the student leaves (kl + seen)^2/(4 seen), which is never above the divergence
     either, and unlike `kl` does not rise because the critic catches up."""
     for key, role, (steps, seen) in _of(log, 'kl_seen'):
-        (_, kl), (_, noise) = log.values[f'{role}/kl'], log.values[f'{role}/kl_noise']
-        if not len(kl) == len(noise) == len(seen) >= FEWEST:
+        # What is not finite is not among the values of a log, and is judged elsewhere.
+        nothing = steps[:0], seen[:0]
+        (_, kl), (_, noise) = (
+            log.values.get(f'{role}/{name}', nothing) for name in ('kl', 'kl_noise')
+        )
+        if not len(kl) == len(noise) == len(seen) >= FEWEST or seen.min() <= 0:
+            continue
+        if not all(part.any() for part in _quarters(steps)):
             continue
         along = np.maximum(kl + seen, 0) / 2
         bound, error = along**2 / seen, along * noise / seen

@@ -101,7 +101,7 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
     if not 0 <= least < 1 or not 0 < most <= 1 or (watched(training) and not measured):
         raise ValueError(
             f'diversity_below={least}, saturation_above={most}, evaluate_every={measured}: need '
-            '0 <= the first < 1 (0: never) and 0 < the second <= 1 (1: never), and how often'
+            '0 <= the first < 1 (0: never), 0 < the second <= 1 (1: never) and evaluate_every >= 1'
         )
     if training.spike_sigmas and not 3 <= training.spike_sigmas < math.inf:
         raise ValueError(f'spike_sigmas={training.spike_sigmas}: must be 0 (off) or >= 3, e.g. 6')
@@ -375,6 +375,8 @@ def train(
         health: Health = {}
 
         def verdict(done):
+            if done >= training.steps:  # There is nothing left to end.
+                return ''
             rules = training.diversity_below, training.saturation_above
             return unhealthy(health.get(done, {}), *rules)
 
@@ -389,6 +391,9 @@ def train(
         def attempt(restored, rollbacks):
             """The state at the end or at a stop, from what a checkpoint holds or from the start."""
             own = jax.random.fold_in(key, len(method.losses) + rollbacks) if rollbacks else key
+            # What was measured of steps that are undone is not of those that take their place.
+            ratings.clear()
+            health.clear()
             if restored is None:
                 state, start = made.init(frozen, own), 0
                 state = state._replace(**empty_metrics(measured(target)))
