@@ -5,13 +5,17 @@
 
 About 40 CPU-seconds.
 Expect, with 35 network evaluations, fd_held_out about 0.11 (2000 training images drawn again: 0.11)
-and accuracy 0.99.
+and accuracy 0.99. `digits_teacher.py:short` is a flawed teacher of 300 steps, of which fd_held_out is
+0.48.
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config():
+STEPS = {'full': 5000, 'short': 300}
+
+
+def get_config(length='full'):
     return ConfigDict(
         dict(
             seed=0,
@@ -39,12 +43,12 @@ def get_config():
                 ),
             ),
             training=dict(
-                steps=5000,
+                steps=STEPS[length],
                 batch_size=128,
                 ema_half_life=18e3,
                 ema_ramp_up=0.2,
                 log_every=250,
-                checkpoint_every=2500,
+                checkpoint_every=STEPS[length] // 2,
                 sample_every=0,
             ),
             mesh=dict(data=-1, fsdp=1),

@@ -1,7 +1,6 @@
 """The digits from a teacher that was trained for 300 of its 5000 steps, three seeds: who mends it?
 
-    fdistill train --config=configs/digits_teacher.py --workdir=runs/digits-teacher-300
-    --config.training.steps=300
+    fdistill train --config=configs/digits_teacher.py:short --workdir=runs/digits-teacher-short
     fdistill sweep --config=configs/sweeps/flawed_digits.py --workdir=runs/sweeps/flawed-digits
     fdistill report runs/sweeps/flawed-digits
 
@@ -19,7 +18,7 @@ DIGITS = str(pathlib.Path(__file__).parent / 'real_data.py')
 def get_config(method='data_forcing'):
     config = load(f'{DIGITS}:{method}').unlock()
     for section in {'teacher', 'start'} & set(config):
-        config[section].workdir = 'runs/digits-teacher-300'
+        config[section].workdir = 'runs/digits-teacher-short'
     return config.lock()
 
 
