@@ -11,7 +11,6 @@ and accuracy 0.99. `digits_teacher.py:short` is a flawed teacher of 300 steps, o
 
 from ml_collections import ConfigDict
 
-
 STEPS = {'full': 5000, 'short': 300}
 
 
