@@ -45,7 +45,7 @@ def alone(monkeypatch):
     mesh = jax.make_mesh(
         (1, 1), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1]
     )
-    monkeypatch.setattr(sharding, 'make_mesh', lambda **_: mesh)
+    monkeypatch.setattr(sharding, 'mesh_over', lambda **_: mesh)
 
 
 @pytest.mark.optimised
