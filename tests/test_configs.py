@@ -270,6 +270,24 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path):
         check_resumable(plain('there', 10), tmp_path)
 
 
+@pytest.mark.parametrize('several', [False, True])
+def test_weights_of_features_may_move(several, tmp_path):
+    """Of one network as of several; other settings are of another run."""
+
+    def plain(place, seed=0):
+        published = {'name': 'inception', 'weights': place}
+        waves = {'name': 'fourier', 'seed': seed}
+        features = [published, waves, 'pixels'] if several else published | {'seed': seed}
+        return {'seed': 0, 'features': features, 'origin': {'data': 'ab', 'encoder': 'cd'}}
+
+    (tmp_path / 'checkpoints').mkdir()
+    disk.write_json(tmp_path / 'config.json', plain('here'))
+    check_resumable(plain('there'), tmp_path)
+    setting = 'features.1.seed' if several else 'features.seed'
+    with pytest.raises(UserError, match=f'config.{setting}=0, now 1'):
+        check_resumable(plain('here', seed=1), tmp_path)
+
+
 def test_a_run_begins_with_its_images_as_they_are_stored():
     source = Source(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int32), 1, 255, 'grey')
     known = origin(source, {'teacher': 'weights'})

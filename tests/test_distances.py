@@ -172,6 +172,48 @@ def test_moments_of_a_frozen_student_converge():
     assert float(metrics['frechet']) == pytest.approx(wanted, rel=0.03)
 
 
+def test_signs_of_the_axes_change_nothing():
+    """Other machines find others: moments begin alike, and from the same ones a step is the
+    same."""
+    variances, axes = np.linalg.eigh(covariance(0, 3))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
+    network = Denoiser(
+        lambda key, x, condition: {'scale': jnp.array([0.5, 1.0, 2.0])},
+        lambda params, x, sigma, condition, key=None: (params['scale'] * x + x[:, ::-1], ()),
+    )
+    pixels = Encoder(lambda key, x, condition: {}, lambda _, x: (x,))
+    method = fd_loss(network, pixels, None, steps=Steps(sigma_init=1.0))
+    batch = {'x': x, 'condition': {}}
+
+    def frozen(signs):
+        mean = jnp.array([1.0, 0.0, 0.5])
+        return {'reference': ({'mean': mean, 'variances': variances, 'axes': axes * signs},)}
+
+    @compiled
+    def step(frozen, params, aux):
+        def loss(params):
+            context = Context(frozen, aux=aux)
+            value, (_, after) = method.losses['student'](params, context, batch, jax.random.key(1))
+            return value, after
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    ours = frozen(np.ones(3))
+    params, aux = method.init(jax.random.key(0), batch, ours)
+    ((_, second),) = aux['moments']
+    close(second, covariance(0, 3))
+    differs(second, np.diag(variances))
+    (_, after), _ = step(ours, params, aux)
+    for signs in ([1.0, -1.0, 1.0], [-1.0, -1.0, -1.0]):
+        theirs = frozen(np.array(signs))
+        jax.tree.map(
+            close, method.init(jax.random.key(0), batch, theirs)[1]['moments'][0][1], second
+        )
+        found, wanted = step(theirs, params, after), step(ours, params, after)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
 def test_labels_join_the_features():
     f = jnp.arange(6.0).reshape(3, 2)
     condition = {'label': jnp.array([2, 0, -1])}

@@ -10,11 +10,12 @@ import pytest
 
 from fdistill import build
 from fdistill.build import encoders
+from fdistill.build.resume import origin
 from fdistill.data.sources import Source, to_float
 from fdistill.errors import UserError
 from fdistill.evaluation import extract, protocol
 from fdistill.evaluation import features as own
-from fdistill.training import sharding
+from fdistill.training import checkpoint, sharding
 from fdistill.weights import detectors, store
 
 DIGITS = {'data': {'name': 'digits'}, 'image': {'shape': [8, 8, 1], 'num_classes': 10}}
@@ -112,8 +113,8 @@ def test_published_network_sees_what_its_protocol_shows_it(monkeypatch, tmp_path
 
 @pytest.mark.parametrize('scale', [0.0, 0.5])
 def test_reference_holds_the_moments_of_the_data(scale):
-    made = encoders.encoder({**RING, 'features': {'name': 'pixels'}})
-    reference = encoders.reference(RING, made, scale)
+    plain = {**RING, 'features': {'name': 'pixels'}}
+    reference = encoders.reference(plain, encoders.encoder(plain), scale)
     (found,) = reference.load()
     source = build.load_data(RING, 'train')
     points = np.asarray(source.images, np.float64)
@@ -157,6 +158,12 @@ def test_a_batch_in_parts_is_the_whole_batch():
         (RING, (), 'config.features: missing'),
         (RING, ({'name': 'pixels', 'seed': 1},), r'config.features\[0\].seed: unknown'),
         (RING, {'name': 'fourier', 'width': 0.0}, 'width=0.0'),
+        (DIGITS, {'name': 'classifier', 'seed': -1}, 'seed=-1: need >= 0'),
+        (
+            {**DIGITS, 'image': {'shape': [8, 8, 4], 'num_classes': 10}},
+            {'name': 'inception', 'weights': 'nowhere.safetensors'},
+            'sees images of 1 or 3 channels, and these have 4',
+        ),
         (RING, None, 'config.features: missing'),
     ],
 )
@@ -166,7 +173,40 @@ def test_refused(plain, section, message):
 
 
 def test_labels_need_classes():
-    plain = {**RING, 'image': {'shape': [2], 'num_classes': 0}}
-    made = encoders.encoder({**plain, 'features': {'name': 'pixels'}})
+    plain = {**RING, 'image': {'shape': [2], 'num_classes': 0}, 'features': {'name': 'pixels'}}
     with pytest.raises(UserError, match='the data has no labels'):
-        encoders.reference(plain, made, 0.5)
+        encoders.reference(plain, encoders.encoder(plain), 0.5)
+
+
+def test_a_run_is_not_known_by_the_axes_that_a_machine_found(monkeypatch):
+    """What is recorded of the moments is what they are made from."""
+
+    def recorded(scale=0.0, section='pixels'):
+        plain = {
+            **RING,
+            'network': {'name': 'mlp', 'width': 4, 'blocks': 1},
+            'method': {'name': 'fd_loss', 'label_scale': scale},
+            'features': section,
+        }
+        params, known = build.experiment(plain).frozen['reference'](None)
+        return params, origin(build.load_data(plain, 'train'), {'reference': known})['reference']
+
+    params, known = recorded()
+    eigh = np.linalg.eigh
+    monkeypatch.setattr(np.linalg, 'eigh', lambda matrix: (eigh(matrix)[0], -eigh(matrix)[1]))
+    others, same = recorded()
+    np.testing.assert_array_equal(others[0]['axes'], -params[0]['axes'])
+    assert same == known
+    different = {recorded(scale=0.5)[1], recorded(section=({'name': 'pixels'}, 'fourier'))[1]}
+    assert len(different | {known}) == 3
+
+
+def test_weights_are_placed_and_known_as_those_of_a_reward():
+    section = {'name': 'fourier', 'count': 8}
+    plain = {**RING, 'network': {'name': 'mlp', 'width': 4, 'blocks': 1}, 'features': section}
+    load = build.experiment(plain | {'method': {'name': 'mmd'}}).frozen['encoder']
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    (params, known), (spread, same) = load(None), load(mesh)
+    assert known == same == checkpoint.digests(params)
+    (leaf, *_), (whole, *_) = jax.tree.leaves(spread), jax.tree.leaves(params)
+    assert leaf.sharding.mesh == mesh and whole.devices() == {jax.local_devices()[0]}

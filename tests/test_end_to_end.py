@@ -20,6 +20,7 @@ from fdistill import config as configs
 from fdistill.build.train import ready
 from fdistill.config import parameters
 from fdistill.errors import UserError
+from fdistill.files import disk
 from fdistill.methods import METHODS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -336,6 +337,23 @@ def test_a_way_back_is_of_one_folder_and_one_student(teacher, tmp_path, capsys):
         with pytest.raises(UserError, match=message) as error:
             ready(ConfigDict(plain | change), tmp_path / 'run')
         assert '\n' not in str(error.value)
+    # The same run, had it been of other data or of another teacher; of before origins were noted.
+    copy = shutil.copytree(degraded(teacher), tmp_path / 'copy')
+    known = json.loads((copy / 'config.json').read_text())
+    other_data = known | {'image': known['image'] | {'num_classes': 9}}
+    other_teacher = known | {'origin': known['origin'] | {'teacher': 'ab'}}
+    unknown = {name: section for name, section in known.items() if name != 'origin'}
+    there = ConfigDict(plain | {'path': run_of | {'workdir': str(copy)}})
+    for written, message in (
+        (other_data, 'was trained on .*9.*, not .*10'),
+        (other_teacher, 'began with other weights of its teacher'),
+    ):
+        disk.write_json(copy / 'config.json', written)
+        with pytest.raises(UserError, match=f'config.path.workdir=.*{message}') as error:
+            ready(there, tmp_path / 'run')
+        assert '\n' not in str(error.value)
+    disk.write_json(copy / 'config.json', unknown)
+    ready(there, tmp_path / 'run')
     del plain['path']
     with pytest.raises(UserError, match='config.path: missing'):
         ready(ConfigDict(plain), tmp_path / 'run')

@@ -7,10 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from fdistill.build.models import first_device
-from fdistill.build.published import with_names
 from fdistill.build.sections import load_data, named
 from fdistill.data.sources import Source, to_float
 from fdistill.diffusion import denoiser as denoisers
@@ -20,7 +17,6 @@ from fdistill.evaluation import protocol
 from fdistill.evaluation.frechet import Moments
 from fdistill.networks import Encoder
 from fdistill.networks.classifier import classifier
-from fdistill.training import sharding
 from fdistill.types import Place
 from fdistill.weights import store
 from fdistill.weights.detectors import DETECTORS
@@ -86,6 +82,8 @@ def own_classifier(plain: Mapping[str, Any], *, seed: int = 0) -> Made:
       seed: of its training, >= 0.
     """
     shape = _images(plain, 'classifier')
+    if seed < 0:
+        raise ValueError(f'seed={seed}: need >= 0')
     model = classifier(num_classes=max(plain['image']['num_classes'], 1), image_shape=shape)
 
     def init(key, x, condition):
@@ -114,7 +112,11 @@ def published(detector: str, plain: Mapping[str, Any], *, weights: Annotated[str
       plain: the resolved config.
       weights: file that `fdistill convert` wrote.
     """
-    _images(plain, detector)
+    if (channels := _images(plain, detector)[2]) not in (1, 3):
+        raise UserError(
+            f'{WHERE}.name={detector!r}: sees images of 1 or 3 channels, and these have '
+            f'{channels}; use pixels or classifier'
+        )
     network = DETECTORS[detector].network(None)
     rules = next(rules for rules in protocol.PROTOCOLS.values() if rules.detector == detector)
 
@@ -186,13 +188,6 @@ def accumulated(encoder: Encoder, microbatches: int) -> Encoder:
     return encoder._replace(apply=apply)
 
 
-def place(params: Any, mesh: Mesh | None) -> tuple[Any, str]:
-    """(Parameters on the mesh or the first device, their digest)."""
-    digest = store.digest(with_names(params))
-    placed = sharding.state_sharding(params, mesh) if mesh else first_device()
-    return jax.device_put(params, placed), digest
-
-
 class Reference(NamedTuple):
     """Moments of the data's features, of each encoder {'mean': [d], 'variances': [d], 'axes':
     [d, d]}: the covariance is axes diag(variances) axes'. With labels, d is that of the features
@@ -200,10 +195,13 @@ class Reference(NamedTuple):
 
     init(key, x, condition) -> moments, of which the shapes are meant.
     load() -> moments float32, on the host.
+    known() -> what they are made from, besides the data and the encoder's weights, which are known
+      themselves. Not their bits, in which machines differ, as in the signs of axes.
     """
 
     init: Callable[..., Any]
     load: Callable[[], Any]
+    known: Callable[[], dict[str, Any]]
 
 
 def reference(plain: Mapping[str, Any], made: Made, label_scale: float) -> Reference:
@@ -211,10 +209,11 @@ def reference(plain: Mapping[str, Any], made: Made, label_scale: float) -> Refer
 
     Args:
       plain: the resolved config.
-      made: of `encoder`.
+      made: of its `encoder`.
       label_scale: of one-hot labels that join the features; 0: they do not.
     """
     classes = plain['image']['num_classes'] if label_scale else 0
+    flip = bool(plain['data'].get('flip'))
     if label_scale and not classes:
         raise UserError(
             f'config.method.label_scale={label_scale}: the data has no labels; set it 0'
@@ -230,10 +229,14 @@ def reference(plain: Mapping[str, Any], made: Made, label_scale: float) -> Refer
 
     def load():
         source, params = load_data(plain, 'train'), made.load() if made.load else {}
-        found = measured(made.encoder, params, source, plain['data'].get('flip'), label_scale)
+        found = measured(made.encoder, params, source, flip, label_scale)
         return tuple(_along_axes(one) for one in found)
 
-    return Reference(init, load)
+    def known():
+        names = [one['name'] if isinstance(one, Mapping) else one for one in _rows(plain)]
+        return {'features': names, 'flip': flip, 'label_scale': float(label_scale)}
+
+    return Reference(init, load, known)
 
 
 def measured(
@@ -260,6 +263,12 @@ def measured(
             found = found or [Moments.empty(f.shape[1]) for f in seen]
             found = [before.update(f) for before, f in zip(found, seen, strict=True)]
     return found
+
+
+def _rows(plain):
+    """The section `features` as a sequence of sections."""
+    section = plain['features']
+    return section if isinstance(section, (list, tuple)) else [section]
 
 
 def _along_axes(moments):

@@ -96,6 +96,19 @@ def first_device() -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
+def place(params: Any, mesh: Mesh | None, known: Any = None) -> tuple[Any, Any]:
+    """(Parameters on the mesh or the first device, what identifies them).
+
+    Args:
+      params: arrays on the host.
+      mesh: None for the first device.
+      known: what identifies them; None: their digests.
+    """
+    known = checkpoint.digests(params) if known is None else known
+    placed = sharding.state_sharding(params, mesh) if mesh else first_device()
+    return jax.device_put(params, placed), known
+
+
 def fitting(model: Denoiser, image: Mapping[str, Any]) -> Any:
     """Shapes of the parameters of a network; ValueError where all devices together have no memory
     for them."""

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from fdistill import networks
 from fdistill.build import encoders
-from fdistill.build.models import conditions, make_denoiser
+from fdistill.build.models import conditions, make_denoiser, place
 from fdistill.build.rewarding import load_reward, make_reward
 from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
 from fdistill.build.teachers import TEACHERS, along, mixture_of
@@ -176,7 +176,7 @@ def _reward(site):
 def _encoder(site):
     made = encoders.encoder(site.plain)
     if made.load:
-        site.frozen['encoder'] = lambda mesh: encoders.place(made.load(), mesh)
+        site.frozen['encoder'] = lambda mesh: place(made.load(), mesh)
     return encoders.accumulated(made.encoder, site.microbatches)
 
 
@@ -184,7 +184,7 @@ def _reference(site):
     """Moments of the data under the section `features`."""
     scale = site.options.get('label_scale', site.wants['label_scale'].default)
     made = encoders.reference(site.plain, encoders.encoder(site.plain), scale)
-    site.frozen['reference'] = lambda mesh: encoders.place(made.load(), mesh)
+    site.frozen['reference'] = lambda mesh: place(made.load(), mesh, made.known())
     return made
 
 

@@ -8,13 +8,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fdistill import config as configs
-from fdistill.build.models import first_device, fitting, make_denoiser
+from fdistill.build.models import fitting, make_denoiser, place
 from fdistill.build.sections import image_misfit
 from fdistill.config import call
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError
 from fdistill.files import disk
-from fdistill.training import sharding
 from fdistill.weights import denoisers, store
 
 
@@ -96,6 +95,4 @@ def load(
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     wanted = {name_of(leaf): array.shape for leaf, array in leaves}
     arrays, row = denoisers.load(path, wanted)
-    params = as_params(arrays, shapes)
-    placed = sharding.state_sharding(shapes, mesh) if mesh else first_device()
-    return jax.device_put(params, placed), row['content_sha256']
+    return place(as_params(arrays, shapes), mesh, row['content_sha256'])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fdistill.build.models import conditions, first_device
+from fdistill.build.models import conditions, place
 from fdistill.build.sections import chosen, image_of, load_data, plain_of
 from fdistill.config import call, parameters, told
 from fdistill.data.sources import Source
@@ -19,7 +19,6 @@ from fdistill.evaluation.features import BLOCK, trained_classifier
 from fdistill.methods import generator as generators
 from fdistill.methods.generator import Generator
 from fdistill.methods.rewards import REWARDS, Reward
-from fdistill.training import checkpoint, sharding
 
 
 def make_reward(section: Any, image: Mapping[str, Any], where: str) -> Reward:
@@ -55,9 +54,7 @@ def load_reward(
     reward: Reward, plain: Mapping[str, Any], mesh: Mesh | None = None
 ) -> tuple[Any, Any]:
     """(Parameters of a reward that has some, their digests), on the mesh or the first device."""
-    params = trained_classifier(load_data(plain, 'train'), reward.trained).params
-    placed = sharding.state_sharding(params, mesh) if mesh else first_device()
-    return jax.device_put(params, placed), checkpoint.digests(params)
+    return place(trained_classifier(load_data(plain, 'train'), reward.trained).params, mesh)
 
 
 def bound(

@@ -41,8 +41,28 @@ NAMED = {
 OTHERS = {'split', 'progress', 'against', 'rewards', 'trained_on', 'name'}
 
 
+def _apart(plain):
+    """A config in which a section that is several, as `features` may be, is a dict of them by their
+    numbers, so that each setting has a name."""
+
+    def apart(section):
+        if not isinstance(section, (list, tuple)):
+            return section
+        whole = ({'name': one} if isinstance(one, str) else one for one in section)
+        return {str(k): one for k, one in enumerate(whole)}
+
+    return {name: apart(section) if name in NAMED else section for name, section in plain.items()}
+
+
 def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
     """(section, function whose arguments it holds), for the sections that a config has."""
+    several = {
+        f'{name}.{k}': table
+        for name, table in NAMED.items()
+        if isinstance(plain.get(name), (list, tuple))
+        for k in range(len(plain[name]))
+    }
+    plain = _apart(plain)
 
     def at(path):
         section = plain
@@ -50,7 +70,7 @@ def _functions(plain: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., An
             section = section.get(key) if isinstance(section, Mapping) else None
         return {'name': section} if isinstance(section, str) else section
 
-    for path, table in NAMED.items():
+    for path, table in (NAMED | several).items():
         section = at(path)
         name = section.get('name') if isinstance(section, Mapping) else None
         if row := table.get(name) if isinstance(name, str) else None:
@@ -98,7 +118,7 @@ def comparable(plain: Mapping[str, Any], places: bool = True) -> dict[str, Any]:
     known, marks = settings(plain), [Free] if places else [Free, Place]
     return {
         name: value
-        for name, value in disk.flat(plain).items()
+        for name, value in disk.flat(_apart(plain)).items()
         if name.split('.')[0] not in FREE and not _marked(known.get(name), marks)
     }
 

@@ -114,7 +114,8 @@ def along(
 
     def load(mesh):
         where = 'config.path.workdir'
-        method = configs.to_json(configs.read(workdir, where))['method']
+        theirs = configs.to_json(configs.read(workdir, where))
+        method = theirs['method']
         level = method.get('sigma_init', parameters(degrade)['sigma_init'].default)
         if (method['name'], level) != ('degrade', sigma_init):
             at = f' at sigma_init={level}' if method['name'] == 'degrade' else ''
@@ -122,12 +123,35 @@ def along(
                 f'{where}={workdir}: holds a run of {method["name"]}{at}; give one of degrade at '
                 f'sigma_init={sigma_init}, that of this student'
             )
+        if theirs['image'] != plain['image']:
+            raise UserError(
+                f'{where}={workdir}: was trained on {theirs["image"]}, not {plain["image"]}'
+            )
         made = [load_ema(base, workdir, mesh, step) for step in steps]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in made))
         return stacked, [position['digests']['ema'] for _, position in made]
 
     guidance = {name: section[name] for name in GUIDANCE if name in section}
     return Teacher(denoisers.guide(base, **guidance)._replace(init=init), load)
+
+
+def check_path(plain: Mapping[str, Any]) -> None:
+    """Raises UserError where the section `path` names a run that degraded other weights than those
+    of this run's teacher.
+
+    Args:
+      plain: the resolved config with its `origin`.
+    """
+    if 'path' not in plain:
+        return
+    where, workdir = 'config.path.workdir', plain['path']['workdir']
+    theirs = configs.to_json(configs.read(workdir, where)).get('origin', {})
+    ours = plain['origin'].get('teacher')
+    if ours != theirs.get('teacher', ours):
+        raise UserError(
+            f'{where}={workdir}: began with other weights of its teacher; give a run that degraded '
+            'the one of config.teacher'
+        )
 
 
 GUIDANCE = ('guidance', 'guidance_interval')

@@ -17,6 +17,7 @@ from fdistill.build.models import fitting
 from fdistill.build.resume import as_begun, check_resumable, origin, trained_before
 from fdistill.build.run import digest_of
 from fdistill.build.sections import load_data, plain_of, resolve, section_of
+from fdistill.build.teachers import check_path
 from fdistill.config import call, told
 from fdistill.data import pipeline
 from fdistill.data.sources import Source
@@ -82,6 +83,7 @@ def ready(
         loaded = {name: load(mesh) for name, load in built.frozen.items()}
         frozen = {name: params for name, (params, _) in loaded.items()}
         plain['origin'] = origin(source, {name: known for name, (_, known) in loaded.items()})
+        check_path(plain)
     if changes := check_resumable(plain, workdir, change):
         plain['changes'] = changes
         begun = optimizers(as_begun(plain), built.method)

@@ -13,13 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-HIGHEST = jax.lax.Precision.HIGHEST
-_product = functools.partial(jnp.matmul, precision=HIGHEST)
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def moments(features: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(E x [d], E x x' [d, d]) over a batch [B, d]."""
     return jnp.mean(features, axis=0), _product(features.T, features) / len(features)
+
+
+def rotated(mean: jax.Array, second: jax.Array, axes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Moments (q' m, q' S q) of features along the axes q [d, d], one a column."""
+    return _product(mean, axes), _product(_product(axes.T, second), axes)
 
 
 def running(before: Any, batch: Any, share: jax.Array | float) -> tuple[Any, Any]:

@@ -67,7 +67,9 @@ def fd_loss(
     The moments of the samples are those of many batches, in `aux`, and only the last batch carries
     gradient (`distances.running`): the population of the distance is not the batch. They begin as
     those of the data and become, over the first updates, the mean of all batches, and then a moving
-    one; so the covariance has full rank also where a batch has fewer samples than dimensions.
+    one; so the covariance has full rank also where a batch has fewer samples than dimensions. They
+    are kept in the features' own basis: the data's axes are known up to signs, which differ between
+    machines.
 
     Args:
       student: `Denoiser`.
@@ -100,8 +102,8 @@ def fd_loss(
         total, values, kept = 0.0, [], []
         for x, before, real in zip(made, aux['moments'], frozen, strict=True):
             x = joined(x, batch['condition'], label_scale, len(real['mean'])) - real['mean']
-            x = jnp.matmul(x, real['axes'], precision=distances.HIGHEST)
-            (mean, second), after = distances.running(before, distances.moments(x), share)
+            seen, after = distances.running(before, distances.moments(x), share)
+            mean, second = distances.rotated(*seen, real['axes'])
             covariance = second - jnp.outer(mean, mean) + smoothing * jnp.eye(len(mean))
             value = distances.frechet(mean, covariance, real['variances'] + smoothing)
             total += value / (stop_gradient(value) + floor)
@@ -114,7 +116,9 @@ def fd_loss(
 
     def init(key, batch, frozen):
         begun = tuple(
-            (jnp.zeros_like(real['mean']), jnp.diag(real['variances']))
+            distances.rotated(
+                jnp.zeros_like(real['mean']), jnp.diag(real['variances']), real['axes'].T
+            )
             for real in frozen['reference']
         )
         params, _ = method.init(key, batch, frozen)
