@@ -39,7 +39,7 @@ def settings(divergence='reverse_kl', **changes):
     return chosen
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """One device, where hundreds of steps take half the time of eight simulated ones."""
     mesh = jax.make_mesh(
@@ -59,7 +59,7 @@ def alone(monkeypatch):
         ('forward_kl', STD),
     ],
 )
-def test_standard_deviation_is_that_of_the_divergence(divergence, spread, alone, tmp_path):
+def test_standard_deviation_is_that_of_the_divergence(divergence, spread, tmp_path):
     build.train(settings(divergence), tmp_path, quiet=True)
     row = build.evaluate(None, tmp_path, quiet=True)
     assert row['spread'] == pytest.approx(spread / STD, abs=0.03)
@@ -100,7 +100,7 @@ def test_gradient_is_that_of_the_divergence(name, x64):
     )
 
 
-def test_seeds_start_elsewhere_and_end_in_either_mode(alone, tmp_path):
+def test_seeds_start_elsewhere_and_end_in_either_mode(tmp_path):
     means = []
     for seed in range(4):
         folder = tmp_path / str(seed)
