@@ -216,15 +216,18 @@ def test_losses_of_lanes(name):
 
 
 # What each function says of its arguments: those in which lanes may differ, and where they may not.
+FOLLOWS = 'critic_guidance!=1 fake_guidance!=1 '
 CONTINUOUS = {
     'adam': 'learning_rate b1 b2 eps final weight_decay!=0 clip!=0',
     'Training': 'ema_half_life ema_ramp_up',
     'precondition': 'sigma_data boundary!=0',
     'guide': 'guidance!=1',
-    'f_distill': 'sigma_init last sigma_data logit_clip ratio_low ratio_high bins_decay '
+    'f_distill': FOLLOWS + 'sigma_init last sigma_data logit_clip ratio_low ratio_high bins_decay '
     'gan_weight!=0 discriminator_weight r1_weight!=0 reward_weight',
-    'sid': 'alpha sigma_init last sigma_data reward_weight',
-    'sim': 'c sigma_init last sigma_data reward_weight',
+    'sid': FOLLOWS
+    + 'alpha sigma_init last sigma_data reward_weight gan_weight!=0 discriminator_weight '
+    'r1_weight!=0',
+    'sim': FOLLOWS + 'c sigma_init last sigma_data reward_weight',
     'exact': 'sigma_init ratio_low ratio_high reward_weight',
     'mapo': 'beta scale temperature',
     'f_dpo': 'beta temperature',
@@ -237,16 +240,16 @@ CONTINUOUS = {
     'scm': 'sigma_data c sigma_init last',
     'scd': 'sigma_data c sigma_init last',
     'dscd': 'sigma_data c sigma_init last',
-    'rcm': 'score_weight c sigma_init last sigma_data',
+    'rcm': FOLLOWS + 'score_weight c sigma_init last sigma_data',
     'mean_flow': 'share_equal share_zero!=0 power c guidance!=1 mixing!=0 condition_dropout!=0',
     'mean_flow_distill': 'share_equal share_zero!=0 power c',
     'flow_map_distill': 'share_equal share_zero!=0 power c',
     'improved_mean_flow': 'share_equal share_zero!=0 power c skew!=1 condition_dropout!=0',
     'alpha_flow': 'steepness clamp share_equal share_zero!=0 power c '
     'guidance!=1 mixing!=0 condition_dropout!=0',
-    'any_flow': 'score_weight share_equal share_zero!=0 power c sigma_data',
+    'any_flow': FOLLOWS + 'score_weight share_equal share_zero!=0 power c sigma_data',
     'degrade': 'sigma_init sigma_data',
-    'disback': 'sigma_init last sigma_data',
+    'disback': FOLLOWS + 'sigma_init last sigma_data',
     'ladd': 'sigma_init last r1_weight!=0 r2_weight!=0 penalty_step center_weight!=0 '
     'gradient_decay!=0',
     'add': 'distillation_weight sigma_init last r1_weight!=0 r2_weight!=0 penalty_step '

@@ -514,7 +514,7 @@ def test_a_job_whose_time_is_up_leaves_no_result(tmp_path, monkeypatch):
 )
 def test_shipped_sweeps_load(name):
     trials = sweep.load(str(ROOT / 'configs' / 'sweeps' / name))
-    assert len({trial.name for trial in trials}) == len(trials) >= 15
+    assert len({trial.name for trial in trials}) == len(trials) >= 3
     for trial in trials:
         if trial.config.method.name in ('f_distill', 'exact'):
             divergences.weighting(trial.config.method.divergence)
