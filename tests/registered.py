@@ -12,10 +12,11 @@ def _file(name):
 
 
 # Methods of one file share most of what is tested of all: the first stands for them in each run,
-# the others follow in the slow tests. f-distill has statistics of its own; AnyFlow is two of them.
+# the others follow in the slow tests. f-distill has statistics of its own; AnyFlow is two of them,
+# and what `degrade`, `mapo` and `ladd` are is tested in files of their own.
 QUICK = {'f_distill'} | {
     next(name for name in METHODS if _file(name) == file) for file in map(_file, METHODS)
-} - {'any_flow'}
+} - {'any_flow', 'degrade', 'mapo', 'ladd'}
 
 
 def every(names=METHODS):

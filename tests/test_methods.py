@@ -275,7 +275,8 @@ def test_a_stop_changes_nothing(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name', METHODS if os.environ.get('FDISTILL_RECORD') else json.loads(RECORDED.read_text())
+    'name',
+    every(METHODS if os.environ.get('FDISTILL_RECORD') else json.loads(RECORDED.read_text())),
 )
 def test_real_steps_are_pinned(name):
     """The sum of squares of each role's parameters after ten steps, against
