@@ -8,7 +8,7 @@ import numpy as np
 from fdistill.evaluation.features import Features
 from fdistill.evaluation.frechet import Moments, frechet_distance
 from fdistill.evaluation.protocol import Measure
-from fdistill.evaluation.sliced import sliced_wasserstein
+from fdistill.evaluation.sliced import scales, sliced_wasserstein
 
 # Rows of `features.FEATURES` and their seeds: one that was taught classes, one that was taught
 # nothing about them, one that was taught nothing. Neither the classifier of the other distances nor
@@ -51,8 +51,7 @@ def encoder(
     features: Features, train: Moments, seen: np.ndarray, held_out: np.ndarray, labels: np.ndarray
 ) -> Encoder:
     """`Encoder`; arguments as there."""
-    std = np.sqrt(np.diagonal(train.covariance))
-    return Encoder(features, train, seen, np.where(std > 0, std, 1.0), held_out, labels)
+    return Encoder(features, train, seen, scales(train.covariance), held_out, labels)
 
 
 def relative(encoder: Encoder, values: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -24,7 +24,7 @@ from fdistill.evaluation import (
 from fdistill.evaluation import protocol as protocols
 from fdistill.evaluation.evaluate import noise
 from fdistill.evaluation.protocol import Measure
-from fdistill.evaluation.sliced import sliced_wasserstein
+from fdistill.evaluation.sliced import scales, sliced_wasserstein
 from fdistill.evaluation.statistics import MAX_KEPT, Statistics
 from fdistill.evaluation.subject import Subject
 from fdistill.training import sharding
@@ -93,8 +93,7 @@ def _mmd(collected, real, progress):
 
 
 def _sliced(collected, real, progress):
-    std = np.sqrt(np.diagonal(real.covariance))
-    scale = np.where(std > 0, std, 1.0)
+    scale = scales(real.covariance)
     return {'swd': sliced_wasserstein(collected.features['pool'] / scale, real.features / scale)}
 
 

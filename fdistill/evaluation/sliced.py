@@ -19,6 +19,13 @@ def directions(d: int, count: int = DIRECTIONS, seed: int = 0) -> np.ndarray:
     return drawn / np.linalg.norm(drawn, axis=0)
 
 
+def scales(covariance: np.ndarray) -> np.ndarray:
+    """Standard deviations of features, [d] of [d, d], by which they are divided; 1 where a feature
+    has none."""
+    std = np.sqrt(np.diagonal(covariance))
+    return np.where(std > 0, std, 1.0)
+
+
 def sliced_wasserstein(
     samples: np.ndarray,
     reference: np.ndarray,
