@@ -19,7 +19,7 @@ from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import Gan
 from fdistill.methods.generator import Generator, Steps
-from fdistill.methods.matching import Objective, Preference, Ratio, Seen, matched
+from fdistill.methods.matching import Objective, Preference, Ratio, Seen, matched, weight_of
 from fdistill.methods.method import Method, Tracking
 
 
@@ -123,15 +123,13 @@ def along_gap(weighting: str) -> Callable[[Seen], tuple[jax.Array, dict[str, jax
     Raises:
       ValueError: on an unknown weighting.
     """
-    if weighting not in losses.WEIGHTS:
-        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+    weigh = weight_of(weighting)
 
     def loss(seen):
-        x, d_teacher = seen.x, seen.d_teacher
-        weight = losses.WEIGHTS[weighting](x, d_teacher, seen.sigma)
+        weight = weigh(seen)
         if seen.h is not None:
             weight = weight * stop_gradient(seen.h(seen.ratio))
-        gap = losses.score_gap(x, d_teacher, seen.d_fake, weight)
+        gap = losses.score_gap(seen.x, seen.d_teacher, seen.d_fake, weight)
         return gap, {'score_gap': jnp.mean(gap)}
 
     return loss

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
@@ -113,6 +114,22 @@ class Seen(NamedTuple):
     ratio: jax.Array | None = None
     clipped: jax.Array | None = None
     h: Callable[[jax.Array], jax.Array] | None = None
+
+
+def weight_of(weighting: str) -> Callable[[Seen], jax.Array]:
+    """A function of `Seen`: the weight [B] of `losses.WEIGHTS`, without gradient.
+
+    Raises:
+      ValueError: on an unknown weighting.
+    """
+    if weighting not in losses.WEIGHTS:
+        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+
+    def of(seen):
+        weight = losses.WEIGHTS[weighting](seen.x, seen.d_teacher, seen.sigma)
+        return stop_gradient(weight)
+
+    return of
 
 
 class Objective(NamedTuple):

@@ -7,17 +7,15 @@ ratio of data and student.
 
 from typing import Annotated
 
-import jax.numpy as jnp
-from jax.lax import stop_gradient
-
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
 from fdistill.methods.critic import Gan, Real
 from fdistill.methods.distribution import along_gap, matching
 from fdistill.methods.generator import Steps
-from fdistill.methods.matching import Objective, Ratio, matched
+from fdistill.methods.matching import Objective, Ratio, matched, weight_of
 from fdistill.methods.method import Method, Tracking
+from fdistill.methods.score import through_networks
 from fdistill.types import Continuous
 
 
@@ -89,22 +87,19 @@ def real_uid(
             f'alpha={alpha}, beta={beta}: need alpha in (0, 1] and beta > 0; alpha = 1 leaves the '
             'data out, and beta must then be 1 too'
         )
-    if weighting not in losses.WEIGHTS:
-        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
+    weight = weight_of(weighting)
 
-    def loss(seen):
-        weight = stop_gradient(losses.WEIGHTS[weighting](seen.x, seen.d_teacher, seen.sigma))
+    def values(seen):
         networks = seen.d_teacher, seen.d_fake
-        values = losses.real_uid(seen.x, seen.x_t, seen.sigma, *networks, weight, alpha, beta)
-        gap = jnp.mean((seen.d_teacher - seen.d_fake) ** 2)
-        return values, {'score': jnp.mean(values), 'denoiser_gap': gap}
+        return losses.real_uid(seen.x, seen.x_t, seen.sigma, *networks, weight(seen), alpha, beta)
 
-    return matched(
-        generator.student(student, steps),
+    return through_networks(
+        values,
         student,
         teacher,
         fake_score,
-        objective=Objective(loss, real=None if alpha == 1 else split(alpha, beta)),
+        steps=steps,
+        real=None if alpha == 1 else split(alpha, beta),
         student_law=student_law,
         critic_law=critic_law,
         tracking=tracking,

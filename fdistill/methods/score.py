@@ -2,7 +2,8 @@
 loss has no stop_gradient on samples and denoisers."""
 
 import functools
-from typing import Annotated, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,33 @@ from fdistill import divergences
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.diffusion.noise import NoiseLaw
 from fdistill.methods import generator, losses
-from fdistill.methods.critic import Gan
+from fdistill.methods.critic import Gan, Real
 from fdistill.methods.generator import Steps
-from fdistill.methods.matching import Objective, Preference, Ratio, matched
+from fdistill.methods.matching import Objective, Preference, Ratio, Seen, matched, weight_of
 from fdistill.methods.method import Method, Tracking
 from fdistill.types import Continuous
 
 
-def _score_method(values_of, student, teacher, fake_score, *, steps, weights=None, **settings):
+def through_networks(
+    values_of: Callable[[Seen], jax.Array],
+    student: Denoiser,
+    teacher: Denoiser,
+    fake_score: Denoiser,
+    *,
+    steps: Steps,
+    weights: divergences.Weighting | None = None,
+    real: Real | None = None,
+    **settings: Any,
+) -> Method:
     """A student trained by values_of(seen) -> [B], where x, D_T(x_t) and D_F(x_t) all carry
-    gradient."""
+    gradient.
+
+    Args:
+      values_of: the loss of each sample.
+      student, teacher, fake_score, settings: see `matched`.
+      steps: settings of the student.
+      weights, real: see `Objective`.
+    """
 
     def loss(seen):
         values = values_of(seen)
@@ -32,21 +50,9 @@ def _score_method(values_of, student, teacher, fake_score, *, steps, weights=Non
         student,
         teacher,
         fake_score,
-        objective=Objective(loss, weights),
+        objective=Objective(loss, weights, real),
         **settings,
     )
-
-
-def _weight(weighting):
-    """A function of `Seen`: the weight [B], without gradient."""
-    if weighting not in losses.WEIGHTS:
-        raise ValueError(f'weighting={weighting!r}: known are {", ".join(losses.WEIGHTS)}')
-
-    def of(seen):
-        weight = losses.WEIGHTS[weighting](seen.x, seen.d_teacher, seen.sigma)
-        return jax.lax.stop_gradient(weight)
-
-    return of
 
 
 # scale(sigma) of the denoiser gap in SIM's y.
@@ -100,7 +106,7 @@ def sim(
             seen.x, seen.d_teacher, seen.d_fake, scale_of(seen.sigma), d, total_gradient
         )
 
-    return _score_method(
+    return through_networks(
         values,
         student,
         teacher,
@@ -141,12 +147,12 @@ def sid(
     Raises:
       ValueError: on an unknown weighting, or a missing discriminator.
     """
-    weight = _weight(weighting)
+    weight = weight_of(weighting)
 
     def values(seen):
         return losses.sid(seen.x, seen.d_teacher, seen.d_fake, weight(seen), alpha)
 
-    return _score_method(
+    return through_networks(
         values,
         student,
         teacher,
@@ -223,7 +229,7 @@ def uni_instruct(
     Raises:
       ValueError: on values out of range, or a missing discriminator.
     """
-    weight, alpha = _weight(fisher.weighting), fisher.alpha
+    weight, alpha = weight_of(fisher.weighting), fisher.alpha
 
     def values(seen):
         given, r = (seen.x, seen.d_teacher, seen.d_fake), seen.ratio
@@ -233,7 +239,7 @@ def uni_instruct(
             r = jnp.where(seen.clipped, r, losses.along(r, *given, seen.sigma))
         return losses.uni_instruct(*given, weight(seen), r, seen.h, alpha)
 
-    return _score_method(
+    return through_networks(
         values,
         student,
         teacher,
