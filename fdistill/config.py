@@ -66,6 +66,7 @@ class Sections(TypedDict, total=False):
     teacher: dict
     start: dict
     path: dict
+    pairing: dict
     method: Named
     discriminator: Named | str
     reward: Named | str

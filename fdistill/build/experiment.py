@@ -63,8 +63,8 @@ def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
         if name in parts and parts[name].sigma_range != EVERYWHERE:
             check_levels(name, parts, site)
     method = call(make, site.options, where, **parts)
-    # What is no part of the method is there for the student to begin with.
-    method = method._replace(begins=tuple(name for name in site.frozen if name not in parts))
+    # That is there for the student to begin with, and for nothing else.
+    method = method._replace(begins=tuple(name for name in site.frozen if name == 'start'))
     return Experiment(method, parts, site.frozen, plain['image'])
 
 
@@ -73,7 +73,8 @@ def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
     # The mixture of a method of closed forms is made from the section of the teacher.
     wanted = {'teacher', *built.parts} if 'mixture' in built.parts else set(built.parts)
     wanted |= {'features'} if 'encoder' in built.parts else set()
-    for name in ('teacher', 'fake_score', 'discriminator', 'reward', 'path', 'features'):
+    wanted |= {'teacher'} if 'pairing' in plain and 'pairing' in built.parts else set()
+    for name in ('teacher', 'fake_score', 'discriminator', 'reward', 'path', 'features', 'pairing'):
         if name in plain and name not in wanted:
             raise UserError(
                 f'config.{name}: the method {plain["method"]["name"]!r} has none; leave it out'

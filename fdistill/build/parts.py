@@ -23,7 +23,8 @@ from fdistill.build.teachers import TEACHERS, along, mixture_of
 from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.diffusion import noise, samplers
-from fdistill.errors import UserError
+from fdistill.errors import UserError, suggest
+from fdistill.methods import pairing
 
 
 class Site(NamedTuple):
@@ -241,11 +242,14 @@ def _of_method(name, key=None):
 
 
 def _sampler(site):
-    """A `samplers.Sampler` with its options, which are checked by tracing it on a toy."""
-    where = 'config.method.sampler'
     if 'sampler' not in site.options:
         return site.wants['sampler'].default
-    sampler, options = chosen(samplers.SAMPLERS, site.options.pop('sampler'), where)
+    return _sampler_of(site.options.pop('sampler'), 'config.method.sampler')
+
+
+def _sampler_of(section, where):
+    """A `samplers.Sampler` with its options, which are checked by tracing it on a toy."""
+    sampler, options = chosen(samplers.SAMPLERS, section, where)
     toy = {
         'denoise': lambda x, sigma: x,
         'x': jnp.ones((1, 1)),
@@ -254,6 +258,36 @@ def _sampler(site):
     }
     jax.eval_shape(lambda: call(sampler.solve, options, where, trajectory=False, **toy))
     return sampler._replace(solve=functools.partial(sampler.solve, **options))
+
+
+def _pairing(site):
+    """Pairs of the data, or what makes them by the teacher."""
+    where = 'config.pairing'
+    if 'pairing' not in site.plain:
+        if site.plain['data'].get('name') != 'pairs':
+            raise UserError(
+                f"{where}: missing; this method learns from pairs. Set data=dict(name='pairs', "
+                'path=...), a folder of `fdistill pairs`, or let the teacher make them: '
+                "pairing=dict(sampler='heun', grid=dict(name='karras', steps=18))"
+            )
+        return pairing.recorded()
+    if site.plain['data'].get('name') == 'pairs':
+        raise UserError(f'{where}: the data are pairs already; leave it out')
+    section = plain_of(site.plain['pairing'])
+    for name in ('sampler', 'grid'):
+        if name not in section:
+            raise UserError(f'{where}.{name}: missing; give the solver and the levels of the pairs')
+    for name in section.keys() - {'sampler', 'grid'}:
+        raise UserError(f'{where}.{name}: unknown setting{suggest(name, ("sampler", "grid"))}')
+    teacher = _teacher(site)
+    sigmas = named(noise.GRIDS, section['grid'], f'{where}.grid')
+    low, high = teacher.sigma_range
+    if sigmas[0] > 1.001 * high or sigmas[-2] < 0.999 * low:
+        raise UserError(
+            f'{where}.grid: its levels are {sigmas[-2]:.4g} to {sigmas[0]:.4g}; the teacher knows '
+            f'{low:.4g} to {high:.4g}'
+        )
+    return pairing.online(teacher, _sampler_of(section['sampler'], f'{where}.sampler'), sigmas)
 
 
 # Name of an argument of a method -> what makes it at a site.
@@ -267,6 +301,7 @@ PARTS = {
     'encoder': _encoder,
     'reference': _reference,
     'mixture': _mixture,
+    'pairing': _pairing,
     'reward': _reward,
     'law': _of_method('law'),
     'student_law': _of_method('student_law'),

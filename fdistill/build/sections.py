@@ -9,6 +9,8 @@ teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a co
                `oracle`, a named mixture
 start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
 path           where a teacher was degraded, `teachers.along`
+pairing        `sampler` and `grid` by which the teacher makes pairs as they are needed, where the
+               data are not pairs
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
 discriminator  a head of `networks.HEADS`
 reward         a row of `methods.rewards.REWARDS`, by which samples are preferred
