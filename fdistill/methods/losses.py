@@ -103,8 +103,7 @@ def perceptual(made: tuple[jax.Array, ...], wanted: tuple[jax.Array, ...]) -> ja
 
     With the features of `networks.lpips` it is LPIPS (arXiv 1801.03924, equation 1), whose means
     over positions and weights of channels are within phi. Gradient goes through both; a method
-    stops it on a target that depends on what it trains. Unlike LPIPS as published, it is finite
-    where a layer sees nothing.
+    stops it on a target that depends on what it trains.
 
     Args:
       made, wanted: features of x and of y, of a `networks.Encoder`; each [B, d_l].
