@@ -169,6 +169,13 @@ def test_mirrored_images_count_where_they_are_trained_on():
     np.testing.assert_allclose(found.covariance, np.cov(both.T), atol=1e-6)
 
 
+def test_moments_of_too_many_features_are_refused():
+    plain = {**RING, 'features': {'name': 'fourier', 'count': 2**14 + 1}}
+    reference = encoders.reference(plain, encoders.encoder(plain), 0.0)
+    with pytest.raises(UserError, match='16,385 features of one network have no covariance'):
+        reference.load()
+
+
 def test_a_batch_in_parts_is_the_whole_batch():
     made = encoders.encoder({**RING, 'features': {'name': 'fourier', 'count': 8}})
     params, x = made.load(), few(RING, 12)

@@ -26,6 +26,8 @@ from fdistill.weights.lpips import KINDS
 WHERE = 'config.features'
 # Images at once, in a pass over the data.
 BLOCK = 250
+# Features of one network whose covariance fits into memory.
+MOST_OF_MOMENTS = 2**14
 
 
 class Made(NamedTuple):
@@ -293,8 +295,17 @@ def measured(
       source: `Source`.
       flip: of each image its mirror image counts as well.
       label_scale: of one-hot labels that join the features; 0: they do not.
+
+    Raises:
+      UserError: more features than have a covariance.
     """
     run, found = jax.jit(encoder.apply), None
+    one = jax.ShapeDtypeStruct((1, *source.images.shape[1:]), np.float32)
+    if (most := max(f.shape[1] for f in jax.eval_shape(run, params, one))) > MOST_OF_MOMENTS:
+        raise UserError(
+            f'{WHERE}: {most:,} features of one network have no covariance that fits into memory, '
+            f'for {MOST_OF_MOMENTS:,} are the most; use others, as classifier'
+        )
     labels = label_scale * np.eye(source.num_classes)[source.labels] if label_scale else None
     for start in range(0, len(source.images), BLOCK):
         block = to_float(np.asarray(source.images[start : start + BLOCK]), source.levels)
