@@ -62,6 +62,8 @@ CONVERT = {
     'teacher': ('of', 'licence'),
     'vae': ('licence',),
     'average': ('beside', 'std'),
+    'lpips-vgg': ('beside',),
+    'lpips-alex': ('beside',),
 }
 # How samples are drawn from a denoiser.
 SOLVER = {
@@ -393,7 +395,7 @@ def _parsers():
         metavar='FILE',
         action='append',
         default=[],
-        help='another snapshot of an average; may be given several times',
+        help='another snapshot of an average, of which there may be several; the second file of LPIPS',
     )
     convert.add_argument(
         '--std', type=float, metavar='S', help='of an average: its relative width, as 0.13'
@@ -820,7 +822,8 @@ def _convert(options, overrides, rest=()):
     from fdistill import weights
 
     pick({**CONVERTERS, **weights.CONVERTERS}, options.kind, 'KIND')
-    for name, value in sorted(weights.convert(options.kind, options.source, options.out).items()):
+    given = options.kind, options.source, options.out, options.beside
+    for name, value in sorted(weights.convert(*given).items()):
         print(f'{name}: {value}')
 
 

@@ -30,6 +30,8 @@ LARGE = Source(np.zeros((2, 16, 16, 1), np.uint8), np.zeros(2, np.int32), 1, 255
         # A function of the image itself.
         ({'reward': 'brightness'}, ['reward-brightness']),
         ({'features': {'name': 'inception', 'weights': 'w.safetensors'}}, ['inception']),
+        ({'features': {'name': 'lpips-vgg', 'resize': 64}}, ['lpips-vgg']),
+        ({'features': {'name': 'classifier', 'layers': True}}, ['digits-clf']),
         (
             {'features': [{'name': 'classifier', 'seed': 2}, 'pixels', {'name': 'dinov2'}]},
             ['digits-clf-s2', 'dinov2', 'pixels'],

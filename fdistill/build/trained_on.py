@@ -8,7 +8,7 @@ from fdistill.data.sources import Source
 from fdistill.evaluation import features
 from fdistill.methods import METHODS
 from fdistill.methods.rewards import REWARDS
-from fdistill.weights.detectors import DETECTORS
+from fdistill.weights import CONVERTERS
 
 # Sections of a config that name features which a loss sees, and the seed of a classifier there.
 PARTS = {'features': 0, 'reward': parameters(REWARDS['classifier'])['seed'].default}
@@ -36,7 +36,7 @@ def trained_on(
             name = section.get('name')
             if name in features.NAMES:
                 names.add(features.NAMES[name](source, section.get('seed', seed)))
-            elif name in DETECTORS:
+            elif name in CONVERTERS:
                 names.add(name)
             elif name in REWARDS:
                 names.add(f'reward-{name}')

@@ -98,6 +98,19 @@ def pseudo_huber(c: float) -> Callable[[jax.Array], jax.Array]:
     return lambda y: jnp.sqrt(jnp.sum(y**2, axis=_elements(y)) + c**2) - c
 
 
+def perceptual(made: tuple[jax.Array, ...], wanted: tuple[jax.Array, ...]) -> jax.Array:
+    """sum_l |phi_l(x) - phi_l(y)|^2, a distance of two images in a frozen network's layers, [B].
+
+    With the features of `networks.lpips` it is LPIPS (arXiv 1801.03924, equation 1), whose means
+    over positions and weights of channels are within phi. Gradient goes through both; a method
+    stops it on a target that depends on what it trains.
+
+    Args:
+      made, wanted: features of x and of y, of a `networks.Encoder`; each [B, d_l].
+    """
+    return sum(squared_l2(x - y) for x, y in zip(made, wanted, strict=True))
+
+
 def implicit(
     x: jax.Array,
     d_teacher: jax.Array,

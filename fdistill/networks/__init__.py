@@ -66,11 +66,12 @@ class Head(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """Frozen networks that see features in samples: what a distance of distributions is taken of.
+    """Frozen networks that see features in samples: what a distance of distributions is taken of,
+    or of one sample to another.
 
     init(key, x[B,...], condition) -> params, of which the shapes are meant
-    apply(params, x[B,...]) -> (features[B,d], ...), an array for each network; they carry gradient
-      to x
+    apply(params, x[B,...]) -> (features[B,d], ...), an array for each network, or for each layer of
+      one; they carry gradient to x
     """
 
     init: Callable[..., Any]
