@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import stat
-import sys
 import unittest.mock
 import warnings
 import zipfile
@@ -831,8 +830,6 @@ def _unit_hash(text):
 def _decoded(name, identity, count, read, where, chunk=1000):
     """Decodes images once to a memory-mapped uint8 array in the cache.
 
-    A note, written last, has the digests of the arrays: what does not fit it is made anew.
-
     Args:
       name: what to call the data in messages.
       identity: printable description of the encoded files; another identity is another cache entry.
@@ -847,16 +844,8 @@ def _decoded(name, identity, count, read, where, chunk=1000):
       UserError: an image that cannot be decoded, or is unlike the first one.
     """
     key = hashlib.sha256(repr((CACHE_VERSION, identity)).encode()).hexdigest()[:32]
-    paths = {kind: cache.folder('data') / f'{key}-{kind}.npy' for kind in ('images', 'labels')}
-    note = cache.folder('data') / f'{key}.json'
-    known = _noted(note, paths)
-    if known is None:
-        if note.exists():
-            print(
-                f'fdistill: the decoded images of {name!r} in {note.parent} are not those that '
-                'were written; they are made anew',
-                file=sys.stderr,
-            )
+
+    def make(paths):
         labels, stored = np.empty(count, np.int32), hashlib.sha256()
 
         def save(temporary):
@@ -883,22 +872,10 @@ def _decoded(name, identity, count, read, where, chunk=1000):
 
         disk.write(paths['images'], save)
         disk.write(paths['labels'], lambda temporary: np.save(temporary, labels))
-        known = {kind: disk.sha256(path) for kind, path in paths.items()}
-        known['stored'] = stored.hexdigest()
-        disk.write_json(note, known)
-    # asarray, because indexing a memmap object gives memmap objects, which are slow.
-    images = np.asarray(np.load(paths['images'], mmap_mode='r'))
-    return images, np.load(paths['labels']), known['stored']
+        return stored.hexdigest()
 
-
-def _noted(note, paths):
-    """What the note of an entry of the cache says, or None where its arrays are not so."""
-    try:
-        known = disk.read_json(note)
-        found = {kind: disk.sha256(path) for kind, path in paths.items()}
-        return known if known == {**found, 'stored': str(known['stored'])} else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    found, stored = cache.arrays(key, ('images', 'labels'), f'decoded images of {name!r}', make)
+    return found['images'], found['labels'], stored
 
 
 def latents(
