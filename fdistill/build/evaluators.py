@@ -20,7 +20,7 @@ from fdistill.evaluation.protocol import Measure
 
 
 def splits(config: Mapping[str, Any]) -> tuple[Source, Source]:
-    """The two splits of a config's data, as images."""
+    """The two splits of a config's data, real ones, as images."""
     config = of_images(config)
     return load_data(config, 'train'), load_data(config, 'held_out')
 
