@@ -17,7 +17,7 @@ LINE = (
 
 
 def bar(title: str, total: int, unit: str, shown: bool, start: int = 0) -> tqdm:
-    """How far a work of hours is, on stderr: a bar on a terminal, otherwise a line now and then, for
+    """How far work of hours is, on stderr: a bar on a terminal, otherwise a line now and then, for
     hours of silence look like a hang.
 
     Args:
