@@ -12,6 +12,7 @@ import pytest
 import stops
 import test_conditions
 import toy_autoencoder
+import toy_pairs
 from ml_collections import ConfigDict
 
 from fdistill import build, cli, networks
@@ -23,7 +24,7 @@ from fdistill.data.pipeline import batches
 from fdistill.diffusion import noise, oracle, samplers
 from fdistill.errors import UserError
 from fdistill.evaluation import features
-from fdistill.files import lock
+from fdistill.files import disk, lock
 from fdistill.methods import METHODS, generator, pairing
 from fdistill.methods.method import Method, begin
 from fdistill.report import collect
@@ -223,28 +224,30 @@ def test_points_of_a_mixture_have_no_condition(tmp_path):
     assert not (tmp_path / 'other').exists()
 
 
-@pytest.mark.parametrize('stop', [0, 1, 2])
-def test_what_was_stopped_goes_on(stop, made, teacher, tmp_path, monkeypatch):
-    """Stopped while a file is written; what was whole is not made again."""
-    write, done = pairs.write_shard, []
+@pytest.mark.parametrize('done', range(6))
+def test_what_was_stopped_goes_on(done, made, teacher, tmp_path, monkeypatch):
+    """After each of the files that are written, a half of the next being there; what was whole is
+    not written again."""
+    write, paths = disk.write, []
 
-    def stopped(folder, note, k, arrays):
-        done.append(k)
-        if len(done) == stop + 1 and stop < 3:
-            left = folder / f'.{pairs.place(folder, note, k).stem}.0123{pairs.SUFFIX}'
-            left.write_bytes(b'half')
+    def stopped(path, save):
+        if len(paths) == done:
+            path.with_name(f'.{path.stem}.0123{path.suffix}').write_bytes(b'half')
             raise KeyboardInterrupt
-        write(folder, note, k, arrays)
+        paths.append(path.name)
+        write(path, save)
 
-    monkeypatch.setattr(pairs, 'write_shard', stopped)
+    monkeypatch.setattr(disk, 'write', stopped)
+    out = tmp_path / 'out'
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / 'out', teacher)
-    with pytest.raises(UserError, match='are not all made yet'):
-        load(tmp_path / 'out')
-    stop, done = 4, []
-    make(tmp_path / 'out', teacher)
-    assert done == list(range(len(done), 3)) or done == [0, 1, 2][-len(done) :]
-    assert contents(tmp_path / 'out') == contents(made)
+        make(out, teacher)
+    with pytest.raises(UserError, match='are not all made yet' if done else 'make the folder with'):
+        load(out)
+    shards = {name for name in paths if name.endswith(pairs.SUFFIX)}
+    done, paths[:] = 99, []
+    make(out, teacher)
+    assert contents(out) == contents(made)
+    assert not shards & {*paths} and len(paths) == 5 - len(shards) + ('making.json' in paths)
 
 
 OTHERS = {
@@ -318,7 +321,7 @@ def rewritten(change):
         arrays = pairs.read_shard(folder, note, 1)
         change(arrays)
         pairs.write_shard(folder, note, 1, arrays)
-        note['shards'][1]['sha256'] = pairs.disk.sha256(pairs.place(folder, note, 1))
+        note['shards'][1]['sha256'] = disk.sha256(pairs.place(folder, note, 1))
         (folder / pairs.NOTE).write_text(json.dumps(note))
 
     return apply

@@ -249,7 +249,7 @@ def _make(
     shown: bool,
 ) -> None:
     """Makes those of some files that are not there."""
-    pairs.clear(out, note, mine)
+    pairs.clear(pairs.place(out, note, k) for k in mine)
     known = dict(enumerate(note.get('shards', ())))
     missing = [k for k in mine if not pairs.whole(out, note, k, known.get(k))]
     size, bounds = note['batch_size'], {k: pairs.bounds(note, k) for k in mine}

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -295,10 +295,10 @@ def whole(folder: disk.Path, note: Settings, k: int, known: Shard | None = None)
     return read_shard(folder, note, k) is not None
 
 
-def clear(folder: disk.Path, note: Settings, those: Sequence[int]) -> None:
-    """Removes what processes that were killed left of these files."""
-    for k in those:
-        for left in pathlib.Path(folder).glob(f'.{place(folder, note, k).stem}.*{SUFFIX}'):
+def clear(files: Iterable[pathlib.Path]) -> None:
+    """Removes what a process that was killed left of files that it was writing."""
+    for file in files:
+        for left in file.parent.glob(f'.{file.stem}.*{file.suffix}'):
             left.unlink(missing_ok=True)
 
 
@@ -319,6 +319,7 @@ def finish(folder: disk.Path, settings: Settings) -> Note:
     note = Note(**{name: settings[name] for name in settings if name != 'shards'}, shards=made)
     disk.write_text(folder / CARD, card(note))
     disk.write_json(folder / NOTE, note)
+    clear(folder / name for name in (CARD, NOTE, MAKING))
     (folder / MAKING).unlink(missing_ok=True)
     return note
 
