@@ -1,5 +1,5 @@
 """The command `fdistill`: train, plan, evaluate, sample, export, sweep, report, doctor, check-data,
-check-teacher, convert, encode, stats.
+check-teacher, convert, encode, pairs, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
 """
@@ -101,6 +101,7 @@ REQUIRED = {
     'plan': ('config', 'topology'),
     'export': ('to', 'out'),
     'encode': ('config', 'vae', 'out'),
+    'pairs': ('out', 'count'),
 }
 
 
@@ -375,6 +376,40 @@ def _parsers():
     encode.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
     description = (
+        'Makes pairs of noise and of what a teacher makes of it, for methods that learn that map; '
+        'goes on where the folder holds a part of them.'
+    )
+    pairs = _command(commands, 'pairs', description, f'{SAMPLER}\n{OVERRIDES}')
+    pairs.add_argument('--workdir', metavar='DIR', help=RUN)
+    pairs.add_argument('--weights', metavar='FILE', help=WEIGHTS)
+    pairs.add_argument('--out', metavar='DIR', help='folder to write to; required')
+    pairs.add_argument('--count', type=int, metavar='N', help='number of pairs; required')
+    pairs.add_argument('--seed', type=int, default=0, metavar='S', help='default: %(default)s')
+    pairs.add_argument(
+        '--label', type=int, metavar='L', help='class of all; default: a random one each'
+    )
+    for flag in ('--sampler', '--steps', '--guidance'):
+        pairs.add_argument(flag, **SOLVER[flag])
+    pairs.add_argument(
+        '--dtype',
+        default='float32',
+        metavar='TYPE',
+        help='to keep samples in, or float16, or uint8 for images; default: %(default)s',
+    )
+    pairs.add_argument(
+        '--batch-size', type=int, metavar='B', help='pairs at once on each device; default: 256'
+    )
+    pairs.add_argument(
+        '--config',
+        metavar='FILE',
+        help='config whose data the pairs stand for; default: as of the run',
+    )
+    pairs.add_argument(
+        '--distributed', action='store_true', help='one of several processes; automatic under srun'
+    )
+    pairs.add_argument('--quiet', action='store_true', help='no progress on stderr')
+
+    description = (
         'Reads published weights, running nothing in the file, and writes them as safetensors.'
     )
     convert = _command(commands, 'convert', description)
@@ -573,7 +608,7 @@ def _sets_protocol(options, overrides):
 
 def _solver(options, rest):
     """{'sampler', 'steps', 'guidance', 'vae', 'best_of'} of those that are given."""
-    given = {name: getattr(options, name) for name in ('sampler', 'steps', 'guidance', 'vae')}
+    given = {n: getattr(options, n, None) for n in ('sampler', 'steps', 'guidance', 'vae')}
     if rest:
         given['sampler'] = {'name': options.sampler} | keyword_options(rest)
     given['best_of'] = _best_of(options)
@@ -746,7 +781,9 @@ def _check_data(options, overrides):
     from fdistill.data import check
     from fdistill.files import disk
 
-    config = build.of_images(config)
+    # Of pairs none are held out; they are what is looked at, and not what they stand for.
+    made = config['data'].get('name') == 'pairs'
+    config = config if made else build.of_images(config)
     section = dict(config['data'])
     folder = section if section.get('name') == 'image_folder' and section.get('path') else None
     disk.folder_for(options.out, '--out')
@@ -754,7 +791,9 @@ def _check_data(options, overrides):
         raise UserError(
             f'--out={options.out}: lies within the data, {folder["path"]}; give another folder'
         )
-    report, train = check.check(lambda split: build.load_data(config, split), folder)
+    report, train = check.check(
+        lambda split: build.load_data(config, split), folder, ('train',) if made else check.SPLITS
+    )
     print(json.dumps(disk.plain(report), indent=2) if options.json else check.text(report))
     paths = check.write(options.out, report, train)
     if not options.json:
@@ -801,6 +840,28 @@ def _encode(options, overrides):
     note = build.encode(config, options.vae, options.out, **given)
     count = sum(split['count'] for split in note['splits'].values())
     print(f'{count:,} latents of {" x ".join(map(str, note["latent"]))} in {options.out}')
+
+
+def _pairs(options, overrides, rest=()):
+    if overrides and options.config is None:
+        raise UserError(f'{overrides[0]}: is for the data of a config; give --config=FILE')
+    from fdistill import build
+    from fdistill import config as configs
+
+    if options.distributed or _among_many(os.environ):
+        _join_others()
+
+    config = None
+    if options.config:
+        config = configs.load(options.config)
+        build.override(config, overrides)
+    names = ('workdir', 'weights', 'count', 'seed', 'label', 'dtype', 'batch_size', 'quiet')
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    solver = _solver(options, rest)
+    note = build.make_pairs(options.out, solver=solver, config=config, **given)
+    if _first():
+        shape = ' x '.join(map(str, note['record'][0]['shape']))
+        print(f'{note["count"]:,} pairs of {shape} in {options.out}')
 
 
 def _convert(options, overrides, rest=()):
@@ -932,6 +993,7 @@ COMMANDS = {
     'check-teacher': _check_teacher,
     'convert': _convert,
     'encode': _encode,
+    'pairs': _pairs,
     'stats': _stats,
 }
 

@@ -1,14 +1,14 @@
 """From a config to objects, and from a workdir to a model: the only reader of configs.
 
 trained_on < sections < latents < models < published < teachers, rewarding, encoders < parts <
-levels < experiment < settings < run < measure, check_teacher < train < together, plan; here is the
-face of all.
+levels < experiment < settings < run < measure, check_teacher, pairs < train < together, plan; here
+is the face of all.
 """
 
 from fdistill.build.draw import batch_key, sample
 from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
-from fdistill.build.latents import encode, of_images
+from fdistill.build.latents import encode, of_images, vae_of
 from fdistill.build.loading import (
     from_weights,
     from_workdir,
@@ -18,12 +18,13 @@ from fdistill.build.loading import (
     opened,
 )
 from fdistill.build.measure import evaluate
+from fdistill.build.pairs import make_pairs
 from fdistill.build.plan import page, plan
 from fdistill.build.published import as_params, convert, save_teacher, with_names
 from fdistill.build.real import make_statistics
 from fdistill.build.rewarding import read_reward
 from fdistill.build.run import Run
-from fdistill.build.sections import load_data, replaced, resolve
+from fdistill.build.sections import load_data, real, replaced, resolve
 from fdistill.build.settings import common, comparable, complete, continuous, override
 from fdistill.build.superposed import superposed
 from fdistill.build.together import train_lanes
@@ -48,6 +49,7 @@ __all__ = [
     'has_solver',
     'is_flow_map',
     'load_data',
+    'make_pairs',
     'make_statistics',
     'of_images',
     'opened',
@@ -56,6 +58,7 @@ __all__ = [
     'page',
     'plan',
     'read_reward',
+    'real',
     'reference',
     'replaced',
     'resolve',
@@ -64,5 +67,6 @@ __all__ = [
     'superposed',
     'train',
     'train_lanes',
+    'vae_of',
     'with_names',
 ]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.build.sections import load_data, named
+from fdistill.build.sections import load_data, named, real
 from fdistill.data.sources import Source, to_float
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.errors import UserError
@@ -101,7 +101,7 @@ def own_classifier(plain: Mapping[str, Any], *, seed: int = 0, layers: bool = Fa
         }
 
     def load():
-        trained = own.trained_classifier(load_data(plain, 'train'), seed)
+        trained = own.trained_classifier(load_data(real(plain), 'train'), seed)
         return {'network': trained.params, 'scale': trained.scale}
 
     def apply(params, x):
@@ -274,7 +274,7 @@ def reference(plain: Mapping[str, Any], made: Made, label_scale: float) -> Refer
         )
 
     def load():
-        source, params = load_data(plain, 'train'), made.load() if made.load else {}
+        source, params = load_data(real(plain), 'train'), made.load() if made.load else {}
         found = measured(made.encoder, params, source, flip, label_scale)
         return tuple(_along_axes(one) for one in found)
 

@@ -42,7 +42,8 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
     Raises:
       UserError: on whatever the user can mend, as a teacher whose network no one knows.
     """
-    source, known = load_data(config, 'train', sources.OUTLINES), {}
+    # Of the real data that pairs stand for nothing is asked.
+    source, known = load_data(config, 'train', sources.OUTLINES)._replace(pairs=None), {}
     named = 'teacher' if 'teacher' in config else 'start'
     for part, kind in itertools.product(('start', 'teacher'), KNOWN):
         place, where = config.get(part, {}).get(kind), f'config.{part}.{kind}'
@@ -84,6 +85,9 @@ def _estimated(plain, devices, chip, say):
         )
         for name in built.frozen
     }
+    if plain['data'].get('name') == 'pairs':
+        kinds = {'seed': jnp.uint32, 'index': jnp.uint32, 'mirrored': jnp.bool_}
+        batch['pair'] = {name: jax.ShapeDtypeStruct((size,), kind) for name, kind in kinds.items()}
     roles = optimizers(plain, built.method)
     with told('config.training'):
         return estimate(built.method, roles, training, frozen, batch, mesh=mesh, chip=chip, say=say)

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from fdistill import config as configs
 from fdistill.build.trained_on import trained_on
 from fdistill.config import call
-from fdistill.data import sources
+from fdistill.data import pairs, sources
 from fdistill.errors import UserError, pick, suggest
 from fdistill.types import misfit
 from fdistill.weights import denoisers
@@ -89,6 +89,30 @@ def load_data(
     section = plain_of(section_of(config, 'data'))
     section.pop('flip', None)
     return named(table, section, 'config.data', split=split)
+
+
+def real(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config whose `data` are real: of pairs those of their teacher, as nothing is measured
+    against what a teacher made.
+
+    Raises:
+      UserError: the pairs are not there, or do not say.
+    """
+    section = plain_of(section_of(config, 'data'))
+    if section.get('name') != 'pairs':
+        return config
+    note = pairs.read(str(section.get('path', '')))
+    if 'data' not in note:
+        raise UserError(
+            f'config.data.path={section["path"]}: these pairs do not say which data they stand for '
+            'and are measured against; make them with --config=FILE'
+        )
+    return with_data(config, note['data'])
+
+
+def with_data(config: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with another section `data`."""
+    return {name: config[name] for name in config} | {'data': section}
 
 
 def of_file(path: str | pathlib.Path, where: str) -> dict[str, Any]:
@@ -204,7 +228,13 @@ def resolve(
                 plain.setdefault(name, section[name])
             if 'name' not in plain['network']:
                 plain['network'] = section['network'] | plain['network']
-    if names := trained_on(plain, source, ancestors):
+    if source.pairs:
+        ancestors.append({'trained_on': source.pairs.trained_on})
+
+    def seen():
+        return load_data(real(plain), 'train') if source.pairs else source
+
+    if names := trained_on(plain, seen, ancestors):
         plain['trained_on'] = names
     return plain
 

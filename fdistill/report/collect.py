@@ -1,5 +1,6 @@
 """From folders to runs: settings, results and logs."""
 
+import contextlib
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,7 +118,10 @@ def _completed(trials):
                 # It names the base, and is no setting. Without a sibling nothing else does.
                 settings.pop('config', None)
                 settings = {**sibling.settings, **settings}
-            run = run._replace(settings=settings, data=_data(settings))
+            data = _data(settings)
+            if sibling and data == _data(sibling.settings):
+                data = sibling.data
+            run = run._replace(settings=settings, data=data)
         completed.append(run)
     return completed
 
@@ -156,7 +160,7 @@ def _run(folder):
         name=folder.name or folder.resolve().name,
         folder=folder,
         settings=settings,
-        data=_data(settings),
+        data=_measured_against(config, settings),
         seed=config.get('seed', known.get('overrides', {}).get('seed', 0)),
         status=known['status'],
         row=row,
@@ -200,6 +204,14 @@ def _rows(folder):
 
 def _without_seed(flat):
     return {key: value for key, value in flat.items() if key != 'seed'}
+
+
+def _measured_against(config, settings):
+    """`Run.data`; of pairs the data of their teacher, if they are still there."""
+    if config.get('data', {}).get('name') == 'pairs':
+        with contextlib.suppress(UserError):
+            settings = build.comparable(build.real(config))
+    return _data(settings)
 
 
 def _data(settings):
