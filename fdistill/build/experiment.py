@@ -54,10 +54,7 @@ def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
     """
     where = 'config.method'
     make, options = chosen(METHODS, section_of(plain, 'method'), where)
-    teacher = plain.get('teacher', {})
-    # A fake score begins as the teacher, also where the student begins as another network.
-    critic = teacher if 'start' in plain and 'network' in teacher else plain
-    site = Site(plain, options, parameters(make), microbatches, {}, critic)
+    site = Site(plain, options, parameters(make), microbatches, {})
     parts = {name: PARTS[name](site) for name in site.wants if name in PARTS}
     for name in ('student', 'teacher'):
         if name in parts and parts[name].sigma_range != EVERYWHERE:
