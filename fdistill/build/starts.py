@@ -76,13 +76,13 @@ def start_of(plain: Mapping[str, Any]) -> Callable[[Mesh | None], Any]:
       UserError: on weights that the student cannot begin with.
     """
     section = plain_of(section_of(plain, 'start'))
-    cut = section.pop('slice', False)
+    said, cut = repr(section), section.pop('slice', False)
     if found := misfit(cut, bool, 'config.start.slice'):
         raise UserError(found)
     kinds = [kind for kind in KNOWN if kind in section]
     if len(kinds) != 1 or section.keys() - {kinds[0], 'network', 'denoiser'}:
         raise UserError(
-            f'config.start={section!r:.80}: give one of {", ".join(KNOWN)}, the folder of a run or '
+            f'config.start={said:.80}: give one of {", ".join(KNOWN)}, the folder of a run or '
             'the file of a published denoiser, or slice=True for a part of the teacher, or of those, '
             'and nothing else'
         )
