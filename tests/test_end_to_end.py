@@ -316,30 +316,42 @@ def test_student_of_another_network(teacher, tmp_path, method):
             ready(ConfigDict(plain | change), tmp_path / 'run')
 
 
+def warmed(teacher):
+    """A one-step student half as wide as the teacher, after ten steps."""
+    folder = teacher.parent / 'warmed'
+    if not folder.exists():
+        build.train(ConfigDict(of_another_size('sim', teacher, 'slice')), folder, quiet=True)
+    return folder
+
+
 def of_another_size(method, teacher, begins):
-    """The config of a student half as wide as its teacher, with weights of its own or a slice."""
+    """The config of a student half as wide as its teacher: a slice of it, a student that has been
+    warmed up by another method, or with weights of its own."""
     plain = student_config(method, teacher)
     plain['network'] = plain.get('network', {}) | {'width': 16, 'embedding': 8}
     if begins == 'slice':
         return plain | {'start': {'slice': True}}
+    if begins == 'warmed':
+        return plain | {'start': {'workdir': str(warmed(teacher))}}
     own = {'from_teacher': False} if 'from_teacher' in parameters(METHODS[method]) else {}
     return plain | {'method': plain['method'] | own}
 
 
-@pytest.mark.parametrize('begins', ['slice', 'scratch'])
+@pytest.mark.parametrize('begins', ['slice', 'warmed', 'scratch'])
 @pytest.mark.parametrize('method', every(STUDENTS))
 def test_student_of_another_size_begins(teacher, tmp_path, method, begins):
-    """As a slice of the teacher or with weights of its own, and its fake score as the teacher."""
+    """As what it is told to, and its fake score as the teacher in any case."""
     plain = of_another_size(method, teacher, begins)
     made = ready(ConfigDict(plain), tmp_path / 'run')
     batch = {'x': np.zeros((2, 8, 8, 1), np.float32), 'condition': {'label': np.zeros(2, np.int32)}}
     params, _ = made.built.method.init(jax.random.key(0), batch, made.frozen)
     own = dict(jax.tree.leaves_with_path(params['student']))
     base = build.from_workdir(teacher).params
-    for path, leaf in jax.tree.leaves_with_path(base):
+    wanted = build.from_workdir(warmed(teacher)).params if begins == 'warmed' else base
+    for path, leaf in jax.tree.leaves_with_path(wanted):
         half = leaf[tuple(slice(None, None, N // n) for N, n in zip(leaf.shape, own[path].shape))]
         assert half.shape == own[path].shape
-        assert np.array_equal(own[path], half) == (begins == 'slice')
+        assert np.array_equal(own[path], half) == (begins != 'scratch')
     if 'fake_score' in params.get('critic', {}):
         theirs = build.from_workdir(degraded(teacher)).params if 'path' in plain else base
         jax.tree.map(np.testing.assert_array_equal, params['critic']['fake_score'], theirs)
@@ -347,10 +359,14 @@ def test_student_of_another_size_begins(teacher, tmp_path, method, begins):
 
 @pytest.mark.parametrize(
     'method, begins',
-    [
-        pytest.param(method, begins, marks=() if method == 'sim' else pytest.mark.slow)
-        for method in STUDENTS
-        for begins in ('slice', 'scratch')
+    [  # The program is the same whatever a student begins as.
+        ('sim', 'slice'),
+        pytest.param('f_distill', 'scratch', marks=pytest.mark.slow),
+        *(
+            pytest.param(method, 'slice', marks=pytest.mark.slow)
+            for method in STUDENTS
+            if method != 'sim'
+        ),
     ],
 )
 def test_student_of_another_size_is_trained(teacher, tmp_path, method, begins):

@@ -30,13 +30,8 @@ def _in_larger(name, ours, theirs):
     """The name in the larger network of what has this name in the smaller."""
     found = name[:1]
     for place in range(1, len(name), 2):
-        number, few, many = (
-            int(name[place]),
-            *(
-                sorted(numbers.get(before, ()))
-                for numbers, before in ((ours, name[:place]), (theirs, found))
-            ),
-        )
+        number = int(name[place])
+        few, many = sorted(ours[name[:place]]), sorted(theirs.get(found, ()))
         if len(many) > len(few):
             share = few.index(number) / max(len(few) - 1, 1)
             number = many[round(share * (len(many) - 1))]
