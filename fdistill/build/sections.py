@@ -2,12 +2,16 @@
 
 data           a source of `data.sources.SOURCES` by name, and `flip`
 network        a network of `networks.NETWORKS`; where it is left out that of `start`, or else the
-               teacher's; without a name that one with other settings, as dict(numbers=('until',))
-denoiser       a row of `parts.DENOISERS`, by default EDM's preconditioning; likewise
-fake_score     the same for the fake score, where it differs from the student's
+               teacher's; without a name that one with other settings, as dict(width=64) or
+               dict(numbers=('until',)). That of a fake score is the teacher's, as which it begins,
+               whatever the student is
+denoiser       a row of `models.DENOISERS`, by default EDM's preconditioning; likewise
+fake_score     other settings of the same for the fake score
 teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a converted file, or
                `oracle`, a named mixture
-start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
+start          what the student begins as, by default the teacher: `workdir` of a run by any method,
+               or `weights`; with `slice=True` a part of that, or of the teacher, as large as its
+               own network (`networks.slices`)
 path           where a teacher was degraded, `teachers.along`
 pairing        `sampler` and `grid` by which the teacher makes pairs as they are needed, where the
                data are not pairs
@@ -207,6 +211,10 @@ def resolve(
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
     plain['image'], ancestors = image_of(source), []
+    if plain.get('start', {}).get('slice') and not KNOWN.keys() & plain['start'].keys():
+        teacher = plain.get('teacher', {})
+        plain['start'] |= {kind: teacher[kind] for kind in KNOWN if kind in teacher}
+        known = {'start': known['teacher'], **known} if 'teacher' in known else known
     for part in ('start', 'teacher'):
         section, told = plain.get(part, {}), known.get(part)
         for kind in (kind for kind in KNOWN if kind in section):
