@@ -38,6 +38,7 @@ class Site(NamedTuple):
       parts fill it.
     critic: whose sections `network` and `denoiser` the fake score has: the config's, as the student
       has, or the section `teacher`.
+    seen: of `experiment`, for a part within another.
     """
 
     plain: Mapping[str, Any]
@@ -46,6 +47,7 @@ class Site(NamedTuple):
     microbatches: int
     frozen: dict[str, Callable[[Mesh | None], tuple[Any, Any]]]
     critic: Mapping[str, Any]
+    seen: Callable[[str, Any], Any]
 
 
 def _student(site):
@@ -279,7 +281,7 @@ def _pairing(site):
             raise UserError(f'{where}.{name}: missing; give the solver and the levels of the pairs')
     for name in section.keys() - {'sampler', 'grid'}:
         raise UserError(f'{where}.{name}: unknown setting{suggest(name, ("sampler", "grid"))}')
-    teacher = _teacher(site)
+    teacher = site.seen('teacher', _teacher(site))
     sigmas = named(noise.GRIDS, section['grid'], f'{where}.grid')
     low, high = teacher.sigma_range
     if sigmas[0] > 1.001 * high or sigmas[-2] < 0.999 * low:
