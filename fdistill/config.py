@@ -111,9 +111,7 @@ def returned(path: str, name: str, what: str, where: str = '--config') -> Any:
     """
     made, (filename, *arguments) = module(path, where), path.split(':', 1)
     if not callable(getattr(made, name, None)):
-        raise UserError(
-            f'{where}={path}: has no {name}(); define this function, returning {what}'
-        )
+        raise UserError(f'{where}={path}: has no {name}(); define this function, returning {what}')
     try:
         return getattr(made, name)(*arguments)
     except UserError:

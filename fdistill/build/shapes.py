@@ -4,7 +4,7 @@ loaded, compiled or run."""
 import collections
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fdistill.build.evaluators import evaluator
 from fdistill.build.experiment import Experiment, check_wanted, experiment, optimizers
 from fdistill.build.models import conditions
 from fdistill.build.sections import plain_of, section_of
-from fdistill.config import call, told
+from fdistill.build.teachers import check_degraded
+from fdistill.config import call, parameters, told
 from fdistill.data import sources
-from fdistill.training import checkpoint, loop
+from fdistill.errors import UserError
+from fdistill.methods import METHODS
+from fdistill.training import checkpoint, loop, sharding
 from fdistill.training.count import Evaluations, evaluations, marked
 from fdistill.training.loop import Training
 from fdistill.training.state import init_state, with_metrics
@@ -69,9 +73,7 @@ def shapes(
     }
     if plain['data'].get('name') == 'pairs':
         kinds = {'seed': jnp.uint32, 'index': jnp.uint32, 'mirrored': jnp.bool_}
-        batch['pair'] = {
-            name: jax.ShapeDtypeStruct((size,), kind) for name, kind in kinds.items()
-        }
+        batch['pair'] = {name: jax.ShapeDtypeStruct((size,), kind) for name, kind in kinds.items()}
     return Shapes(built, training, optimizers(plain, built.method), frozen, batch)
 
 
@@ -96,8 +98,17 @@ class Foreseen(NamedTuple):
     bytes: int
 
 
-def foresee(plain: Mapping[str, Any]) -> Foreseen:
+def foresee(
+    plain: Mapping[str, Any],
+    path: Mapping[str, Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Foreseen:
     """What a run of a resolved config will be, for which each of its losses is traced.
+
+    Args:
+      plain: of `sections.resolve`.
+      path: resolved config of the run that its section `path` names, if that is to come.
+      devices: that are to train it, if they are known.
 
     Raises:
       UserError: on whatever the user can mend.
@@ -107,6 +118,12 @@ def foresee(plain: Mapping[str, Any]) -> Foreseen:
         return part._replace(apply=marked(name, part.apply)) if hasattr(part, 'apply') else part
 
     made = shapes(plain, seen)
+    evaluator(plain.get('evaluation', {}))
+    if devices is not None:
+        mesh = call(sharding.mesh_over, plain.get('mesh', {}), 'config.mesh', those=devices)
+        call(loop.check, {}, 'config.training', training=made.training, mesh=mesh)
+    if path is not None:
+        _check_path(plain, path)
     method, training = made.built.method, made.training
     key = jax.eval_shape(lambda: jax.random.key(0))
     begin = functools.partial(init_state, method, made.optimizers)
@@ -136,6 +153,20 @@ def foresee(plain: Mapping[str, Any]) -> Foreseen:
         kept,
         (len(kept) + (training.keep_best is not None)) * _sizes(checkpoint.items(state))[1],
     )
+
+
+def _check_path(plain, theirs):
+    """Raises UserError where a run to come will not have the checkpoints that a `path` names."""
+    where, steps = 'config.path.steps', plain['path']['steps']
+    setting = parameters(METHODS[plain['method']['name']])['sigma_init']
+    check_degraded(plain, theirs, plain['method'].get('sigma_init', setting.default))
+    there = loop.kept(call(Training, plain_of(section_of(theirs, 'training')), 'config.training'))
+    if absent := sorted({*steps} - {*there}):
+        raise UserError(
+            f'{where}={steps}: that run will keep no checkpoint of step {absent[0]}, but of '
+            f'{", ".join(map(str, there))}; name these, or set its training.checkpoint_every and '
+            'training.keep'
+        )
 
 
 def _sizes(tree):
