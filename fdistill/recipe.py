@@ -656,11 +656,14 @@ def _say(quiet, *parts):
 
 def summary(record: Record) -> str:
     """A record in one line."""
+    numbers = sweep.summary(record) if record.get('row') or record['status'] == 'failed' else ''
+    return f'{_state(record)}  {numbers}'.rstrip()
+
+
+def _state(record):
     if record['given']:
         return f'given, {record["folder"]}'
-    numbers = sweep.summary(record) if record.get('row') or record['status'] == 'failed' else ''
-    status = f'{record["status"]}, ' * (record['status'] == 'begun')
-    return f'{status}{clock(record["seconds"])}  {numbers}'.rstrip()
+    return f'{record["status"]}, {clock(record["seconds"])}'
 
 
 def results(known: Mapping[str, Record]) -> str:
@@ -682,7 +685,7 @@ def listing(stages: Sequence[Stage], workdir: disk.Path) -> str:
         one = seen[stage.name]
         todo += [one] * (stage.name not in digests)
         begun = record and (stage.folder / KINDS[stage.kind].note).is_file()
-        state = summary(record) if begun else ''
+        state = _state(record) if begun else ''
         counts = (
             f'{name} {_short(of.forward)}' + f' + {_short(of.derivative)}' * (of.derivative > 0)
             for name, of in one.evaluations.items()
