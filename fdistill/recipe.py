@@ -277,7 +277,8 @@ def _ahead_pairs(settings, parents, here, load):
         known = parents['workdir'].plain if 'workdir' in parents else None
         plain = known or configs.to_json(configs.read(place, 'pairs.workdir'))
         solved = build.replaced(plain, {})
-        configs.call(build.solve, solver, 'pairs.solver', plain=solved, where=f'workdir={place}')
+        solve = functools.partial(build.solve, solved, f'workdir={place}')
+        configs.call(solve, solver, 'pairs.solver')
         nfe = build.experiment(solved).method.generator.nfe
     count, image = settings['count'], plain['image']
     numbers = [math.prod(shape) for shape in (image['shape'], *image.get('given', {}).values())]
