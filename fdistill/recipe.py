@@ -396,7 +396,7 @@ def _words(words, names):
 
 def _given(name, kind, place, changes):
     """The folder that is given in the place of a stage, once it is known to hold what it should."""
-    folder, of, where = pathlib.Path(place), KINDS[kind], f'--{name}'
+    folder, of, where = disk.place(place), KINDS[kind], f'--{name}'
     if changes:
         raise UserError(
             f'{where}.{next(iter(changes))}: the stage is given as {place}; leave it out'
@@ -405,7 +405,7 @@ def _given(name, kind, place, changes):
         raise UserError(f'{where}={place}: has no {of.note}; give a folder that holds {of.what}')
     if of.digest(folder) is None:
         raise UserError(f'{where}={place}: give a folder that holds {of.what}')
-    return folder
+    return folder.absolute() if isinstance(folder, pathlib.Path) else folder
 
 
 def _check_references(settings, earlier, names):
@@ -581,66 +581,65 @@ def run(
     if first:
         lock.check(folder)
     ahead(stages, there(stages, records(folder)), here=True)
+    folders, against = {stage.name: stage.folder for stage in stages}, {}
     with lock.held(folder) if first else contextlib.nullcontext(), stop.interrupting():
-        old = records(folder)
+        old, digests = records(folder), {}
         known = {stage.name: old.get(stage.name) for stage in stages}
-        # Of a stage below, for what is above it may be made anew, and be another then.
-        # None writes before all have read.
-        sharding.of_first(len(there(stages, known)))
-        digests, against, note = {}, {}, functools.partial(_note, path, folder, known)
+        sharding.of_first(len(known))  # None writes before all have read.
+        note = functools.partial(_note, path, folder, known)
         for n, stage in enumerate(stages, 1):
-            say = functools.partial(_say, quiet or not first, f'[{n}/{len(stages)}] {stage.name}')
-            digests[stage.name] = digest(stage, known[stage.name], digests)
-            if digests[stage.name] is None:
+            name, kind = stage.name, KINDS[stage.kind]
+            say = functools.partial(_say, quiet or not first, f'[{n}/{len(stages)}] {name}')
+            # Looked at again, for a parent that was made anew may be another now.
+            found = digest(stage, known[name], digests)
+            if found is None:
                 say('')
-                digests[stage.name] = _made(stage, stages, known, digests, note, against, quiet)
+                known[name] = _begun(stage, known[name], digests)
+                settings = filled(stage.settings, folders)
+                make = functools.partial(kind.make, stage, settings, against, quiet)
+                with _named(name):
+                    _attempt(known[name], make, functools.partial(kind.digest, stage.folder), note)
             elif stage.given:
-                known[stage.name] = _fresh(stage, {}) | {'digest': digests[stage.name]}
-                known[stage.name]['status'] = 'done'
+                known[name] = _begun(stage, None, {}) | {'status': 'done', 'digest': found}
                 note()
-            say(f': {summary(known[stage.name])}')
+            digests[name] = known[name]['digest']
+            say(f': {summary(known[name])}')
     return known
 
 
-def _fresh(stage, digests):
-    """The record of a stage that begins."""
+def _begun(stage, record, digests):
+    """The record of a stage that begins, or goes on."""
+    kind = KINDS[stage.kind]
+    goes_on = record and (stage.folder / kind.note).is_file()
     return {
         'kind': stage.kind,
-        'folder': str(stage.folder.absolute()) if stage.given else stage.name,
+        'folder': str(stage.folder) if stage.given else stage.name,
         'given': stage.given,
-        'settings': disk.plain(KINDS[stage.kind].compared(stage.settings))
-        if not stage.given
-        else {},
+        'settings': {} if stage.given else disk.plain(kind.compared(stage.settings)),
         'parents': {name: digests[name] for name in stage.parents},
         'status': 'begun',
-        'seconds': 0.0,
+        'seconds': record['seconds'] if goes_on else 0.0,
     }
 
 
-def _made(stage, stages, known, digests, note, against, quiet):
-    """Makes a stage, or goes on with it, and gives its digest; keeps its record."""
-    began, before = time.perf_counter(), (known[stage.name] or {}).get('seconds', 0.0)
-    known[stage.name] = record = _fresh(stage, digests) | {'seconds': before}
-    kind, folders = KINDS[stage.kind], {one.name: one.folder for one in stages}
-    with _named(stage.name):
-        note()
-        try:
-            row = kind.make(stage, filled(stage.settings, folders), against, quiet)
-            record |= {'status': 'done', 'digest': kind.digest(stage.folder), 'row': row}
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:
-            said = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
-            record |= {'status': 'failed', 'error': said + ' '.join(str(error).split())[:500]}
-            raise
-        finally:
-            record['seconds'] = before + time.perf_counter() - began
-            # Of what fails, its own error is worth more.
-            with contextlib.suppress(*[OSError] * (record['status'] != 'done')):
-                note()
+def _attempt(record, make, digest, note):
+    """Makes a stage, and keeps in its record what comes of it."""
+    began, before = time.perf_counter(), record['seconds']
+    note()
+    try:
+        row = make()
+        record |= {'status': 'done', 'digest': digest(), 'row': row}
+    except Exception as error:
+        said = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+        record |= {'status': 'failed', 'error': said + ' '.join(str(error).split())[:500]}
+        raise
+    finally:
+        record['seconds'] = before + time.perf_counter() - began
+        # Of what fails, its own error is worth more.
+        with contextlib.suppress(*[OSError] * (record['status'] != 'done')):
+            note()
     # The programs of the next stage are others.
     jax.clear_caches()
-    return record['digest']
 
 
 def _note(path, folder, known):

@@ -111,9 +111,9 @@ def _stages(path):
     """The stages of a recipe that train and were measured, or failed."""
     found = []
     for name, record in recipe.records(path).items():
-        folder = path / record['folder']  # Of one that was given, its own.
         if record['kind'] != 'config':
             continue
+        folder = disk.place(record['folder']) if record['given'] else path / name
         run = _run(folder)._replace(name=name, seconds=record['seconds'] or None)
         failed = record['status'] == 'failed'
         if failed:
