@@ -1,5 +1,5 @@
-"""The command `fdistill`: train, plan, evaluate, sample, export, sweep, report, doctor, check-data,
-check-teacher, convert, encode, pairs, stats.
+"""The command `fdistill`: train, plan, evaluate, sample, export, sweep, run, report, doctor,
+check-data, check-teacher, convert, encode, pairs, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
 """
@@ -52,6 +52,10 @@ Slurm and the local executor take submitit's parameters, as --slurm_partition=gp
 """
     + OVERRIDES
 )
+RECIPE = """\
+Any value of a stage can be set: --STAGE.training.steps=1000. --STAGE=DIR uses a folder that is
+there already in the place of a stage, as --teacher=runs/digits-teacher.
+"""
 
 
 WORKDIR = 'folder of the run; required'
@@ -98,6 +102,7 @@ REQUIRED = {
     'check-teacher': (),
     'train': ('config', 'workdir'),
     'sweep': ('config', 'workdir'),
+    'run': ('recipe', 'workdir'),
     'plan': ('config', 'topology'),
     'export': ('to', 'out'),
     'encode': ('config', 'vae', 'out'),
@@ -269,6 +274,29 @@ def _parsers():
         '--distributed', action='store_true', help='one of several processes; automatic under srun'
     )
 
+    recipe = _command(
+        commands,
+        'run',
+        'Runs the stages of a recipe in order; what is done is kept, what was stopped goes on.',
+        RECIPE,
+    )
+    recipe.add_argument('--workdir', metavar='DIR', help='folder of the recipe; required')
+    recipe.add_argument(
+        '--recipe',
+        metavar='FILE',
+        help='Python file with get_recipe(), as configs/recipes/x.py; required',
+    )
+    recipe.add_argument('--seed', type=int, metavar='S', help='of all stages; default: their own')
+    recipe.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='list the stages, what they will cost and leave on disk; run nothing',
+    )
+    recipe.add_argument(
+        '--distributed', action='store_true', help='one of several processes; automatic under srun'
+    )
+    recipe.add_argument('--quiet', action='store_true', help='no progress on stderr')
+
     description = 'Says what a data set holds, and what training on it would stop at.'
     check = _command(commands, 'check-data', description, OVERRIDES)
     check.add_argument('path', nargs='?', metavar='PATH', help='folder or zip of images')
@@ -337,7 +365,7 @@ def _parsers():
 
     description = 'Makes one page of the results of runs and sweeps: scores, tests, plots, samples.'
     report = _command(commands, 'report', description)
-    report.add_argument('paths', nargs='+', metavar='PATH', help='folder of a run or of a sweep')
+    report.add_argument('paths', nargs='+', metavar='PATH', help='folder of a run, sweep or recipe')
     report.add_argument(
         '--out', metavar='DIR', help='folder to write to; default: report in the first PATH'
     )
@@ -739,6 +767,23 @@ def _sweep(options, overrides, rest=()):
         return 1 if failed else 0
 
 
+def _run(options, overrides, words=()):
+    if overrides:
+        raise UserError(f'{overrides[0]}: a recipe has stages; set --STAGE.key=value')
+    if options.distributed or _among_many(os.environ):
+        _join_others()
+    from fdistill import recipe
+
+    given = {'words': words, 'seed': options.seed}
+    if options.dry_run:
+        stages = recipe.load(options.recipe, options.workdir, **given)
+        print(recipe.listing(stages, options.workdir))
+    else:
+        known = recipe.run(options.recipe, options.workdir, quiet=options.quiet, **given)
+        if _first():
+            print(recipe.results(known))
+
+
 def _report(options, overrides):
     if overrides:
         raise UserError(f'{overrides[0]}: report takes the configs kept in the folders')
@@ -987,6 +1032,7 @@ COMMANDS = {
     'sample': _sample,
     'export': _export,
     'sweep': _sweep,
+    'run': _run,
     'report': _report,
     'doctor': _doctor,
     'check-data': _check_data,
@@ -1021,13 +1067,14 @@ def _parse(words):
         raise UserError(f'unknown command {words[0]}{suggest(words[0], commands)}')
     rest, overrides = split(words)
     options, unknown = parser.parse_known_args(rest)
-    # Options of a sampler, of submitit or of a teacher, known where those are imported.
+    # Options of a sampler, of submitit or of a teacher, known where those are imported, and stages.
     passed_on = (
         getattr(options, 'sampler', None)
         or getattr(options, 'executor', None)
         or getattr(options, 'kind', None) in ('teacher', 'vae')
+        or getattr(options, 'recipe', None)
     )
-    passed_on = passed_on and all(re.fullmatch(r'--\w[\w-]*=.+', word) for word in unknown)
+    passed_on = passed_on and all(re.fullmatch(r'--\w[\w.-]*=.+', word) for word in unknown)
     if unknown and not passed_on:
         flag = unknown[0].split('=')[0].lstrip('-')
         known = [name for name in vars(options) if name != 'command']

@@ -37,6 +37,7 @@ class Site(NamedTuple):
     microbatches: see `denoiser.accumulated`.
     frozen: {name: load}, load(mesh) -> (params, digest) of the weights that are not trained; the
       parts fill it.
+    seen: of `experiment`, for a part within another.
     """
 
     plain: Mapping[str, Any]
@@ -44,6 +45,7 @@ class Site(NamedTuple):
     wants: Mapping[str, inspect.Parameter]
     microbatches: int
     frozen: dict[str, Callable[[Mesh | None], tuple[Any, Any]]]
+    seen: Callable[[str, Any], Any]
 
 
 def _student(site):
@@ -241,7 +243,7 @@ def _pairing(site):
             raise UserError(f'{where}.{name}: missing; give the solver and the levels of the pairs')
     for name in section.keys() - {'sampler', 'grid'}:
         raise UserError(f'{where}.{name}: unknown setting{suggest(name, ("sampler", "grid"))}')
-    teacher = _teacher(site)
+    teacher = site.seen('teacher', _teacher(site))
     sigmas = named(noise.GRIDS, section['grid'], f'{where}.grid')
     low, high = teacher.sigma_range
     if sigmas[0] > 1.001 * high or sigmas[-2] < 0.999 * low:

@@ -12,7 +12,17 @@ from fdistill.build.settings import comparable
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
 from fdistill.files import CONFIG, disk
-from fdistill.training.checkpoint import FOLDER, newest
+from fdistill.training.checkpoint import FOLDER, Checkpoints, newest
+
+
+def digest(workdir: str | pathlib.Path) -> str | None:
+    """Of the averaged weights of a run's newest checkpoint, as `Run.digest` and the `origin` of
+    what is made from it; None where there is none."""
+    if not newest(workdir):
+        return None
+    with Checkpoints(workdir) as checkpoints:
+        found = checkpoints.restore({})
+    return found and digest_of(found[1]['digests']['ema'])
 
 
 def origin(source: Source, frozen: Mapping[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fdistill import build, sweep
+from fdistill import build, recipe, sweep
 from fdistill import config as configs
 from fdistill.errors import UserError
 from fdistill.evaluation import evaluate
@@ -31,7 +31,7 @@ Curves = tuple[list[int], dict[str, list[float]], list[float] | None]
 
 
 class Run(NamedTuple):
-    """A run or a trial of a sweep.
+    """A run, a trial of a sweep or a stage of a recipe.
 
     name: of its folder.
     settings: {dotted key: value} of its config, without the seed and what `build.comparable` leaves
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     row: of its evaluation, numbers as floats, or None.
     error: of a failed trial, or ''.
     fingerprint: of its config, as of `sweep.fingerprint`.
-    seconds: of the whole trial, or None.
+    seconds: of the whole trial or stage, or None.
     stopped: by which rule it ended early, or ''.
     """
 
@@ -63,7 +63,7 @@ def runs(paths: Iterable[disk.Path]) -> tuple[Run, ...]:
     """The runs below workdirs, each once.
 
     Args:
-      paths: folders, of runs or of sweeps.
+      paths: folders, of runs, sweeps or recipes.
 
     Returns:
       tuple of `Run`, at least one of them done.
@@ -90,9 +90,11 @@ def runs(paths: Iterable[disk.Path]) -> tuple[Run, ...]:
 def _below(path):
     if disk.exists(path / CONFIG, path, 'report'):
         return [_run(path)]
+    if (path / recipe.RECIPE).is_file():
+        return _stages(path)
     trials = path / 'trials'
     if not trials.is_dir():
-        raise UserError(f'report {path}: no run there; give the folder of a run or of a sweep')
+        raise UserError(f'report {path}: no run there; give the folder of a run, sweep or recipe')
     listed = sweep.listed(path)
     # Others are of an earlier version of the sweep, and no less a result.
     names = [
@@ -104,6 +106,21 @@ def _below(path):
     if not names:
         raise UserError(f'report {path}: a sweep without trials')
     return _completed([_run(trials / name) for name in names])
+
+
+def _stages(path):
+    """The stages of a recipe that train and were measured, or failed."""
+    found = []
+    for name, record in recipe.records(path).items():
+        if record['kind'] != 'config':
+            continue
+        folder = disk.place(record['folder']) if record['given'] else path / name
+        run = _run(folder)._replace(name=name, seconds=record['seconds'] or None)
+        failed = record['status'] == 'failed'
+        if failed:
+            run = run._replace(status='failed', error=record.get('error', ''))
+        found += [run] * (failed or run.status == 'done')
+    return found
 
 
 def _completed(trials):
