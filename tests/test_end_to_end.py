@@ -25,7 +25,7 @@ from fdistill.methods import METHODS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 LAW = dict(name='lognormal', mean=0.0, std=1.0)
-STUDENTS = [name for name in METHODS if 'teacher' in parameters(METHODS[name])]
+STUDENTS = [name for name in METHODS if parameters(METHODS[name]).keys() & {'teacher', 'pairing'}]
 
 
 def degraded(teacher):

@@ -61,7 +61,7 @@ def _plain(name, steps=8):
         mesh=dict(data=-1, fsdp=1),
         evaluation=dict(samples=200, batch_size=100),
     )
-    if takes.keys() & {'teacher', 'mixture'}:
+    if takes.keys() & {'teacher', 'mixture', 'pairing'}:
         config |= dict(teacher=dict(oracle='ring'))
     for section, values in own.items():
         config[section] = config['method'] | values if section == 'method' else values
@@ -264,7 +264,10 @@ def test_a_batch_in_parts_is_the_whole_batch_in_float64(name, x64):
 
 
 @pytest.mark.parametrize(
-    'name', every([name for name in METHODS if 'teacher' not in parameters(METHODS[name])])
+    'name',
+    every(
+        [name for name in METHODS if not parameters(METHODS[name]).keys() & {'teacher', 'pairing'}]
+    ),
 )
 def test_a_stop_changes_nothing(name, tmp_path):
     """Those with a teacher are stopped in test_end_to_end.py, where they are students of a

@@ -88,6 +88,16 @@ def l2(y: jax.Array) -> jax.Array:
     return jnp.where(there, jnp.sqrt(jnp.where(there, square, 1)), 0)
 
 
+def perceptual(seen: tuple[jax.Array, ...], real: tuple[jax.Array, ...]) -> jax.Array:
+    """sum_l |phi_l(x) - phi_l(y)|^2, [B]: a distance of two samples by what frozen networks see in
+    them. With LPIPS's normalised and weighted features it is LPIPS (arXiv 1801.03924, equation 1).
+
+    Args:
+      seen, real: features of x and of y, each a tuple of [B, d_l], as of `networks.Encoder`.
+    """
+    return sum(squared_l2(one - other) for one, other in zip(seen, real, strict=True))
+
+
 def pseudo_huber(c: float) -> Callable[[jax.Array], jax.Array]:
     """d(y) = sqrt(|y|^2 + c^2) - c with the norm over all elements of a sample (SIM, arXiv
     2410.16794)."""
