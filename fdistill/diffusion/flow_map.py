@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdistill.diffusion.denoiser import column
+from fdistill.diffusion.noise import even_time_grid
 from fdistill.types import Denoise
 
 # Levels of training: t in [1e-4, 1 - 1e-5]. Below, (x - D)/sigma has lost its digits in float32.
@@ -84,8 +85,7 @@ def even_levels(steps: int, highest: float) -> tuple[float, ...]:
     """
     if steps < 1 or not 0 < highest < np.inf:
         raise ValueError(f'steps={steps}, level {highest}: need >= 1 and a level in (0, inf)')
-    t = highest / (1 + highest) * (1 - np.arange(steps) / steps)
-    return (float(highest), *(t[1:] / (1 - t[1:])).tolist())
+    return tuple(even_time_grid(steps, highest)[:-1].tolist())
 
 
 def straightness(denoise: Denoise, noise: jax.Array, highest: float, steps: int) -> jax.Array:

@@ -301,6 +301,23 @@ def timesteps_grid(
         return _with_zero(chosen.sigma(times) / chosen.alpha(times))
 
 
+def even_time_grid(steps: int = 4, sigma_max: float = 1e5) -> np.ndarray:
+    """Levels from sigma_max that are even in rectified flow's t = sigma/(1 + sigma) down to 0: its
+    Euler steps (arXiv 2209.03003).
+
+    Unlike those of `timesteps` with the schedule `flow`, whose last level is near 0, the last of
+    them is as long as the others.
+
+    Args:
+      steps: number of levels before the final 0, >= 1.
+      sigma_max: > 0 and finite; 1e5 is t = 1 - 1e-5.
+    """
+    if not 0 < sigma_max < np.inf:
+        raise ValueError(f'sigma_max={sigma_max}: must be > 0 and finite')
+    t = sigma_max / (1 + sigma_max) * (1 - np.arange(_counted(steps)) / steps)
+    return _with_zero([sigma_max, *(t[1:] / (1 - t[1:]))])
+
+
 def levels_grid(sigmas: tuple[float, ...]) -> np.ndarray:
     """The given levels, then 0; for example a grid found by `search`.
 
@@ -341,6 +358,7 @@ GRIDS = {
     'loguniform': loguniform_grid,
     'linear': linear_grid,
     'timesteps': timesteps_grid,
+    'even_time': even_time_grid,
     'levels': levels_grid,
 }
 

@@ -126,6 +126,16 @@ class Annealing(NamedTuple):
     annealing_steps: int = 1000
 
 
+def annealed(z: jax.Array, fresh: jax.Array, beta: jax.Array) -> jax.Array:
+    """sqrt(1 - beta^2) z + beta xi, unit noise as both are.
+
+    Args:
+      z, fresh: independent unit noise, [B,...].
+      beta: in [0, 1].
+    """
+    return jnp.sqrt((1 - beta) * (1 + beta)) * z + beta * fresh
+
+
 def reflow(
     student: Denoiser,
     pairing: Pairing,
@@ -160,7 +170,7 @@ def reflow(
       fit, distance, annealing: settings.
       label_dropout: see `pretrain`.
       sigmas, sampler, guidance, guidance_interval: of its samples, see `pretrain`. The levels start
-        where t is nearly 1, as dict(name='timesteps', schedule='flow', steps=1, t_max=0.99999).
+        where t is nearly 1, as dict(name='even_time', steps=4).
 
     Raises:
       ValueError: on unknown names or values out of range.
@@ -179,9 +189,7 @@ def reflow(
         z, x0 = pairing.draw(key_pair, context.frozen, batch)
         if beta_at:
             beta = jnp.asarray(beta_at(context.step / annealing.annealing_steps), z.dtype)
-            fresh = generator.unit_noise(key_fresh, batch)
-            # Not 1 - beta^2, which rounding may take below 0.
-            z = jnp.sqrt((1 - beta) * (1 + beta)) * z + beta * fresh
+            z = annealed(z, generator.unit_noise(key_fresh, batch), beta)
         return x0, z, batch['condition']
 
     def objective(denoised, x0, sigma, context, batch):
@@ -325,7 +333,7 @@ TINY = {
     'reflow': _PAIRS
     | {
         'method': {
-            'grid': {'name': 'timesteps', 'schedule': 'flow', 'steps': 2},
+            'grid': {'name': 'even_time', 'steps': 2, 'sigma_max': 100.0},
             'annealing': 'linear',
             'annealing_steps': 6,
         }
