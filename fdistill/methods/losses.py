@@ -88,16 +88,6 @@ def l2(y: jax.Array) -> jax.Array:
     return jnp.where(there, jnp.sqrt(jnp.where(there, square, 1)), 0)
 
 
-def perceptual(seen: tuple[jax.Array, ...], real: tuple[jax.Array, ...]) -> jax.Array:
-    """sum_l |phi_l(x) - phi_l(y)|^2, [B]: a distance of two samples by what frozen networks see in
-    them. With LPIPS's normalised and weighted features it is LPIPS (arXiv 1801.03924, equation 1).
-
-    Args:
-      seen, real: features of x and of y, each a tuple of [B, d_l], as of `networks.Encoder`.
-    """
-    return sum(squared_l2(one - other) for one, other in zip(seen, real, strict=True))
-
-
 def pseudo_huber(c: float) -> Callable[[jax.Array], jax.Array]:
     """d(y) = sqrt(|y|^2 + c^2) - c with the norm over all elements of a sample (SIM, arXiv
     2410.16794)."""
@@ -106,6 +96,19 @@ def pseudo_huber(c: float) -> Callable[[jax.Array], jax.Array]:
             f'pseudo_huber(c={c}): c must be > 0, e.g. 0.1; on the scale on which y is given'
         )
     return lambda y: jnp.sqrt(jnp.sum(y**2, axis=_elements(y)) + c**2) - c
+
+
+def perceptual(made: tuple[jax.Array, ...], wanted: tuple[jax.Array, ...]) -> jax.Array:
+    """sum_l |phi_l(x) - phi_l(y)|^2, a distance of two images in a frozen network's layers, [B].
+
+    With the features of `networks.lpips` it is LPIPS (arXiv 1801.03924, equation 1), whose means
+    over positions and weights of channels are within phi. Gradient goes through both; a method
+    stops it on a target that depends on what it trains.
+
+    Args:
+      made, wanted: features of x and of y, of a `networks.Encoder`; each [B, d_l].
+    """
+    return sum(squared_l2(x - y) for x, y in zip(made, wanted, strict=True))
 
 
 def implicit(
