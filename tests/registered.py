@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 
+from fdistill.config import parameters
 from fdistill.methods import METHODS
 
 
@@ -17,6 +18,14 @@ def _file(name):
 QUICK = {'f_distill'} | {
     next(name for name in METHODS if _file(name) == file) for file in map(_file, METHODS)
 } - {'any_flow', 'degrade', 'mapo', 'ladd'}
+
+
+def taught(name):
+    """Whether a method has a teacher, of its own or for its pairs. A setting may be called as that
+    part is, and has a default then."""
+    wants = parameters(METHODS[name])
+    pairing = wants.get('pairing')
+    return 'teacher' in wants or bool(pairing and pairing.default is inspect.Parameter.empty)
 
 
 def every(names=METHODS):

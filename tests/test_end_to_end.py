@@ -13,7 +13,7 @@ import pytest
 import stops
 from ml_collections import ConfigDict
 from PIL import Image
-from registered import every
+from registered import every, taught
 
 from fdistill import build, cli
 from fdistill import config as configs
@@ -26,7 +26,7 @@ from fdistill.training import loop, sharding
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 LAW = dict(name='lognormal', mean=0.0, std=1.0)
-STUDENTS = [name for name in METHODS if 'teacher' in parameters(METHODS[name])]
+STUDENTS = [name for name in METHODS if taught(name)]
 
 
 def degraded(teacher):

@@ -29,6 +29,7 @@ GRIDS = {
     'timesteps': [
         {'schedule': name, 'power': power} for name in noise.SCHEDULES for power in (1.0, 2.0)
     ],
+    'even_time': [{}, {'sigma_max': 40.0}],
     'levels': [{'sigmas': (3.0, 1.0, 0.2)}, {'sigmas': (1e-3,)}],
 }
 CASES = [(name, options) for name, several in GRIDS.items() for options in several]

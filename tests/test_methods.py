@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import stops
 from ml_collections import ConfigDict
-from registered import every
+from registered import every, taught
 
 from fdistill import build, divergences
 from fdistill import config as configs
@@ -61,7 +61,7 @@ def _plain(name, steps=8):
         mesh=dict(data=-1, fsdp=1),
         evaluation=dict(samples=200, batch_size=100),
     )
-    if takes.keys() & {'teacher', 'mixture'}:
+    if taught(name) or 'mixture' in takes:
         config |= dict(teacher=dict(oracle='ring'))
     for section, values in own.items():
         config[section] = config['method'] | values if section == 'method' else values
@@ -263,9 +263,7 @@ def test_a_batch_in_parts_is_the_whole_batch_in_float64(name, x64):
         assert _difference(whole, after) <= 1e-10
 
 
-@pytest.mark.parametrize(
-    'name', every([name for name in METHODS if 'teacher' not in parameters(METHODS[name])])
-)
+@pytest.mark.parametrize('name', every([name for name in METHODS if not taught(name)]))
 def test_a_stop_changes_nothing(name, tmp_path):
     """Those with a teacher are stopped in test_end_to_end.py, where they are students of a
     network."""

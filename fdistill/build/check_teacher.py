@@ -19,6 +19,8 @@ from fdistill.build.sections import image_of, load_data, plain_of, real, section
 from fdistill.config import call
 from fdistill.data.sources import to_float
 from fdistill.diffusion import noise, samplers
+from fdistill.diffusion.denoiser import bind
+from fdistill.diffusion.flow_map import straightness
 from fdistill.errors import UserError
 from fdistill.evaluation import evaluate as evaluation
 from fdistill.evaluation import teacher as teachers
@@ -29,6 +31,7 @@ LOOKED = 256  # held-out samples that are denoised, at most
 STEPS = (5, 18)  # of Heun's method; the last is measured
 BATCH = 64  # samples at once
 DECODED = 8  # latents at once
+STRAIGHT = 50  # steps of the paths whose straightness is measured
 POINTS = 2000  # in a picture; of images a batch
 
 
@@ -88,6 +91,7 @@ def check_teacher(
         progress=not quiet,
     )
     model, evaluations = guided(built, plain)
+    straight = _straightness(run, model, held_out, high)
 
     @functools.cache
     def solver(steps):
@@ -107,6 +111,7 @@ def check_teacher(
         'parameters': sum(leaf.size for leaf in leaves),
         'dtypes': sorted({leaf.dtype.name for leaf in leaves}),
         'sigma_range': [float(low), float(high)],
+        'straightness': straight,
     }
     data = {'name': train.name, **image, 'count': len(train.labels), 'std': linear.std}
     kind = 'variances' if linear.basis is None else 'covariance'
@@ -165,6 +170,20 @@ def _sigma_data(plain, std):
     told = section.get('sigma_data', 0.5)
     others = [of for of in (0.5, 1.0, std) if not 0.9 < of / told < 1.1]
     return {f'sigma_data of {of:.3g}': teachers.sigma_data(told, of) for of in others}
+
+
+def _straightness(run, model, source, highest):
+    """Mean over paths from some noise, and its standard error."""
+    begun, _ = run.start(jax.random.key(0), BATCH, {})
+    given = source.condition(np.resize(_some(source, BATCH), BATCH))
+
+    @jax.jit
+    def of(params, begun, given):
+        return straightness(bind(model, params, given), begun, highest, STRAIGHT)
+
+    found = np.asarray(of(run.params, begun, given))
+    error = found.std(ddof=1) / math.sqrt(len(found))
+    return {'mean': float(found.mean()), 'error': float(error)}
 
 
 def _draw(run, solver, source):

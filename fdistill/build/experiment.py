@@ -67,6 +67,9 @@ def experiment(
         if name in parts and parts[name].sigma_range != EVERYWHERE:
             check_levels(name, parts, site)
     method = call(make, site.options, where, **parts)
+    # What makes pairs is a part too, though the method does not ask for it.
+    if (maker := getattr(parts.get('pairing'), 'teacher', None)) is not None:
+        parts.setdefault('teacher', maker)
     # That is there for the student to begin with, and for nothing else.
     method = method._replace(begins=tuple(name for name in site.frozen if name == 'start'))
     return Experiment(method, parts, site.frozen, plain['image'])
@@ -77,7 +80,6 @@ def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
     # The mixture of a method of closed forms is made from the section of the teacher.
     wanted = {'teacher', *built.parts} if 'mixture' in built.parts else set(built.parts)
     wanted |= {'features'} if 'encoder' in built.parts else set()
-    wanted |= {'teacher'} if 'pairing' in plain and 'pairing' in built.parts else set()
     for name in ('teacher', 'fake_score', 'discriminator', 'reward', 'path', 'features', 'pairing'):
         if name in plain and name not in wanted:
             raise UserError(

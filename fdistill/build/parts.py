@@ -139,6 +139,8 @@ def _reward(site):
 
 
 def _encoder(site):
+    if 'features' not in site.plain and site.wants['encoder'].default is None:
+        return None
     made = encoders.encoder(site.plain)
     if made.load:
         site.frozen['encoder'] = lambda mesh: place(made.load(), mesh)

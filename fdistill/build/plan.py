@@ -33,7 +33,8 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
     Args:
       config: sections.
       teacher: config file of the teacher, or where there is none of what the student starts as,
-        where its place is not there; default: one of the student's network.
+        where its place is not there; default: one of the student's network. A student may start
+        as its teacher.
 
     Raises:
       UserError: on whatever the user can mend, as a teacher whose network no one knows.
@@ -48,7 +49,7 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
         what = disk.place(place) / CONFIG if kind == 'workdir' else disk.place(place)
         if disk.exists(what, place, where):
             continue
-        if teacher is not None and part == named:
+        if teacher is not None and place == config[named].get(kind):
             known[part] = outline(configs.load(teacher))
         elif isinstance(network := config.get('network', {}), str) or 'name' in network:
             own = {name: config[name] for name in config if name not in ('start', 'teacher')}

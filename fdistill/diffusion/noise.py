@@ -129,12 +129,66 @@ def log_student_t(
     )
 
 
+def u_shaped_time(steepness: Number = 4.0, edge: Number = 1e-5) -> NoiseLaw:
+    """t = edge + (1 - 2 edge) u of rectified flow's t = sigma/(1+sigma), with the density of u in
+    (0, 1) proportional to e^(a u) + e^(a (1 - u)): most levels near both ends (2-RF++, arXiv
+    2405.20320, section 4.1 and code).
+
+        F(u) = (e^(a u) - 1 + e^a (1 - e^(-a u)))/(2 (e^a - 1)) = 1 - F(1 - u)
+
+    It is drawn and measured from the nearer end, so that both keep their digits in float32.
+
+    Args:
+      steepness: a > 0; 4 in the paper.
+      edge: of t at both ends, in (0, 1/2); 1e-5 in the code.
+    """
+    _positive(steepness=steepness)
+    if not 0 < edge < 0.5:
+        raise ValueError(f'edge={edge}: must lie in (0, 0.5)')
+    a, rise = steepness, np.expm1(steepness)
+
+    def sample(key, n):
+        key_share, key_side = jax.random.split(key)
+        share = jax.random.uniform(key_share, (n,)) / 2  # F(u) of the lower half
+        # e^(a u) - 1 = d with d^2 + (2 - c) d = 2 F (e^a - 1), c = (2 F - 1) (e^a - 1) < 0.
+        linear = 2 + (1 - 2 * share) * rise
+        constant = 2 * share * rise
+        d = 2 * constant / (linear + jnp.sqrt(linear**2 + 4 * constant))
+        t = edge + (1 - 2 * edge) * jnp.log1p(d) / a
+        low = t / (1 - t)
+        return jnp.where(jax.random.bernoulli(key_side, shape=(n,)), low, 1 / low)
+
+    def cdf(sigma):
+        near = jnp.minimum(sigma, 1 / sigma)
+        u = (near / (1 + near) - edge) / (1 - 2 * edge)
+        share = (jnp.expm1(a * u) - (1 + rise) * jnp.expm1(-a * u)) / (2 * rise)
+        return jnp.where(sigma <= 1, share, 1 - share)
+
+    return NoiseLaw(sample, cdf)
+
+
+def levels(sigmas: tuple[float, ...]) -> NoiseLaw:
+    """Each of the given levels, evenly: those of a sampler of few steps, as t = 1, ..., 2/k, 1/k of
+    k-step distillation (arXiv 2209.03003).
+
+    Args:
+      sigmas: [N], as of `levels_grid`.
+    """
+    falling = levels_grid(sigmas)[:-1]
+    return NoiseLaw(
+        lambda key, n: jax.random.choice(key, jnp.asarray(falling), (n,)),
+        lambda sigma: jnp.mean(jnp.asarray(sigma)[..., None] >= jnp.asarray(falling), axis=-1),
+    )
+
+
 LAWS = {
     'lognormal': lognormal,
     'loguniform': loguniform,
     'karras_uniform': karras_uniform,
     'uniform_time': uniform_time,
     'log_student_t': log_student_t,
+    'u_shaped_time': u_shaped_time,
+    'levels': levels,
 }
 
 # Weights of the squared error of the x0-prediction, (sigma, sigma_data) -> weight.
@@ -146,6 +200,8 @@ WEIGHTINGS = {
     'eps': lambda sigma, sigma_data: sigma**-2,
     # |v - v_hat|^2 with v = (x_t - D)/t, t = sigma/(1+sigma).
     'flow': lambda sigma, sigma_data: (1 + sigma) ** 2 / sigma**2,
+    # The larger of the errors of D and eps (progressive distillation, arXiv 2202.00512, section 4).
+    'truncated_snr': lambda sigma, sigma_data: jnp.maximum(sigma**-2, 1),
 }
 
 
@@ -245,6 +301,23 @@ def timesteps_grid(
         return _with_zero(chosen.sigma(times) / chosen.alpha(times))
 
 
+def even_time_grid(steps: int = 4, sigma_max: float = 1e5) -> np.ndarray:
+    """Levels from sigma_max that are even in rectified flow's t = sigma/(1 + sigma) down to 0: its
+    Euler steps (arXiv 2209.03003).
+
+    Unlike those of `timesteps` with the schedule `flow`, whose last level is near 0, the last of
+    them is as long as the others.
+
+    Args:
+      steps: number of levels before the final 0, >= 1.
+      sigma_max: > 0 and finite; 1e5 is t = 1 - 1e-5.
+    """
+    if not 0 < sigma_max < np.inf:
+        raise ValueError(f'sigma_max={sigma_max}: must be > 0 and finite')
+    t = sigma_max / (1 + sigma_max) * (1 - np.arange(_counted(steps)) / steps)
+    return _with_zero([sigma_max, *(t[1:] / (1 - t[1:]))])
+
+
 def levels_grid(sigmas: tuple[float, ...]) -> np.ndarray:
     """The given levels, then 0; for example a grid found by `search`.
 
@@ -285,6 +358,7 @@ GRIDS = {
     'loguniform': loguniform_grid,
     'linear': linear_grid,
     'timesteps': timesteps_grid,
+    'even_time': even_time_grid,
     'levels': levels_grid,
 }
 

@@ -204,8 +204,12 @@ def _run(table, denoise, x, sigmas, key=None, *, before=1.0, after=1.0):
 
 @_sampler
 def euler(denoise: Denoise, x: jax.Array, sigmas: Sigmas, key: jax.Array | None = None):
-    """Euler steps, which are DDIM's in this coordinate; order 1, N network evaluations."""
-    return _run(multistep.adams_bashforth(sigmas, 1), denoise, x, sigmas)
+    """Euler steps, which are DDIM's in this coordinate; order 1, N network evaluations.
+
+    As x <- (sigma'/sigma) x + (1 - sigma'/sigma) D, so that also a step from a level of 1e5, where
+    flows start, leaves D its digits.
+    """
+    return _run(multistep.dpmpp(sigmas, 1), denoise, x, sigmas)
 
 
 @_sampler
@@ -534,6 +538,25 @@ def consistency(
     return scan(step, x, (np.arange(len(sigmas) - 1), now, jump, then), x.dtype)
 
 
+@_sampler
+def same_noise(denoise: Denoise, x: jax.Array, sigmas: Sigmas, key: jax.Array | None = None):
+    """x_{n+1} = D + sigma_{n+1} z with the noise z = x_0/sigma_0 of the start (the new sampler of
+    2-RF++, arXiv 2405.20320, section 5); N evaluations.
+
+    For models of pairs, as `reflow` trains them, which know x0 + sigma z alone: an error of a step
+    does not lead away from such points. On straight paths all numbers of steps give the same
+    sample, which is Euler's. It is no solver: on others it does not converge to the ODE.
+    """
+    z = x / jnp.asarray(sigmas[0], x.dtype)
+
+    def step(x, now):
+        sigma, sigma_next = now
+        denoised = denoise(x, sigma)
+        return denoised + sigma_next * z, denoised
+
+    return scan(step, x, (sigmas[:-1], sigmas[1:]), x.dtype)
+
+
 def hybrid(
     teacher: Denoise,
     student: Denoise,
@@ -602,4 +625,5 @@ SAMPLERS = {
     'heavy_ball': Sampler(heavy_ball, lambda steps: steps),
     'ghvb': Sampler(ghvb, lambda steps: steps),
     'consistency': Sampler(consistency, lambda steps: steps),
+    'same_noise': Sampler(same_noise, lambda steps: steps),
 }

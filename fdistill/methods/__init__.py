@@ -25,7 +25,9 @@ from fdistill.methods.method import Context, Method
 from fdistill.methods.on_policy import any_flow
 from fdistill.methods.preference import f_dpo, mapo
 from fdistill.methods.pretrain import pretrain
+from fdistill.methods.progressive import progressive
 from fdistill.methods.real_data import data_forcing, diff_ratio, real_uid
+from fdistill.methods.reflow import flow_guided, kd, reflow
 from fdistill.methods.score import di_star, sid, sida, sim, uni_instruct
 from fdistill.methods.segments import tscd
 
@@ -72,6 +74,10 @@ METHODS = {
     'fd_loss': fd_loss,
     'mmd': mmd,
     'drifting': drifting,
+    'reflow': reflow,
+    'kd': kd,
+    'flow_guided': flow_guided,
+    'progressive': progressive,
 }
 
 __all__ = [
@@ -100,17 +106,21 @@ __all__ = [
     'f_distill',
     'f_dpo',
     'fd_loss',
+    'flow_guided',
     'flow_map_distill',
     'ict',
     'improved_mean_flow',
-    'mapo',
+    'kd',
     'ladd',
+    'mapo',
     'mean_flow',
     'mean_flow_distill',
     'mmd',
     'pretrain',
+    'progressive',
     'rcm',
     'real_uid',
+    'reflow',
     'scd',
     'scm',
     'shortcut',

@@ -23,9 +23,11 @@ class Pairing(NamedTuple):
     draw(key, frozen, batch) -> (z[B,...] ~ N(0, 1), x0[B,...]), without gradient; the conditions of
       both are the batch's. x0 is where the ODE from sigma_max z ends, so that x0 + sigma z is the
       straight way from one to the other.
+    teacher: `Denoiser` that makes them as they are needed, of frozen['teacher']; else None.
     """
 
     draw: Callable[..., Any]
+    teacher: Denoiser | None = None
 
 
 def noise_of(pair: Mapping[str, jax.Array], like: jax.Array) -> jax.Array:
@@ -89,4 +91,4 @@ def online(teacher: Denoiser, sampler: samplers.Sampler, sigmas: np.ndarray) -> 
         made = solver.sample(frozen.get('teacher', {}), z, batch['condition'])
         return z, stop_gradient(made)
 
-    return Pairing(draw)
+    return Pairing(draw, teacher)

@@ -1,7 +1,8 @@
 """Teacher pre-training by denoising score matching: EDM, and rectified flow as another law and
 weighting."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +58,6 @@ def pretrain(
     """
     if weighting not in noise.WEIGHTINGS:
         raise ValueError(f'weighting={weighting!r}: known are {", ".join(noise.WEIGHTINGS)}')
-    if not 0 <= label_dropout < 1:
-        raise ValueError(f'label_dropout={label_dropout}: must lie in [0, 1)')
-    if guidance != 1 and not label_dropout:
-        raise ValueError(
-            f'guidance={guidance} needs an unconditional branch: set label_dropout, e.g. 0.1'
-        )
     if not 0 <= augment <= 1:
         raise ValueError(f'augment={augment}: must lie in [0, 1]')
     if augment and 'augment' not in student.takes:
@@ -70,35 +65,101 @@ def pretrain(
             f'augment={augment}: the network does not take the condition augment; set its '
             'augment_dim=9, or leave it out'
         )
-    guided = denoisers.guide(student, guidance, guidance_interval)
 
-    def loss(params, context, batch, key):
+    def couple(key, context, batch):
         x, condition = batch['x'], batch['condition']
-        key_sigma, key_noise, key_label, key_dropout = jax.random.split(key, 4)
         if augment:
             if pictures := [name for name, value in condition.items() if value.ndim == 4]:
                 raise ValueError(
                     f'augment={augment}: would move the image and not its condition {pictures[0]}'
                 )
-            # Another key than the four, which stay those of a run without augmentation.
+            # Another key than those of `regression`, which stay as without augmentation.
             key_moves = jax.random.fold_in(key, 4)
             x, moves = augmentation.augment(key_moves, x, probability=augment)
             condition = {**condition, 'augment': moves}
+        return x, None, condition
+
+    def objective(denoised, x, sigma, context, batch):
+        weight = noise.WEIGHTINGS[weighting](sigma, sigma_data)
+        value = losses.denoising(denoised, x, weight)
+        return value, {'denoising': jnp.mean(value)}
+
+    generate = sampled(
+        student,
+        sampler,
+        sigmas,
+        label_dropout=label_dropout,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        corrections=corrections,
+    )
+    loss = regression(student, law, couple, objective, label_dropout)
+    return Method(begin(student), {'student': loss}, lambda step: ('student',), generate)
+
+
+def regression(
+    student: Denoiser,
+    law: noise.NoiseLaw,
+    couple: Callable[..., Any],
+    objective: Callable[..., Any],
+    label_dropout: Annotated[float, Continuous(off=0)] = 0.0,
+) -> Callable[..., Any]:
+    """The loss of a denoiser at x + sigma z: mean objective(D(x + sigma z, sigma), x).
+
+    Args:
+      student: `Denoiser` in training.
+      law: `NoiseLaw` of sigma.
+      couple: (key, context, batch) -> (x[B,...], z[B,...], condition); z is None where it is drawn
+        by itself.
+      objective: (D, x, sigma[B], context, batch) -> ([B], metrics).
+      label_dropout: share of conditions left out, in [0, 1).
+    """
+
+    def loss(params, context, batch, key):
+        key_sigma, key_noise, key_label, key_dropout = jax.random.split(key, 4)
+        x, z, condition = couple(key, context, batch)
         sigma = law.sample(key_sigma, x.shape[0]).astype(x.dtype)
-        x_t = x + column(sigma, x) * jax.random.normal(key_noise, x.shape, x.dtype)
+        z = jax.random.normal(key_noise, x.shape, x.dtype) if z is None else z
+        x_t = x + column(sigma, x) * z
         if label_dropout and condition:
             given = key_label, label_dropout, student, params['student'], condition
             condition, _ = leave_out(*given)
         denoised, _ = student.apply(params['student'], x_t, sigma, condition, key=key_dropout)
-        weight = noise.WEIGHTINGS[weighting](sigma, sigma_data)
-        value = jnp.mean(losses.denoising(denoised, x, weight))
-        return value, ({'denoising': value}, context.aux)
+        values, metrics = objective(denoised, x, sigma, context, batch)
+        return jnp.mean(values), (metrics, context.aux)
 
-    evaluations = 1 if guidance == 1 else 2
-    solver = generator.solver(
-        guided, sampler, sigmas, evaluations=evaluations, corrected=corrections
+    return loss
+
+
+def sampled(
+    student: Denoiser,
+    sampler: samplers.Sampler,
+    sigmas: np.ndarray,
+    *,
+    label_dropout: float,
+    guidance: float,
+    guidance_interval: tuple[float, float] | None,
+    corrections: Corrections = Corrections(),
+) -> generator.Generator:
+    """The solver that samples what `regression` trains; arguments as of `pretrain`.
+
+    Raises:
+      ValueError: on values out of range, or guidance without label dropout.
+    """
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f'label_dropout={label_dropout}: must lie in [0, 1)')
+    if guidance != 1 and not label_dropout:
+        raise ValueError(
+            f'guidance={guidance} needs an unconditional branch: set label_dropout, e.g. 0.1'
+        )
+    guided = denoisers.guide(student, guidance, guidance_interval)
+    return generator.solver(
+        guided,
+        sampler,
+        sigmas,
+        evaluations=1 if guidance == 1 else 2,
+        corrected=corrections,
     )
-    return Method(begin(student), {'student': loss}, lambda step: ('student',), solver)
 
 
 # See `distribution.TINY`.

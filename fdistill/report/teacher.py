@@ -222,6 +222,14 @@ def _range(result):
         yield Finding('normal', 'range', text)
 
 
+def _straightness(result):
+    """How many Euler steps its ODE needs: one, where its paths are straight."""
+    S = result['teacher']['straightness']
+    if math.isfinite(S['mean']):
+        text = f'S {S["mean"]:.3g} ± {S["error"]:.1g}, 0 where one Euler step is exact'
+        yield Finding('normal', 'straightness', text)
+
+
 CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _finite,
     _reading,
@@ -231,6 +239,7 @@ CHECKS: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _gain,
     _samples,
     _range,
+    _straightness,
 )
 
 
