@@ -683,6 +683,7 @@ def test_a_check_of_the_data_looks_at_the_pairs(made, tmp_path, capsys):
     numbers = report['splits']['train']
     assert (numbers['count'], numbers['dimensions']) == (COUNT, 64)
     assert sum(numbers['classes'].values()) == COUNT
+    assert not any('held_out' in line for line in report['warnings'])
     assert (tmp_path / 'out' / 'contact_sheet.png').exists()
     with pytest.raises(UserError, match='none are held_out; what is held out is of the data'):
         load(made, split='held_out')
