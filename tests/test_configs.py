@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdistill import build, config
+from fdistill import build, config, recipe
 from fdistill.build import models
 from fdistill.build.plan import outline
 from fdistill.build.resume import check_resumable, origin
@@ -242,6 +242,23 @@ def test_config_is_complete(file):
     if 'data_dir' in settings.data:
         config.override(settings, ['--config.data.data_dir=/somewhere'])
         assert settings.data.data_dir == '/somewhere'
+
+
+RECIPES = sorted(path.name for path in (FOLDER / 'recipes').glob('*.py'))
+
+
+@pytest.mark.parametrize('length', ['full', 'short'])
+@pytest.mark.parametrize('file', RECIPES)
+def test_recipe_is_complete(file, length, tmp_path):
+    """All of its stages can be foreseen; the short one is so in each; and the docstring."""
+    stages = recipe.load(f'{FOLDER}/recipes/{file}:{length}', tmp_path)
+    seen = recipe.ahead(stages)
+    text = (FOLDER / 'recipes' / file).read_text()
+    assert len(stages) > 1 and all(seen[stage.name].samples > 0 for stage in stages)
+    assert length == 'full' or max(one.samples for one in seen.values()) <= 10_000
+    assert f'fdistill run --recipe=configs/recipes/{file}' in text
+    assert len(text.splitlines()) <= 75, 'a recipe fits on one screen'
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_may_differ_when_a_run_goes_on(tmp_path):
