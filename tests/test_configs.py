@@ -74,6 +74,9 @@ SIZES = {
 }
 
 
+SOLVED = ('degrade', 'mapo', 'f_dpo')  # denoisers, sampled by a solver
+
+
 def loaded(file):
     """(A config, the file of its teacher's, or of what its student starts as: the one named like
     that folder.)"""
@@ -209,11 +212,15 @@ def test_students_of_a_part_of_the_parameters(width, share):
     assert sizes['student'] == pytest.approx(share * sizes['teacher'], rel=0.1)
 
 
-@pytest.mark.parametrize('method', config.module(str(FOLDER / 'ring_adversarial.py')).OWN)
-def test_adversaries_of_the_ring(method):
-    plain = outline(config.load(f'{FOLDER}/ring_adversarial.py:{method}'))
+RELATIVES = config.module(str(FOLDER / 'sweeps' / 'ring_relatives.py')).FILES
+
+
+@pytest.mark.parametrize('file', [*RELATIVES.values(), 'ring_taught.py:degrade'])
+def test_relatives_of_the_ring(file):
+    plain = resolved(file)
     built = build.experiment(plain)
-    assert build.optimizers(plain, built.method).keys() == {'student', 'critic'}
+    assert built.method.generator.nfe == (35 if plain['method']['name'] in SOLVED else 1)
+    assert build.optimizers(plain, built.method).keys() == built.method.losses.keys()
 
 
 RING = config.module(str(FOLDER / 'ring_flow_map.py'))
