@@ -1,5 +1,5 @@
-"""The command `fdistill`: train, plan, evaluate, sample, export, sweep, report, doctor, check-data,
-check-teacher, convert, encode, stats.
+"""The command `fdistill`: train, plan, evaluate, sample, export, sweep, run, report, doctor,
+check-data, check-teacher, convert, encode, pairs, stats.
 
 What the user got wrong is one line on stderr, exit code 2.
 """
@@ -52,6 +52,10 @@ Slurm and the local executor take submitit's parameters, as --slurm_partition=gp
 """
     + OVERRIDES
 )
+RECIPE = """\
+Any value of a stage can be set: --STAGE.training.steps=1000. --STAGE=DIR uses a folder that is
+there already in the place of a stage, as --teacher=runs/digits-teacher.
+"""
 
 
 WORKDIR = 'folder of the run; required'
@@ -62,6 +66,8 @@ CONVERT = {
     'teacher': ('of', 'licence'),
     'vae': ('licence',),
     'average': ('beside', 'std'),
+    'lpips-vgg': ('beside',),
+    'lpips-alex': ('beside',),
 }
 # How samples are drawn from a denoiser.
 SOLVER = {
@@ -96,9 +102,11 @@ REQUIRED = {
     'check-teacher': (),
     'train': ('config', 'workdir'),
     'sweep': ('config', 'workdir'),
+    'run': ('recipe', 'workdir'),
     'plan': ('config', 'topology'),
     'export': ('to', 'out'),
     'encode': ('config', 'vae', 'out'),
+    'pairs': ('out', 'count'),
 }
 
 
@@ -266,6 +274,29 @@ def _parsers():
         '--distributed', action='store_true', help='one of several processes; automatic under srun'
     )
 
+    recipe = _command(
+        commands,
+        'run',
+        'Runs the stages of a recipe in order; what is done is kept, what was stopped goes on.',
+        RECIPE,
+    )
+    recipe.add_argument('--workdir', metavar='DIR', help='folder of the recipe; required')
+    recipe.add_argument(
+        '--recipe',
+        metavar='FILE',
+        help='Python file with get_recipe(), as configs/recipes/x.py; required',
+    )
+    recipe.add_argument('--seed', type=int, metavar='S', help='of all stages; default: their own')
+    recipe.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='list the stages, what they will cost and leave on disk; run nothing',
+    )
+    recipe.add_argument(
+        '--distributed', action='store_true', help='one of several processes; automatic under srun'
+    )
+    recipe.add_argument('--quiet', action='store_true', help='no progress on stderr')
+
     description = 'Says what a data set holds, and what training on it would stop at.'
     check = _command(commands, 'check-data', description, OVERRIDES)
     check.add_argument('path', nargs='?', metavar='PATH', help='folder or zip of images')
@@ -334,7 +365,7 @@ def _parsers():
 
     description = 'Makes one page of the results of runs and sweeps: scores, tests, plots, samples.'
     report = _command(commands, 'report', description)
-    report.add_argument('paths', nargs='+', metavar='PATH', help='folder of a run or of a sweep')
+    report.add_argument('paths', nargs='+', metavar='PATH', help='folder of a run, sweep or recipe')
     report.add_argument(
         '--out', metavar='DIR', help='folder to write to; default: report in the first PATH'
     )
@@ -373,6 +404,40 @@ def _parsers():
     encode.add_argument('--quiet', action='store_true', help='no progress on stderr')
 
     description = (
+        'Makes pairs of noise and of what a teacher makes of it, for methods that learn that map; '
+        'goes on where the folder holds a part of them.'
+    )
+    pairs = _command(commands, 'pairs', description, f'{SAMPLER}\n{OVERRIDES}')
+    pairs.add_argument('--workdir', metavar='DIR', help=RUN)
+    pairs.add_argument('--weights', metavar='FILE', help=WEIGHTS)
+    pairs.add_argument('--out', metavar='DIR', help='folder to write to; required')
+    pairs.add_argument('--count', type=int, metavar='N', help='number of pairs; required')
+    pairs.add_argument('--seed', type=int, default=0, metavar='S', help='default: %(default)s')
+    pairs.add_argument(
+        '--label', type=int, metavar='L', help='class of all; default: a random one each'
+    )
+    for flag in ('--sampler', '--steps', '--guidance'):
+        pairs.add_argument(flag, **SOLVER[flag])
+    pairs.add_argument(
+        '--dtype',
+        default='float32',
+        metavar='TYPE',
+        help='to keep samples in, or float16, or uint8 for images; default: %(default)s',
+    )
+    pairs.add_argument(
+        '--batch-size', type=int, metavar='B', help='pairs at once on each device; default: 256'
+    )
+    pairs.add_argument(
+        '--config',
+        metavar='FILE',
+        help='config whose data the pairs stand for; default: as of the run',
+    )
+    pairs.add_argument(
+        '--distributed', action='store_true', help='one of several processes; automatic under srun'
+    )
+    pairs.add_argument('--quiet', action='store_true', help='no progress on stderr')
+
+    description = (
         'Reads published weights, running nothing in the file, and writes them as safetensors.'
     )
     convert = _command(commands, 'convert', description)
@@ -393,7 +458,7 @@ def _parsers():
         metavar='FILE',
         action='append',
         default=[],
-        help='another snapshot of an average; may be given several times',
+        help='another snapshot of an average, of which there may be several; the second file of LPIPS',
     )
     convert.add_argument(
         '--std', type=float, metavar='S', help='of an average: its relative width, as 0.13'
@@ -571,7 +636,7 @@ def _sets_protocol(options, overrides):
 
 def _solver(options, rest):
     """{'sampler', 'steps', 'guidance', 'vae', 'best_of'} of those that are given."""
-    given = {name: getattr(options, name) for name in ('sampler', 'steps', 'guidance', 'vae')}
+    given = {n: getattr(options, n, None) for n in ('sampler', 'steps', 'guidance', 'vae')}
     if rest:
         given['sampler'] = {'name': options.sampler} | keyword_options(rest)
     given['best_of'] = _best_of(options)
@@ -702,6 +767,23 @@ def _sweep(options, overrides, rest=()):
         return 1 if failed else 0
 
 
+def _run(options, overrides, words=()):
+    if overrides:
+        raise UserError(f'{overrides[0]}: a recipe has stages; set --STAGE.key=value')
+    if options.distributed or _among_many(os.environ):
+        _join_others()
+    from fdistill import recipe
+
+    given = {'words': words, 'seed': options.seed}
+    if options.dry_run:
+        stages = recipe.load(options.recipe, options.workdir, **given)
+        print(recipe.listing(stages, options.workdir))
+    else:
+        known = recipe.run(options.recipe, options.workdir, quiet=options.quiet, **given)
+        if _first():
+            print(recipe.results(known))
+
+
 def _report(options, overrides):
     if overrides:
         raise UserError(f'{overrides[0]}: report takes the configs kept in the folders')
@@ -744,7 +826,9 @@ def _check_data(options, overrides):
     from fdistill.data import check
     from fdistill.files import disk
 
-    config = build.of_images(config)
+    # Of pairs none are held out; they are what is looked at, and not what they stand for.
+    made = config['data'].get('name') == 'pairs'
+    config = config if made else build.of_images(config)
     section = dict(config['data'])
     folder = section if section.get('name') == 'image_folder' and section.get('path') else None
     disk.folder_for(options.out, '--out')
@@ -752,7 +836,9 @@ def _check_data(options, overrides):
         raise UserError(
             f'--out={options.out}: lies within the data, {folder["path"]}; give another folder'
         )
-    report, train = check.check(lambda split: build.load_data(config, split), folder)
+    report, train = check.check(
+        lambda split: build.load_data(config, split), folder, ('train',) if made else check.SPLITS
+    )
     print(json.dumps(disk.plain(report), indent=2) if options.json else check.text(report))
     paths = check.write(options.out, report, train)
     if not options.json:
@@ -801,6 +887,28 @@ def _encode(options, overrides):
     print(f'{count:,} latents of {" x ".join(map(str, note["latent"]))} in {options.out}')
 
 
+def _pairs(options, overrides, rest=()):
+    if overrides and options.config is None:
+        raise UserError(f'{overrides[0]}: is for the data of a config; give --config=FILE')
+    from fdistill import build
+    from fdistill import config as configs
+
+    if options.distributed or _among_many(os.environ):
+        _join_others()
+
+    config = None
+    if options.config:
+        config = configs.load(options.config)
+        build.override(config, overrides)
+    names = ('workdir', 'weights', 'count', 'seed', 'label', 'dtype', 'batch_size', 'quiet')
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    solver = _solver(options, rest)
+    note = build.make_pairs(options.out, solver=solver, config=config, **given)
+    if _first():
+        shape = ' x '.join(map(str, note['record'][0]['shape']))
+        print(f'{note["count"]:,} pairs of {shape} in {options.out}')
+
+
 def _convert(options, overrides, rest=()):
     if overrides:
         raise UserError(f'{overrides[0]}: convert takes no config')
@@ -820,7 +928,8 @@ def _convert(options, overrides, rest=()):
     from fdistill import weights
 
     pick({**CONVERTERS, **weights.CONVERTERS}, options.kind, 'KIND')
-    for name, value in sorted(weights.convert(options.kind, options.source, options.out).items()):
+    given = options.kind, options.source, options.out, options.beside
+    for name, value in sorted(weights.convert(*given).items()):
         print(f'{name}: {value}')
 
 
@@ -923,12 +1032,14 @@ COMMANDS = {
     'sample': _sample,
     'export': _export,
     'sweep': _sweep,
+    'run': _run,
     'report': _report,
     'doctor': _doctor,
     'check-data': _check_data,
     'check-teacher': _check_teacher,
     'convert': _convert,
     'encode': _encode,
+    'pairs': _pairs,
     'stats': _stats,
 }
 
@@ -956,13 +1067,14 @@ def _parse(words):
         raise UserError(f'unknown command {words[0]}{suggest(words[0], commands)}')
     rest, overrides = split(words)
     options, unknown = parser.parse_known_args(rest)
-    # Options of a sampler, of submitit or of a teacher, known where those are imported.
+    # Options of a sampler, of submitit or of a teacher, known where those are imported, and stages.
     passed_on = (
         getattr(options, 'sampler', None)
         or getattr(options, 'executor', None)
         or getattr(options, 'kind', None) in ('teacher', 'vae')
+        or getattr(options, 'recipe', None)
     )
-    passed_on = passed_on and all(re.fullmatch(r'--\w[\w-]*=.+', word) for word in unknown)
+    passed_on = passed_on and all(re.fullmatch(r'--\w[\w.-]*=.+', word) for word in unknown)
     if unknown and not passed_on:
         flag = unknown[0].split('=')[0].lstrip('-')
         known = [name for name in vars(options) if name != 'command']

@@ -89,10 +89,40 @@ def load(path: str) -> ConfigDict:
     Raises:
         UserError: the file is missing, does not run, or gives no ConfigDict.
     """
-    return _config(path, module(path))
+    config = returned(path, 'get_config', 'a ConfigDict')
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f'--config={path}: get_config() returned {type(config).__name__}; '
+            'it must return a ConfigDict'
+        )
+    return config.lock()
 
 
-def module(path: str) -> types.ModuleType:
+def returned(path: str, name: str, what: str, where: str = '--config') -> Any:
+    """What a function of a Python file returns.
+
+    Args:
+        path: of the file, or `file.py:argument` for the function of that argument.
+        name: of the function.
+        what: it should return, in words.
+        where: what the user calls the path.
+    Raises:
+        UserError: the file is missing or does not run, or has no such function, or that fails.
+    """
+    made, (filename, *arguments) = module(path, where), path.split(':', 1)
+    if not callable(getattr(made, name, None)):
+        raise UserError(f'{where}={path}: has no {name}(); define this function, returning {what}')
+    try:
+        return getattr(made, name)(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f'{where}={path}: {_place(error, filename)}{type(error).__name__}: {error}'
+        ) from error
+
+
+def module(path: str, where: str = '--config') -> types.ModuleType:
     """The module that a config file is, run anew.
 
     Raises:
@@ -100,10 +130,10 @@ def module(path: str) -> types.ModuleType:
     """
     filename = path.split(':', 1)[0]
     if not pathlib.Path(filename).is_file():
-        raise UserError(f'--config={path}: no such file')
+        raise UserError(f'{where}={path}: no such file')
     if not filename.endswith('.py'):
         raise UserError(
-            f'--config={path}: not a Python file; a config is a .py file with a function '
+            f'{where}={path}: not a Python file; it has to be a .py file with a function, as '
             'get_config()'
         )
     spec = importlib.util.spec_from_file_location('fdistill_config', filename)
@@ -112,32 +142,9 @@ def module(path: str) -> types.ModuleType:
         spec.loader.exec_module(made)
     except Exception as error:  # The file is the user's: whatever it raises is theirs to mend.
         raise UserError(
-            f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}'
+            f'{where}={path}: {_place(error, filename)}{type(error).__name__}: {error}'
         ) from error
     return made
-
-
-def _config(path, module):
-    filename, *arguments = path.split(':', 1)
-    try:
-        if not callable(getattr(module, 'get_config', None)):
-            raise UserError(
-                f'--config={path}: has no get_config(); define this function, '
-                'returning a ConfigDict'
-            )
-        config = module.get_config(*arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f'--config={path}: {_place(error, filename)}{type(error).__name__}: {error}'
-        ) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f'--config={path}: get_config() returned {type(config).__name__}; '
-            'it must return a ConfigDict'
-        )
-    return config.lock()
 
 
 def _place(error, filename):

@@ -43,7 +43,7 @@ from fdistill.evaluation.protocol import MARK
 from fdistill.evaluation.subject import Row
 from fdistill.files import disk, lock
 from fdistill.files.text import clock, table
-from fdistill.training import checkpoint
+from fdistill.training import checkpoint, sharding
 
 RESULT = 'result.json'
 LIST = 'sweep.json'
@@ -235,7 +235,7 @@ def run_trial(workdir: disk.Path, trial: Trial, references: dict | None = None) 
     try:
         with _begun(folder):
             build.train(trial.config, folder, quiet=True)
-            against = _reference(trial.config, references)
+            against = reference(trial.config, references)
             row = build.evaluate(None, folder, quiet=True, against=against)
         outcome |= {'status': 'done', 'row': row}
     except lock.Held as error:
@@ -272,7 +272,7 @@ def _begun(folder: pathlib.Path) -> Iterator[None]:
             except (OSError, UserError) as error:
                 refused = error
         # The others would wait for process 0 in vain.
-        if _of_first(np.array(refused is not None)):
+        if sharding.of_first(np.array(refused is not None)):
             raise refused or UserError(f'{folder}: process 0 does not run it')
         yield
 
@@ -289,15 +289,6 @@ def _count(folder):
             'is short; --retry runs it again'
         )
     disk.write_json(file, {'step': step, 'times': times + 1})
-
-
-def _of_first(values):
-    """An array as process 0 has it, in all processes."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        values = multihost_utils.broadcast_one_to_all(values)
-    return values
 
 
 def _written(folder, outcome, seconds):
@@ -376,7 +367,13 @@ def lanes(workdir: disk.Path, trials: Iterable[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def _reference(config, kept):
+def reference(config: Mapping[str, Any], kept: dict | None) -> Any:
+    """What an evaluation compares with, for `build.evaluate`; None where nothing is kept.
+
+    Args:
+      config: of the run.
+      kept: dict in which the last one is, for others on the same data.
+    """
     if kept is None:
         return None
     key = json.dumps([configs.to_json(config.get(name, {})) for name in ('data', 'evaluation')])
@@ -481,7 +478,7 @@ def missing(workdir: disk.Path, trials: Sequence[Trial], retry: bool = False) ->
     known = [result(workdir, trial) for trial in trials]
     wanted = [not found or (retry and found['status'] == 'failed') for found in known]
     died = [os.path.exists(folder_of(workdir, trial) / BEGUN) for trial in trials]
-    wanted, died = _of_first(np.array([wanted, died]))
+    wanted, died = sharding.of_first(np.array([wanted, died]))
     order = sorted(np.flatnonzero(wanted), key=lambda index: died[index])
     return [trials[index] for index in order]
 

@@ -195,6 +195,20 @@ def has_head(plain):
     )
 
 
+@pytest.mark.parametrize('width, share', [('128', 1 / 4), ('56', 1 / 16)])
+def test_students_of_a_part_of_the_parameters(width, share):
+    settings = config.load(f'{FOLDER}/sweeps/digits_small.py:{width}')
+    built = build.experiment(outline(settings, str(FOLDER / 'digits_teacher.py')))
+    assert built.frozen.keys() == {'teacher', 'start'} and built.method.begins == ('start',)
+    given = jnp.zeros((1, *built.shape)), models.conditions(built.image, 1)
+    sizes = {
+        name: count(jax.eval_shape(built.parts[name].init, jax.random.key(0), *given))
+        for name in ('student', 'teacher', 'fake_score')
+    }
+    assert sizes['fake_score'] == sizes['teacher'] == 528960
+    assert sizes['student'] == pytest.approx(share * sizes['teacher'], rel=0.1)
+
+
 @pytest.mark.parametrize('method', config.module(str(FOLDER / 'ring_adversarial.py')).OWN)
 def test_adversaries_of_the_ring(method):
     plain = outline(config.load(f'{FOLDER}/ring_adversarial.py:{method}'))

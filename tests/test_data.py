@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import toy_autoencoder
+import toy_pairs
 
 from fdistill import build
 from fdistill.data import cache, sources
@@ -89,8 +90,16 @@ def latents(tmp_path_factory):
     return {'path': folder / 'digits', 'vae': vae}
 
 
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+    """Options of pairs that no teacher made."""
+    x0 = np.random.default_rng(0).standard_normal((30, 8, 8, 1)).astype(np.float32)
+    labels = np.arange(30) % 3
+    return {'path': str(toy_pairs.write(tmp_path_factory.mktemp('pairs'), x0, labels))}
+
+
 @pytest.fixture
-def options(tmp_path, tfds_folder, latents):
+def options(tmp_path, tfds_folder, latents, pairs):
     """Options with which every registered source can be loaded."""
     return {
         'digits': {},
@@ -98,11 +107,18 @@ def options(tmp_path, tfds_folder, latents):
         'tfds': {'dataset': 'tiny_grey', 'data_dir': tfds_folder},
         'image_folder': {'path': write_images(tmp_path, {'cat': 20, 'dog': 20}), 'held_out': 0.3},
         'latents': latents,
+        'pairs': pairs,
     }
 
 
-@pytest.mark.parametrize('split', sources.SPLITS)
-@pytest.mark.parametrize('name', sources.SOURCES)
+# No pairs are held out.
+SPLIT = [name for name in sources.SOURCES if name != 'pairs']
+
+
+@pytest.mark.parametrize(
+    'name, split',
+    [(name, split) for name in SPLIT for split in sources.SPLITS] + [('pairs', 'train')],
+)
 def test_every_source_keeps_the_type(name, split, options):
     source = load(name, split, **options[name])
     assert len(source.images) == len(source.labels) > 0
@@ -119,7 +135,7 @@ def test_every_source_keeps_the_type(name, split, options):
         )
     else:
         assert source.images.dtype == np.float32
-        assert source.images.ndim == (4 if source.decoded else 2)
+        assert source.images.ndim == (4 if source.decoded or source.pairs else 2)
     again = load(name, split, **options[name])
     assert sources.fingerprint(source) == sources.fingerprint(again)
     batch = next(batches(source, 8, seed=0))
@@ -127,7 +143,7 @@ def test_every_source_keeps_the_type(name, split, options):
     assert batch['condition']['label'].dtype == np.int32
 
 
-@pytest.mark.parametrize('name', sources.SOURCES)
+@pytest.mark.parametrize('name', SPLIT)
 def test_splits_have_no_sample_in_common(name, options):
     train, held_out = (
         {row.tobytes() for row in load(name, split, **options[name]).images}

@@ -15,6 +15,8 @@ from fdistill.data.sources import Source, to_float
 from fdistill.errors import UserError
 from fdistill.evaluation import extract, protocol
 from fdistill.evaluation import features as own
+from fdistill.methods import losses
+from fdistill.networks.classifier import classifier
 from fdistill.training import checkpoint, sharding
 from fdistill.weights import detectors, store
 
@@ -54,6 +56,36 @@ def test_classifier_sees_what_the_evaluation_sees(quick):
     (beyond,) = seen(DIGITS, {'name': 'classifier', 'seed': 1}, 3 * jnp.ones_like(x))
     (white,) = seen(DIGITS, {'name': 'classifier', 'seed': 1}, jnp.ones_like(x))
     np.testing.assert_array_equal(beyond, white)
+
+
+def test_layers_of_the_classifier_are_all_it_has(quick):
+    """Of unit length, by hand; and what lies beyond the grey levels is seen."""
+    section = {'name': 'classifier', 'seed': 1, 'layers': True}
+    x = few(DIGITS)
+    found = seen(DIGITS, section, x)
+    network = own.trained_classifier(build.load_data(DIGITS, 'train'), 1).params['params']
+    layer = np.asarray(x).reshape(20, 64)
+    for number, one in enumerate(found):
+        dense = network[f'Dense_{number}']
+        layer = np.tanh(layer @ dense['kernel'] + dense['bias'])
+        wanted = layer / np.linalg.norm(layer, axis=1, keepdims=True)
+        np.testing.assert_allclose(one, wanted, atol=1e-5)
+    assert [one.shape[1] for one in found] == [256, 256, 32]
+    bright, white = (
+        seen(DIGITS, section, 3 * jnp.ones_like(x)),
+        seen(DIGITS, section, jnp.ones_like(x)),
+    )
+    assert (losses.perceptual(bright, white) > 0).all()
+
+
+def test_layers_of_a_convolutional_classifier_have_positions():
+    model = classifier(num_classes=3, image_shape=(20, 16, 1))
+    x = jnp.zeros((2, 20, 16, 1))
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    layers = jax.eval_shape(model.layers, params, x)
+    shapes = [(2, 10, 8, 32), (2, 5, 4, 64), (2, 3, 2, 128), (2, 32)]
+    assert [layer.shape for layer in layers] == shapes
+    assert [out.shape for out in jax.eval_shape(model.apply, params, x)] == [(2, 3), (2, 32)]
 
 
 def test_pixels_and_several(quick):
@@ -135,6 +167,13 @@ def test_mirrored_images_count_where_they_are_trained_on():
     both = to_float(np.concatenate([images, images[:, :, ::-1]]), 255).reshape(600, -1)
     assert found.count == 600
     np.testing.assert_allclose(found.covariance, np.cov(both.T), atol=1e-6)
+
+
+def test_moments_of_too_many_features_are_refused():
+    plain = {**RING, 'features': {'name': 'fourier', 'count': 2**14 + 1}}
+    reference = encoders.reference(plain, encoders.encoder(plain), 0.0)
+    with pytest.raises(UserError, match='16,385 features of one network have no covariance'):
+        reference.load()
 
 
 def test_a_batch_in_parts_is_the_whole_batch():

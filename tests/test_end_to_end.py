@@ -22,6 +22,7 @@ from fdistill.config import parameters
 from fdistill.errors import UserError
 from fdistill.files import disk
 from fdistill.methods import METHODS
+from fdistill.training import loop, sharding
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 LAW = dict(name='lognormal', mean=0.0, std=1.0)
@@ -313,6 +314,100 @@ def test_student_of_another_network(teacher, tmp_path, method):
     ):
         with pytest.raises(UserError, match=message):
             ready(ConfigDict(plain | change), tmp_path / 'run')
+
+
+def warmed(teacher):
+    """A one-step student half as wide as the teacher, after ten steps."""
+    folder = teacher.parent / 'warmed'
+    if not folder.exists():
+        build.train(ConfigDict(of_another_size('sim', teacher, 'slice')), folder, quiet=True)
+    return folder
+
+
+def of_another_size(method, teacher, begins):
+    """The config of a student half as wide as its teacher: a slice of it, a student that has been
+    warmed up by another method, or with weights of its own."""
+    plain = student_config(method, teacher)
+    plain['network'] = plain.get('network', {}) | {'width': 16, 'embedding': 8}
+    if begins == 'slice':
+        return plain | {'start': {'slice': True}}
+    if begins == 'warmed':
+        return plain | {'start': {'workdir': str(warmed(teacher))}}
+    own = {'from_teacher': False} if 'from_teacher' in parameters(METHODS[method]) else {}
+    return plain | {'method': plain['method'] | own}
+
+
+@pytest.mark.parametrize('begins', ['slice', 'warmed', 'scratch'])
+@pytest.mark.parametrize('method', every(STUDENTS))
+def test_student_of_another_size_begins(teacher, tmp_path, method, begins):
+    """As what it is told to, and its fake score as the teacher in any case."""
+    plain = of_another_size(method, teacher, begins)
+    made = ready(ConfigDict(plain), tmp_path / 'run')
+    batch = {'x': np.zeros((2, 8, 8, 1), np.float32), 'condition': {'label': np.zeros(2, np.int32)}}
+    params, _ = made.built.method.init(jax.random.key(0), batch, made.frozen)
+    own = dict(jax.tree.leaves_with_path(params['student']))
+    base = build.from_workdir(teacher).params
+    wanted = build.from_workdir(warmed(teacher)).params if begins == 'warmed' else base
+    for path, leaf in jax.tree.leaves_with_path(wanted):
+        half = leaf[tuple(slice(None, None, N // n) for N, n in zip(leaf.shape, own[path].shape))]
+        assert half.shape == own[path].shape
+        assert np.array_equal(own[path], half) == (begins != 'scratch')
+    if 'fake_score' in params.get('critic', {}):
+        theirs = build.from_workdir(degraded(teacher)).params if 'path' in plain else base
+        jax.tree.map(np.testing.assert_array_equal, params['critic']['fake_score'], theirs)
+
+
+@pytest.mark.parametrize(
+    'method, begins',
+    [  # The program is the same whatever a student begins as.
+        ('sim', 'slice'),
+        pytest.param('f_distill', 'scratch', marks=pytest.mark.slow),
+        *(
+            pytest.param(method, 'slice', marks=pytest.mark.slow)
+            for method in STUDENTS
+            if method != 'sim'
+        ),
+    ],
+)
+def test_student_of_another_size_is_trained(teacher, tmp_path, method, begins):
+    """Eight devices take the steps of one, and a stop changes nothing."""
+    plain = of_another_size(method, teacher, begins)
+    plain['training'] = plain['training'] | {'sample_every': 0}
+    config = ConfigDict(plain).lock()
+    eight = build.train(config, tmp_path / 'eight', quiet=True)
+    stops.check(config, tmp_path / 'eight', tmp_path / 'broken')
+    made = ready(config, tmp_path / 'one', mesh := sharding.mesh_over(jax.devices()[:1]))
+    given = made.built.method, made.optimizers, made.frozen, made.batches, made.training
+    saved = dict(workdir=tmp_path / 'one', config=made.plain, seed=made.seed, quiet=True)
+    one = loop.train(*given, mesh=mesh, **saved)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert np.linalg.norm(a - b) <= 1e-4 * max(np.linalg.norm(a), 1e-2)
+
+
+def test_what_is_no_slice_of_a_teacher_is_one_line(teacher, tmp_path):
+    plain = student_config('sim', teacher) | {'start': {'slice': True}}
+    small = str(tmp_path / 'small')
+    of_images = {'name': 'dit', 'width': 16, 'depth': 1, 'heads': 2, 'patch': 4}
+    for change, message in (
+        ({'network': {'width': 40}}, 'config.network: .* has shape .* make it smaller along each'),
+        ({'network': of_images}, "name='dit': no slice of config.start, which is 'mlp'"),
+        ({'denoiser': {'noise_input': 'angle'}}, 'were trained with .log'),
+        ({'start': {'slice': 1}}, 'config.start.slice: 1 is of type int; expected bool'),
+        ({'start': {'slice': False}}, 'give one of workdir, weights.* or slice=True'),
+        ({'start': {'slice': True, 'workdir': small}}, 'config.start.workdir=.*no config.json'),
+        ({'teacher': {}, 'network': {'name': 'mlp'}}, "config.start={'slice': True}: give one of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ready(ConfigDict(plain | change), tmp_path / 'run')
+    # Of another run than the teacher.
+    build.train(ConfigDict(plain | {'network': {'width': 16}}), small, quiet=True)
+    cut = plain | {'network': {'width': 8}, 'start': {'slice': True, 'workdir': small}}
+    made = ready(ConfigDict(cut), tmp_path / 'run')
+    theirs = build.from_workdir(small).params['input']['bias']
+    np.testing.assert_array_equal(made.frozen['start']['input']['bias'], theirs[::2])
+    assert made.plain['network'] == made.plain['start']['network'] | {'width': 8}
+    assert made.plain['origin'].keys() == {'data', 'images', 'teacher', 'start'}
 
 
 def test_a_way_back_is_of_one_folder_and_one_student(teacher, tmp_path, capsys):

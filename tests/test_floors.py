@@ -26,6 +26,7 @@ FLOORS = {
     'config': 5,
     'build': 6,
     'sweep': 7,
+    'recipe': 7,
     'report': 7,
     'export': 7,
     'cli': 8,

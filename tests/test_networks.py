@@ -12,7 +12,7 @@ from quick import compiled
 from fdistill.config import call, parameters
 from fdistill.networks import HEADS, NETWORKS
 from fdistill.networks.compute import Compute
-from fdistill.networks.heads import conv_head
+from fdistill.networks.heads import conv_head, patch_head
 from fdistill.networks.layers import GroupNorm, attend, downsample, group_count, upsample
 from fdistill.networks.unet import adm, ddpmpp, ncsnpp
 
@@ -355,7 +355,7 @@ def test_head_gives_float32_logits(name):
     head = HEADS[name]()
     params = jax.eval_shape(head.init, jax.random.key(0), features, c_noise, condition)
     logits = jax.eval_shape(head.apply, params, features, c_noise, condition)
-    places = 4 * 4 if name == 'channel_mean' else 1
+    places = {'channel_mean': 4 * 4, 'patch': 3 * 3}.get(name, 1)
     assert logits.shape == (4, places) and logits.dtype == jnp.float32
 
 
@@ -394,6 +394,30 @@ def test_conv_head_reads_the_features_it_was_told_to():
         [False, False],
         [False, True],
     ]
+
+
+def test_patch_head_by_hand():
+    """Each logit from the 4x4 pixels around its place, zeros beyond the border; a feature after the
+    other. GroupNorm of 8 channels has two groups."""
+    features = [np.random.RandomState(r).standard_normal((2, r, r, 8)) for r in (4, 2)]
+    features = [of.astype(np.float32) for of in features]
+    head = patch_head(indices=(0, 1))
+    params = compiled(head.init)(key_of(0), features, None, None)
+    expected = []
+    for k, x in enumerate(features):
+        own = jax.device_get(params[f'head{k}'])
+        groups = x.reshape(2, -1, 2, 4)
+        centred = groups - groups.mean((1, 3), keepdims=True)
+        x = (centred / np.sqrt(centred.var((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
+        x = np.pad(x, [(0, 0), (2, 2), (2, 2), (0, 0)])
+        for i in range(0, x.shape[1] - 3, 2):
+            for j in range(0, x.shape[2] - 3, 2):
+                patch = x[:, i : i + 4, j : j + 4]
+                y = np.einsum('bijc,ijcd->bd', patch, own['conv']['kernel']) + own['conv']['bias']
+                y = y / (1 + np.exp(-y))
+                expected.append(y @ own['logit']['kernel'][0, 0] + own['logit']['bias'])
+    logits = compiled(head.apply)(params, features, None, None)
+    np.testing.assert_allclose(logits, np.hstack(expected), atol=2e-6)
 
 
 def test_conv_head_names_what_it_cannot_read():

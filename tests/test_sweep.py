@@ -76,7 +76,7 @@ def instant(monkeypatch):
     row = {'step': 20, 'protocol': {'loss': 'loss[x]'}, 'loss': 1.0}
     monkeypatch.setattr(sweep.build, 'train', train)
     monkeypatch.setattr(sweep.build, 'evaluate', lambda *given, **options: row)
-    monkeypatch.setattr(sweep, '_reference', lambda config, kept: None)
+    monkeypatch.setattr(sweep, 'reference', lambda config, kept: None)
     return trained
 
 

@@ -30,6 +30,8 @@ LARGE = Source(np.zeros((2, 16, 16, 1), np.uint8), np.zeros(2, np.int32), 1, 255
         # A function of the image itself.
         ({'reward': 'brightness'}, ['reward-brightness']),
         ({'features': {'name': 'inception', 'weights': 'w.safetensors'}}, ['inception']),
+        ({'features': {'name': 'lpips-vgg', 'resize': 64}}, ['lpips-vgg']),
+        ({'features': {'name': 'classifier', 'layers': True}}, ['digits-clf']),
         (
             {'features': [{'name': 'classifier', 'seed': 2}, 'pixels', {'name': 'dinov2'}]},
             ['digits-clf-s2', 'dinov2', 'pixels'],
@@ -48,13 +50,13 @@ LARGE = Source(np.zeros((2, 16, 16, 1), np.uint8), np.zeros(2, np.int32), 1, 255
     ],
 )
 def test_names_are_those_of_protocols(sections, names):
-    assert trained_on(sections, load('digits')) == names
+    assert trained_on(sections, lambda: load('digits')) == names
     # What it learns from hands it on.
-    assert trained_on({}, load('digits'), [{}, {'trained_on': names}]) == names
+    assert trained_on({}, lambda: load('digits'), [{}, {'trained_on': names}]) == names
 
 
 def test_names_follow_the_size_of_images():
-    assert trained_on({'features': 'classifier'}, LARGE) == ['large-clf2']
+    assert trained_on({'features': 'classifier'}, lambda: LARGE) == ['large-clf2']
 
 
 def config(**sections):

@@ -17,7 +17,7 @@ import safetensors.numpy
 import weights_files as files
 import weights_goldens as goldens
 
-from fdistill import weights
+from fdistill import cli, weights
 from fdistill.errors import UserError
 from fdistill.files import disk
 from fdistill.networks import inception as network
@@ -157,6 +157,17 @@ def test_own_files_are_read(put, writer):
         for entry in arrays
     )
     assert not any(array.flags.writeable and not array.flags.owndata for array in found.values())
+
+
+def test_tensors_of_torch_before_0_4_are_read(put):
+    """As torchvision's vgg16-397923af.pth holds them: by a call of four arguments."""
+    old = files.name('torch._utils', '_rebuild_tensor')
+    place = files.storage('0', 6, 'FloatStorage', files.NONE)
+    shape, stride = (files.many(*map(files.number, of)) for of in ((2, 2), (3, 1)))
+    value = files.pairs({'a': files.reduce(old, place, files.number(1), shape, stride)})
+    data = np.arange(6, dtype=np.float32).tobytes()
+    found = reader.read(put(files.legacy(value, [('0', 6, data)])))
+    assert found['a'].tolist() == [[1, 2], [4, 5]]
 
 
 def test_safetensors_are_read(put):
@@ -762,9 +773,17 @@ def test_converters_have_names_and_a_licence(kind):
     converter = weights.CONVERTERS[kind]
     sizes = [np.prod(shape) for shape in converter.shapes().values()]
     # pytorch-fid's network has 23.9 million numbers with its 1008 classes, facebook's ViT-L/14 304
-    # million.
-    assert sum(sizes) == {'inception': 23_885_392, 'dinov2': 304_368_640}[kind]
-    assert 'Apache-2.0' in converter.licence
+    # million, torchvision's convolutions of VGG16 14,714,688 and of AlexNet 2,469,696, of which 1472
+    # and 1152 channels are judged.
+    count, licence = {
+        'inception': (23_885_392, 'Apache-2.0'),
+        'dinov2': (304_368_640, 'Apache-2.0'),
+        'lpips-vgg': (14_716_160, 'BSD-2-Clause'),
+        'lpips-alex': (2_470_848, 'BSD-2-Clause'),
+    }[kind]
+    assert sum(sizes) == count and licence in converter.licence
+    # The command line takes a second file where one is needed.
+    assert bool(converter.beside) == ('beside' in cli.CONVERT.get(kind, ()))
 
 
 def test_convert_needs_a_place(tmp_path):

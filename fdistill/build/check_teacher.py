@@ -15,7 +15,7 @@ from fdistill import config as configs
 from fdistill.build.experiment import experiment
 from fdistill.build.latents import decoder
 from fdistill.build.loading import SIGMAS, guided, has_solver, opened
-from fdistill.build.sections import image_of, load_data, plain_of, section_of
+from fdistill.build.sections import image_of, load_data, plain_of, real, section_of
 from fdistill.config import call
 from fdistill.data.sources import to_float
 from fdistill.diffusion import noise, samplers
@@ -68,6 +68,7 @@ def check_teacher(
         if weights is not None:
             raise UserError('--config: missing; give the config of the data to check weights on')
         config = plain
+    config = real(config)
     train, held_out = (load_data(config, split) for split in ('train', 'held_out'))
     image = image_of(train)
     # What was published does not say whose latents it makes.

@@ -8,22 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.build.sections import load_data, named
+from fdistill.build.sections import load_data, named, real
 from fdistill.data.sources import Source, to_float
 from fdistill.diffusion import denoiser as denoisers
 from fdistill.errors import UserError
 from fdistill.evaluation import features as own
 from fdistill.evaluation import protocol
+from fdistill.evaluation import resize as resizing
 from fdistill.evaluation.frechet import Moments
-from fdistill.networks import Encoder
+from fdistill.networks import Encoder, lpips
 from fdistill.networks.classifier import classifier
 from fdistill.types import Place
 from fdistill.weights import store
 from fdistill.weights.detectors import DETECTORS
+from fdistill.weights.lpips import KINDS
 
 WHERE = 'config.features'
 # Images at once, in a pass over the data.
 BLOCK = 250
+# Features of one network whose covariance fits into memory.
+MOST_OF_MOMENTS = 2**14
 
 
 class Made(NamedTuple):
@@ -74,12 +78,15 @@ def fourier(
     return Made(Encoder(init, apply), load)
 
 
-def own_classifier(plain: Mapping[str, Any], *, seed: int = 0) -> Made:
-    """The features of `evaluation.features.classifier_features`, which measure as well.
+def own_classifier(plain: Mapping[str, Any], *, seed: int = 0, layers: bool = False) -> Made:
+    """The features of `evaluation.features.classifier_features`, which measure as well; or all
+    layers of that network, each of unit length at each position, as LPIPS compares them.
 
     Args:
       plain: the resolved config, of whose data the classifier is.
       seed: of its training, >= 0.
+      layers: for a distance of one image to another. What lies beyond the grey levels is seen then,
+        and so pulled back.
     """
     shape = _images(plain, 'classifier')
     if seed < 0:
@@ -94,10 +101,12 @@ def own_classifier(plain: Mapping[str, Any], *, seed: int = 0) -> Made:
         }
 
     def load():
-        trained = own.trained_classifier(load_data(plain, 'train'), seed)
+        trained = own.trained_classifier(load_data(real(plain), 'train'), seed)
         return {'network': trained.params, 'scale': trained.scale}
 
     def apply(params, x):
+        if layers:
+            return tuple(map(lpips.normalised, model.layers(params['network'], x)))
         return (model.apply(params['network'], jnp.clip(x, -1, 1))[1] / params['scale'],)
 
     return Made(Encoder(init, apply), load)
@@ -112,13 +121,53 @@ def published(detector: str, plain: Mapping[str, Any], *, weights: Annotated[str
       plain: the resolved config.
       weights: file that `fdistill convert` wrote.
     """
-    if (channels := _images(plain, detector)[2]) not in (1, 3):
-        raise UserError(
-            f'{WHERE}.name={detector!r}: sees images of 1 or 3 channels, and these have '
-            f'{channels}; use pixels or classifier'
-        )
+    _images(plain, detector, (1, 3))
     network = DETECTORS[detector].network(None)
     rules = next(rules for rules in protocol.PROTOCOLS.values() if rules.detector == detector)
+
+    def apply(params, x):
+        prepared = protocol.prepare(rules, (jnp.clip(x, -1, 1) + 1) * 127.5)
+        return (network.apply(params, prepared)['pool'],)
+
+    return _converted(detector, network, weights, apply)
+
+
+def perceptual(
+    kind: str,
+    plain: Mapping[str, Any],
+    *,
+    weights: Annotated[str, Place],
+    resize: int = 0,
+    pooling: str = 'max',
+) -> Made:
+    """The layers of LPIPS, so that `losses.perceptual` of them is LPIPS; images are not clipped.
+
+    Args:
+      kind: key of `weights.lpips.KINDS`.
+      plain: the resolved config.
+      weights: file that `fdistill convert` wrote.
+      resize: pixels of a side that images have before, bilinearly; 0: they stay as they are. 2-RF++
+        has 224, SlimFlow 64.
+      pooling: key of `lpips.POOLINGS`.
+    """
+    sides = _images(plain, kind, (1, 3))[:2]
+    network = lpips.lpips(KINDS[kind], pooling)
+    if (resize or min(sides)) < network.smallest:
+        raise UserError(
+            f'{WHERE}.resize={resize}: {kind} sees images of at least {network.smallest} pixels a '
+            f'side, and these have {sides[0]} x {sides[1]}; set resize=64'
+        )
+    bilinear = functools.partial(resizing.bilinear, resizing.half_pixel_positions)
+
+    def apply(params, x):
+        x = resizing.separable(x, resize, weights=bilinear) if resize else x
+        return network.apply(params, jnp.broadcast_to(x, (*x.shape[:3], 3)))
+
+    return _converted(kind, network, weights, apply)
+
+
+def _converted(kind, network, weights, apply):
+    """`Made` of a network's shapes and from_arrays, and of the file of its weights."""
 
     def init(key, x, condition):
         shapes = network.shapes()
@@ -126,15 +175,11 @@ def published(detector: str, plain: Mapping[str, Any], *, weights: Annotated[str
 
     def load():
         arrays, metadata = store.load(weights, network.shapes())
-        if metadata.get('kind') != detector:
+        if metadata.get('kind') != kind:
             raise UserError(
-                f'{WHERE}.weights={weights}: holds weights {metadata.get("kind")!r}, not {detector}'
+                f'{WHERE}.weights={weights}: holds weights {metadata.get("kind")!r}, not {kind}'
             )
         return network.from_arrays(arrays)
-
-    def apply(params, x):
-        prepared = protocol.prepare(rules, (jnp.clip(x, -1, 1) + 1) * 127.5)
-        return (network.apply(params, prepared)['pool'],)
 
     return Made(Encoder(init, apply), load)
 
@@ -144,6 +189,7 @@ ENCODERS = {
     'fourier': fourier,
     'classifier': own_classifier,
     **{name: functools.partial(published, name) for name in DETECTORS},
+    **{kind: functools.partial(perceptual, kind) for kind in KINDS},
 }
 
 
@@ -228,7 +274,7 @@ def reference(plain: Mapping[str, Any], made: Made, label_scale: float) -> Refer
         )
 
     def load():
-        source, params = load_data(plain, 'train'), made.load() if made.load else {}
+        source, params = load_data(real(plain), 'train'), made.load() if made.load else {}
         found = measured(made.encoder, params, source, flip, label_scale)
         return tuple(_along_axes(one) for one in found)
 
@@ -249,8 +295,17 @@ def measured(
       source: `Source`.
       flip: of each image its mirror image counts as well.
       label_scale: of one-hot labels that join the features; 0: they do not.
+
+    Raises:
+      UserError: more features than have a covariance.
     """
     run, found = jax.jit(encoder.apply), None
+    one = jax.ShapeDtypeStruct((1, *source.images.shape[1:]), np.float32)
+    if (most := max(f.shape[1] for f in jax.eval_shape(run, params, one))) > MOST_OF_MOMENTS:
+        raise UserError(
+            f'{WHERE}: {most:,} features of one network have no covariance that fits into memory, '
+            f'for {MOST_OF_MOMENTS:,} are the most; use others, as classifier'
+        )
     labels = label_scale * np.eye(source.num_classes)[source.labels] if label_scale else None
     for start in range(0, len(source.images), BLOCK):
         block = to_float(np.asarray(source.images[start : start + BLOCK]), source.levels)
@@ -277,9 +332,15 @@ def _along_axes(moments):
     return {name: array.astype(np.float32) for name, array in found.items()}
 
 
-def _images(plain, name):
-    """The shape of images; UserError where the samples are none."""
+def _images(plain, name, channels=None):
+    """The shape of images; UserError where the samples are none, or have other channels than
+    these."""
     image = plain['image']
     if len(image['shape']) != 3 or 'latents' in image:
         raise UserError(f'{WHERE}.name={name!r}: sees images, and the samples are none; use pixels')
+    if channels and image['shape'][2] not in channels:
+        raise UserError(
+            f'{WHERE}.name={name!r}: sees images of {" or ".join(map(str, channels))} channels, and '
+            f'these have {image["shape"][2]}; use pixels or classifier'
+        )
     return tuple(image['shape'])

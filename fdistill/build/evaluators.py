@@ -9,7 +9,7 @@ import jax
 from fdistill.build.latents import of_images
 from fdistill.build.rewarding import judges
 from fdistill.build.run import digest_of
-from fdistill.build.sections import load_data, plain_of
+from fdistill.build.sections import load_data, plain_of, real
 from fdistill.config import call
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
@@ -20,7 +20,7 @@ from fdistill.evaluation.protocol import Measure
 
 
 def splits(config: Mapping[str, Any]) -> tuple[Source, Source]:
-    """The two splits of a config's data, as images."""
+    """The two splits of a config's data, real ones, as images."""
     config = of_images(config)
     return load_data(config, 'train'), load_data(config, 'held_out')
 
@@ -78,7 +78,7 @@ def _own_reference(source, config, options, mesh, shape):
     train, held_out = (
         splits(config)
         if source is None or source.decoded
-        else (source, load_data(config, 'held_out'))
+        else (source, load_data(real(config), 'held_out'))
     )
     return evaluation.reference(train, held_out, progress=False)
 

@@ -42,23 +42,27 @@ class Experiment(NamedTuple):
         return self.image['num_classes']
 
 
-def experiment(plain: Mapping[str, Any], microbatches: int = 1) -> Experiment:
+def experiment(
+    plain: Mapping[str, Any],
+    microbatches: int = 1,
+    seen: Callable[[str, Any], Any] = lambda name, part: part,
+) -> Experiment:
     """An `Experiment` from a resolved config.
 
     Args:
       plain: of `sections.resolve`.
       microbatches: parts in which each network sees a batch, for training; 1 to sample.
+      seen: (name, part) -> the part that the method is made of in its place.
 
     Raises:
       UserError: on whatever the user can mend.
     """
     where = 'config.method'
     make, options = chosen(METHODS, section_of(plain, 'method'), where)
-    teacher = plain.get('teacher', {})
-    # A fake score begins as the teacher, also where the student begins as another network.
-    critic = teacher if 'start' in plain and 'network' in teacher else plain
-    site = Site(plain, options, parameters(make), microbatches, {}, critic)
-    parts = {name: PARTS[name](site) for name in site.wants if name in PARTS}
+    site = Site(plain, options, parameters(make), microbatches, {}, seen)
+    # A setting may be called as a part is, as the pairing of two levels that a flow map draws.
+    names = [name for name, one in site.wants.items() if not isinstance(one.default, str)]
+    parts = {name: seen(name, PARTS[name](site)) for name in names if name in PARTS}
     for name in ('student', 'teacher'):
         if name in parts and parts[name].sigma_range != EVERYWHERE:
             check_levels(name, parts, site)

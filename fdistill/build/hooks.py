@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from fdistill.build.experiment import experiment
 from fdistill.build.latents import decoder_of
 from fdistill.build.measure import while_training
+from fdistill.build.sections import load_data, real
 from fdistill.data.sources import Source, to_float
 from fdistill.evaluation import evaluate, metrics
 from fdistill.files import disk, pictures
@@ -41,8 +42,9 @@ def hooks(
     if training.sample_every or training.evaluate_every:
         built = experiment(plain)  # Made anew, for to sample, a batch is not taken in parts.
     if training.evaluate_every:
-        measure = while_training(plain, built, source, workdir, mesh)
-        watch = _watch(built, source, mesh) if watched(training) else None
+        known = load_data(real(plain), 'train') if source.pairs else source
+        measure = while_training(plain, built, known, workdir, mesh)
+        watch = _watch(built, known, mesh) if watched(training) else None
     preview = (
         _preview(built, source, mesh, decoder_of(plain, mesh)) if training.sample_every else None
     )

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fdistill import config as configs
-from fdistill.build.sections import load_data, plain_of, section_of
+from fdistill.build.sections import load_data, plain_of, real, section_of, with_data
 from fdistill.data import latents
 from fdistill.data.sources import SPLITS, Source, to_float
 from fdistill.errors import UserError
@@ -22,17 +22,17 @@ DTYPES = ('float32', 'float16')
 
 
 def of_images(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A config whose `data` are images: of latents those that they were made of, as what is decoded
-    is compared with images.
+    """A config whose `data` are real images: those that latents were made of, as what is decoded is
+    compared with images; of pairs those of their teacher.
 
     Raises:
-      UserError: the latents are not there.
+      UserError: the latents or pairs are not there.
     """
+    config = real(config)
     section = section_of(config, 'data')
     if section.get('name') != 'latents':
         return config
-    note = latents.read(plain_of(section).get('path', ''))
-    return {name: config[name] for name in config} | {'data': note['data']}
+    return with_data(config, latents.read(plain_of(section).get('path', ''))['data'])
 
 
 class Decoder(NamedTuple):
@@ -88,7 +88,16 @@ def decoder(
 
 def decoder_of(plain: Mapping[str, Any], mesh: Mesh | None) -> Decoder:
     """`decoder` of a resolved config."""
-    return decoder(plain['image'], plain.get('data', {}).get('vae'), mesh, 'config.data.vae')
+    return decoder(plain['image'], vae_of(plain), mesh, 'config.data.vae')
+
+
+def vae_of(plain: Mapping[str, Any]) -> disk.Path | None:
+    """What decodes the samples of a resolved config: the autoencoder that its data name, or that of
+    their teacher; None where they are no latents, or no one says."""
+    section = plain.get('data', {})
+    if 'vae' in section or section.get('name') != 'pairs' or 'latents' not in plain['image']:
+        return section.get('vae')
+    return real(plain)['data'].get('vae')
 
 
 def encode(

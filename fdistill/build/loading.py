@@ -88,6 +88,29 @@ def _solve(plain, sampler, steps, guidance):
         method['grid'] = ({'name': grid} if isinstance(grid, str) else grid) | {'steps': steps}
 
 
+def solve(
+    plain: dict[str, Any],
+    where: str,
+    sampler: Any = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> None:
+    """Puts how samples are made into the config of a run, in place; arguments as of
+    `from_workdir`, `where` what the run is called.
+
+    Raises:
+      UserError: it is sampled in another way.
+    """
+    if (sampler, steps, guidance) == (None, None, None):
+        return
+    if is_flow_map(plain):
+        _jump(plain['method'], plain['image'], sampler, steps, guidance, where)
+    elif not has_solver(plain):
+        raise UserError(f'{where}: {ONE_STEP}')
+    else:
+        _solve(plain, sampler, steps, guidance)
+
+
 def from_workdir(
     path: str | pathlib.Path,
     *,
@@ -118,13 +141,7 @@ def from_workdir(
       UserError: if there is no run or no checkpoint, or a student is asked for a sampler.
     """
     plain = configs.to_json(configs.read(path))
-    if (sampler, steps, guidance) != (None, None, None):
-        if is_flow_map(plain):
-            _jump(plain['method'], plain['image'], sampler, steps, guidance, f'--workdir={path}')
-        elif not has_solver(plain):
-            raise UserError(f'--workdir={path}: {ONE_STEP}')
-        else:
-            _solve(plain, sampler, steps, guidance)
+    solve(plain, f'--workdir={path}', sampler, steps, guidance)
     built = experiment(plain)
     decode = decoder(plain['image'], vae, mesh, '--vae') if vae else decoder_of(plain, mesh)
     params, position = load_ema(built.student, path, mesh, step)

@@ -17,7 +17,7 @@ from fdistill.build.latents import decoder_of, of_images
 from fdistill.build.loading import folder_of, opened
 from fdistill.build.rewarding import whole
 from fdistill.build.run import digest_of
-from fdistill.build.sections import load_data
+from fdistill.build.sections import load_data, real
 from fdistill.build.trained_on import trained_on
 from fdistill.data.sources import Source
 from fdistill.errors import pick
@@ -75,7 +75,7 @@ def evaluate(
         config = {**config, 'reward': best['reward']}
         # What was chosen by a number is no less biased in it.
         said = {'trained_on': plain.get('trained_on', ()), 'reward': whole(best['reward'])}
-        seen = {'trained_on': trained_on(said, load_data(of_images(config), 'train'))}
+        seen = {'trained_on': trained_on(said, lambda: load_data(of_images(config), 'train'))}
     # Weights give other samples under another solver, or in other jumps.
     if weights is not None:
         changed = bool((solver or {}).keys() - {'vae'})
@@ -90,7 +90,7 @@ def evaluate(
     subject = Subject(run.sample, run.shape, run.num_classes, run.nfe, run.step, run.digest)
     subject = subject._replace(decoded=run.decoded, trained_on=(*seen.get('trained_on', ()),))
     if chosen.sharded and 'given' in run.config.image:
-        subject = subject._replace(given=given_of(load_data(config, 'train')))
+        subject = subject._replace(given=given_of(load_data(real(config), 'train')))
     return measure(
         config,
         section,
@@ -155,7 +155,7 @@ def while_training(
 
     Args:
       plain, built: config and experiment of the run.
-      source: its training split.
+      source: the training split of its data, real ones.
       workdir, mesh: of the run.
 
     Raises:

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from fdistill import networks
 from fdistill.build import encoders
-from fdistill.build.models import conditions, make_denoiser, place
+from fdistill.build.models import make_denoiser, place
 from fdistill.build.rewarding import load_reward, make_reward
-from fdistill.build.sections import KNOWN, chosen, named, plain_of, section_of
+from fdistill.build.sections import chosen, named, plain_of, section_of
+from fdistill.build.starts import check_copy, start_of
 from fdistill.build.teachers import TEACHERS, along, mixture_of
 from fdistill.config import call, parameters
 from fdistill.diffusion import denoiser as denoisers
@@ -36,8 +37,7 @@ class Site(NamedTuple):
     microbatches: see `denoiser.accumulated`.
     frozen: {name: load}, load(mesh) -> (params, digest) of the weights that are not trained; the
       parts fill it.
-    critic: whose sections `network` and `denoiser` the fake score has: the config's, as the student
-      has, or the section `teacher`.
+    seen: of `experiment`, for a part within another.
     """
 
     plain: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Site(NamedTuple):
     wants: Mapping[str, inspect.Parameter]
     microbatches: int
     frozen: dict[str, Callable[[Mesh | None], tuple[Any, Any]]]
-    critic: Mapping[str, Any]
+    seen: Callable[[str, Any], Any]
 
 
 def _student(site):
@@ -54,9 +54,9 @@ def _student(site):
     model = make_denoiser(section_of(plain, 'network'), section, plain['image'], 'config.')
     teacher = plain.get('teacher', {})
     if 'start' in plain:
-        site.frozen['start'] = _start(plain)
+        site.frozen['start'] = start_of(plain)
     elif teacher.get('network', plain['network']) != plain['network'] and _copies(site):
-        _check_copy(plain, 'teacher')
+        check_copy(plain, 'teacher')
     return denoisers.accumulated(model, site.microbatches)
 
 
@@ -66,50 +66,13 @@ def _copies(site):
     return setting is not None and site.options.get('from_teacher', setting.default)
 
 
-def _check_copy(plain, part):
-    """Raises UserError where a student has other parameters than the network that it begins as, but
-    for those of numbers that it embeds besides."""
-    base, image = plain[part], plain['image']
-    numbers = base['network'].get('numbers', ())
-    own = {name: value for name, value in plain['network'].items() if name != 'numbers'}
-    own |= {'numbers': numbers} if numbers else {}
-    sample = jnp.zeros((1, *image['shape'])), conditions(image, 1)
-    shapes = [
-        jax.eval_shape(
-            make_denoiser(network, section.get('denoiser', {}), image, where).init,
-            jax.random.key(0),
-            *sample,
-        )
-        for network, section, where in (
-            (own, plain, 'config.'),
-            (base['network'], base, f'config.{part}.'),
-        )
-    ]
-    other = '; or set config.method.from_teacher to False' if part == 'teacher' else ''
-    if shapes[0] != shapes[1] or set(numbers) - set(plain['network'].get('numbers', ())):
-        raise UserError(
-            f'config.network: has other parameters than that of config.{part}; leave it out, or '
-            f'change only how it is computed and which numbers it embeds{other}'
-        )
-    told = [section.get('denoiser', {}).get('noise_input', 'log') for section in (plain, base)]
-    if told[0] != told[1]:
-        raise UserError(
-            f'config.denoiser.noise_input={told[0]!r}: the weights of config.{part} were trained '
-            f'with {told[1]!r}{other}'
-        )
-
-
-def _start(plain):
-    """What loads the weights that the student starts with."""
-    section = plain_of(section_of(plain, 'start'))
-    kinds = [kind for kind in KNOWN if kind in section]
-    if len(kinds) != 1 or section.keys() - {kinds[0], 'network', 'denoiser'}:
-        raise UserError(
-            f'config.start={section!r:.80}: give one of {", ".join(KNOWN)}, the folder of a run or '
-            'the file of a published denoiser, and nothing else'
-        )
-    _check_copy(plain, 'start')
-    return TEACHERS[kinds[0]](plain, **section).load
+def _critic(site):
+    """Whose sections `network` and `denoiser` a fake score has: its teacher's, as it begins as a
+    copy of it; or the config's, where the teacher has none or the student begins as its copy too,
+    whose settings of how a network is computed are then those of both."""
+    teacher = site.plain.get('teacher', {})
+    alike = 'start' not in site.plain and _copies(site)
+    return site.plain if alike or 'network' not in teacher else teacher
 
 
 def _teacher(site):
@@ -140,16 +103,17 @@ def _path(site):
 
 
 def _fake_score(site):
-    plain, network = site.plain, section_of(site.critic, 'network')
-    section = plain.get('fake_score', site.critic.get('denoiser', {}))
-    where = 'config.' if site.critic is plain else 'config.teacher.'
+    plain, critic = site.plain, _critic(site)
+    section = plain.get('fake_score', critic.get('denoiser', {}))
+    where = 'config.' if critic is plain else 'config.teacher.'
     at = 'config.fake_score' if 'fake_score' in plain else None
+    network = section_of(critic, 'network')
     model = make_denoiser(network, section, plain['image'], where, at)
     return denoisers.accumulated(model, site.microbatches)
 
 
 def _sigma_data(site):
-    section = site.plain.get('fake_score', site.critic.get('denoiser', {}))
+    section = site.plain.get('fake_score', _critic(site).get('denoiser', {}))
     if 'sigma_data' in site.options and 'sigma_data' not in section:
         return site.options.pop('sigma_data')  # Of a denoiser that has none itself.
     return section.get('sigma_data', 0.5)
@@ -281,7 +245,7 @@ def _pairing(site):
             raise UserError(f'{where}.{name}: missing; give the solver and the levels of the pairs')
     for name in section.keys() - {'sampler', 'grid'}:
         raise UserError(f'{where}.{name}: unknown setting{suggest(name, ("sampler", "grid"))}')
-    teacher = _teacher(site)
+    teacher = site.seen('teacher', _teacher(site))
     sigmas = named(noise.GRIDS, section['grid'], f'{where}.grid')
     low, high = teacher.sigma_range
     if sigmas[0] > 1.001 * high or sigmas[-2] < 0.999 * low:

@@ -8,15 +8,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fdistill import config as configs
 from fdistill import networks
-from fdistill.build.experiment import check_wanted, experiment, optimizers
-from fdistill.build.models import conditions
-from fdistill.build.sections import KNOWN, load_data, plain_of, replaced, resolve, section_of
+from fdistill.build.sections import KNOWN, load_data, replaced, resolve
+from fdistill.build.shapes import shapes
 from fdistill.config import call, parameters, told
 from fdistill.data import sources
 from fdistill.errors import UserError
@@ -25,7 +22,6 @@ from fdistill.files.text import clock, table
 from fdistill.networks.compute import REMAT
 from fdistill.training import loop, sharding, topology
 from fdistill.training.estimate import estimate
-from fdistill.training.loop import Training
 
 MOST_PARTS = 32  # microbatches that a search tries
 
@@ -43,7 +39,8 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
     Raises:
       UserError: on whatever the user can mend, as a teacher whose network no one knows.
     """
-    source, known = load_data(config, 'train', sources.OUTLINES), {}
+    # Of the real data that pairs stand for nothing is asked.
+    source, known = load_data(config, 'train', sources.OUTLINES)._replace(pairs=None), {}
     named = 'teacher' if 'teacher' in config else 'start'
     for part, kind in itertools.product(('start', 'teacher'), KNOWN):
         place, where = config.get(part, {}).get(kind), f'config.{part}.{kind}'
@@ -67,27 +64,13 @@ def outline(config: Mapping[str, Any], teacher: str | None = None) -> dict[str, 
 
 def _estimated(plain, devices, chip, say):
     """`estimate` of a resolved config."""
-    training = call(Training, plain_of(section_of(plain, 'training')), 'config.training')
     mesh = call(sharding.mesh_over, plain.get('mesh', {}), 'config.mesh', those=devices)
+    made = shapes(plain)
+    training, method = made.training, made.built.method
     call(loop.check, {}, 'config.training', training=training, mesh=mesh)
-    built = experiment(plain, training.microbatches)
-    check_wanted(plain, built)
-    size = training.batch_size
-    batch = {
-        'x': jax.ShapeDtypeStruct((size, *built.shape), jnp.float32),
-        'condition': jax.eval_shape(lambda: conditions(built.image, size)),
-    }
-    frozen = {
-        name: jax.eval_shape(
-            built.parts['student' if name in built.method.begins else name].init,
-            jax.random.key(0),
-            *batch.values(),
-        )
-        for name in built.frozen
-    }
-    roles = optimizers(plain, built.method)
+    of, given = made.optimizers, (made.frozen, made.batch)
     with told('config.training'):
-        return estimate(built.method, roles, training, frozen, batch, mesh=mesh, chip=chip, say=say)
+        return estimate(method, of, training, *given, mesh=mesh, chip=chip, say=say)
 
 
 def remedies(plain: Mapping[str, Any], devices: int) -> Iterator[dict[str, Any]]:

@@ -12,12 +12,22 @@ from fdistill.build.settings import comparable
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
 from fdistill.files import CONFIG, disk
-from fdistill.training.checkpoint import FOLDER, newest
+from fdistill.training.checkpoint import FOLDER, Checkpoints, newest
+
+
+def digest(workdir: str | pathlib.Path) -> str | None:
+    """Of the averaged weights of a run's newest checkpoint, as `Run.digest` and the `origin` of
+    what is made from it; None where there is none."""
+    if not newest(workdir):
+        return None
+    with Checkpoints(workdir) as checkpoints:
+        found = checkpoints.restore({})
+    return found and digest_of(found[1]['digests']['ema'])
 
 
 def origin(source: Source, frozen: Mapping[str, Any]) -> dict[str, str]:
-    """{'data', 'images', and the name of each network that is not trained}: digests of what a run
-    is made from, which do not depend on where it is stored.
+    """{'data' and 'images', or 'pairs', and the name of each network that is not trained}: digests
+    of what a run is made from, which do not depend on where it is stored.
 
     Args:
       source: 'data' has its labels and other conditions, 'images' its images as they are stored:
@@ -28,7 +38,9 @@ def origin(source: Source, frozen: Mapping[str, Any]) -> dict[str, str]:
     data = source.labels.tolist()
     if source.given:
         data = [data, {name: digest_of(np.asarray(v).tolist()) for name, v in source.given.items()}]
-    parts = {'data': data, **({'images': source.stored} if source.stored else {}), **frozen}
+    parts = {'data': data, **({'images': source.stored} if source.stored else {})}
+    # Their digest is of all that they are.
+    parts = ({'pairs': source.stored} if source.pairs else parts) | dict(frozen)
     return {name: digest_of(part) for name, part in parts.items()}
 
 
@@ -68,7 +80,11 @@ def check_resumable(
             )
     for name, digest in before.get('origin', {}).items():
         if digest != plain['origin'].get(name):
-            what = f'other {name}' if name in ('data', 'images') else f'other weights of its {name}'
+            what = (
+                f'other {name}'
+                if name in ('data', 'images', 'pairs')
+                else f'other weights of its {name}'
+            )
             raise UserError(
                 f'--workdir={workdir}: its run began with {what}; go on with the same or give '
                 'another folder'

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fdistill.build.models import conditions, place
-from fdistill.build.sections import chosen, image_of, load_data, plain_of
+from fdistill.build.sections import chosen, image_of, load_data, plain_of, real
 from fdistill.config import call, parameters, told
 from fdistill.data.sources import Source
 from fdistill.errors import UserError
@@ -54,7 +54,7 @@ def load_reward(
     reward: Reward, plain: Mapping[str, Any], mesh: Mesh | None = None
 ) -> tuple[Any, Any]:
     """(Parameters of a reward that has some, their digests), on the mesh or the first device."""
-    return place(trained_classifier(load_data(plain, 'train'), reward.trained).params, mesh)
+    return place(trained_classifier(load_data(real(plain), 'train'), reward.trained).params, mesh)
 
 
 def bound(
@@ -165,6 +165,6 @@ def choosing(
             '--reward: weights know no data, of which a classifier would be; give --workdir=DIR, '
             'or another reward'
         )
-    of, _ = bound(section, plain['image'], lambda: load_data(plain, 'train'), '--reward')
+    of, _ = bound(section, plain['image'], lambda: load_data(real(plain), 'train'), '--reward')
     given = {name: value for name, value in asked.items() if name != 'reward'}
     return call(generators.best_of, given, '--best-of', generator=generator, reward=of)

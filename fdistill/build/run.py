@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fdistill import config as configs
 from fdistill.build.latents import Decoder, decoder
-from fdistill.build.sections import load_data
+from fdistill.build.sections import load_data, real
 from fdistill.diffusion.denoiser import Denoiser
 from fdistill.errors import UserError
 from fdistill.methods.generator import Generator
@@ -143,7 +143,7 @@ def assembled(
         return decode.images(jitted(params, noise, said(condition)))
 
     def begin(key, n, condition=None):
-        return start(key, n, condition, image, lambda: load_data(plain, 'train'))
+        return start(key, n, condition, image, lambda: load_data(real(plain), 'train'))
 
     def generate(key, n, condition=None):
         return sample(*begin(key, n, condition))

@@ -2,12 +2,16 @@
 
 data           a source of `data.sources.SOURCES` by name, and `flip`
 network        a network of `networks.NETWORKS`; where it is left out that of `start`, or else the
-               teacher's; without a name that one with other settings, as dict(numbers=('until',))
-denoiser       a row of `parts.DENOISERS`, by default EDM's preconditioning; likewise
-fake_score     the same for the fake score, where it differs from the student's
+               teacher's; without a name that one with other settings, as dict(width=64) or
+               dict(numbers=('until',)). That of a fake score is the teacher's, as which it begins,
+               whatever the student is
+denoiser       a row of `models.DENOISERS`, by default EDM's preconditioning; likewise
+fake_score     other settings of the same for the fake score
 teacher        a row of `teachers.TEACHERS`: `workdir` of a run, `weights`, a converted file, or
                `oracle`, a named mixture
-start          what the student begins as, `workdir` of a run or `weights`; by default the teacher
+start          what the student begins as, by default the teacher: `workdir` of a run by any method,
+               or `weights`; with `slice=True` a part of that, or of the teacher, as large as its
+               own network (`networks.slices`)
 path           where a teacher was degraded, `teachers.along`
 pairing        `sampler` and `grid` by which the teacher makes pairs as they are needed, where the
                data are not pairs
@@ -35,7 +39,7 @@ from ml_collections import ConfigDict
 from fdistill import config as configs
 from fdistill.build.trained_on import trained_on
 from fdistill.config import call
-from fdistill.data import sources
+from fdistill.data import pairs, sources
 from fdistill.errors import UserError, pick, suggest
 from fdistill.types import misfit
 from fdistill.weights import denoisers
@@ -89,6 +93,30 @@ def load_data(
     section = plain_of(section_of(config, 'data'))
     section.pop('flip', None)
     return named(table, section, 'config.data', split=split)
+
+
+def real(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config whose `data` are real: of pairs those of their teacher, as nothing is measured
+    against what a teacher made.
+
+    Raises:
+      UserError: the pairs are not there, or do not say.
+    """
+    section = plain_of(section_of(config, 'data'))
+    if section.get('name') != 'pairs':
+        return config
+    note = pairs.read(str(section.get('path', '')))
+    if 'data' not in note:
+        raise UserError(
+            f'config.data.path={section["path"]}: these pairs do not say which data they stand for '
+            'and are measured against; make them with --config=FILE'
+        )
+    return with_data(config, note['data'])
+
+
+def with_data(config: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with another section `data`."""
+    return {name: config[name] for name in config} | {'data': section}
 
 
 def of_file(path: str | pathlib.Path, where: str) -> dict[str, Any]:
@@ -183,6 +211,10 @@ def resolve(
         if isinstance(plain.get(name), str):
             plain[name] = {'name': plain[name]}
     plain['image'], ancestors = image_of(source), []
+    if plain.get('start', {}).get('slice') and not KNOWN.keys() & plain['start'].keys():
+        teacher = plain.get('teacher', {})
+        plain['start'] |= {kind: teacher[kind] for kind in KNOWN if kind in teacher}
+        known = {'start': known['teacher'], **known} if 'teacher' in known else known
     for part in ('start', 'teacher'):
         section, told = plain.get(part, {}), known.get(part)
         for kind in (kind for kind in KNOWN if kind in section):
@@ -204,7 +236,13 @@ def resolve(
                 plain.setdefault(name, section[name])
             if 'name' not in plain['network']:
                 plain['network'] = section['network'] | plain['network']
-    if names := trained_on(plain, source, ancestors):
+    if source.pairs:
+        ancestors.append({'trained_on': source.pairs.trained_on})
+
+    def seen():
+        return load_data(real(plain), 'train') if source.pairs else source
+
+    if names := trained_on(plain, seen, ancestors):
         plain['trained_on'] = names
     return plain
 

@@ -114,25 +114,34 @@ def along(
 
     def load(mesh):
         where = 'config.path.workdir'
-        theirs = configs.to_json(configs.read(workdir, where))
-        method = theirs['method']
-        level = method.get('sigma_init', parameters(degrade)['sigma_init'].default)
-        if (method['name'], level) != ('degrade', sigma_init):
-            at = f' at sigma_init={level}' if method['name'] == 'degrade' else ''
-            raise UserError(
-                f'{where}={workdir}: holds a run of {method["name"]}{at}; give one of degrade at '
-                f'sigma_init={sigma_init}, that of this student'
-            )
-        if theirs['image'] != plain['image']:
-            raise UserError(
-                f'{where}={workdir}: was trained on {theirs["image"]}, not {plain["image"]}'
-            )
+        check_degraded(plain, configs.to_json(configs.read(workdir, where)), sigma_init)
         made = [load_ema(base, workdir, mesh, step) for step in steps]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in made))
         return stacked, [position['digests']['ema'] for _, position in made]
 
     guidance = {name: section[name] for name in GUIDANCE if name in section}
     return Teacher(denoisers.guide(base, **guidance)._replace(init=init), load)
+
+
+def check_degraded(plain: Mapping[str, Any], theirs: Mapping[str, Any], sigma_init: float) -> None:
+    """Raises UserError where the run that the section `path` names is not of `degrade` to the
+    samples of such a student, or of other data.
+
+    Args:
+      plain, theirs: resolved configs of the student and of that run.
+      sigma_init: of the student.
+    """
+    at = f'config.path.workdir={plain["path"]["workdir"]}'
+    method = theirs['method']
+    level = method.get('sigma_init', parameters(degrade)['sigma_init'].default)
+    if (method['name'], level) != ('degrade', sigma_init):
+        of = f' at sigma_init={level}' if method['name'] == 'degrade' else ''
+        raise UserError(
+            f'{at}: holds a run of {method["name"]}{of}; give one of degrade at '
+            f'sigma_init={sigma_init}, that of this student'
+        )
+    if theirs['image'] != plain['image']:
+        raise UserError(f'{at}: was trained on {theirs["image"]}, not {plain["image"]}')
 
 
 def check_path(plain: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Which features a run was trained on, so that a number in the same features can say so."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from fdistill.config import parameters
@@ -8,14 +8,16 @@ from fdistill.data.sources import Source
 from fdistill.evaluation import features
 from fdistill.methods import METHODS
 from fdistill.methods.rewards import REWARDS
-from fdistill.weights.detectors import DETECTORS
+from fdistill.weights import CONVERTERS
 
 # Sections of a config that name features which a loss sees, and the seed of a classifier there.
 PARTS = {'features': 0, 'reward': parameters(REWARDS['classifier'])['seed'].default}
 
 
 def trained_on(
-    plain: Mapping[str, Any], source: Source, ancestors: Iterable[Mapping[str, Any]] = ()
+    plain: Mapping[str, Any],
+    source: Callable[[], Source],
+    ancestors: Iterable[Mapping[str, Any]] = (),
 ) -> list[str]:
     """Names, as in a protocol, of the features that a run is trained on, sorted; of a reward that
     sees the samples themselves 'reward-brightness' and the like.
@@ -25,8 +27,8 @@ def trained_on(
 
     Args:
       plain: config of the run.
-      source: its data.
-      ancestors: resolved configs of its `start` and its teacher.
+      source: () -> its data, real ones.
+      ancestors: resolved configs of its `start` and its teacher, and what is said of that of pairs.
     """
     names = {name for config in (plain, *ancestors) for name in config.get('trained_on', ())}
     for part, seed in PARTS.items():
@@ -35,8 +37,8 @@ def trained_on(
         for section in _each(plain.get(part, ())):
             name = section.get('name')
             if name in features.NAMES:
-                names.add(features.NAMES[name](source, section.get('seed', seed)))
-            elif name in DETECTORS:
+                names.add(features.NAMES[name](source(), section.get('seed', seed)))
+            elif name in CONVERTERS:
                 names.add(name)
             elif name in REWARDS:
                 names.add(f'reward-{name}')

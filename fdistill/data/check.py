@@ -3,7 +3,7 @@ check-data`."""
 
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from fdistill.errors import UserError
 from fdistill.files import disk, pictures
 from fdistill.files.text import table
 
+SPLITS = tuple(sources.SPLITS)
 CHUNK = 2**24  # bytes of images looked at together
 BLOCKS = 4  # a side: the blocks of an image by which near duplicates are looked for
 NEIGHBOURS = 4  # images nearest by their blocks, which an image is compared with pixel by pixel
@@ -28,7 +29,9 @@ TILE = (48, 128)  # pixels of an image in it, at least and at most
 
 
 def check(
-    load: Callable[[str], sources.Source], folder: Mapping[str, Any] | None = None
+    load: Callable[[str], sources.Source],
+    folder: Mapping[str, Any] | None = None,
+    those: Sequence[str] = SPLITS,
 ) -> tuple[dict[str, Any], sources.Source | None]:
     """Looks at both splits of a data set.
 
@@ -40,6 +43,7 @@ def check(
       load: load(split) -> Source, raising a UserError.
       folder: keyword arguments of `sources.image_folder` where that is the source: then all files
         that cannot be used are errors, not the first alone, and images are called by their files.
+      those: splits that there are, 'train' among them.
 
     Returns:
       ({'name', 'splits': {split: numbers}, 'duplicates', 'warnings': [line], 'errors': [line]}, the
@@ -63,7 +67,7 @@ def check(
                     for split in sources.SPLITS
                 }
         # A few images may all fall into the train split, which training does not mind.
-        if not folder or names['held_out']:
+        if 'held_out' in those and (not folder or names['held_out']):
             loaded['held_out'] = load('held_out')
     except UserError:
         errors = unusable(folder['path']) if folder else []
@@ -194,7 +198,7 @@ def _images(source, names, bar):
 
 def _points(source, names, bar):
     """The same of points, which have no blocks."""
-    points = np.asarray(source.images, np.float64)
+    points = np.asarray(source.images.reshape(len(source.images), -1), np.float64)
     finite = np.isfinite(points).all(axis=1)
     bar.update(len(points))
     shown = points[finite] if finite.any() else np.zeros((1, points.shape[1]))
@@ -509,7 +513,7 @@ def sheet(source: sources.Source, classes: Mapping[str, int]) -> np.ndarray | No
     Returns:
       uint8 [height, width, 3], or None for points out of the plane.
     """
-    if not source.levels:
+    if source.images.ndim != 4:
         return pictures.scatter(source.images) if source.images.shape[1] == 2 else None
     import PIL.Image
     import PIL.ImageDraw

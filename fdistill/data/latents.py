@@ -12,7 +12,6 @@ nothing.
 
 import hashlib
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -211,15 +210,9 @@ def drawn(
       UserError: the moments are not what was written.
     """
     own = ['latents', note['autoencoder'], note['splits'].get(split), sampled, seed]
-    key = hashlib.sha256(repr(own).encode()).hexdigest()[:32]
-    place, said = (cache.folder('data') / f'{key}-latents{end}' for end in ('.npy', '.json'))
-    if said.exists() and not (place.exists() and _said(said) == disk.sha256(place)):
-        print(
-            f'fdistill: the latents in {place} are not those that were written; they are made anew',
-            file=sys.stderr,
-        )
-        said.unlink()
-    if not said.exists():
+    key = hashlib.sha256(repr(own).encode()).hexdigest()
+
+    def make(paths):
         moments = _array(path, note, split, 'moments')
         root = jax.random.key(seed)
 
@@ -238,14 +231,7 @@ def drawn(
                 made[start:stop] = draw(np.asarray(moments[start:stop]), index)
             made.flush()
 
-        disk.write(place, save)
-        disk.write_json(said, {'sha256': disk.sha256(place)})
-    # asarray, because indexing a memmap object gives memmap objects, which are slow.
-    return np.asarray(np.load(place, mmap_mode='r'))
+        disk.write(paths['latents'], save)
+        return key
 
-
-def _said(note):
-    try:
-        return disk.read_json(note).get('sha256')
-    except UserError:
-        return None
+    return cache.arrays(key[:32], ('latents',), 'latents', make)[0]['latents']

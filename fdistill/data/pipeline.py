@@ -48,7 +48,8 @@ def batches(
 
     Yields:
       {'x': float32 [batch_size / process_count, ...] in [-1, 1] (points: as they are),
-      'condition': {name: [...]}}.
+      'condition': {name: [...]}}; of `Source.pairs` also 'pair': {'seed': uint32 [...], 'index':
+      uint32 [...], 'mirrored': bool [...]}, by which the noise of each is known.
 
     Raises:
       ValueError: empty source, a size or an index out of range, or flipping points or latents.
@@ -75,6 +76,9 @@ def batches(
     block = batch_size // process_count
     mine = slice(process_index * block, (process_index + 1) * block)
 
+    def turned(images, mirrored):
+        return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
     @functools.lru_cache(maxsize=2)
     def permutation(epoch):
         # Sorting raw bits, since numpy promises a stable stream for these but not for
@@ -87,17 +91,22 @@ def batches(
             [permutation(e)[places[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]
         )
         images, condition = source.images[indices], source.condition(indices)
+        mirrored = np.zeros(block, bool)
         if flip:
             bits = np.random.PCG64([FLIP, seed, step]).random_raw(batch_size)[mine]
-            mirrored = (bits >> np.uint64(63)).astype(bool)[:, None, None, None]
-            images = np.where(mirrored, images[:, :, ::-1], images)
+            mirrored = (bits >> np.uint64(63)).astype(bool)
+            images = turned(images, mirrored)
             # A picture that says what the image is to be like is mirrored with it.
             condition |= {
-                name: np.where(mirrored, value[:, :, ::-1], value)
+                name: turned(value, mirrored)
                 for name, value in condition.items()
                 if value.ndim == 4
             }
-        return {'x': to_float(images, source.levels), 'condition': condition}
+        batch = {'x': to_float(images, source.levels), 'condition': condition}
+        if source.pairs:
+            seeds, numbers = source.pairs.seed[indices], source.pairs.index[indices]
+            batch['pair'] = {'seed': seeds, 'index': numbers, 'mirrored': mirrored}
+        return batch
 
     steps = grain.MapDataset.range(start_step, np.iinfo(np.int64).max // batch_size).map(gather)
     if not threads:

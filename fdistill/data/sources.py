@@ -1,5 +1,5 @@
 """Data sets as arrays: scikit-learn's digits, points of named mixtures, a TFDS data set, a folder
-or zip of images."""
+or zip of images, latents of them, what a teacher made."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import stat
-import sys
 import unittest.mock
 import warnings
 import zipfile
@@ -21,6 +20,7 @@ import tqdm
 
 from fdistill.data import cache
 from fdistill.data import latents as encoded
+from fdistill.data import pairs as paired
 from fdistill.errors import UserError, pick
 from fdistill.files import disk
 from fdistill.types import Free, Place
@@ -56,11 +56,23 @@ class Decoded(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Pairs(NamedTuple):
+    """What samples are that a teacher made of noise.
+
+    seed, index: uint32 [N], of which the noise of each follows, see `pairing.noise_of`.
+    trained_on: features that the teacher was trained on, as in a protocol.
+    """
+
+    seed: np.ndarray
+    index: np.ndarray
+    trained_on: tuple[str, ...] = ()
+
+
 class Source(NamedTuple):
     """A split of a data set, whole in memory or memory-mapped.
 
-    images: uint8 [N, H, W, C] with grey levels 0..levels, or float32 with levels 0: [N, D] points
-      or [N, h, w, c] latents.
+    images: uint8 [N, H, W, C] with grey levels 0..levels, or float32 with levels 0: [N, D] points,
+      [N, h, w, c] latents, or what a teacher made.
     labels: int32 [N] in 0..num_classes - 1.
     num_classes: number of classes of the data set, 1 if it has no labels.
     levels: largest grey level (255 for 8 bits), 0 for points.
@@ -70,6 +82,7 @@ class Source(NamedTuple):
     stored: hex SHA-256 of the images as they are stored, before any library has decoded them; ''
       where they are computed.
     decoded: of latents.
+    pairs: of samples that a teacher made of noise.
     """
 
     images: np.ndarray
@@ -80,6 +93,7 @@ class Source(NamedTuple):
     given: Mapping[str, Any] = {}
     stored: str = ''
     decoded: Decoded | None = None
+    pairs: Pairs | None = None
 
     def condition(self, index: Any) -> dict[str, np.ndarray]:
         """What the samples of an index are to be like, {name: [n, ...]}; the label where there are
@@ -831,8 +845,6 @@ def _unit_hash(text):
 def _decoded(name, identity, count, read, where, chunk=1000):
     """Decodes images once to a memory-mapped uint8 array in the cache.
 
-    A note, written last, has the digests of the arrays: what does not fit it is made anew.
-
     Args:
       name: what to call the data in messages.
       identity: printable description of the encoded files; another identity is another cache entry.
@@ -847,16 +859,8 @@ def _decoded(name, identity, count, read, where, chunk=1000):
       UserError: an image that cannot be decoded, or is unlike the first one.
     """
     key = hashlib.sha256(repr((CACHE_VERSION, identity)).encode()).hexdigest()[:32]
-    paths = {kind: cache.folder('data') / f'{key}-{kind}.npy' for kind in ('images', 'labels')}
-    note = cache.folder('data') / f'{key}.json'
-    known = _noted(note, paths)
-    if known is None:
-        if note.exists():
-            print(
-                f'fdistill: the decoded images of {name!r} in {note.parent} are not those that '
-                'were written; they are made anew',
-                file=sys.stderr,
-            )
+
+    def make(paths):
         labels, stored = np.empty(count, np.int32), hashlib.sha256()
 
         def save(temporary):
@@ -883,22 +887,10 @@ def _decoded(name, identity, count, read, where, chunk=1000):
 
         disk.write(paths['images'], save)
         disk.write(paths['labels'], lambda temporary: np.save(temporary, labels))
-        known = {kind: disk.sha256(path) for kind, path in paths.items()}
-        known['stored'] = stored.hexdigest()
-        disk.write_json(note, known)
-    # asarray, because indexing a memmap object gives memmap objects, which are slow.
-    images = np.asarray(np.load(paths['images'], mmap_mode='r'))
-    return images, np.load(paths['labels']), known['stored']
+        return stored.hexdigest()
 
-
-def _noted(note, paths):
-    """What the note of an entry of the cache says, or None where its arrays are not so."""
-    try:
-        known = disk.read_json(note)
-        found = {kind: disk.sha256(path) for kind, path in paths.items()}
-        return known if known == {**found, 'stored': str(known['stored'])} else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    found, stored = cache.arrays(key, ('images', 'labels'), f'decoded images of {name!r}', make)
+    return found['images'], found['labels'], stored
 
 
 def latents(
@@ -928,16 +920,7 @@ def latents(
         with another autoencoder.
     """
     note, network = _encoded(path, vae, seed)
-    held = tuple(note['latent']), note['num_classes']
-    told = (
-        held[0] if shape is None else tuple(shape),
-        held[1] if num_classes is None else num_classes,
-    )
-    if told != held:
-        raise UserError(
-            f'path={path}: holds latents of shape {held[0]} in {held[1]} classes, and not of '
-            f'{told[0]} in {told[1]}; name another folder, or mend shape and num_classes'
-        )
+    _check_told(path, 'latents', tuple(note['latent']), note['num_classes'], shape, num_classes)
     made = encoded.drawn(path, note, split, network.latents, sampled, seed)
     labels = encoded.labels(path, note, split)
     own = repr((note['splits'][split]['moments'], sampled, seed if sampled else 0))
@@ -984,13 +967,122 @@ def _of_note(note, made, labels):
     return Source(made, labels, note['num_classes'], 0, name, decoded=decoded)
 
 
+def _check_told(path, what, held_shape, held_classes, shape, num_classes):
+    """Raises UserError where a folder holds others than a config tells."""
+    told_shape = held_shape if shape is None else tuple(shape)
+    told_classes = held_classes if num_classes is None else num_classes
+    if (told_shape, told_classes) != (held_shape, held_classes):
+        raise UserError(
+            f'path={path}: holds {what} of shape {held_shape} in {held_classes} classes, and not '
+            f'of {told_shape} in {told_classes}; name another folder, or mend shape and num_classes'
+        )
+
+
+def pairs(
+    split: str,
+    path: Annotated[str, Place],
+    vae: Annotated[str | None, Place] = None,
+    shape: tuple[int, ...] | None = None,
+    num_classes: int | None = None,
+) -> Source:
+    """What a teacher made of noise, with which noise: what `fdistill pairs` made.
+
+    Args:
+      split: 'train', for no pairs are held out.
+      path: the folder.
+      vae: what decodes pairs of latents; default: that of the data of their teacher.
+      shape, num_classes: of a sample, and classes, that the folder must have, by which a run can be
+        planned where the folder is not.
+
+    Raises:
+      UserError: no such folder, not what was written, of another shape or other classes, or of
+        latents of another autoencoder.
+    """
+    note = _paired(split, path, vae)
+    x0, *fields = note['record']
+    _check_told(path, 'pairs', tuple(x0['shape']), note['num_classes'], shape, num_classes)
+    arrays, stored = paired.load(path, note)
+    labels = arrays.get('label', np.zeros(note['count'], np.int32))
+    if labels.min() < 0 or labels.max() >= note['num_classes']:
+        raise UserError(
+            f'pairs {path!r}: have labels {labels.min()} to {labels.max()} in '
+            f'{note["num_classes"]} classes; {paired.ANEW}'
+        )
+    given = {field['name']: arrays[field['name']] for field in fields if field['name'] != 'label'}
+    return _of_pairs(note, arrays[x0['name']], labels, given)._replace(stored=stored)
+
+
+def pairs_outline(
+    split: str,
+    path: Annotated[str, Place],
+    vae: Annotated[str | None, Place] = None,
+    shape: tuple[int, ...] | None = None,
+    num_classes: int | None = None,
+) -> Source:
+    """What `pairs` would give, but for the samples, without reading any: they are 0. Where shape
+    and classes are told, the folder need not be there; what decodes them is not known then."""
+    one = np.zeros(1, np.int32)
+    if shape is not None and num_classes is not None and not pathlib.Path(path).exists():
+        made, number = np.broadcast_to(np.float32(0), (1, *shape)), one.astype(np.uint32)
+        return Source(made, one, num_classes, 0, 'pairs', pairs=Pairs(number, number))
+    note = _paired(split, path, vae)
+    x0, *fields = note['record']
+
+    def zero(field, dtype):
+        return np.broadcast_to(np.zeros((), dtype), (1, *field['shape']))
+
+    made = zero(x0, np.uint8 if note['levels'] else np.float32)
+    given = {f['name']: zero(f, f['dtype']) for f in fields if f['name'] != 'label'}
+    return _of_pairs(note, made, one, given)
+
+
+def _paired(split, path, vae):
+    """`pairs.Note` of a folder."""
+    if split != 'train':
+        raise UserError(
+            f'pairs {path!r}: none are {split}; what is held out is of the data of their teacher'
+        )
+    note = paired.read(path)
+    if vae is not None:
+        known = note.get('decoded', {'autoencoder': 'none'})['autoencoder']
+        if (digest := autoencoders.about(vae)['digest']) != known:
+            raise UserError(
+                f'vae={vae}: is another autoencoder ({digest[:12]}) than that of the pairs '
+                f'{path!r} ({known[:12]}); give that one, or leave it out'
+            )
+    return note
+
+
+def _of_pairs(note, made, labels, given):
+    count, decoded = len(made), note.get('decoded')
+    return Source(
+        made,
+        labels,
+        note['num_classes'],
+        note['levels'],
+        f'{note["name"]} pairs',
+        given,
+        decoded=decoded and Decoded(decoded['autoencoder'], tuple(decoded['shape'])),
+        pairs=Pairs(
+            np.broadcast_to(np.uint32(note['seed']), count),
+            np.arange(count, dtype=np.uint32),
+            tuple(note['trained_on']),
+        ),
+    )
+
+
 SOURCES = {
     'digits': digits,
     'mixture': mixture,
     'tfds': tfds,
     'image_folder': image_folder,
     'latents': latents,
+    'pairs': pairs,
 }
 # Of those that would be read from disk, what is known without: the rows of `SOURCES` but for their
 # images.
-OUTLINES = SOURCES | {'tfds': tfds_outline, 'latents': latents_outline}
+OUTLINES = SOURCES | {
+    'tfds': tfds_outline,
+    'latents': latents_outline,
+    'pairs': pairs_outline,
+}

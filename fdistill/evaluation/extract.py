@@ -1,29 +1,24 @@
 """Features of many images under a mesh: every process reads its part, sums are float64, and no
 image is lost or counted twice."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 
 from fdistill.errors import UserError
 from fdistill.evaluation import protocol
 from fdistill.evaluation.frechet import Moments
 from fdistill.files import disk
+from fdistill.files.progress import bar as bar_of
 from fdistill.training import sharding
 from fdistill.weights import store
 from fdistill.weights.detectors import DETECTORS
 
 CHUNK = 4
 ROWS = 64
-LINE = (
-    '{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, '
-    '{remaining} left\n'
-)
 # Rows that are summed at once: adding a batch of a few costs as much as one of these.
 BLOCK = 2000
 
@@ -145,14 +140,7 @@ def collect(
     whole = part * processes
     # Every process takes part in every batch, also in one of which it has padding only.
     starts = range(process * part, process * part + -(-total // whole) * whole, whole)
-    # A line now and then where there is no terminal: hours of silence look like a hang.
-    lines = (
-        {} if sys.stderr.isatty() else {'mininterval': 30, 'maxinterval': 60, 'bar_format': LINE}
-    )
-    shown = progress and not process
-    with tqdm.tqdm(
-        total=total, desc=title, unit='image', delay=2, leave=False, disable=not shown, **lines
-    ) as bar:
+    with bar_of(title, total, 'image', progress and not process) as bar:
         for start in starts:
             index = np.arange(start, start + part)
             inside = index < total

@@ -209,7 +209,7 @@ def opened(
         known = _of_run(workdir, run, licence)
     else:
         known = _of_weights(weights, run, denoisers.about(weights))
-    decoder, vae = None, solver.get('vae') or plain.get('data', {}).get('vae')
+    decoder, vae = None, solver.get('vae') or build.vae_of(plain)
     if vae is not None:
         network, arrays, about = autoencoders.load(vae)
         decoder = network, arrays

@@ -10,6 +10,35 @@ from tqdm import tqdm
 
 from fdistill.files.text import clock
 
+LINE = (
+    '{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, '
+    '{remaining} left\n'
+)
+
+
+def bar(title: str, total: int, unit: str, shown: bool, start: int = 0) -> tqdm:
+    """How far work of hours is, on stderr: a bar on a terminal, otherwise a line now and then, for
+    hours of silence look like a hang.
+
+    Args:
+        title, total, unit: of what.
+        shown: whether to say anything.
+        start: done before.
+    """
+    lines = (
+        {} if sys.stderr.isatty() else {'mininterval': 30, 'maxinterval': 60, 'bar_format': LINE}
+    )
+    return tqdm(
+        total=total,
+        initial=start,
+        desc=title,
+        unit=unit,
+        delay=2,
+        leave=False,
+        disable=not shown,
+        **lines,
+    )
+
 
 class Progress:
     """Says on stderr how far a run is: a bar on a terminal, otherwise a line now and then; process

@@ -316,8 +316,7 @@ def make_critic(
         key_fake, key_head = jax.random.split(key)
         params = {}
         if fake_score is not None:
-            base = frozen['teacher'] if tracking.from_teacher else None
-            params['fake_score'] = start(key_fake, fake_score, batch, base)
+            params['fake_score'] = start(key_fake, fake_score, batch, frozen.get('teacher'))
         if discriminator is not None:
             params['discriminator'] = judge.init(key_head, params, batch, frozen)
         return params

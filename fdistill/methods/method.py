@@ -118,8 +118,9 @@ class Tracking(NamedTuple):
     critic_weighting: key of `noise.WEIGHTINGS`: 'edm' in DMD2, SiD, Diff-Instruct; 'unit' in
       FastGen.
     sigma_data: standard deviation of the data, for the weighting.
-    from_teacher: start student and fake score as copies of the teacher; else from their own
-      initialisation. With frozen['start'] the student is a copy of that.
+    from_teacher: start the student as a copy of the teacher; else from its own initialisation, or
+      as a copy of frozen['start']. The fake score begins as the teacher in any case, where that has
+      parameters.
     cycle, student_every, burn_in: see `make_cycle`.
     critic_guidance, fake_guidance: classifier-free guidance of the fake score, in its own loss and
       in the student's: kappa_1 and kappa_2 = kappa_3 of long and short guidance (SiD-LSG, arXiv

@@ -14,6 +14,8 @@ from fdistill.diffusion import samplers
 from fdistill.diffusion.denoiser import Denoiser, column
 from fdistill.methods import generator
 
+CONDITION = 1  # of the key of a pair, the part that is not of its noise
+
 
 class Pairing(NamedTuple):
     """Where pairs come from.
@@ -47,6 +49,22 @@ def noise_of(pair: Mapping[str, jax.Array], like: jax.Array) -> jax.Array:
     if like.ndim != 4:  # What has no left and right is never mirrored.
         return z
     return jnp.where(column(pair['mirrored'], z), z[:, :, ::-1], z)
+
+
+def drawn_of(pair: Mapping[str, jax.Array], count: int) -> jax.Array:
+    """What a pair that is made is given for a condition, independent of its noise: a class of so
+    many, or the number of a sample of the data; int32 [B], below `count`.
+
+    Args:
+      pair: see `noise_of`.
+      count: >= 1.
+    """
+
+    def one(seed, index):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        return jax.random.randint(jax.random.fold_in(key, CONDITION), (), 0, count)
+
+    return jax.vmap(one)(pair['seed'], pair['index'])
 
 
 def recorded() -> Pairing:

@@ -66,11 +66,12 @@ class Head(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """Frozen networks that see features in samples: what a distance of distributions is taken of.
+    """Frozen networks that see features in samples: what a distance of distributions is taken of,
+    or of one sample to another.
 
     init(key, x[B,...], condition) -> params, of which the shapes are meant
-    apply(params, x[B,...]) -> (features[B,d], ...), an array for each network; they carry gradient
-      to x
+    apply(params, x[B,...]) -> (features[B,d], ...), an array for each network, or for each layer of
+      one; they carry gradient to x
     """
 
     init: Callable[..., Any]
@@ -80,7 +81,7 @@ class Encoder(NamedTuple):
 from fdistill.networks.dit import dit  # noqa: E402  They import the types above.
 from fdistill.networks.edm2 import edm2  # noqa: E402
 from fdistill.networks.gaussian import gaussian  # noqa: E402
-from fdistill.networks.heads import channel_mean_head, conv_head  # noqa: E402
+from fdistill.networks.heads import channel_mean_head, conv_head, patch_head  # noqa: E402
 from fdistill.networks.mlp import mlp, mlp_head  # noqa: E402
 from fdistill.networks.unet import adm, ddpmpp, ncsnpp  # noqa: E402
 from fdistill.networks.unet2d import unet2d  # noqa: E402
@@ -95,4 +96,4 @@ NETWORKS = {
     'dit': dit,
     'unet2d': unet2d,
 }
-HEADS = {'mlp': mlp_head, 'conv': conv_head, 'channel_mean': channel_mean_head}
+HEADS = {'mlp': mlp_head, 'conv': conv_head, 'patch': patch_head, 'channel_mean': channel_mean_head}

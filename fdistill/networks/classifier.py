@@ -11,15 +11,18 @@ from fdistill.networks.layers import GroupNorm
 
 
 class Classifier(NamedTuple):
-    """A classifier as two pure functions.
+    """A classifier as pure functions.
 
     init(key, x[B,H,W,C]) -> params
     apply(params, x[B,H,W,C], key=None) -> (logits[B, classes], features[B, d]), float32; the
       features are pre-activations, and `key` switches dropout on.
+    layers(params, x[B,H,W,C]) -> activations of all hidden layers, each [B,h,w,channels] or
+      [B,channels]
     """
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
+    layers: Callable[..., Any]
 
 
 # Full precision, or the features, and with them every distance, would depend on the accelerator.
@@ -32,11 +35,14 @@ class _Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic):
+        layers = []
         for width in (256, 256):
             x = nn.tanh(nn.Dense(width, precision=PRECISION)(x.reshape(len(x), -1)))
+            layers.append(x)
             x = nn.Dropout(0.3, deterministic=deterministic)(x)
         features = nn.Dense(FEATURES, precision=PRECISION)(x.reshape(len(x), -1))
-        return nn.Dense(self.num_classes, precision=PRECISION)(nn.tanh(features)), features
+        layers.append(nn.tanh(features))
+        return nn.Dense(self.num_classes, precision=PRECISION)(layers[-1]), features, layers
 
 
 class _Convolutional(nn.Module):
@@ -48,14 +54,17 @@ class _Convolutional(nn.Module):
         # Half the side at once, and not normalised: layers of the full size take longest by far.
         width = self.width
         x = nn.silu(nn.Conv(width, (4, 4), strides=2, precision=PRECISION)(x))
+        layers = [x]
         while max(x.shape[1:3]) > 4:
             x = nn.avg_pool(x, (2, 2), (2, 2), padding='SAME')
             width = min(2 * width, 4 * self.width)
             x = nn.Conv(width, (3, 3), precision=PRECISION)(x)
             x = nn.silu(GroupNorm(eps=1e-5)(x))
+            layers.append(x)
         x = nn.Dropout(0.3, deterministic=deterministic)(x.reshape(len(x), -1))
         features = nn.Dense(FEATURES, precision=PRECISION)(x)
-        return nn.Dense(self.num_classes, precision=PRECISION)(nn.silu(features)), features
+        layers.append(nn.silu(features))
+        return nn.Dense(self.num_classes, precision=PRECISION)(layers[-1]), features, layers
 
 
 def convolutional(image_shape: tuple[int, int, int]) -> bool:
@@ -86,5 +95,6 @@ def classifier(num_classes: int, image_shape: tuple[int, int, int]) -> Classifie
         init=lambda key, x: module.init(key, jnp.asarray(x), True),
         apply=lambda params, x, key=None: module.apply(
             params, x, key is None, rngs=None if key is None else {'dropout': key}
-        ),
+        )[:2],
+        layers=lambda params, x: tuple(module.apply(params, x, True)[2]),
     )

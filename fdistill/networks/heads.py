@@ -24,7 +24,20 @@ class _ConvLogit(nn.Module):
         return conv(x, 1, 1, KAIMING, 'logit').reshape(x.shape[0])
 
 
-class _ConvHead(nn.Module):
+class _PatchLogits(nn.Module):
+    """[B,H,W,C] -> [B, (H/2 + 1)(W/2 + 1)], a logit a place."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = norm(x.astype(jnp.float32), 1e-5, 'norm')
+        x = conv(x, max(x.shape[-1] // 4, 1), 4, KAIMING, 'conv', stride=2, padding=2)
+        return conv(nn.silu(x), 1, 1, KAIMING, 'logit').reshape(x.shape[0], -1)
+
+
+class _OnFeatures(nn.Module):
+    """A layer for each of some features; their logits side by side."""
+
+    layer: type[nn.Module]
     indices: tuple
 
     @nn.compact
@@ -42,9 +55,25 @@ class _ConvHead(nn.Module):
                     "for others use HEADS['mlp']"
                 )
         logits = [
-            _ConvLogit(name=f'head{i}')(features[index]) for i, index in enumerate(self.indices)
+            self.layer(name=f'head{i}')(features[index]) for i, index in enumerate(self.indices)
         ]
-        return jnp.stack(logits, axis=-1)
+        return jnp.concatenate([of.reshape(len(of), -1) for of in logits], axis=-1)
+
+
+def _on_features(layer, indices):
+    """The `Head` of a layer."""
+    indices = tuple(indices)
+    if not indices or len(set(indices)) < len(indices):
+        raise ValueError(f'indices={indices}: name at least one feature, and each once')
+    module = _OnFeatures(layer, indices)
+
+    def init(key, features, c_noise, condition):
+        return module.init(key, features)['params']
+
+    def apply(params, features, c_noise, condition):
+        return module.apply({'params': params}, features)
+
+    return Head(init, apply)
 
 
 def conv_head(*, indices: tuple[int, ...] = (-1,)) -> Head:
@@ -64,18 +93,25 @@ def conv_head(*, indices: tuple[int, ...] = (-1,)) -> Head:
         ValueError: no index, or a repeated one; on use, an index that the network lacks, or a
           feature that is no square image.
     """
-    indices = tuple(indices)
-    if not indices or len(set(indices)) < len(indices):
-        raise ValueError(f'indices={indices}: name at least one feature, and each once')
-    module = _ConvHead(indices)
+    return _on_features(_ConvLogit, indices)
 
-    def init(key, features, c_noise, condition):
-        return module.init(key, features)['params']
 
-    def apply(params, features, c_noise, condition):
-        return module.apply({'params': params}, features)
+def patch_head(*, indices: tuple[int, ...] = (-1,)) -> Head:
+    """A logit for each place of each chosen feature: GroupNorm, 4x4 convolution of stride 2 to a
+    quarter of the channels, SiLU, 1x1 convolution. Sees neither noise level nor label; computes in
+    float32.
 
-    return Head(init, apply)
+    These are the heads on a U-Net of AMD's implementation of LADD (AMD-Diffusion-Distillation,
+    2024), on its bottleneck or on the ends of its levels; LADD's authors released no code.
+
+    Args:
+        indices: which of the network's features, as of `conv_head`.
+    Returns:
+        `Head` with logits [B, places of all features].
+    Raises:
+        ValueError: as of `conv_head`.
+    """
+    return _on_features(_PatchLogits, indices)
 
 
 def channel_mean_head(*, index: int = -1) -> Head:

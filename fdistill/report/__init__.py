@@ -30,7 +30,7 @@ def write(
     """Writes report.html, report.md with its PNG files, and report.json.
 
     Args:
-      paths: folders of runs and sweeps.
+      paths: folders of runs, sweeps and recipes.
       out: folder to write to; default: `report` in the first of them.
       measure: to rank groups by; default: the first of `summary.MEASURES` there is.
       quiet: no progress on stderr.

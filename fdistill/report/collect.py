@@ -1,5 +1,6 @@
 """From folders to runs: settings, results and logs."""
 
+import contextlib
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fdistill import build, sweep
+from fdistill import build, recipe, sweep
 from fdistill import config as configs
 from fdistill.errors import UserError
 from fdistill.evaluation import evaluate
@@ -30,7 +31,7 @@ Curves = tuple[list[int], dict[str, list[float]], list[float] | None]
 
 
 class Run(NamedTuple):
-    """A run or a trial of a sweep.
+    """A run, a trial of a sweep or a stage of a recipe.
 
     name: of its folder.
     settings: {dotted key: value} of its config, without the seed and what `build.comparable` leaves
@@ -41,7 +42,7 @@ class Run(NamedTuple):
     row: of its evaluation, numbers as floats, or None.
     error: of a failed trial, or ''.
     fingerprint: of its config, as of `sweep.fingerprint`.
-    seconds: of the whole trial, or None.
+    seconds: of the whole trial or stage, or None.
     stopped: by which rule it ended early, or ''.
     """
 
@@ -62,7 +63,7 @@ def runs(paths: Iterable[disk.Path]) -> tuple[Run, ...]:
     """The runs below workdirs, each once.
 
     Args:
-      paths: folders, of runs or of sweeps.
+      paths: folders, of runs, sweeps or recipes.
 
     Returns:
       tuple of `Run`, at least one of them done.
@@ -89,9 +90,11 @@ def runs(paths: Iterable[disk.Path]) -> tuple[Run, ...]:
 def _below(path):
     if disk.exists(path / CONFIG, path, 'report'):
         return [_run(path)]
+    if (path / recipe.RECIPE).is_file():
+        return _stages(path)
     trials = path / 'trials'
     if not trials.is_dir():
-        raise UserError(f'report {path}: no run there; give the folder of a run or of a sweep')
+        raise UserError(f'report {path}: no run there; give the folder of a run, sweep or recipe')
     listed = sweep.listed(path)
     # Others are of an earlier version of the sweep, and no less a result.
     names = [
@@ -103,6 +106,21 @@ def _below(path):
     if not names:
         raise UserError(f'report {path}: a sweep without trials')
     return _completed([_run(trials / name) for name in names])
+
+
+def _stages(path):
+    """The stages of a recipe that train and were measured, or failed."""
+    found = []
+    for name, record in recipe.records(path).items():
+        if record['kind'] != 'config':
+            continue
+        folder = disk.place(record['folder']) if record['given'] else path / name
+        run = _run(folder)._replace(name=name, seconds=record['seconds'] or None)
+        failed = record['status'] == 'failed'
+        if failed:
+            run = run._replace(status='failed', error=record.get('error', ''))
+        found += [run] * (failed or run.status == 'done')
+    return found
 
 
 def _completed(trials):
@@ -117,7 +135,10 @@ def _completed(trials):
                 # It names the base, and is no setting. Without a sibling nothing else does.
                 settings.pop('config', None)
                 settings = {**sibling.settings, **settings}
-            run = run._replace(settings=settings, data=_data(settings))
+            data = _data(settings)
+            if sibling and data == _data(sibling.settings):
+                data = sibling.data
+            run = run._replace(settings=settings, data=data)
         completed.append(run)
     return completed
 
@@ -156,7 +177,7 @@ def _run(folder):
         name=folder.name or folder.resolve().name,
         folder=folder,
         settings=settings,
-        data=_data(settings),
+        data=_measured_against(config, settings),
         seed=config.get('seed', known.get('overrides', {}).get('seed', 0)),
         status=known['status'],
         row=row,
@@ -200,6 +221,14 @@ def _rows(folder):
 
 def _without_seed(flat):
     return {key: value for key, value in flat.items() if key != 'seed'}
+
+
+def _measured_against(config, settings):
+    """`Run.data`; of pairs the data of their teacher, if they are still there."""
+    if config.get('data', {}).get('name') == 'pairs':
+        with contextlib.suppress(UserError):
+            settings = build.comparable(build.real(config))
+    return _data(settings)
 
 
 def _data(settings):

@@ -44,7 +44,7 @@ def draw(folder: disk.Path, groups: int) -> tuple[bytes, str]:
     samples = np.asarray(run.sample(noise, condition), np.float32)
     if image:
         return _beside_nearest(samples, run.config)
-    train = build.load_data(run.config, 'train')
+    train = build.load_data(build.real(run.config), 'train')
     real = train.images[:POINTS]
     if run.shape[0] == 2:
         return pictures.png(

@@ -126,6 +126,14 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
         )
 
 
+def kept(training: Training) -> tuple[int, ...]:
+    """Steps of the checkpoints that a run leaves which goes to its end, rising: the newest, without
+    the one that `keep_best` keeps besides."""
+    every = training.checkpoint_every or training.steps
+    saved = [*range(every, training.steps, every), training.steps]
+    return tuple(saved[-training.keep :])
+
+
 def decay(training: Training) -> Callable[[jax.Array], jax.Array]:
     """step -> decay of the averages, see `step.ema_decay`."""
     return ema_decay(training.ema_half_life, training.batch_size, training.ema_ramp_up)

@@ -157,6 +157,14 @@ def check_agreement(digest: str) -> None:
         )
 
 
+def of_first(values: Any) -> Any:
+    """An array, or a tree of them, as process 0 has it, in all processes; none goes on before all
+    are there."""
+    if jax.process_count() > 1:
+        values = multihost_utils.broadcast_one_to_all(values)
+    return values
+
+
 def gather(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     """The arrays of a tree, within a program, not split over `data` or `fsdp`. Without it XLA keeps
     weights split and moves activations, which are larger."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from fdistill.errors import Stopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -57,6 +59,25 @@ class Stop:
     def _restore(self):
         while self._previous:
             signal.signal(*self._previous.popitem())
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """Turns the signals of `Stop` into a `Stopped` where they come, for work between trainings; the
+    same signal once more has its usual effect. Likewise in the main thread of one process alone."""
+    previous = {}
+
+    def interrupt(number, _):
+        signal.signal(number, previous[number])
+        raise Stopped(signal.Signals(number).name, number)
+
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -293,7 +293,9 @@ def _device(machine, *name):
     return ':'.join(parts)
 
 
-def _tensor(machine, storage, offset, shape, stride, requires_grad, hooks, metadata=None):
+def _tensor(
+    machine, storage, offset, shape, stride, requires_grad=False, hooks=None, metadata=None
+):
     """A view of a storage, checked to lie in it and not to overlap itself (an `expand` of one
     number has no end)."""
     if (
@@ -470,6 +472,7 @@ _GLOBALS = {
     # The settings of a training, beside its weights.
     ('argparse', 'Namespace'): ('class', _script),
     ('torch_utils.persistence', '_reconstruct_persistent_obj'): ('function', _persistent),
+    ('torch._utils', '_rebuild_tensor'): ('function', _tensor),  # before torch 0.4
     ('torch._utils', '_rebuild_tensor_v2'): ('function', _tensor),
     ('torch._utils', '_rebuild_parameter'): ('function', _parameter),
     ('torch.storage', '_load_from_bytes'): ('function', _nested),
