@@ -1,31 +1,43 @@
-"""One-step student of the digits teacher by knowledge distillation of its pairs.
+"""One-step student of the digits by knowledge distillation of pairs: of the teacher, or as :reflow of
+its straightened flow, the last step of rectified flow's recipe.
 
     fdistill train --config=configs/digits_kd.py --workdir=runs/digits-kd
     fdistill evaluate --workdir=runs/digits-kd
 
-Needs runs/digits-teacher (configs/digits_teacher.py), which makes pairs as they are needed.
+Needs runs/digits-teacher (configs/digits_teacher.py), or runs/digits-reflow
+(configs/digits_reflow.py), which makes pairs as they are needed.
 """
 
 from ml_collections import ConfigDict
 
-TEACHER = dict(workdir='runs/digits-teacher')
+# What makes pairs, how, and from which level.
+SOURCES = {
+    'teacher': (
+        'runs/digits-teacher',
+        dict(sampler='lms', grid=dict(name='karras', steps=12, sigma_min=0.02, sigma_max=40.0)),
+        40.0,
+    ),
+    'reflow': (
+        'runs/digits-reflow',
+        dict(sampler='same_noise', grid=dict(name='even_time', steps=4, sigma_max=99.0)),
+        99.0,
+    ),
+}
 
 
-def get_config():
+def get_config(source='teacher'):
+    workdir, pairing, highest = SOURCES[source]
     return ConfigDict(
         dict(
             seed=0,
             data=dict(name='digits'),
-            teacher=TEACHER,
-            start=TEACHER,
+            teacher=dict(workdir=workdir),
+            start=dict(workdir=workdir),
             network=dict(dropout=0.0),
-            pairing=dict(
-                sampler='heun',
-                grid=dict(name='karras', steps=18, sigma_min=0.02, sigma_max=40.0),
-            ),
-            method=dict(name='kd', sigma_init=40.0, pixel_weight=0.5),
+            pairing=pairing,
+            method=dict(name='kd', sigma_init=highest, pixel_weight=0.5),
             optimizer=dict(
-                student=dict(learning_rate=1e-3, b2=0.99, schedule='cosine', final=0.05),
+                student=dict(learning_rate=2e-3, b2=0.99, schedule='cosine', final=0.02),
             ),
             training=dict(
                 steps=4000,

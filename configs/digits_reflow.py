@@ -20,17 +20,18 @@ def get_config():
             start=TEACHER,
             network=dict(dropout=0.0),
             pairing=dict(
-                sampler='heun',
-                grid=dict(name='karras', steps=18, sigma_min=0.02, sigma_max=40.0),
+                sampler='lms',
+                grid=dict(name='karras', steps=12, sigma_min=0.02, sigma_max=40.0),
             ),
             method=dict(
                 name='reflow',
-                law=dict(name='u_shaped_time', edge=1e-4),
-                grid=dict(name='even_time', steps=4, sigma_max=1e4),
+                # Above, the teacher knows nothing, and a student wastes its time.
+                law=dict(name='u_shaped_time', edge=0.01),
+                grid=dict(name='even_time', steps=4, sigma_max=99.0),
                 sampler='same_noise',
             ),
             optimizer=dict(
-                student=dict(learning_rate=1e-3, b2=0.99, schedule='cosine', final=0.05),
+                student=dict(learning_rate=4e-3, b2=0.99, schedule='cosine', final=0.02),
             ),
             training=dict(
                 steps=4000,

@@ -10,7 +10,7 @@ pairs as they are needed; the second, flow-guided distillation, the first.
 
 from ml_collections import ConfigDict
 
-PAIRS = dict(sampler='heun', grid=dict(name='karras', steps=18, sigma_min=0.02, sigma_max=40.0))
+PAIRS = dict(sampler='lms', grid=dict(name='karras', steps=12, sigma_min=0.02, sigma_max=40.0))
 
 
 def get_config(stage='reflow'):
@@ -33,7 +33,9 @@ def get_config(stage='reflow'):
         if first
         else dict(
             teacher=dict(workdir='runs/digits-slimflow-reflow'),
-            pairing=dict(sampler='euler', grid=dict(name='even_time', steps=8, sigma_max=99.0)),
+            pairing=dict(
+                sampler='same_noise', grid=dict(name='even_time', steps=4, sigma_max=99.0)
+            ),
             method=dict(name='flow_guided', sigma_init=99.0),
         )
     )

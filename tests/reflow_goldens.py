@@ -1,10 +1,11 @@
-"""Losses of the codes of rectified flow, 2-RF++, SlimFlow, FastGen's KD and progressive distillation
-for toy networks, and how they were recorded.
+"""Losses of the codes of rectified flow, 2-RF++, SlimFlow, FastGen's KD and progressive
+distillation for toy networks, and how they were recorded.
 
 `python tests/reflow_goldens.py RECTIFIED RFPP SLIMFLOW FASTGEN GOOGLE` writes
 data/reflow_goldens.npz. The folders are clones of github.com/gnobitab/RectifiedFlow (5a1fd4d),
-sangyun884/rfpp (f7b10a5), yuanzhi-zhu/SlimFlow (96d8b25) and NVlabs/FastGen (34f30e8), and the folder
-above the package diffusion_distillation of google-research/google-research (1d4d2f1 of dpm.py).
+sangyun884/rfpp (f7b10a5), yuanzhi-zhu/SlimFlow (96d8b25) and NVlabs/FastGen (34f30e8), and the
+folder above the package diffusion_distillation of google-research/google-research (1d4d2f1 of
+dpm.py).
 Recorded with torch 2.13.0+cpu, scipy 1.17.1 and jax 0.10.2, in float64. Those codes draw what they
 draw out of DRAWN; where they cut time at 1e-3, as their distillations do, it is cut at 1e-9 here.
 """

@@ -268,7 +268,8 @@ def test_noise_turns_over_with_its_image():
         lambda *given: {},
         lambda params, x, sigma, condition, key=None: (jnp.tanh(x) / column(1 + sigma, x), ()),
     )
-    for method in (reflow(model, recorded(), law=LAW, sigmas=GRID), kd(model, recorded())):
+    once = kd(model, recorded(), sigma_init=1.0)
+    for method in (reflow(model, recorded(), law=LAW, sigmas=GRID), once):
         one, other, wrong = (float(value(method, {}, batch=b)) for b in (plain, turned, half))
         assert one == pytest.approx(other, rel=1e-12)
         assert abs(one - wrong) > 1e-3 * one
