@@ -1,5 +1,5 @@
-"""Pairs: what a teacher makes of noise is made once, the same on any devices and after any stop, and
-trained on with the noise that it was made of."""
+"""Pairs: what a teacher makes of noise is made once, the same on any devices and after any stop,
+and trained on with the noise that it was made of."""
 
 import functools
 import json
@@ -583,9 +583,10 @@ def test_a_run_is_planned_before_its_pairs_are_there(made, tmp_path, regression,
     for wrong in ({'shape': (9, 9, 9)}, {'num_classes': 7}):
         with pytest.raises(UserError, match='holds pairs of shape .* and not of'):
             load(made, **{**told, **wrong})
+    plain = student_of('nowhere', data=told).to_dict()
     text = (
         'from ml_collections import ConfigDict\n'
-        f'def get_config():\n    return ConfigDict({student_of("nowhere", data=told).to_dict()!r})\n'
+        f'def get_config():\n    return ConfigDict({plain!r})\n'
     )
     (tmp_path / 'config.py').write_text(text)
     words = [f'--config={tmp_path}/config.py', '--topology=cpu:4', f'--out={tmp_path}/plan']
