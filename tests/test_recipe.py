@@ -208,9 +208,16 @@ def test_sigterm_ends_with_the_code_of_a_stop(tmp_path):
 def test_kills_at_random_change_nothing(unbroken, tmp_path, survived):
     """SIGKILL ten times, whatever is done then, until the recipe is done."""
     path, workdir, times = write(tmp_path), tmp_path / 'w', random.Random(0)
+    file = workdir / 'recipe.json'
+
+    def written():
+        return file.stat().st_mtime_ns if file.exists() else 0
+
     for _ in range(10):
-        running = process(path, workdir, '--quiet')
-        time.sleep(times.uniform(3, 14))
+        before, running = written(), process(path, workdir, '--quiet')
+        while running.poll() is None and written() == before:
+            time.sleep(0.02)
+        time.sleep(times.uniform(0, 6))
         running.kill()
         running.communicate()
         survived('SIGKILL of a recipe')
