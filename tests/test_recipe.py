@@ -178,6 +178,10 @@ def test_a_stage_made_anew_is_equal_and_its_children_are_kept(unbroken, done, tm
     recipe.run(path, workdir, quiet=True)
     same(workdir, unbroken[1])
     assert (workdir / 'second' / 'config.json').stat().st_mtime_ns == before
+    # What is to be measured after all is not made anew for it.
+    recipe.run(write(tmp_path, [TEACHER | {'evaluate': True}, FIRST, SECOND]), workdir, quiet=True)
+    known = records(workdir)['teacher']
+    assert known['row']['nfe'] == 5 and known['digest'] == records(unbroken[1])['teacher']['digest']
 
 
 def process(path, workdir, *more, **environment):
