@@ -54,7 +54,8 @@ def apart(by: Distance) -> Any:
     [B]. No gradient flows through the target.
 
     Raises:
-      ValueError: on an unknown distance, values out of range, or a missing encoder.
+      ValueError: on an unknown distance, values out of range, or an encoder that is missing or of
+        no use.
     """
     if by.distance not in DISTANCES:
         raise ValueError(f'distance={by.distance!r}: known are {", ".join(DISTANCES)}')
@@ -66,9 +67,10 @@ def apart(by: Distance) -> Any:
             f'pixel_weight={by.pixel_weight}, perceptual_weight={by.perceptual_weight}: need >= 0, '
             'and one of them > 0'
         )
-    if by.perceptual_weight and by.encoder is None:
+    if bool(by.perceptual_weight) != (by.encoder is not None):
+        needs = 'needs' if by.perceptual_weight else 'has no use for'
         raise ValueError(
-            f'perceptual_weight={by.perceptual_weight}: this needs the section features'
+            f'perceptual_weight={by.perceptual_weight}: this {needs} the section features'
         )
 
     def of(made, target, context, scale=None, weights=(1, 1)):
@@ -338,6 +340,6 @@ TINY = {
             'annealing_steps': 6,
         }
     },
-    'kd': _PAIRS,
+    'kd': _PAIRS | {'features': {'name': 'pixels'}, 'method': {'perceptual_weight': 0.5}},
     'flow_guided': _PAIRS,
 }
