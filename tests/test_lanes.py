@@ -261,7 +261,12 @@ CONTINUOUS = {
     'fd_loss': 'decay floor smoothing sigma_init last',
     'mmd': 'sigma_init last',
     'drifting': 'sigma_init last',
+    'reflow': 'sigma_data c pixel_weight!=0 perceptual_weight!=0 label_dropout!=0',
+    'kd': 'sigma_init c pixel_weight!=0 perceptual_weight!=0',
+    'flow_guided': 'guided_weight!=0 sigma_init c pixel_weight!=0 perceptual_weight!=0',
+    'progressive': 'sigma_data',
     'loguniform': 'sigma_min sigma_max',
+    'u_shaped_time': 'steepness edge',
 }
 
 
