@@ -1,5 +1,5 @@
-"""One-step student of the digits by knowledge distillation of pairs: of the teacher, or as :reflow of
-its straightened flow, the last step of rectified flow's recipe.
+"""One-step student of the digits by knowledge distillation of pairs: of the teacher, or as :reflow
+of its straightened flow, the last step of rectified flow's recipe.
 
     fdistill train --config=configs/digits_kd.py --workdir=runs/digits-kd
     fdistill evaluate --workdir=runs/digits-kd
