@@ -16,10 +16,11 @@ METHODS = {
     'real_uid': dict(alpha=0.9, beta=0.8, weighting='unit', critic_weighting='edm'),
     'data_forcing': dict(weighting='unit'),
     'diff_ratio': dict(features='input', weighting='eps'),
-    'dmd2': dict(weighting='unit') | GAN,
+    'reverse_kl_gan': dict(name='dmd2', weighting='unit') | GAN,
     'diff_instruct': dict(),
     'sim': dict(c=0.1, scale='unit'),
     'sid': dict(alpha=1.0, weighting='unit'),
+    'sida': dict(alpha=1.0, weighting='unit', gan_weighting='unit', burn_in=50, gan_from=100) | GAN,
 }
 
 

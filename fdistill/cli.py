@@ -458,7 +458,8 @@ def _parsers():
         metavar='FILE',
         action='append',
         default=[],
-        help='another snapshot of an average, of which there may be several; the second file of LPIPS',
+        help='another snapshot of an average, which may be given several times; for LPIPS, what it '
+        'learned beside a network of torchvision',
     )
     convert.add_argument(
         '--std', type=float, metavar='S', help='of an average: its relative width, as 0.13'

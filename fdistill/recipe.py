@@ -672,45 +672,37 @@ def results(known: Mapping[str, Record]) -> str:
 
 
 def listing(stages: Sequence[Stage], workdir: disk.Path) -> str:
-    """What `--dry-run` prints: each stage with what it is made from, does and leaves."""
+    """What `--dry-run` prints: each stage with what it is made from, does and leaves, and the sum
+    of those to do."""
     known = records(workdir)
     digests, seen = there(stages, known), ahead(stages)
     rows = [('stage', 'from', 'work', 'parameters', 'evaluations + derivatives', 'disk', '')]
-    todo = []
+    todo, total = [], Evaluations()
     for stage in stages:
-        record = known.get(stage.name)
         if stage.given:
-            rows.append((stage.name, '-', '-', '-', '-', '-', f'given, {stage.folder}'))
+            rows.append((stage.name, *'-----', f'given, {stage.folder}'))
             continue
-        one = seen[stage.name]
-        todo += [one] * (stage.name not in digests)
+        one, record = seen[stage.name], known.get(stage.name)
         begun = record and (stage.folder / KINDS[stage.kind].note).is_file()
-        state = _state(record) if begun else ''
         counts = (
             f'{name} {_short(of.forward)}' + f' + {_short(of.derivative)}' * (of.derivative > 0)
             for name, of in one.evaluations.items()
         )
-        cells = ', '.join(stage.parents) or '-', one.work, f'{one.parameters:,}'
-        rows.append((stage.name, *cells, ', '.join(counts), _size(one.bytes), state))
-    total = Evaluations()
-    for one in todo:
-        for of in one.evaluations.values():
-            total = total.plus(of)
-    left = _size(sum(one.bytes for one in todo))
-    nearest = next(
-        at
-        for at in (pathlib.Path(workdir), *pathlib.Path(workdir).absolute().parents)
-        if at.is_dir()
+        cells = ', '.join(stage.parents) or '-', one.work, f'{one.parameters:,}', ', '.join(counts)
+        rows.append((stage.name, *cells, _size(one.bytes), _state(record) if begun else ''))
+        if stage.name not in digests:
+            todo.append(one)
+            total = functools.reduce(Evaluations.plus, one.evaluations.values(), total)
+    above = pathlib.Path(workdir).absolute()
+    free = shutil.disk_usage(next(at for at in (above, *above.parents) if at.is_dir())).free
+    said = (
+        f'{len(stages)} stages, {len(todo)} to do: {sum(one.samples for one in todo):,} samples',
+        f'{_short(total.forward)} evaluations of networks, {_short(total.derivative)} with '
+        'derivatives',
+        f'at most {_size(sum(one.bytes for one in todo))} on disk, where {_size(free)} are free',
+        'what is measured is not in it, and of stages that have begun all is',
     )
-    return '\n'.join(
-        [
-            *table(rows),
-            f'{len(stages)} stages, {len(todo)} to do: {sum(one.samples for one in todo):,} samples, '
-            f'{_short(total.forward)} evaluations of networks, {_short(total.derivative)} with '
-            f'derivatives, {left} at most on disk, of which {_size(shutil.disk_usage(nearest).free)} '
-            'are free; what is measured on the way and at the end is not in it',
-        ]
-    )
+    return '\n'.join([*table(rows), '; '.join(said)])
 
 
 def _short(number):

@@ -220,7 +220,7 @@ def test_help_is_quick():
         '    assert done.code == 0\n'
         'assert not {"jax", "numpy", "ml_collections"} & set(sys.modules)'
     )
-    for words in ([], ['train'], ['evaluate'], ['sample'], ['sweep'], ['check-data']):
+    for words in ([], ['train'], ['evaluate'], ['sample'], ['sweep'], ['run'], ['check-data']):
         run = subprocess.run(
             [sys.executable, '-c', code, *words, '--help'],
             capture_output=True,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdistill import build, config
+from fdistill import build, config, recipe
 from fdistill.build import models
 from fdistill.build.plan import outline
 from fdistill.build.resume import check_resumable, origin
@@ -72,6 +72,9 @@ SIZES = {
     # Without its learned variance and with the 9 x 1152 of its second time.
     'imagenet256_mean_flow': 675129632 - 256 * 1152 - 1153 * 16 + 9 * 1152,
 }
+
+
+SOLVED = ('degrade', 'mapo', 'f_dpo')  # denoisers, sampled by a solver
 
 
 def loaded(file):
@@ -209,11 +212,15 @@ def test_students_of_a_part_of_the_parameters(width, share):
     assert sizes['student'] == pytest.approx(share * sizes['teacher'], rel=0.1)
 
 
-@pytest.mark.parametrize('method', config.module(str(FOLDER / 'ring_adversarial.py')).OWN)
-def test_adversaries_of_the_ring(method):
-    plain = outline(config.load(f'{FOLDER}/ring_adversarial.py:{method}'))
+RELATIVES = config.module(str(FOLDER / 'sweeps' / 'ring_relatives.py')).FILES
+
+
+@pytest.mark.parametrize('file', [*RELATIVES.values(), 'ring_taught.py:degrade'])
+def test_relatives_of_the_ring(file):
+    plain = resolved(file)
     built = build.experiment(plain)
-    assert build.optimizers(plain, built.method).keys() == {'student', 'critic'}
+    assert built.method.generator.nfe == (35 if plain['method']['name'] in SOLVED else 1)
+    assert build.optimizers(plain, built.method).keys() == built.method.losses.keys()
 
 
 RING = config.module(str(FOLDER / 'ring_flow_map.py'))
@@ -242,6 +249,23 @@ def test_config_is_complete(file):
     if 'data_dir' in settings.data:
         config.override(settings, ['--config.data.data_dir=/somewhere'])
         assert settings.data.data_dir == '/somewhere'
+
+
+RECIPES = sorted(path.name for path in (FOLDER / 'recipes').glob('*.py'))
+
+
+@pytest.mark.parametrize('length', ['full', 'short'])
+@pytest.mark.parametrize('file', RECIPES)
+def test_recipe_is_complete(file, length, tmp_path):
+    """All of its stages can be foreseen; the short one is so in each; and the docstring."""
+    stages = recipe.load(f'{FOLDER}/recipes/{file}:{length}', tmp_path)
+    seen = recipe.ahead(stages)
+    text = (FOLDER / 'recipes' / file).read_text()
+    assert len(stages) > 1 and all(seen[stage.name].samples > 0 for stage in stages)
+    assert length == 'full' or max(one.samples for one in seen.values()) <= 10_000
+    assert f'fdistill run --recipe=configs/recipes/{file}' in text
+    assert len(text.splitlines()) <= 75, 'a recipe fits on one screen'
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_may_differ_when_a_run_goes_on(tmp_path):

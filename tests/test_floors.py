@@ -39,7 +39,7 @@ DOORS = {
     'etils': ('files/disk.py',),
     'grain': ('data/',),
     'tensorflow_datasets': ('data/',),
-    'array_record': ('data/',),
+    'array_record': ('data/pairs.py',),
     'sklearn': ('data/',),
     'tensorboardX': ('training/writer.py',),
     'wandb': ('training/writer.py',),

@@ -30,6 +30,7 @@ SHORT = {
     'check-data': [],
     'plan': [],
     'sweep': ['--config.training.steps=2', '--only=divergence=js,seed=0'],
+    'run': ['--dry-run'],
 }
 
 
@@ -45,7 +46,7 @@ def _words(line):
     words = shlex.split(line, comments=True)
     while re.fullmatch(r'[A-Z_]+=.*', words[0]):
         words.pop(0)
-    return [word.replace('--config=', f'--config={ROOT}/') for word in words]
+    return [re.sub('^--(config|recipe)=', rf'--\1={ROOT}/', word) for word in words]
 
 
 def test_commands_are_of_a_kind_that_is_tested():
@@ -126,17 +127,14 @@ def test_python_runs(runs, monkeypatch):
         exec(block.replace("'runs/", f"'{runs}/"), {})
 
 
-def test_configs_are_those_that_exist():
-    files = {path.name for path in (ROOT / 'configs').glob('*.py')}
-    named = set(
-        re.findall(
-            r'\b([\w*]+\.py)\b',
-            ' '.join(line for line in README.splitlines() if line.startswith('| `configs/')),
-        )
-    )
-    covered = {path.name for pattern in named for path in (ROOT / 'configs').glob(pattern)}
+@pytest.mark.parametrize('folder', ['configs', 'configs/recipes'])
+def test_configs_are_those_that_exist(folder):
+    files = {path.name for path in (ROOT / folder).glob('*.py')}
+    lines = (line for line in README.splitlines() if re.match(rf'\| `{folder}/[^/`]+`', line))
+    named = set(re.findall(r'\b([\w*]+\.py)\b', ' '.join(lines)))
+    covered = {path.name for pattern in named for path in (ROOT / folder).glob(pattern)}
     assert covered == files
-    assert all(list((ROOT / 'configs').glob(pattern)) for pattern in named)
+    assert all(list((ROOT / folder).glob(pattern)) for pattern in named)
 
 
 @pytest.mark.parametrize(

@@ -322,8 +322,8 @@ def test_a_file_that_is_no_recipe_is_one_line(tmp_path, capsys):
     [
         (
             ['--degrade.training.keep=3'],
-            'stage student: config.path.steps=[50, 100, 200, 400]: that run will keep no checkpoint '
-            'of step 50, but of 300, 350, 400; name these',
+            'stage student: config.path.steps=[50, 100, 200, 400]: that run will keep no '
+            'checkpoint of step 50, but of 300, 350, 400; name these',
         ),
         (['--degrade.method.sigma_init=2.0'], 'holds a run of degrade at sigma_init=2.0; give one'),
     ],

@@ -773,8 +773,8 @@ def test_converters_have_names_and_a_licence(kind):
     converter = weights.CONVERTERS[kind]
     sizes = [np.prod(shape) for shape in converter.shapes().values()]
     # pytorch-fid's network has 23.9 million numbers with its 1008 classes, facebook's ViT-L/14 304
-    # million, torchvision's convolutions of VGG16 14,714,688 and of AlexNet 2,469,696, of which 1472
-    # and 1152 channels are judged.
+    # million, torchvision's convolutions of VGG16 14,714,688 and of AlexNet 2,469,696, of which
+    # LPIPS weighs 1472 and 1152 channels.
     count, licence = {
         'inception': (23_885_392, 'Apache-2.0'),
         'dinov2': (304_368_640, 'Apache-2.0'),

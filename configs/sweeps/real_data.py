@@ -15,7 +15,7 @@ FILES = {
     'real_uid': 'digits_real_uid.py',
     'data_forcing': 'digits_data_forcing.py',
     'diff_ratio': 'digits_diff_ratio.py',
-    'dmd2': 'digits_f_distill.py',
+    'reverse_kl_gan': 'digits_f_distill.py',
     'diff_instruct': 'digits_f_distill.py',
     'sid': 'digits_sid.py',
     'sim': 'digits_sim.py',
@@ -24,7 +24,7 @@ FILES = {
 
 def get_config(method='data_forcing'):
     config = load(str(pathlib.Path(__file__).parents[1] / FILES[method]))
-    if method == 'dmd2':
+    if method == 'reverse_kl_gan':
         config = config.unlock()
         config.method.gan_weight, config.method.features = 0.1, 'input'
     return config.lock()

@@ -340,7 +340,7 @@ def _images(plain, name, channels=None):
         raise UserError(f'{WHERE}.name={name!r}: sees images, and the samples are none; use pixels')
     if channels and image['shape'][2] not in channels:
         raise UserError(
-            f'{WHERE}.name={name!r}: sees images of {" or ".join(map(str, channels))} channels, and '
-            f'these have {image["shape"][2]}; use pixels or classifier'
+            f'{WHERE}.name={name!r}: sees images of {" or ".join(map(str, channels))} channels, '
+            f'and these have {image["shape"][2]}; use pixels or classifier'
         )
     return tuple(image['shape'])

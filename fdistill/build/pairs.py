@@ -23,6 +23,7 @@ from fdistill.methods import pairing
 from fdistill.training import sharding
 
 BATCH = 256  # pairs at once on a device
+SOLVER = ('sampler', 'steps', 'guidance')
 FREE = ('versions', 'shards')  # of a note, what may be otherwise of the same pairs
 NAMES = ('dataset', 'mixture', 'path', 'name')  # of a section `data`, what the data are called by
 
@@ -71,14 +72,17 @@ def make_pairs(
             f'--count={count}, --batch-size={batch_size}, --seed={seed}: count and batch size must '
             'be >= 1, the seed >= 0, all below 2^31'
         )
-    out, first, processes = (
-        disk.folder_for(out, '--out'),
-        jax.process_index() == 0,
-        jax.process_count(),
-    )
-    lock.check(out, '--out')
+    solver = dict(solver or {})
+    for name in solver.keys() - set(SOLVER):
+        raise UserError(
+            f'solver.{name}: pairs are made with {", ".join(SOLVER)} alone; leave it out'
+        )
+    out = disk.folder_for(out, '--out')
+    first, processes = jax.process_index() == 0, jax.process_count()
+    if first:
+        lock.check(out, '--out')
     mesh = sharding.mesh_over(jax.local_devices())
-    teacher = _opened(workdir, weights, config, mesh, solver or {})
+    teacher = _opened(workdir, weights, config, mesh, solver)
     asked = {'seed': seed, 'count': count, 'batch_size': batch_size}
     note = _settings(teacher, asked, dtype, label)
     note = _begun(out, note) or note

@@ -83,8 +83,8 @@ def start_of(plain: Mapping[str, Any]) -> Callable[[Mesh | None], Any]:
     if len(kinds) != 1 or section.keys() - {kinds[0], 'network', 'denoiser'}:
         raise UserError(
             f'config.start={said:.80}: give one of {", ".join(KNOWN)}, the folder of a run or '
-            'the file of a published denoiser, or slice=True for a part of the teacher, or of those, '
-            'and nothing else'
+            'the file of a published denoiser, or slice=True for a part of the teacher, or of '
+            'those, and nothing else'
         )
     load = TEACHERS[kinds[0]](plain, **section).load
     if not cut:

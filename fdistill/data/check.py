@@ -106,7 +106,7 @@ def check(
     if errors:
         return report, None
     report['duplicates'] = _duplicates(loaded, names, digests, blocks)
-    report['warnings'] = _warnings(report)
+    report['warnings'] = _warnings(report, those)
     return report, train
 
 
@@ -358,10 +358,10 @@ def _near(blocks, image):
     return sorted(pairs)
 
 
-def _warnings(report):
+def _warnings(report, those):
     """What does not stop training, but should be known: [line]."""
     lines, splits = [], report['splits']
-    if 'held_out' not in splits:
+    if 'held_out' in those and 'held_out' not in splits:
         lines.append(
             'held_out is empty, so that nothing can be evaluated: add images, or hold out a larger '
             'part'

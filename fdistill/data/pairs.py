@@ -37,11 +37,11 @@ KINDS = 'biuf'  # of the numbers of a condition
 SAMPLING = ('sampler', 'grid', 'guidance', 'guidance_interval', 'sigma_init', 'levels')
 TEXT = """# Pairs of noise and {what} of a teacher of {name}
 
-Each record is what a diffusion model made of one draw of Gaussian noise by solving its ODE, and the
-condition that it was given. The noise is not stored: it follows from the seed and the number of the
-pair, on any machine. So the data set is the map from noise to samples, for students that learn that
-map: reflow, distillation by regression, SlimFlow. Nothing in it is real data; the samples are as
-good as the teacher and its solver.
+Each record is what a diffusion model made of one draw of Gaussian noise, with the solver below, and
+the condition that it was given. The noise is not stored: it follows from the seed and the number of
+the pair, on any machine, to rounding. So the data set is a map from noise to samples, for students
+that learn that map: reflow, distillation by regression, SlimFlow. Nothing in it is real data; the
+samples are as good as the teacher and its solver.
 
 {table}
 

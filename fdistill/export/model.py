@@ -1,5 +1,6 @@
 """What is exported: a generator as pure functions, and what there is to say about it."""
 
+import contextlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
@@ -150,13 +151,20 @@ def _of_run(workdir, run, licence):
             steps = kind(**given | configs.with_tuples(own))
     return {
         'method': method,
-        'name': plain['data']['name'],
+        'name': _called(plain),
         'steps': steps,
         'derived_from': sources(plain, licence),
         'evaluations': [
             row for row in rows if row.get('details', {}).get('checkpoint') == run.digest
         ],
     }
+
+
+def _called(plain):
+    """The data that a run's samples are like: of pairs those of their teacher, if it is known."""
+    with contextlib.suppress(UserError):
+        plain = build.real(plain)
+    return plain['data']['name']
 
 
 def _steps(given):

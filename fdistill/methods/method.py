@@ -56,8 +56,8 @@ class Method(NamedTuple):
     averages: {name: `Average`}, `DEPLOYED` among them.
     begins: names in `frozen` that `init` alone reads.
 
-    `batch` is {'x': [B,...], 'condition': {name: [B,...]}}, `frozen` the parameters of what is not
-    trained ({} where there is nothing).
+    `batch` is {'x': [B,...], 'condition': {name: [B,...]}}, of pairs with a 'pair' (see `pairing`),
+    `frozen` the parameters of what is not trained ({} where there is nothing).
     """
 
     init: Callable[..., Any]
