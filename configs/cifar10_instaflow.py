@@ -8,7 +8,7 @@ text, whose condition is not there yet.
 Pairs are made as they are needed: in the reflow by the guided runs/cifar10-teacher, which has to be
 trained with --config.method.label_dropout=0.1 (configs/cifar10_teacher.py), in the distillation by
 the reflow. Rates, batch and steps are those of its later stages; it distils first by l2, as here,
-and then by LPIPS. Not run.
+and then by LPIPS (`features`, as in configs/cifar10_slimflow.py). Not run.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -4,9 +4,8 @@
     [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-reflow
 
 Needs runs/cifar10-teacher (configs/cifar10_teacher.py), which makes pairs as they are needed, 35
-evaluations each; the paper makes a million of them before. 410 M images. FID there in one step
-3.38, without classes, from EDM's VE network and with LPIPS/t in the loss: features of it as the
-section `features`, perceptual_weight=1 and perceptual_by_time=True. Not run.
+evaluations each; the paper makes a million of them before. Needs LPIPS's weights, converted. 410 M
+images. FID there in one step 3.38, without classes and from EDM's VE network. Not run.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -34,8 +33,16 @@ def get_config():
                 distance='pseudo_huber',
                 c=0.00054,
                 fade=True,
+                perceptual_weight=1.0,
+                perceptual_by_time=True,
                 grid=dict(name='even_time', steps=1, sigma_max=99999.0),
                 sampler='same_noise',
+            ),
+            features=dict(
+                name='lpips-vgg',
+                weights='weights/lpips-vgg.safetensors',
+                resize=224,
+                pooling='average',
             ),
             optimizer=dict(student=dict(learning_rate=2e-4, b1=0.9, b2=0.999, warmup=5000)),
             training=dict(

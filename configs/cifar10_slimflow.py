@@ -6,9 +6,9 @@ teacher's parameters by annealing reflow, then flow-guided distillation.
     [--config.data.data_dir=DIR] fdistill evaluate --workdir=runs/cifar10-slimflow
 
 The first needs runs/cifar10-teacher (configs/cifar10_teacher.py), which makes pairs as they are
-needed; the paper makes 50,000 before, which serve the second stage, too. FID there, with LPIPS in
-that stage, 4.53 with 27.9 M parameters, 5.02 with 15.7 M (model_channels=96). Adam's b2 is 0.999
-there as well, and the length of the second stage is ours. Not run.
+needed; the paper makes 50,000 before, which serve the second stage, too, where LPIPS's weights are
+needed, converted. FID there 4.53 with 27.9 M parameters, 5.02 with 15.7 M (model_channels=96). The
+length of the second stage is ours. Not run.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -38,7 +38,8 @@ FIRST = dict(
 SECOND = dict(
     teacher=dict(workdir='runs/cifar10-slimflow-reflow'),
     pairing=dict(sampler='euler', grid=dict(name='even_time', steps=25, sigma_max=999.0)),
-    method=dict(name='flow_guided', sigma_init=999.0),
+    method=dict(name='flow_guided', sigma_init=999.0, pixel_weight=0.0, perceptual_weight=1.0),
+    features=dict(name='lpips-vgg', weights='weights/lpips-vgg.safetensors', resize=64),
 )
 
 

@@ -5,7 +5,9 @@ of its straightened flow, the last step of rectified flow's recipe.
     fdistill evaluate --workdir=runs/digits-kd
 
 Needs runs/digits-teacher (configs/digits_teacher.py), or runs/digits-reflow
-(configs/digits_reflow.py), which makes pairs as they are needed.
+(configs/digits_reflow.py), which makes pairs as they are needed. About 72 and 46 CPU-seconds.
+Measured: fd_train 0.028 (teacher, 35 evaluations: 0.035), fd_held_out 0.116 (0.113), pixel_fd 0.35
+(0.21), accuracy 0.998; of the reflow 0.032, 0.122, 0.37, 0.998.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,9 @@
     fdistill evaluate --workdir=runs/digits-progressive-1
 
 Needs runs/digits-teacher (configs/digits_teacher.py). The argument is the stage, as :2, which needs
-runs/digits-progressive-1.
+runs/digits-progressive-1. About 24 CPU-seconds a stage.
+Measured in 8, 4, 2 and 1 steps: fd_held_out 0.124, 0.126, 0.124 and 0.125 (teacher, 35 evaluations:
+0.113), pixel_fd 0.42, 0.46, 0.49 and 0.51 (0.21), accuracy 0.999 to 1.
 """
 
 from ml_collections import ConfigDict

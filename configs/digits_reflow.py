@@ -1,9 +1,12 @@
-"""2-rectified flow of the digits teacher: a flow straight enough for few Euler steps, here one.
+"""2-rectified flow of the digits teacher: a flow straight enough for few Euler steps.
 
     fdistill train --config=configs/digits_reflow.py --workdir=runs/digits-reflow
     fdistill evaluate --workdir=runs/digits-reflow
 
-Needs runs/digits-teacher (configs/digits_teacher.py), which makes pairs as they are needed.
+Needs runs/digits-teacher (configs/digits_teacher.py), which makes pairs as they are needed. About
+75 CPU-seconds.
+Measured, in four steps: fd_train 0.031 (teacher, 35 evaluations: 0.035), fd_held_out 0.123 (0.113),
+pixel_fd 0.34 (0.21), accuracy 0.998; in one: 0.032, 0.134, 0.44, 0.998.
 """
 
 from ml_collections import ConfigDict

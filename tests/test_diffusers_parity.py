@@ -13,9 +13,9 @@ from fdistill.diffusion import multistep, noise, samplers
 from fdistill.diffusion.oracle import mixture
 from fdistill.diffusion.samplers import SAMPLERS
 
-# Without a scheduler of the same method. Momentum has none, and of the published third order see
-# below.
-ALONE = {'heavy_ball', 'ghvb', 'dpmpp_3m'}
+# Without a scheduler of the same method. Momentum and pairs have none; of the published third order
+# see below.
+ALONE = {'heavy_ball', 'ghvb', 'dpmpp_3m', 'same_noise'}
 
 
 @pytest.fixture(scope='module')

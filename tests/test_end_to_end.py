@@ -247,9 +247,9 @@ def test_student(teacher, tmp_path, capsys, method):
     file.unlink()
     made = configs.to_json(configs.read(workdir))
     if build.has_solver(made):  # No generator: sampled as a teacher is.
-        check_run(capsys, workdir, 10, 5)
+        check_run(capsys, workdir, 10, 2 if method == 'reflow' else 5)
         return
-    jumps = made['method'].get('segments', 1)
+    jumps = 2 if method == 'progressive' else made['method'].get('segments', 1)
     check_run(capsys, workdir, 10, jumps)
     if jumps == 1:
         assert '--trajectory: ' in refused(capsys, 'sample', f'--workdir={workdir}', '--trajectory')

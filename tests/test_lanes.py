@@ -173,6 +173,21 @@ SETTINGS = {
         {'law': LAW, 'grid': 'karras', 'label_dropout': 0.1},
         {'method.label_dropout': (0.1, 0.5), 'method.law.sigma_min': (0.1, 0.2)},
     ),
+    'reflow': (
+        {
+            'law': {'name': 'u_shaped_time', 'steepness': 4.0, 'edge': 0.01},
+            'grid': 'even_time',
+            'distance': 'pseudo_huber',
+            'c': 0.1,
+            'pixel_weight': 1.0,
+        },
+        {
+            'method.law.steepness': (1.0, 4.0),
+            'method.law.edge': (0.01, 0.1),
+            'method.c': (0.1, 0.5),
+            'method.pixel_weight': (1.0, 2.0),
+        },
+    ),
 }
 QUICK = ('f_distill', 'pretrain')
 
@@ -195,6 +210,9 @@ def test_losses_of_lanes(name):
     }
     if name in ('sid', 'sim', 'rcm'):
         del plain['discriminator']
+    if name == 'reflow':
+        grid = {'name': 'karras', 'steps': 3}
+        plain |= {'data': {'name': 'mixture'}, 'pairing': {'sampler': 'euler', 'grid': grid}}
     assert all(build.common(plain)[key] == '*' for key in settings)
     batch = {'x': jnp.ones((16, 2)), 'condition': {}}
     params, aux = jax.jit(
@@ -261,7 +279,12 @@ CONTINUOUS = {
     'fd_loss': 'decay floor smoothing sigma_init last',
     'mmd': 'sigma_init last',
     'drifting': 'sigma_init last',
+    'reflow': 'sigma_data c pixel_weight!=0 perceptual_weight!=0 label_dropout!=0',
+    'kd': 'sigma_init c pixel_weight!=0 perceptual_weight!=0',
+    'flow_guided': 'guided_weight!=0 sigma_init c pixel_weight!=0 perceptual_weight!=0',
+    'progressive': 'sigma_data',
     'loguniform': 'sigma_min sigma_max',
+    'u_shaped_time': 'steepness edge',
 }
 
 

@@ -517,7 +517,7 @@ def of_code(distance, **weights):
             part.reshape(len(x), -1) for part in reflow_goldens.features(jnp, x)
         ),
     )
-    return Distance(distance, encoder=encoder, **weights)
+    return Distance(distance, encoder=encoder if weights else None, **weights)
 
 
 def recorded_pairs():
@@ -659,6 +659,11 @@ def test_losses_of_progressive_distillation(name, weighting, goldens):
         (reflow, dict(distance=Distance(pixel_weight=0.0)), 'one of them > 0'),
         (reflow, dict(distance=Distance(perceptual_weight=-1.0)), 'one of them > 0'),
         (reflow, dict(distance=Distance(perceptual_weight=1.0)), 'needs the section features'),
+        (
+            kd,
+            dict(distance=Distance(encoder=Encoder(None, None))),
+            'no use for the section features',
+        ),
         (reflow, dict(label_dropout=1.0), r'label_dropout=1.0: must lie in \[0, 1\)'),
         (kd, dict(sigma_init=0.0), 'sigma_init=0.0: must be > 0'),
         (flow_guided, dict(first_half='both'), "first_half='both': known are student, teacher"),

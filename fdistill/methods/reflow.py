@@ -8,6 +8,7 @@ z - x0. With v of D (`flow_map.velocity`) the error of the velocity is that of D
     v - (z - x0) = (x0 - D) (1 + sigma)/sigma
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -48,27 +49,29 @@ class Distance(NamedTuple):
     encoder: Any = None
 
 
-def apart(by: Distance) -> Any:
+def apart(by: Distance) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """A function (made[B,...], target[B,...], context, scale[B] = 1, weights = (1, 1)) -> ([B],
     metrics): `Distance` of the two, of scale (made - target) in d, either term times its weight
     [B]. No gradient flows through the target.
 
     Raises:
-      ValueError: on an unknown distance, values out of range, or a missing encoder.
+      ValueError: on an unknown distance, values out of range, or an encoder that is missing or of
+        no use.
     """
     if by.distance not in DISTANCES:
         raise ValueError(f'distance={by.distance!r}: known are {", ".join(DISTANCES)}')
     if not by.c > 0:
         raise ValueError(f'c={by.c}: must be > 0')
-    least = min(by.pixel_weight, by.perceptual_weight)
-    if not (least >= 0 and by.pixel_weight + by.perceptual_weight > 0):
+    weights = by.pixel_weight, by.perceptual_weight
+    if not (all(weight >= 0 for weight in weights) and any(weights)):
         raise ValueError(
             f'pixel_weight={by.pixel_weight}, perceptual_weight={by.perceptual_weight}: need >= 0, '
             'and one of them > 0'
         )
-    if by.perceptual_weight and by.encoder is None:
+    if bool(by.perceptual_weight) != (by.encoder is not None):
+        needs = 'needs' if by.perceptual_weight else 'has no use for'
         raise ValueError(
-            f'perceptual_weight={by.perceptual_weight}: this needs the section features'
+            f'perceptual_weight={by.perceptual_weight}: this {needs} the section features'
         )
 
     def of(made, target, context, scale=None, weights=(1, 1)):
@@ -338,6 +341,6 @@ TINY = {
             'annealing_steps': 6,
         }
     },
-    'kd': _PAIRS,
+    'kd': _PAIRS | {'features': {'name': 'pixels'}, 'method': {'perceptual_weight': 0.5}},
     'flow_guided': _PAIRS,
 }
