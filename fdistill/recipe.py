@@ -42,6 +42,7 @@ import numpy as np
 from fdistill import build, sweep
 from fdistill import config as configs
 from fdistill.data import sources
+from fdistill.data.pairs import NOTE as PAIRS
 from fdistill.errors import NotFinite, Stopped, UserError, suggest
 from fdistill.evaluation.subject import Row
 from fdistill.files import CONFIG, disk, lock
@@ -51,7 +52,6 @@ from fdistill.training.count import Evaluations
 from fdistill.types import Free, misfit
 
 RECIPE = 'recipe.json'
-PAIRS = 'pairs.json'
 SECTIONS = typing.get_type_hints(configs.Sections)
 # Of a stage; none may be called as an option of `fdistill run` is.
 NAME = re.compile(r'[A-Za-z][\w-]{0,99}')
