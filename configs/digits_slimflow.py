@@ -5,7 +5,10 @@
     fdistill evaluate --workdir=runs/digits-slimflow
 
 The first, annealing reflow, needs runs/digits-teacher (configs/digits_teacher.py), which makes
-pairs as they are needed; the second, flow-guided distillation, the first.
+pairs as they are needed; the second, flow-guided distillation, the first. About 90 and 43
+CPU-seconds. Measured, the first in four steps: fd_held_out 0.135 (teacher, 35 evaluations: 0.113),
+pixel_fd 0.46 (0.21), accuracy 0.999; the second in one: 0.135, 0.52, 0.999. By 40,000 pairs of the
+teacher in both, made before: 0.140, 0.46, 0.998 and 0.125, 0.46, 0.998.
 """
 
 from ml_collections import ConfigDict
