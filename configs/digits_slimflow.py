@@ -1,19 +1,19 @@
 """SlimFlow on the digits: a student of a quarter of the teacher's parameters, in two stages.
 
+    fdistill pairs --workdir=runs/digits-teacher --out=runs/digits-pairs --count=40000
+        --sampler=lms --steps=12
     fdistill train --config=configs/digits_slimflow.py --workdir=runs/digits-slimflow-reflow
     fdistill train --config=configs/digits_slimflow.py:distil --workdir=runs/digits-slimflow
     fdistill evaluate --workdir=runs/digits-slimflow
 
-The first, annealing reflow, needs runs/digits-teacher (configs/digits_teacher.py), which makes
-pairs as they are needed; the second, flow-guided distillation, the first. About 90 and 43
-CPU-seconds. Measured, the first in four steps: fd_held_out 0.135 (teacher, 35 evaluations: 0.113),
-pixel_fd 0.46 (0.21), accuracy 0.999; the second in one: 0.135, 0.52, 0.999. By 40,000 pairs of the
-teacher in both, made before: 0.140, 0.46, 0.998 and 0.125, 0.46, 0.998.
+Both learn from pairs of runs/digits-teacher (configs/digits_teacher.py): the first, annealing
+reflow, begins from nothing, the second, flow-guided distillation, as the first. One after another:
+configs/recipes/slimflow.py. About 27 and 38 CPU-seconds.
+Measured: the first in four steps fd_held_out 0.140 (teacher, 35 evaluations: 0.113), pixel_fd 0.46
+(0.21), accuracy 0.998; the second in one 0.125, 0.46, 0.999.
 """
 
 from ml_collections import ConfigDict
-
-PAIRS = dict(sampler='lms', grid=dict(name='karras', steps=12, sigma_min=0.02, sigma_max=40.0))
 
 
 def get_config(stage='reflow'):
@@ -22,8 +22,6 @@ def get_config(stage='reflow'):
         dict(
             network=dict(name='mlp', width=120, blocks=3, embedding=32),
             denoiser=dict(sigma_data=0.75),
-            teacher=dict(workdir='runs/digits-teacher'),
-            pairing=PAIRS,
             method=dict(
                 name='reflow',
                 law=dict(name='u_shaped_time', edge=1e-2),
@@ -36,9 +34,6 @@ def get_config(stage='reflow'):
         if first
         else dict(
             teacher=dict(workdir='runs/digits-slimflow-reflow'),
-            pairing=dict(
-                sampler='same_noise', grid=dict(name='even_time', steps=4, sigma_max=99.0)
-            ),
             method=dict(name='flow_guided', sigma_init=99.0),
         )
     )
@@ -46,7 +41,7 @@ def get_config(stage='reflow'):
     return ConfigDict(
         dict(
             seed=0,
-            data=dict(name='digits'),
+            data=dict(name='pairs', path='runs/digits-pairs'),
             **own,
             optimizer=dict(
                 student=dict(learning_rate=rate, b2=0.99, schedule='cosine', final=0.02),

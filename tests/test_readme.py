@@ -31,6 +31,7 @@ SHORT = {
     'plan': [],
     'sweep': ['--config.training.steps=2', '--only=divergence=js,seed=0'],
     'run': ['--dry-run'],
+    'pairs': ['--count=64'],
 }
 
 

