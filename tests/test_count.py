@@ -94,7 +94,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize('name', METHODS)
+# The first has all that the others have.
+@pytest.mark.parametrize(
+    'name', ['f_distill', *(pytest.param(n, marks=pytest.mark.slow) for n in [*METHODS][1:])]
+)
 def test_counts_are_those_of_a_step_that_runs(name):
     """Forward evaluations, told by the networks themselves while a step of all roles runs."""
     sections = dict(

@@ -337,8 +337,20 @@ def of_another_size(method, teacher, begins):
     return plain | {'method': plain['method'] | own}
 
 
-@pytest.mark.parametrize('begins', ['slice', 'warmed', 'scratch'])
-@pytest.mark.parametrize('method', every(STUDENTS))
+@pytest.mark.parametrize(
+    'method, begins',
+    [
+        *(pytest.param(*one.values, 'slice', marks=one.marks) for one in every(STUDENTS)),
+        ('f_distill', 'warmed'),
+        ('f_distill', 'scratch'),
+        *(
+            pytest.param(method, begins, marks=pytest.mark.slow)
+            for method in STUDENTS
+            for begins in ('warmed', 'scratch')
+            if method != 'f_distill'
+        ),
+    ],
+)
 def test_student_of_another_size_begins(teacher, tmp_path, method, begins):
     """As what it is told to, and its fake score as the teacher in any case."""
     plain = of_another_size(method, teacher, begins)

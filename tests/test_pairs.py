@@ -617,6 +617,7 @@ def test_weights_make_pairs_that_stand_for_what_a_config_says(teacher, tmp_path,
     assert not (tmp_path / 'other').exists()
 
 
+@pytest.mark.slow
 def test_conditions_other_than_labels_are_those_of_the_data(tmp_path, monkeypatch):
     for name in ('worded', 'shrunken'):
         monkeypatch.setitem(sources.SOURCES, name, getattr(test_conditions, name))
@@ -649,6 +650,7 @@ def latent_teacher(tmp_path):
     return tmp_path / 'teacher'
 
 
+@pytest.mark.slow
 def test_pairs_of_latents_are_decoded(latent_teacher, tmp_path, quick):
     note = make(tmp_path / 'pairs', latent_teacher)
     assert note['data']['name'] == 'latents' and note['decoded']['shape'] == [8, 8, 1]

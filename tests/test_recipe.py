@@ -171,6 +171,7 @@ def test_a_stop_between_and_within_stages_changes_nothing(unbroken, tmp_path, mo
     same(workdir, unbroken[1])
 
 
+@pytest.mark.slow
 def test_a_stage_made_anew_is_equal_and_its_children_are_kept(unbroken, done, tmp_path):
     path, workdir = done
     (workdir / 'first').rename(tmp_path / 'lost')
@@ -424,6 +425,7 @@ def test_a_stage_may_be_given(unbroken, tmp_path, capsys):
     assert [run.name for run in found] == ['first', 'second']
 
 
+@pytest.mark.slow
 def test_what_is_foreseen_is_what_is_done(tmp_path, capsys):
     """Steps, numbers and bytes, of a network large enough that they are most of its files."""
     workdir = tmp_path / 'w'

@@ -78,7 +78,12 @@ def weights(name):
     )
 
 
-@pytest.mark.parametrize('name', SIZES)
+LARGE = ('unet2d', 'ddpmpp', 'edm2')  # Their shapes take seconds.
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in SIZES]
+)
 def test_a_slice_has_all_arrays_of_a_network_and_is_one_of_a_slice(name):
     """Of the same size it is a copy; in one cut or two, by whole factors, the same."""
     whole = weights(name)
