@@ -17,7 +17,9 @@ PAIRS = {
     'online': dict(
         data=dict(name='digits'), teacher=TEACHER, pairing=dict(sampler='lms', grid=GRID)
     ),
-    'recorded': dict(data=dict(name='pairs', path='runs/digits-pairs')),
+    'recorded': dict(
+        data=dict(name='pairs', path='runs/digits-pairs', shape=(8, 8, 1), num_classes=10)
+    ),
 }
 
 

@@ -41,7 +41,7 @@ def get_config(stage='reflow'):
     return ConfigDict(
         dict(
             seed=0,
-            data=dict(name='pairs', path='runs/digits-pairs'),
+            data=dict(name='pairs', path='runs/digits-pairs', shape=(8, 8, 1), num_classes=10),
             **own,
             optimizer=dict(
                 student=dict(learning_rate=rate, b2=0.99, schedule='cosine', final=0.02),

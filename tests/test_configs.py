@@ -110,21 +110,12 @@ def count(tree):
 
 def shapes(plain):
     """(Method, optimizers, what a step is given: state, frozen, batch, key), of shapes alone."""
-    built = build.experiment(plain)
-    method = built.method
-    optimizers = build.optimizers(plain, method)
-
     # Weights do not depend on the batch; a small one traces as well as a large one.
-    batch = {
-        'x': jax.ShapeDtypeStruct((8, *built.shape), jnp.float32),
-        'condition': jax.eval_shape(lambda: models.conditions(built.image, 8)),
-    }
+    small = {'batch_size': 8, 'microbatches': 1}
+    made = build.shapes.shapes(plain | {'training': plain['training'] | small})
+    method, optimizers, batch = made.built.method, made.optimizers, made.batch
     key = jax.eval_shape(lambda: jax.random.key(0))
-    frozen = {
-        name: jax.eval_shape(built.parts[name].init, key, batch['x'], batch['condition'])
-        for name in built.frozen
-        if name in built.parts
-    }
+    frozen = {name: of for name, of in made.frozen.items() if name not in method.begins}
     state = jax.eval_shape(
         lambda b, f, k: init_state(method, optimizers, k, b, f), batch, frozen, key
     )
