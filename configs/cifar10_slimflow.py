@@ -44,7 +44,7 @@ SECOND = dict(
 
 
 def get_config(stage='reflow'):
-    own, warmup, steps = (FIRST, 5000, 800000) if stage == 'reflow' else (SECOND, 0, 300000)
+    own, steps = (FIRST, 800000) if stage == 'reflow' else (SECOND, 300000)
     return ConfigDict(
         dict(
             seed=0,
@@ -52,7 +52,7 @@ def get_config(stage='reflow'):
                 name='tfds', dataset='cifar10', data_dir=config_dict.placeholder(str), flip=True
             ),
             **own,
-            optimizer=dict(student=dict(learning_rate=2e-4, b2=0.999, warmup=warmup, clip=1.0)),
+            optimizer=dict(student=dict(learning_rate=2e-4, b2=0.999, warmup=5000, clip=1.0)),
             training=dict(
                 steps=steps,
                 batch_size=128,

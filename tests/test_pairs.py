@@ -179,6 +179,13 @@ def test_labels_are_even_and_independent_of_the_noise():
     assert np.abs(means).max() * np.sqrt(count / 10) < 4.5
     one = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(5), 7), (4,)))
     np.testing.assert_allclose(z[7], one, rtol=1e-6)
+    # Nor do they depend on whether JAX computes in float64.
+    with jax.enable_x64(True):
+        few = {name: of[:9] for name, of in pair.items()}
+        again, given = pairing.noise_of(few, jnp.zeros((9, 4))), pairing.drawn_of(few, 10)
+    assert again.dtype == jnp.float64
+    np.testing.assert_allclose(again, z[:9], rtol=1e-6)
+    np.testing.assert_array_equal(given, labels[:9])
 
 
 def test_samples_are_kept_as_asked(made, teacher, tmp_path):

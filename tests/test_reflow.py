@@ -132,6 +132,11 @@ def test_straightness_in_float32_from_where_flows_start():
     found = straightness(bend, z, 1e5, 400)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, 0.2146, atol=1e-4)
+    # Nor is it below 0 where it is 0 but for rounding.
+    flat = lambda x, sigma: x * s / (s + sigma[:, None])  # noqa: E731
+    for highest in (40.0, 1e5):
+        found = straightness(flat, points(64).astype(jnp.float32), highest, 50)
+        assert np.all((found >= 0) & (found < 1e-10))
 
 
 @pytest.mark.parametrize('name', ['euler', 'same_noise'])

@@ -114,12 +114,15 @@ def straightness(denoise: Denoise, noise: jax.Array, highest: float, steps: int)
         x = column(1 + level, z) * z
         return velocity(denoise(x, level), x, level)
 
-    def step(carry, pair):
-        z, total, square = carry
-        first = v(z, pair[0])
-        middle = v(z - width / 2 * first, pair[1])
-        return (z - width * middle, total + middle / steps, square + middle**2 / steps), ()
+    def step(carry, now):
+        (z, mean, square), (first, second, n) = carry, now
+        middle = v(z - width / 2 * v(z, first), second)
+        # By the mean so far (Welford): a difference of squares would be below 0 where S is small.
+        apart = middle - mean
+        square = square + (n - 1) / n * apart**2
+        return (z - width * middle, mean + apart / n, square), ()
 
     zero = jnp.zeros_like(noise)
-    (_, total, square), _ = jax.lax.scan(step, (noise, zero, zero), sigmas.reshape(steps, 2))
-    return jnp.mean(square - total**2, axis=tuple(range(1, noise.ndim)))
+    levels = *sigmas.reshape(steps, 2).T, jnp.arange(1, steps + 1, dtype=noise.dtype)
+    (_, _, square), _ = jax.lax.scan(step, (noise, zero, zero), levels)
+    return jnp.mean(square, axis=tuple(range(1, noise.ndim))) / steps

@@ -34,16 +34,17 @@ def noise_of(pair: Mapping[str, jax.Array], like: jax.Array) -> jax.Array:
     """The noise of recorded pairs: normal(fold_in(key(seed), index)), turned over left to right
     where the image is; [B,...].
 
-    It is not stored, for it follows from two numbers, on any device and in any batch.
+    It is not stored, for it follows from two numbers, on any device, in any batch and whatever the
+    precision.
 
     Args:
       pair: {'seed': uint32[B], 'index': uint32[B], 'mirrored': bool[B]}.
-      like: [B,...], of whose shape and type it is.
+      like: [B,...], of whose shape and type it is; drawn in float32.
     """
 
     def one(seed, index):
         key = jax.random.fold_in(jax.random.key(seed), index)
-        return jax.random.normal(key, like.shape[1:])
+        return jax.random.normal(key, like.shape[1:], jnp.float32)
 
     z = jax.vmap(one)(pair['seed'], pair['index']).astype(like.dtype)
     if like.ndim != 4:  # What has no left and right is never mirrored.
@@ -62,7 +63,7 @@ def drawn_of(pair: Mapping[str, jax.Array], count: int) -> jax.Array:
 
     def one(seed, index):
         key = jax.random.fold_in(jax.random.key(seed), index)
-        return jax.random.randint(jax.random.fold_in(key, CONDITION), (), 0, count)
+        return jax.random.randint(jax.random.fold_in(key, CONDITION), (), 0, count, jnp.int32)
 
     return jax.vmap(one)(pair['seed'], pair['index'])
 
