@@ -425,7 +425,10 @@ def _parsers():
         help='to keep samples in, or float16, or uint8 for images; default: %(default)s',
     )
     pairs.add_argument(
-        '--batch-size', type=int, metavar='B', help='pairs at once on each device; default: 256'
+        '--batch-size',
+        type=int,
+        metavar='B',
+        help='pairs at once on each device, at most 1024; default: 256',
     )
     pairs.add_argument(
         '--config',
@@ -778,7 +781,9 @@ def _run(options, overrides, words=()):
     given = {'words': words, 'seed': options.seed}
     if options.dry_run:
         stages = recipe.load(options.recipe, options.workdir, **given)
-        print(recipe.listing(stages, options.workdir))
+        listed = recipe.listing(stages, options.workdir)
+        if _first():
+            print(listed)
     else:
         known = recipe.run(options.recipe, options.workdir, quiet=options.quiet, **given)
         if _first():

@@ -18,8 +18,9 @@ evaluated, unless `evaluate` is False. One with `pairs` makes pairs, by these ar
 The folder of a recipe holds those of its stages by their names, and `recipe.json`: of each its
 settings, the digests of its parents and of what was made, status, seconds and row. All stages are
 checked before the first begins. What is done is kept, as long as its settings and parents are the
-same; what was stopped goes on where it was; what failed is tried again. Several processes run a
-recipe as they run one training, in a folder that all see.
+same, and measured again where its evaluation is another; what was stopped goes on where it was;
+what failed is tried again. Several processes run a recipe as they run one training, in a folder
+that all see.
 """
 
 import ast
@@ -41,7 +42,7 @@ import numpy as np
 
 from fdistill import build, sweep
 from fdistill import config as configs
-from fdistill.data import sources
+from fdistill.data import pipeline, sources
 from fdistill.data.pairs import NOTE as PAIRS
 from fdistill.errors import NotFinite, Stopped, UserError, suggest
 from fdistill.evaluation.subject import Row
@@ -75,6 +76,7 @@ class Record(TypedDict):
     folder: below that file's, or of a stage that was given its own.
     settings: {dotted key: value} of what makes it what it is.
     parents: {name: digest}.
+    evaluation: how it is measured.
     digest: of what was made.
     seconds: of its attempts that ended in order.
     """
@@ -85,6 +87,7 @@ class Record(TypedDict):
     settings: dict
     parents: dict[str, str]
     status: Literal['begun', 'failed', 'done']
+    evaluation: NotRequired[dict]
     digest: NotRequired[str]
     row: NotRequired[Row | None]
     error: NotRequired[str]
@@ -216,6 +219,15 @@ def _ahead_config(settings, parents, here, load):
     source = build.blank(pairs.plain['image'], pairs.samples) if pairs else load(settings)
     plain = build.resolve(settings, source, known)
     seen = build.foresee(plain, path and path.plain, jax.devices() if here else None)
+    configs.call(
+        pipeline.batches,
+        {},
+        'config.data',
+        source=source,
+        batch_size=seen.batch_size,
+        seed=plain.get('seed', 0),
+        flip=plain['data'].get('flip', False),
+    )
     return Ahead(
         plain,
         f'{seen.steps:,} x {seen.batch_size}',
@@ -256,11 +268,6 @@ def _compared_pairs(settings):
     return {key: of for key, of in disk.flat(settings).items() if key.split('.')[0] not in free}
 
 
-def _digest_pairs(folder):
-    # Its note has the digests of all that it holds.
-    return disk.sha256(folder / PAIRS)[:16] if (folder / PAIRS).is_file() else None
-
-
 def _ahead_pairs(settings, parents, here, load):
     @functools.wraps(build.make_pairs)
     def checked(*given, **options):
@@ -268,19 +275,22 @@ def _ahead_pairs(settings, parents, here, load):
 
     settings = configs.with_tuples(settings)
     configs.call(checked, settings, 'pairs', out='', quiet=True)
+    workdir, weights = (settings.get(name) for name in ('workdir', 'weights'))
+    build.folder_of(workdir, weights)
     solver = dict(settings.get('solver') or {})
-    if 'weights' in settings:
-        run = build.from_weights(settings['weights'], **solver)
+    if weights is not None:
+        run = build.from_weights(weights, **solver)
         plain, nfe = configs.to_json(run.config), run.nfe
     else:
-        place = settings.get('workdir', '')
         known = parents['workdir'].plain if 'workdir' in parents else None
-        plain = known or configs.to_json(configs.read(place, 'pairs.workdir'))
+        plain = known or configs.to_json(configs.read(workdir, 'pairs.workdir'))
         solved = build.replaced(plain, {})
-        solve = functools.partial(build.solve, solved, f'workdir={place}')
+        solve = functools.partial(build.solve, solved, f'workdir={workdir}')
         configs.call(solve, solver, 'pairs.solver')
         nfe = build.experiment(solved).method.generator.nfe
     count, image = settings['count'], plain['image']
+    asked = configs.parameters(build.check_pairs).keys() & settings.keys()
+    build.check_pairs(image, **{name: settings[name] for name in asked})
     numbers = [math.prod(shape) for shape in (image['shape'], *image.get('given', {}).values())]
     size = sum(numbers) * np.dtype(settings.get('dtype', 'float32')).itemsize
     evaluations = {'teacher': Evaluations(nfe * count)}
@@ -307,7 +317,7 @@ KINDS = {
         what='pairs',
         read=_read_pairs,
         compared=_compared_pairs,
-        digest=_digest_pairs,
+        digest=build.digest_pairs,
         ahead=_ahead_pairs,
         make=_make_pairs,
     ),
@@ -542,8 +552,13 @@ def digest(stage: Stage, record: Record | None, digests: Mapping[str, str]) -> s
             f'stage {stage.name}: {folder} is no more what was made (digest '
             f'{record.get("digest")}, now {now}); bring it back from a copy, {anew}'
         )
-    # One that is to be measured now has nothing else to do.
-    return None if stage.evaluate and not record.get('row') else now
+    # One that is to be measured now, or otherwise than it was, has nothing else to do.
+    measured = record.get('row') and record.get('evaluation') == _evaluation(stage)
+    return now if measured or not stage.evaluate else None
+
+
+def _evaluation(stage):
+    return disk.plain(stage.settings.get('evaluation', {}))
 
 
 def there(stages: Sequence[Stage], known: Mapping[str, Record]) -> dict[str, str]:
@@ -619,6 +634,7 @@ def _begun(stage, record, digests):
         'settings': {} if stage.given else disk.plain(kind.compared(stage.settings)),
         'parents': {name: digests[name] for name in stage.parents},
         'status': 'begun',
+        'evaluation': _evaluation(stage),
         'seconds': record['seconds'] if goes_on else 0.0,
     }
 

@@ -7,6 +7,7 @@ A setting of a config is an argument of a function; its annotation may say more 
     class Training(NamedTuple): log_every: Annotated[int, Free] = 100
 """
 
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -53,8 +54,8 @@ def misfit(value: Any, annotation: Any, name: str = '') -> str:
 
     Args:
         value: any; one that is not made of `PLAIN` values fits.
-        annotation: made of int, float, bool, str, None, Literal, tuple, list, dict and TypedDict,
-          whose other keys may hold anything; any other type fits every value.
+        annotation: made of int, float, bool, str, PathLike, None, Literal, tuple, list, dict and
+          TypedDict, whose other keys may hold anything; any other type fits every value.
         name: of the value in that sentence.
     """
     if not isinstance(value, PLAIN):
@@ -93,7 +94,7 @@ def misfit(value: Any, annotation: Any, name: str = '') -> str:
     elif annotation in (None, types.NoneType):
         fits = value is None
     else:
-        fits = annotation not in (bool, str) or isinstance(value, annotation)
+        fits = annotation not in (bool, str, os.PathLike) or isinstance(value, annotation)
     if fits:
         return ''
     wanted = annotation.__name__ if isinstance(annotation, type) and not arguments else annotation

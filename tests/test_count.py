@@ -60,6 +60,7 @@ CASES = {
     'in a branch': (branched, (1, 0), (2, 0), (1, 1), (2, 2)),
     'forward': (pushed, (1, 1), (0, 0), (1, 2), (0, 0)),
     'a sample at a time': (by_rows, (1, 0), (0, 0), (1, 1), (0, 0)),
+    'computed again': (again, (1, 0), (0, 0), (1, 1), (0, 0)),
     'jitted': (jax.jit(lambda w, x: student(w, x)[0]), (1, 0), (0, 0), (1, 1), (0, 0)),
 }
 

@@ -283,6 +283,17 @@ def test_other_settings_are_refused(case, finished, made, teacher, tmp_path):
     assert '\n' not in str(caught.value) and contents(out) == before
 
 
+def test_a_digest_is_of_the_pairs_and_not_of_what_made_them(made, tmp_path):
+    shutil.copytree(made, tmp_path / 'out')
+    note = json.loads((made / 'pairs.json').read_text())
+    disk.write_json(tmp_path / 'out' / 'pairs.json', note | {'versions': {'jax': '0.0.1'}})
+    assert build.digest_pairs(tmp_path / 'out') == build.digest_pairs(made)
+    note['shards'][0]['sha256'] = '0' * 64
+    disk.write_json(tmp_path / 'out' / 'pairs.json', note)
+    assert build.digest_pairs(tmp_path / 'out') != build.digest_pairs(made)
+    assert build.digest_pairs(tmp_path) is None
+
+
 def test_what_is_there_is_only_looked_at(made, teacher, tmp_path, monkeypatch):
     out = shutil.copytree(made, tmp_path / 'out')
     (out / f'{FILES[1]}.array_record').write_bytes(b'')
@@ -394,6 +405,14 @@ def test_a_damaged_cache_is_made_anew(made, tmp_path, monkeypatch, capsys):
     np.save(kept, first + 1)
     np.testing.assert_array_equal(load(made).images, first)
     assert 'made anew' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['README.md', 'config.json'])
+def test_what_is_of_something_else_is_left(name, teacher, tmp_path):
+    (tmp_path / name).write_text('mine')
+    with pytest.raises(UserError, match=f'{name}: is of something else; give another folder'):
+        make(tmp_path, teacher)
+    assert contents(tmp_path) == {name: b'mine'}
 
 
 def test_samples_that_are_not_finite_are_refused(teacher, tmp_path, monkeypatch):
@@ -706,6 +725,7 @@ MISTAKES = {
     'count': (['--out=x', '--count=-3'], '--count=-3'),
     'much': (['--out=x', '--count=3000000000'], 'is out of range'),
     'batch': (['--out=x', '--count=5', '--batch-size=0'], '--batch-size=0'),
+    'much at once': (['--out=x', '--count=5', '--batch-size=1025'], 'at most 1024'),
     'type': (
         ['--out=x', '--count=5', '--dtype=int8'],
         "--dtype: unknown 'int8'; did you mean uint8",

@@ -20,6 +20,7 @@ import stops
 from fdistill import build, cli, recipe, report
 from fdistill import config as configs
 from fdistill.errors import Stopped, UserError
+from fdistill.files import disk
 from fdistill.report import collect
 from fdistill.training import checkpoint
 
@@ -185,6 +186,18 @@ def test_a_stage_made_anew_is_equal_and_its_children_are_kept(unbroken, done, tm
     assert known['row']['nfe'] == 5 and known['digest'] == records(unbroken[1])['teacher']['digest']
 
 
+def test_another_evaluation_measures_again_and_makes_nothing(done, tmp_path):
+    path, workdir = done
+    before = records(workdir)
+    recipe.run(path, workdir, words=['--second.evaluation.samples=90'], quiet=True)
+    known = records(workdir)
+    assert known['second']['row']['protocol']['modes'].startswith('modes[pixels,90,')
+    assert {name: one['digest'] for name, one in known.items()} == {
+        name: one['digest'] for name, one in before.items()
+    }
+    assert known['first'] == before['first']
+
+
 def process(path, workdir, *more, **environment):
     environment = {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '8'} | environment
     return subprocess.Popen(
@@ -314,6 +327,16 @@ def pairs(**values):
         (STAGES, ['--second.method.segments=9'], 'stage second: config.method: segments=9: must'),
         (STAGES, ['--second.optimizer.student.learning_rate=-1'], 'stage second: config.optim'),
         (STAGES, ['--second.training.batch_size=63'], 'batch_size=63 is not divisible by the 8'),
+        (
+            STAGES,
+            ['--second.seed=-1'],
+            'stage second: config.data: seed=-1, start_step=0: must not',
+        ),
+        (
+            changed(FIRST, data=dict(name='mixture', mixture='ring', labelled=False, flip=True)),
+            [],
+            "stage first: config.data: flip=True: 'ring' has no left and right",
+        ),
         (STAGES, ['--second.evaluation.samples=0'], 'stage second: config.evaluation'),
         (
             [
@@ -520,8 +543,8 @@ def make_pairs(monkeypatch):
     def make_pairs(
         out,
         *,
-        workdir: str | None = None,
-        weights: str | None = None,
+        workdir: disk.Path | None = None,
+        weights: disk.Path | None = None,
         count: int,
         seed: int = 0,
         solver: dict | None = None,
@@ -573,6 +596,14 @@ def test_what_learns_from_pairs_to_come_is_checked(make_pairs, tmp_path, capsys)
         (pairs(solver={'sampler': 'hoin'}), [], 'stage pairs: config.method.sampler.name: unkno'),
         (pairs(), ['--pairs.count.x=3'], 'stage pairs: --pairs.count.x: count is a value, not a'),
         (pairs(workdir='nowhere'), [], 'stage pairs: pairs.workdir=nowhere: has no config.json'),
+        (pairs(), ['--pairs.workdir=7'], 'stage pairs: pairs.workdir: 7 is of type int; exp'),
+        (pairs(weights='a.safetensors'), [], 'stage pairs: give either --workdir=DIR'),
+        (pairs(dtype='int8'), [], "stage pairs: --dtype: unknown 'int8'; did you mean uint8?"),
+        (pairs(dtype='uint8'), [], 'stage pairs: --dtype=uint8: is for images'),
+        (pairs(count=-3), [], 'stage pairs: --count=-3'),
+        (pairs(seed=-1), [], 'stage pairs: --count=10, --batch-size=256, --seed=-1'),
+        (pairs(batch_size=2000), [], 'the batch size at most 1024'),
+        (pairs(solver=3), [], 'stage pairs: pairs.solver: 3 is of type int; expected'),
         (
             pairs() + changed(FIRST, **{'teacher.workdir': '@pairs'})[1:],
             [],

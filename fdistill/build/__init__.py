@@ -10,6 +10,7 @@ from fdistill.build.evaluators import reference
 from fdistill.build.experiment import Experiment, experiment, optimizers
 from fdistill.build.latents import encode, of_images, vae_of
 from fdistill.build.loading import (
+    folder_of,
     from_weights,
     from_workdir,
     guided,
@@ -19,7 +20,7 @@ from fdistill.build.loading import (
     solve,
 )
 from fdistill.build.measure import evaluate
-from fdistill.build.pairs import make_pairs
+from fdistill.build.pairs import check_pairs, digest_pairs, make_pairs
 from fdistill.build.plan import page, plan
 from fdistill.build.published import as_params, convert, save_teacher, with_names
 from fdistill.build.real import make_statistics
@@ -40,15 +41,18 @@ __all__ = [
     'as_params',
     'batch_key',
     'blank',
+    'check_pairs',
     'common',
     'comparable',
     'complete',
     'continuous',
     'convert',
     'digest',
+    'digest_pairs',
     'encode',
     'evaluate',
     'experiment',
+    'folder_of',
     'foresee',
     'from_weights',
     'from_workdir',

@@ -23,6 +23,7 @@ from fdistill.methods import pairing
 from fdistill.training import sharding
 
 BATCH = 256  # pairs at once on a device
+MOST = pairs.SHARD  # of them: what goes beyond a file is made in vain
 SOLVER = ('sampler', 'steps', 'guidance')
 FREE = ('versions', 'shards')  # of a note, what may be otherwise of the same pairs
 NAMES = ('dataset', 'mixture', 'path', 'name')  # of a section `data`, what the data are called by
@@ -35,11 +36,11 @@ def make_pairs(
     weights: disk.Path | None = None,
     count: int,
     seed: int = 0,
-    solver: Mapping[str, Any] | None = None,
+    solver: dict[str, Any] | None = None,
     dtype: str = 'float32',
     batch_size: int = BATCH,
     label: int | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Makes pairs of noise and samples, for `data.sources.pairs`; goes on where the folder holds a
@@ -55,7 +56,8 @@ def make_pairs(
       count, seed: of the pairs, >= 1 and >= 0.
       solver: sampler, steps and guidance other than the model's own, see `from_workdir`.
       dtype: of `data.pairs.DTYPES`, what samples are kept in; uint8 is for images.
-      batch_size: pairs at once on each device. With another, samples differ by rounding.
+      batch_size: pairs at once on each device, at most those of a file. With another, samples
+        differ by rounding.
       label: class of all; default: a random one each.
       config: whose `data` the pairs stand for and are measured against; default: the run's.
       quiet: no progress on stderr.
@@ -66,12 +68,6 @@ def make_pairs(
     Raises:
       UserError: on whatever the user can mend, as a folder that holds other pairs.
     """
-    pick(pairs.DTYPES, dtype, '--dtype')
-    if min(count, batch_size) < 1 or seed < 0 or max(count, batch_size, seed) >= 2**31:
-        raise UserError(
-            f'--count={count}, --batch-size={batch_size}, --seed={seed}: count and batch size must '
-            'be >= 1, the seed >= 0, all below 2^31'
-        )
     solver = dict(solver or {})
     for name in solver.keys() - set(SOLVER):
         raise UserError(
@@ -84,6 +80,7 @@ def make_pairs(
     mesh = sharding.mesh_over(jax.local_devices())
     teacher = _opened(workdir, weights, config, mesh, solver)
     asked = {'seed': seed, 'count': count, 'batch_size': batch_size}
+    check_pairs(teacher.image, **asked, dtype=dtype, label=label)
     note = _settings(teacher, asked, dtype, label)
     note = _begun(out, note) or note
     if processes > 1:
@@ -99,6 +96,41 @@ def make_pairs(
         if processes > 1:
             multihost_utils.sync_global_devices('finished')
     return dict(made)
+
+
+def digest_pairs(folder: disk.Path) -> str | None:
+    """Of what a folder of pairs holds, whatever it was made with; None where they are not whole."""
+    file = pathlib.Path(folder) / pairs.NOTE
+    if not file.is_file():
+        return None
+    # The note has the digests of the files.
+    note = disk.read_json(file, remedy=pairs.ANEW)
+    return digest_of({name: value for name, value in note.items() if name != 'versions'})
+
+
+def check_pairs(
+    image: Mapping[str, Any],
+    *,
+    count: int,
+    seed: int = 0,
+    dtype: str = 'float32',
+    batch_size: int = BATCH,
+    label: int | None = None,
+) -> None:
+    """Raises UserError on settings by which no pairs of a section `image` can be made; arguments as
+    of `make_pairs`."""
+    levels, shape = pick(pairs.DTYPES, dtype, '--dtype'), image['shape']
+    if min(count, batch_size) < 1 or seed < 0 or max(count, seed) >= 2**31 or batch_size > MOST:
+        raise UserError(
+            f'--count={count}, --batch-size={batch_size}, --seed={seed}: count and batch size must '
+            f'be >= 1, the seed >= 0, the batch size at most {MOST}, the others below 2^31'
+        )
+    if levels and (len(shape) != 3 or 'latents' in image):
+        raise UserError(f'--dtype={dtype}: is for images; keep these in float32 or float16')
+    classes = image['num_classes']
+    if label is not None and not 0 <= label < classes:
+        told = f'give 0 to {classes - 1}' if classes else 'there are no classes'
+        raise UserError(f'--label={label}: {told}')
 
 
 class _Teacher(NamedTuple):
@@ -138,11 +170,6 @@ def _settings(teacher, asked, dtype, label):
     """The `pairs.Settings` of what is asked, as JSON keeps them."""
     where, run, image, data, source = teacher
     shape, classes, levels = image['shape'], image['num_classes'], pairs.DTYPES[dtype]
-    if levels and (len(shape) != 3 or 'latents' in image):
-        raise UserError(f'--dtype={dtype}: is for images; keep these in float32 or float16')
-    if label is not None and not 0 <= label < classes:
-        told = f'give 0 to {classes - 1}' if classes else 'there are no classes'
-        raise UserError(f'--label={label}: {told}')
     parts = [('x0', dtype, shape)] + ([('label', 'int32', ())] if classes else [])
     for name, values in (source.given if source else {}).items():
         parts.append((name, str(values.dtype), values.shape[1:]))

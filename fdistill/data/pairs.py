@@ -24,7 +24,7 @@ from array_record.python import array_record_module
 
 from fdistill.data import cache
 from fdistill.errors import UserError
-from fdistill.files import disk
+from fdistill.files import CONFIG, disk
 
 FORMAT, NOTE, MAKING, CARD = 'fdistill pairs 1', 'pairs.json', 'making.json', 'README.md'
 SHARD = 1024  # pairs in a file
@@ -153,7 +153,7 @@ def begun(path: disk.Path) -> Settings | Note | None:
     """What was to be made in a folder, whether it is all there or not; None where nothing was.
 
     Raises:
-      UserError: what says it is damaged, or not there while pairs are.
+      UserError: what says it is damaged, or not there while pairs are, or something else is there.
     """
     folder = pathlib.Path(path)
     for name, shape in ((NOTE, Note), (MAKING, Settings)):
@@ -163,6 +163,9 @@ def begun(path: disk.Path) -> Settings | Note | None:
         raise UserError(
             f'{found[0]}: nothing says what it is of; remove it, or give another folder'
         )
+    for name in (CARD, CONFIG):
+        if (folder / name).exists():
+            raise UserError(f'{folder / name}: is of something else; give another folder for pairs')
     return None
 
 

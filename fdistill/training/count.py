@@ -109,9 +109,10 @@ def _counted(jaxpr):
         inside = [_counted(one) for one in _jaxprs(of)]
         if equation.primitive.name == 'cond':
             inside = [max(inside, key=collections.Counter.total)]
+        again = of.get('differentiated', False)  # Of `jax.checkpoint`, on the way back.
         for counts in inside:
-            for key, count in counts.items():
-                total[key] += turns * count
+            for (name, derivative), count in counts.items():
+                total[name, derivative] += turns * count * (derivative or not again)
     return total
 
 
