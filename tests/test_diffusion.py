@@ -181,7 +181,7 @@ VARIANTS = {
     'karras_uniform': [{}, {'low': 0.02, 'high': 0.98}, {'low': 0.0, 'high': 0.8, 'rho': 5.0}],
     'uniform_time': [{}, {'low': 0.1, 'high': 0.5}],
     'log_student_t': [{}, {'mean': 0.5, 'scale': 0.7, 'df': 2.0}],
-    'u_shaped_time': [{}, {'steepness': 1.0, 'edge': 0.01}],
+    'u_shaped_time': [{}, {'steepness': 1.0, 'edge': 0.01}, {'steepness': 40.0}],
     'levels': [],  # Steps, not a curve: test_reflow.py:test_law_of_levels.
 }
 LAWS = [(name, options) for name in noise.LAWS for options in VARIANTS[name]]
@@ -265,6 +265,7 @@ def test_uniform_time_is_uniform_in_flow_time():
         (noise.uniform_time, {'low': 0.0}),
         (noise.uniform_time, {'high': 1.0}),
         (noise.u_shaped_time, {'steepness': 0.0}),
+        (noise.u_shaped_time, {'steepness': 41.0}),
         (noise.u_shaped_time, {'edge': 0.5}),
         (noise.levels, {'sigmas': (1.0, 2.0)}),
         (noise.even_time_grid, {'steps': 0}),

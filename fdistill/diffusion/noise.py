@@ -139,10 +139,11 @@ def u_shaped_time(steepness: Number = 4.0, edge: Number = 1e-5) -> NoiseLaw:
     It is drawn and measured from the nearer end, so that both keep their digits in float32.
 
     Args:
-      steepness: a > 0; 4 in the paper.
+      steepness: a in (0, 40], where e^(2 a) is a float32; 4 in the paper.
       edge: of t at both ends, in (0, 1/2); 1e-5 in the code.
     """
-    _positive(steepness=steepness)
+    if not 0 < steepness <= 40:
+        raise ValueError(f'steepness={steepness}: must lie in (0, 40]')
     if not 0 < edge < 0.5:
         raise ValueError(f'edge={edge}: must lie in (0, 0.5)')
     a, rise = steepness, np.expm1(steepness)
