@@ -14,10 +14,10 @@ def _file(name):
 
 # Methods of one file share most of what is tested of all: the first stands for them in each run,
 # the others follow in the slow tests. f-distill has statistics of its own; AnyFlow is two of them,
-# and what `degrade`, `mapo`, `ladd` and `progressive` are is tested in files of their own.
+# and what the others left out here are is tested in files of their own.
 QUICK = {'f_distill'} | {
     next(name for name in METHODS if _file(name) == file) for file in map(_file, METHODS)
-} - {'any_flow', 'degrade', 'mapo', 'ladd', 'progressive'}
+} - {'any_flow', 'degrade', 'mapo', 'ladd', 'progressive', 'real_uid', 'scm', 'tscd'}
 
 
 def taught(name):

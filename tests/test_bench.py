@@ -20,7 +20,11 @@ def load(name):
 
 
 bench, bench_fastgen = load('bench'), load('bench_fastgen')
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py'))
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ('configs', 'configs/sweeps')
+    for path in (ROOT / folder).glob('*.py')
+)
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ FILES = sorted(path.name for path in FOLDER.glob('*.py'))
 # their teachers' files trace it once. Those of CIFAR-10 are like cifar10_f_distill, cifar10_sim and
 # cifar10_mean_flow.
 LARGE = (
+    'cifar10_f_distill.py',
+    'imagenet64_teacher.py',
+    'imagenet256_sit_reverse_kl.py',
     'imagenet64_dmd2.py',
     'imagenet64_f_distill.py',
     'imagenet64_edm_js.py',
@@ -245,7 +248,7 @@ def test_config_is_complete(file):
 RECIPES = sorted(path.name for path in (FOLDER / 'recipes').glob('*.py'))
 
 
-@pytest.mark.parametrize('length', ['full', 'short'])
+@pytest.mark.parametrize('length', [pytest.param('full', marks=pytest.mark.slow), 'short'])
 @pytest.mark.parametrize('file', RECIPES)
 def test_recipe_is_complete(file, length, tmp_path):
     """All of its stages can be foreseen; the short one is so in each; and the docstring."""
