@@ -599,13 +599,3 @@ def test_import_is_light():
         [sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert run.stdout.strip() == '[]', run.stdout + run.stderr
-
-
-@pytest.mark.parametrize('seed', [0, 1])
-@pytest.mark.parametrize('own', [0, 1])
-@pytest.mark.parametrize('split', sources.SPLITS)
-def test_the_order_of_a_mixture_knows_nothing_of_its_points(seed, own, split):
-    """To numpy the seeds [0, 0] and [0, 0, 0] are one: points came sorted by their modes."""
-    source = sources.mixture(split, 'ring', n=2000, seed=own)
-    first = next(batches(source, 100, seed))['condition']['label']
-    assert len(np.unique(first)) == 8

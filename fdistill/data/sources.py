@@ -288,8 +288,7 @@ def mixture(
     if not 1 <= n <= MAX_POINTS or seed < 0:
         raise ValueError(f'n={n}, seed={seed}: n must be in 1..{MAX_POINTS}, seed >= 0')
     weights, means, stds = mixture_parameters(mixture)
-    # numpy takes [0, 0] and [0, 0, 0] for one seed, the last of which orders them in `batches`.
-    rng = np.random.default_rng([seed, SPLITS[split], 0, 1])
+    rng = np.random.default_rng([seed, SPLITS[split]])
     component = rng.choice(len(weights), size=n, p=weights)
     points = means[component] + stds[component, None] * rng.standard_normal((n, means.shape[1]))
     labels = component if labelled else np.zeros(n)
