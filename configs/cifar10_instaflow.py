@@ -18,7 +18,7 @@ STAGES = {
         steps=25000,
         teacher=dict(workdir='runs/cifar10-teacher', guidance=2.0),
         start=dict(workdir='runs/cifar10-teacher'),
-        pairing=dict(
+        pairs=dict(
             sampler='dpmpp_2m',
             grid=dict(name='karras', steps=25, sigma_min=0.002, sigma_max=80.0),
         ),
@@ -32,7 +32,7 @@ STAGES = {
         steps=21500,
         teacher=dict(workdir='runs/cifar10-instaflow-reflow'),
         start=dict(workdir='runs/cifar10-instaflow-reflow'),
-        pairing=dict(sampler='euler', grid=dict(name='even_time', steps=25, sigma_max=999.0)),
+        pairs=dict(sampler='euler', grid=dict(name='even_time', steps=25, sigma_max=999.0)),
         method=dict(name='kd', sigma_init=999.0),
     ),
 }

@@ -23,7 +23,7 @@ def get_config():
             teacher=TEACHER,
             start=TEACHER,
             network=dict(dropout=0.0),
-            pairing=dict(
+            pairs=dict(
                 sampler='heun',
                 grid=dict(name='karras', steps=18, sigma_min=0.002, sigma_max=80.0),
             ),

@@ -24,9 +24,7 @@ FIRST = dict(
     ),
     denoiser=dict(sigma_data=0.5),
     teacher=dict(workdir='runs/cifar10-teacher'),
-    pairing=dict(
-        sampler='heun', grid=dict(name='karras', steps=18, sigma_min=0.002, sigma_max=80.0)
-    ),
+    pairs=dict(sampler='heun', grid=dict(name='karras', steps=18, sigma_min=0.002, sigma_max=80.0)),
     method=dict(
         name='reflow',
         law=dict(name='uniform_time', low=1e-3, high=1 - 1e-3),
@@ -37,7 +35,7 @@ FIRST = dict(
 )
 SECOND = dict(
     teacher=dict(workdir='runs/cifar10-slimflow-reflow'),
-    pairing=dict(sampler='euler', grid=dict(name='even_time', steps=25, sigma_max=999.0)),
+    pairs=dict(sampler='euler', grid=dict(name='even_time', steps=25, sigma_max=999.0)),
     method=dict(name='flow_guided', sigma_init=999.0, pixel_weight=0.0, perceptual_weight=1.0),
     features=dict(name='lpips-vgg', weights='weights/lpips-vgg.safetensors', resize=64),
 )

@@ -28,7 +28,7 @@ SOURCES = {
 
 
 def get_config(source='teacher'):
-    workdir, pairing, highest = SOURCES[source]
+    workdir, pairs, highest = SOURCES[source]
     return ConfigDict(
         dict(
             seed=0,
@@ -36,7 +36,7 @@ def get_config(source='teacher'):
             teacher=dict(workdir=workdir),
             start=dict(workdir=workdir),
             network=dict(dropout=0.0),
-            pairing=pairing,
+            pairs=pairs,
             method=dict(name='kd', sigma_init=highest, pixel_weight=0.5),
             optimizer=dict(
                 student=dict(learning_rate=2e-3, b2=0.99, schedule='cosine', final=0.02),

@@ -14,9 +14,7 @@ from ml_collections import ConfigDict
 TEACHER = dict(workdir='runs/digits-teacher')
 GRID = dict(name='karras', steps=12, sigma_min=0.02, sigma_max=40.0)
 PAIRS = {
-    'online': dict(
-        data=dict(name='digits'), teacher=TEACHER, pairing=dict(sampler='lms', grid=GRID)
-    ),
+    'online': dict(data=dict(name='digits'), teacher=TEACHER, pairs=dict(sampler='lms', grid=GRID)),
     'recorded': dict(
         data=dict(name='pairs', path='runs/digits-pairs', shape=(8, 8, 1), num_classes=10)
     ),

@@ -28,7 +28,7 @@ def get_config(method='kd'):
     guided = method == 'flow_guided'
     sampler = 'same_noise' if guided else 'heun'
     grid = dict(name='even_time', steps=8, sigma_max=49.0) if guided else GRID
-    pairs = {} if method == 'progressive' else dict(pairing=dict(sampler=sampler, grid=grid))
+    pairs = {} if method == 'progressive' else dict(pairs=dict(sampler=sampler, grid=grid))
     return ConfigDict(
         dict(
             seed=0,

@@ -66,7 +66,7 @@ class Sections(TypedDict, total=False):
     teacher: dict
     start: dict
     path: dict
-    pairing: dict
+    pairs: dict
     method: Named
     discriminator: Named | str
     reward: Named | str

@@ -27,7 +27,6 @@ import ast
 import contextlib
 import functools
 import json
-import math
 import pathlib
 import re
 import shutil
@@ -42,8 +41,7 @@ import numpy as np
 
 from fdistill import build, sweep
 from fdistill import config as configs
-from fdistill.data import pipeline, sources
-from fdistill.data.pairs import NOTE as PAIRS
+from fdistill.data import pairs, pipeline, sources
 from fdistill.errors import NotFinite, Stopped, UserError, suggest
 from fdistill.evaluation.subject import Row
 from fdistill.files import CONFIG, disk, lock
@@ -291,10 +289,14 @@ def _ahead_pairs(settings, parents, here, load):
     count, image = settings['count'], plain['image']
     asked = configs.parameters(build.check_pairs).keys() & settings.keys()
     build.check_pairs(image, **{name: settings[name] for name in asked})
-    numbers = [math.prod(shape) for shape in (image['shape'], *image.get('given', {}).values())]
-    size = sum(numbers) * np.dtype(settings.get('dtype', 'float32')).itemsize
+    given = {
+        name: jax.ShapeDtypeStruct(shape, np.float32)
+        for name, shape in image.get('given', {}).items()
+    }
+    dtype = settings.get('dtype', 'float32')
+    record = pairs.record_of(image['shape'], dtype, image['num_classes'] > 0, given)
     evaluations = {'teacher': Evaluations(nfe * count)}
-    return Ahead(plain, f'{count:,} pairs', count, 0, evaluations, count * size)
+    return Ahead(plain, f'{count:,} pairs', count, 0, evaluations, count * pairs.size(record))
 
 
 def _make_pairs(stage, settings, kept, quiet):
@@ -313,7 +315,7 @@ KINDS = {
         make=_make_run,
     ),
     'pairs': Kind(
-        note=PAIRS,
+        note=pairs.NOTE,
         what='pairs',
         read=_read_pairs,
         compared=_compared_pairs,

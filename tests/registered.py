@@ -21,11 +21,8 @@ QUICK = {'f_distill'} | {
 
 
 def taught(name):
-    """Whether a method has a teacher, of its own or for its pairs. A setting may be called as that
-    part is, and has a default then."""
-    wants = parameters(METHODS[name])
-    pairing = wants.get('pairing')
-    return 'teacher' in wants or bool(pairing and pairing.default is inspect.Parameter.empty)
+    """Whether a method has a teacher, of its own or for its pairs."""
+    return not {'teacher', 'pairs'}.isdisjoint(parameters(METHODS[name]))
 
 
 def every(names=METHODS):

@@ -168,7 +168,7 @@ def test_config_has_the_published_size(file):
     published = next((size for name, size in SIZES.items() if file.startswith(name)), None)
     smallest = 2 if plain['network']['name'] == 'gaussian' else 1e3
     assert size == published if published else smallest <= size < 1e7
-    if 'teacher' in frozen and 'pairing' not in plain:  # That of pairs may be any.
+    if 'teacher' in frozen and 'pairs' not in plain:  # That of pairs may be any.
         # Further numbers are embedded by arrays that the teacher has not.
         numbers, theirs = plain['network'].get('numbers'), count(frozen['teacher'])
         assert 0 < size - theirs < 0.1 * size if numbers else theirs == size

@@ -214,7 +214,7 @@ def test_losses_of_lanes(name):
         del plain['discriminator']
     if name == 'reflow':
         grid = {'name': 'karras', 'steps': 3}
-        plain |= {'data': {'name': 'mixture'}, 'pairing': {'sampler': 'euler', 'grid': grid}}
+        plain |= {'data': {'name': 'mixture'}, 'pairs': {'sampler': 'euler', 'grid': grid}}
     assert all(build.common(plain)[key] == '*' for key in settings)
     batch = {'x': jnp.ones((16, 2)), 'condition': {}}
     params, aux = jax.jit(

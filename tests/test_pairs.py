@@ -472,12 +472,12 @@ def test_batches_of_processes_are_those_of_one(made):
     assert whole['pair']['seed'].dtype == whole['pair']['index'].dtype == np.uint32
 
 
-def learned(student, *, pairing, sigma_init=5.0):
+def learned(student, *, pairs, sigma_init=5.0):
     """|D(sigma_init z, sigma_init) - x0|^2 of pairs: the simplest of what learns from them."""
     one = generator.one_step(student, sigma_init)
 
     def loss(params, context, batch, key):
-        z, x0 = pairing.draw(key, context.frozen, batch)
+        z, x0 = pairs.draw(key, context.frozen, batch)
         value = jnp.mean((one.sample(params['student'], z, batch['condition']) - x0) ** 2)
         return value, ({'regression': value}, context.aux)
 

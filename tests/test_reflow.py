@@ -334,11 +334,11 @@ def test_annealing_goes_from_flow_matching_to_reflow(name):
 SIGMA_INIT = 80.0
 
 
-def guided(student, teacher, half, pairing, **given):
+def guided(student, teacher, half, pairs, **given):
     return flow_guided(
         student,
         teacher,
-        pairing,
+        pairs,
         first_half=half,
         sigma_init=SIGMA_INIT,
         from_teacher=False,

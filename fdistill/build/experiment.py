@@ -60,15 +60,13 @@ def experiment(
     where = 'config.method'
     make, options = chosen(METHODS, section_of(plain, 'method'), where)
     site = Site(plain, options, parameters(make), microbatches, {}, seen)
-    # A setting may be called as a part is, as the pairing of two levels that a flow map draws.
-    names = [name for name, one in site.wants.items() if not isinstance(one.default, str)]
-    parts = {name: seen(name, PARTS[name](site)) for name in names if name in PARTS}
+    parts = {name: seen(name, PARTS[name](site)) for name in site.wants if name in PARTS}
     for name in ('student', 'teacher'):
         if name in parts and parts[name].sigma_range != EVERYWHERE:
             check_levels(name, parts, site)
     method = call(make, site.options, where, **parts)
     # What makes pairs is a part too, though the method does not ask for it.
-    if (maker := getattr(parts.get('pairing'), 'teacher', None)) is not None:
+    if (maker := getattr(parts.get('pairs'), 'teacher', None)) is not None:
         parts.setdefault('teacher', maker)
     # That is there for the student to begin with, and for nothing else.
     method = method._replace(begins=tuple(name for name in site.frozen if name == 'start'))
@@ -80,7 +78,7 @@ def check_wanted(plain: Mapping[str, Any], built: Experiment) -> None:
     # The mixture of a method of closed forms is made from the section of the teacher.
     wanted = {'teacher', *built.parts} if 'mixture' in built.parts else set(built.parts)
     wanted |= {'features'} if 'encoder' in built.parts else set()
-    for name in ('teacher', 'fake_score', 'discriminator', 'reward', 'path', 'features', 'pairing'):
+    for name in ('teacher', 'fake_score', 'discriminator', 'reward', 'path', 'features', 'pairs'):
         if name in plain and name not in wanted:
             raise UserError(
                 f'config.{name}: the method {plain["method"]["name"]!r} has none; leave it out'

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.build.parts import Site
+from fdistill.build.parts import Site, check_known, known_levels
 from fdistill.diffusion import noise
 from fdistill.errors import UserError
 
@@ -23,23 +23,19 @@ def check_levels(name: str, parts: Mapping[str, Any], site: Site) -> None:
       site: where the parts were made.
     """
     low, high = parts[name].sigma_range
-    told = f'the {name} knows the levels {low:.4g} to {high:.4g}'
-    # A level may be that of a table, written with fewer digits.
-    low, high = 0.999 * low, 1.001 * high
     for part, value in parts.items():
         if isinstance(value, noise.NoiseLaw):
-            inside = [float(value.cdf(jnp.asarray(end))) for end in (low, high)]
+            inside = [float(value.cdf(jnp.asarray(end))) for end in (0.999 * low, 1.001 * high)]
             outside = 1 - np.diff(np.clip(inside, 0, 1)).item()
             if outside > BEYOND:
                 raise UserError(
-                    f'config.method.{part}: {outside:.0%} of its levels lie elsewhere; {told}'
+                    f'config.method.{part}: {outside:.0%} of its levels lie elsewhere; '
+                    f'{known_levels(name, parts[name])}'
                 )
-    levels = {'grid': np.asarray(parts['sigmas'])[:-1]} if 'sigmas' in parts else {}
+    levels = {'grid': parts['sigmas'][:-1]} if 'sigmas' in parts else {}
     if start := site.wants.get('sigma_init'):
-        levels['sigma_init'] = np.asarray([site.options.get('sigma_init', start.default)])
+        levels['sigma_init'] = [site.options.get('sigma_init', start.default)]
     if several := site.wants.get('levels'):
-        levels['levels'] = np.asarray(site.options.get('levels', several.default))
+        levels['levels'] = site.options.get('levels', several.default)
     for setting, values in levels.items():
-        beyond = values[(values < low) | (values > high)]
-        if len(beyond):
-            raise UserError(f'config.method.{setting}: has the level {beyond[0]:.4g}; {told}')
+        check_known(f'config.method.{setting}', values, name, parts[name])

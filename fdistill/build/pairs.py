@@ -170,16 +170,15 @@ def _settings(teacher, asked, dtype, label):
     """The `pairs.Settings` of what is asked, as JSON keeps them."""
     where, run, image, data, source = teacher
     shape, classes, levels = image['shape'], image['num_classes'], pairs.DTYPES[dtype]
-    parts = [('x0', dtype, shape)] + ([('label', 'int32', ())] if classes else [])
-    for name, values in (source.given if source else {}).items():
-        parts.append((name, str(values.dtype), values.shape[1:]))
+    given = source.given if source else {}
+    outlines = {name: jax.ShapeDtypeStruct(of.shape[1:], of.dtype) for name, of in given.items()}
     plain = configs.to_json(run.config)
     how = {name: plain[name] for name in ('method', 'generator') if name in plain}
     note = {
         'format': pairs.FORMAT,
         'name': _called(data) if data else pathlib.PurePath(where).stem,
         'num_classes': max(classes, 1),
-        'record': [dict(zip(('name', 'dtype', 'shape'), part, strict=True)) for part in parts],
+        'record': pairs.record_of(shape, dtype, classes > 0, outlines),
         'levels': levels,
         'sampling': {'evaluations': run.nfe} | how,
         'teacher': run.digest,

@@ -48,6 +48,22 @@ class Site(NamedTuple):
     seen: Callable[[str, Any], Any]
 
 
+def check_known(where: str, levels: Any, name: str, network: denoisers.Denoiser) -> None:
+    """Raises UserError where a network, of that name, would be asked for a level, of those of a
+    setting, that it does not know."""
+    levels, (low, high) = np.asarray(levels), network.sigma_range
+    # A level may be that of a table, written with fewer digits.
+    beyond = levels[(levels < 0.999 * low) | (levels > 1.001 * high)]
+    if len(beyond):
+        raise UserError(f'{where}: has the level {beyond[0]:.4g}; {known_levels(name, network)}')
+
+
+def known_levels(name: str, network: denoisers.Denoiser) -> str:
+    """What levels a network, of that name, knows, in words."""
+    low, high = network.sigma_range
+    return f'the {name} knows the levels {low:.4g} to {high:.4g}'
+
+
 def _student(site):
     plain = site.plain
     section = plain.get('denoiser', {})
@@ -226,20 +242,20 @@ def _sampler_of(section, where):
     return sampler._replace(solve=functools.partial(sampler.solve, **options))
 
 
-def _pairing(site):
+def _pairs(site):
     """Pairs of the data, or what makes them by the teacher."""
-    where = 'config.pairing'
-    if 'pairing' not in site.plain:
+    where = 'config.pairs'
+    if 'pairs' not in site.plain:
         if site.plain['data'].get('name') != 'pairs':
             raise UserError(
                 f"{where}: missing; this method learns from pairs. Set data=dict(name='pairs', "
                 'path=...), a folder of `fdistill pairs`, or let the teacher make them: '
-                "pairing=dict(sampler='heun', grid=dict(name='karras', steps=18))"
+                "pairs=dict(sampler='heun', grid=dict(name='karras', steps=18))"
             )
         return pairing.recorded()
     if site.plain['data'].get('name') == 'pairs':
         raise UserError(f'{where}: the data are pairs already; leave it out')
-    section = plain_of(site.plain['pairing'])
+    section = plain_of(site.plain['pairs'])
     for name in ('sampler', 'grid'):
         if name not in section:
             raise UserError(f'{where}.{name}: missing; give the solver and the levels of the pairs')
@@ -247,12 +263,7 @@ def _pairing(site):
         raise UserError(f'{where}.{name}: unknown setting{suggest(name, ("sampler", "grid"))}')
     teacher = site.seen('teacher', _teacher(site))
     sigmas = named(noise.GRIDS, section['grid'], f'{where}.grid')
-    low, high = teacher.sigma_range
-    if sigmas[0] > 1.001 * high or sigmas[-2] < 0.999 * low:
-        raise UserError(
-            f'{where}.grid: its levels are {sigmas[-2]:.4g} to {sigmas[0]:.4g}; the teacher knows '
-            f'{low:.4g} to {high:.4g}'
-        )
+    check_known(f'{where}.grid', sigmas[:-1], 'teacher', teacher)
     return pairing.online(teacher, _sampler_of(section['sampler'], f'{where}.sampler'), sigmas)
 
 
@@ -267,7 +278,7 @@ PARTS = {
     'encoder': _encoder,
     'reference': _reference,
     'mixture': _mixture,
-    'pairing': _pairing,
+    'pairs': _pairs,
     'reward': _reward,
     'law': _of_method('law'),
     'student_law': _of_method('student_law'),

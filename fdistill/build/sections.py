@@ -13,7 +13,7 @@ start          what the student begins as, by default the teacher: `workdir` of 
                or `weights`; with `slice=True` a part of that, or of the teacher, as large as its
                own network (`networks.slices`)
 path           where a teacher was degraded, `teachers.along`
-pairing        `sampler` and `grid` by which the teacher makes pairs as they are needed, where the
+pairs          `sampler` and `grid` by which the teacher makes pairs as they are needed, where the
                data are not pairs
 method         a row of `methods.METHODS`, its laws and grid being sections with a name
 discriminator  a head of `networks.HEADS`

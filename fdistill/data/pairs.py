@@ -16,7 +16,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -194,8 +194,8 @@ def problem(note: Mapping[str, Any]) -> str:
     dtype = note['record'][0]['dtype']
     if note['levels'] != DTYPES.get(dtype):
         return f'x0 is of {dtype!r:.40} with levels {note["levels"]}'
-    if size(note) >= 2**31 or not 0 <= note['seed'] < 2**31:
-        return f'a record of {size(note)} bytes, the seed {note["seed"]}: out of range'
+    if size(note['record']) >= 2**31 or not 0 <= note['seed'] < 2**31:
+        return f'a record of {size(note["record"])} bytes, the seed {note["seed"]}: out of range'
     counts = [stop - start for start, stop in (bounds(note, k) for k in range(shards(note)))]
     if 'shards' in note and [shard['count'] for shard in note['shards']] != counts:
         return f'its files are not those of {note["count"]} pairs'
@@ -210,11 +210,24 @@ def _is_type(name):
     return found.kind in KINDS and found.name == name
 
 
-def size(note: Settings) -> int:
+def record_of(
+    shape: Sequence[int], dtype: str, labels: bool, given: Mapping[str, Any]
+) -> list[Field]:
+    """What is in a record, x0 first.
+
+    Args:
+      shape, dtype: of a sample.
+      labels: whether there are classes.
+      given: {name of another condition: what has its `dtype` and the `shape` of one}.
+    """
+    parts = [('x0', dtype, shape)] + ([('label', 'int32', ())] if labels else [])
+    parts += [(name, str(one.dtype), one.shape) for name, one in given.items()]
+    return [Field(name=name, dtype=of, shape=list(shape)) for name, of, shape in parts]
+
+
+def size(record: Sequence[Field]) -> int:
     """Bytes of a record."""
-    return sum(
-        np.dtype(field['dtype']).itemsize * math.prod(field['shape']) for field in note['record']
-    )
+    return sum(np.dtype(field['dtype']).itemsize * math.prod(field['shape']) for field in record)
 
 
 def shards(note: Settings) -> int:
@@ -277,7 +290,9 @@ def read_shard(folder: disk.Path, note: Settings, k: int) -> dict[str, np.ndarra
         records = reader.read_all() if reader.num_records() == stop - start else []
     except (RuntimeError, ValueError, IndexError):
         return None
-    if len(records) != stop - start or {len(record) for record in records} != {size(note)}:
+    if len(records) != stop - start or {len(record) for record in records} != {
+        size(note['record'])
+    }:
         return None
     rows, found, at = np.frombuffer(b''.join(records), np.uint8).reshape(stop - start, -1), {}, 0
     for field in note['record']:
@@ -377,7 +392,7 @@ def card(note: Note) -> str:
     fields, sampling = note['record'], note['sampling']
     x0, settings = fields[0], sampling.get('method', {})
     kinds = {0: f'{x0["dtype"]}, as they are', 255: 'grey levels u of 0..255, x0 = 2 u / 255 - 1'}
-    total, seed, count = size(note) * note['count'], note['seed'], note['count']
+    total, seed, count = size(note['record']) * note['count'], note['seed'], note['count']
     conditions = [
         f'`{field["name"]}`, {field["dtype"]} of shape {tuple(field["shape"])}'
         for field in fields[1:]

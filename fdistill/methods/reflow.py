@@ -1,4 +1,4 @@
-"""Methods that learn from pairs of noise and samples (`pairing`): reflow, which makes straight
+"""Methods that learn from pairs of noise and samples (`pairs`): reflow, which makes straight
 flows of them, and one-step students that learn their map, KD and SlimFlow.
 
 A pair is (z, x0), x0 being where a teacher's ODE ends from sigma_max z. The straight way from one
@@ -141,7 +141,7 @@ def annealed(z: jax.Array, fresh: jax.Array, beta: jax.Array) -> jax.Array:
 
 def reflow(
     student: Denoiser,
-    pairing: Pairing,
+    pairs: Pairing,
     *,
     law: noise.NoiseLaw,
     sigmas: np.ndarray,
@@ -168,7 +168,7 @@ def reflow(
 
     Args:
       student: `Denoiser`; frozen['start'] is what it begins as, if there is any: the flow before.
-      pairing: `Pairing`.
+      pairs: `Pairing`.
       law: `NoiseLaw` of sigma: uniform_time, or u_shaped_time in 2-RF++.
       fit, distance, annealing: settings.
       label_dropout: see `pretrain`.
@@ -189,7 +189,7 @@ def reflow(
     def couple(key, context, batch):
         # Other keys than those of `regression`.
         key_pair, key_fresh = jax.random.split(jax.random.fold_in(key, 4))
-        z, x0 = pairing.draw(key_pair, context.frozen, batch)
+        z, x0 = pairs.draw(key_pair, context.frozen, batch)
         if beta_at:
             beta = jnp.asarray(beta_at(context.step / annealing.annealing_steps), z.dtype)
             z = annealed(z, generator.unit_noise(key_fresh, batch), beta)
@@ -216,7 +216,7 @@ def reflow(
 
 def kd(
     student: Denoiser,
-    pairing: Pairing,
+    pairs: Pairing,
     *,
     sigma_init: Annotated[float, Continuous()] = 80.0,
     distance: Distance = Distance(),
@@ -230,7 +230,7 @@ def kd(
 
     Args:
       student: `Denoiser`; frozen['start'] is what it begins as, if there is any.
-      pairing: `Pairing`.
+      pairs: `Pairing`.
       sigma_init: level of the noise that it starts from, > 0. In the limit D is X0 + v(X0, 0) of
         rectified flow.
       distance: settings; pixel_weight = 1/2 with squared_l2 is FastGen's.
@@ -242,7 +242,7 @@ def kd(
 
     def loss(params, context, batch, key):
         key_pair, key_dropout = jax.random.split(key)
-        z, x0 = pairing.draw(key_pair, context.frozen, batch)
+        z, x0 = pairs.draw(key_pair, context.frozen, batch)
         made = _once(student, params['student'], sigma_init, z, batch, key_dropout)
         values, metrics = compare(made, x0, context)
         return jnp.mean(values), (metrics | generator.spread(made, batch), context.aux)
@@ -262,7 +262,7 @@ FIRST_HALVES = ('student', 'teacher')
 def flow_guided(
     student: Denoiser,
     teacher: Denoiser,
-    pairing: Pairing,
+    pairs: Pairing,
     *,
     law: noise.NoiseLaw = noise.uniform_time(0.2, 0.8),
     first_half: str = 'student',
@@ -284,7 +284,7 @@ def flow_guided(
       student: `Denoiser`.
       teacher: `Denoiser` of the straight flow that the student begins as, a `reflow` of its own
         size; frozen['teacher'].
-      pairing: `Pairing`; pairs of the data are of the large flow before, those that are made as
+      pairs: `Pairing`; pairs of the data are of the large flow before, those that are made as
         they are needed of the teacher itself.
       law: `NoiseLaw` of the level between the two steps; in the code t is uniform on (0.2, 0.8), in
         the paper on (0, 1).
@@ -302,7 +302,7 @@ def flow_guided(
     if not guided_weight >= 0:
         raise ValueError(f'guided_weight={guided_weight}: must be >= 0')
     by_pairs, compare = (
-        kd(student, pairing, sigma_init=sigma_init, distance=distance),
+        kd(student, pairs, sigma_init=sigma_init, distance=distance),
         apart(distance),
     )
 
@@ -327,7 +327,7 @@ def flow_guided(
 
 # See `distribution.TINY`.
 _PAIRS = {
-    'pairing': {
+    'pairs': {
         'sampler': 'euler',
         'grid': {'name': 'karras', 'steps': 3, 'sigma_min': 0.02, 'sigma_max': 5.0},
     }
