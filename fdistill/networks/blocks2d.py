@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdistill.networks import layers
+from fdistill.networks.convolution import convolve
 
 Ask = Callable[..., jax.Array]  # (name, *shape) -> array
 
@@ -96,11 +97,12 @@ def conv(
         stride 1.
     """
     weight = ask(f'{name}.weight', features, x.shape[-1], size, size).astype(x.dtype)
-    padding = (size // 2, size // 2) if padding is None else padding
-    layouts = ('NHWC', 'OIHW', 'NHWC')
-    out = jax.lax.conv_general_dilated(
-        x, weight, (stride, stride), (padding, padding), dimension_numbers=layouts
-    )
+    kernel = jnp.transpose(weight, (2, 3, 1, 0))
+    if padding is None and stride == 1:
+        padding = 'SAME'
+    else:
+        padding = (padding or (size // 2, size // 2),) * 2
+    out = convolve(x, kernel, (stride, stride), padding)
     return out + ask(f'{name}.bias', features).astype(x.dtype)
 
 

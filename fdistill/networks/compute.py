@@ -34,7 +34,9 @@ class Compute(NamedTuple):
         return jnp.bfloat16 if self.bfloat16 else jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _is_product(primitive, *_, **__):
+def _is_product(primitive, *_, **params):
+    if 'call_jaxpr' in params:  # With a derivative of its own, as `convolution.convolve`.
+        return any(_is_product(e.primitive, **e.params) for e in params['call_jaxpr'].eqns)
     return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
 
 

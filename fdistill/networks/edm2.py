@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fdistill.networks import Network, check_blocks, check_shape, label_of
 from fdistill.networks.compute import REMAT, Compute, check
+from fdistill.networks.convolution import convolve
 from fdistill.networks.layers import (
     NUMBER_FEATURES,
     RESAMPLE,
@@ -127,14 +128,7 @@ def _linear(w, x, gain=1.0):
 
 
 def _conv(w, x, gain=1.0):
-    padding = w.shape[-1] // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        _weight(w, gain).astype(x.dtype),
-        (1, 1),
-        [(padding, padding)] * 2,
-        dimension_numbers=('NHWC', 'OIHW', 'NHWC'),
-    )
+    return convolve(x, jnp.transpose(_weight(w, gain).astype(x.dtype), (2, 3, 1, 0)))
 
 
 def _attend(qkv, heads, kind):

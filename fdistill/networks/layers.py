@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fdistill.networks.convolution import convolve
+
 
 class Initialization(NamedTuple):
     """How a layer's arrays are drawn: `kernel` is a flax initializer, `bias(fan_in)` gives one."""
@@ -71,6 +73,7 @@ def conv(
         dtype=x.dtype,
         kernel_init=init.kernel,
         bias_init=init.bias(size * size * x.shape[-1]),
+        conv_general_dilated=convolve,
         name=name,
     )(x)
 
