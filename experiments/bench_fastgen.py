@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'experiments'))
 PROGRAMS = ('student step', 'critic step')
 STUDENT_EVERY = 5  # steps: one cycle is one of the student's and four of the critic's
-LONG_ENOUGH = 0.5  # seconds of one measurement
+LONG_ENOUGH = 3.0  # seconds of one measurement: the first step after the other side is slower
 PAUSE = 0.3  # seconds between turns, in which the threads of the other side cease to spin
 # What FastGen imports for other methods and networks; where it is not installed, something empty
 # stands in for it.

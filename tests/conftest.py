@@ -82,6 +82,14 @@ def limit():
     return [1.25 * 2**30]
 
 
+@pytest.fixture(scope='session', autouse=True)
+def seldom_collected():
+    """What is traced is many objects and no garbage: looking through them takes longer than most
+    tests."""
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+
+
 @pytest.fixture(autouse=True)
 def tidy(limit):
     yield

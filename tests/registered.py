@@ -1,23 +1,23 @@
 """Registered methods as parameters of tests."""
 
-import inspect
-
 import pytest
 
 from fdistill.config import parameters
 from fdistill.methods import METHODS
 
-
-def _file(name):
-    return inspect.getmodule(getattr(METHODS[name], 'func', METHODS[name])).__name__
-
-
-# Methods of one file share most of what is tested of all: the first stands for them in each run,
-# the others follow in the slow tests. f-distill has statistics of its own; AnyFlow is two of them,
-# and what the others left out here are is tested in files of their own.
-QUICK = {'f_distill'} | {
-    next(name for name in METHODS if _file(name) == file) for file in map(_file, METHODS)
-} - {'any_flow', 'degrade', 'mapo', 'ladd', 'progressive', 'real_uid', 'scm', 'tscd'}
+# Of the methods of a file, which share most of what is tested of all, one stands for them in each
+# run, and the others follow in the slow tests; so do those whose files have tests of their own for
+# all that they add.
+QUICK = (
+    'pretrain',
+    'exact',
+    'f_distill',
+    'sim',
+    'consistency',
+    'mean_flow',
+    'fd_loss',
+    'reflow',
+)
 
 
 def taught(name):

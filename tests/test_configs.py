@@ -1,6 +1,7 @@
 """Every file in configs/ as it stands, at its full size: it loads, is consistent, and its steps
 trace."""
 
+import functools
 import importlib.util
 import pathlib
 
@@ -54,6 +55,23 @@ LARGE = (
     'cifar10_instaflow.py',
     'cifar10_slimflow.py',
 )
+# Their method and network are those of other files.
+ALIKE = (
+    'cifar10_dit_f_distill.py',
+    'cifar10_dit_teacher.py',
+    'imagenet256_sit_js.py',
+    'mnist_dit_sid.py',
+    'mnist_dit_sim.py',
+    'mnist_features.py',
+    'mnist_teacher.py',
+    'ring_adversarial.py',
+    'ring_features.py',
+    'ring_pairs.py',
+    'ring_real_data.py',
+    'ring_taught.py',
+    'ring_uni_instruct.py',
+)
+SLOW = LARGE + ALIKE
 
 # Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its
 # augmentation labels.
@@ -111,8 +129,19 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def shapes(plain):
-    """(Method, optimizers, what a step is given: state, frozen, batch, key), of shapes alone."""
+@functools.cache
+def shapes(file, blocks=None):
+    """(The resolved config of a file, method, optimizers, what a step is given: state, frozen,
+    batch, key), of shapes alone; of U-Nets with that many blocks at each resolution."""
+    plain = resolved(file)
+    if blocks and 'num_blocks' in plain['network']:
+        other = plain['network'] | {'num_blocks': blocks}
+        plain = plain | {'network': other}
+        for part in ('teacher', 'start'):
+            if 'network' in plain.get(part, {}):
+                plain[part] = plain[part] | {'network': other}
+    elif blocks:
+        return shapes(file)
     # Weights do not depend on the batch; a small one traces as well as a large one.
     small = {'batch_size': 8, 'microbatches': 1}
     made = build.shapes.shapes(plain | {'training': plain['training'] | small})
@@ -122,27 +151,21 @@ def shapes(plain):
     state = jax.eval_shape(
         lambda b, f, k: init_state(method, optimizers, k, b, f), batch, frozen, key
     )
-    return method, optimizers, (state, frozen, batch, key)
+    return plain, method, optimizers, (state, frozen, batch, key)
 
 
 @pytest.mark.parametrize(
     'file, full',
     [
-        pytest.param(file, full, marks=pytest.mark.slow if full or file in LARGE else ())
+        pytest.param(file, full, marks=pytest.mark.slow if full or file in SLOW else ())
         for file in FILES
         for full in (False, True)
     ],
 )
 def test_step_traces(file, full):
     """Of U-Nets with one block at each resolution, or with all."""
-    plain = resolved(file)
-    if not full and 'num_blocks' in plain['network']:
-        one = plain['network'] | {'num_blocks': 1}
-        plain = plain | {'network': one}
-        for part in ('teacher', 'start'):
-            if 'network' in plain.get(part, {}):
-                plain[part] = plain[part] | {'network': one}
-    method, optimizers, (state, frozen, batch, key) = shapes(plain)
+    plain, method, optimizers, given = shapes(file, None if full else 1)
+    state = given[0]
     training = plain['training']
     step = make_step(
         method, optimizers, ema_decay(training['ema_half_life'], training['batch_size'])
@@ -150,7 +173,7 @@ def test_step_traces(file, full):
     roles = sorted(set().union(*(method.cycle(i) for i in range(1000))))
     assert roles == sorted(method.losses)
     # What each set of roles in the cycle does is in this one, and each network is traced once only.
-    after = jax.eval_shape(lambda s, f, b, k: step(s, f, b, k, roles), state, frozen, batch, key)
+    after = jax.eval_shape(lambda s, f, b, k: step(s, f, b, k, roles), *given)
     assert sorted(after.metrics) == roles
     after = after._replace(metrics=state.metrics)
     assert checkpoint.abstract(after) == checkpoint.abstract(state)
@@ -158,11 +181,10 @@ def test_step_traces(file, full):
 
 @pytest.mark.parametrize(
     'file',
-    [pytest.param(file, marks=pytest.mark.slow if file in LARGE else ()) for file in FILES],
+    [pytest.param(file, marks=pytest.mark.slow if file in SLOW else ()) for file in FILES],
 )
 def test_config_has_the_published_size(file):
-    plain = resolved(file)
-    _, _, (state, frozen, _, _) = shapes(plain)
+    plain, _, _, (state, frozen, *_) = shapes(file)
     assert jax.tree.structure(state.averages['ema']) == jax.tree.structure(state.params['student'])
     size = count(state.params['student'])
     published = next((size for name, size in SIZES.items() if file.startswith(name)), None)

@@ -212,7 +212,13 @@ def test_bfloat16_stays_close(name):
     assert np.abs(rounded[0] - exact[0]).max() > 0
 
 
-@pytest.mark.parametrize('name', accepting('remat'))
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name in ('ddpmpp', 'dit', 'edm2') else pytest.param(name, marks=pytest.mark.slow)
+        for name in accepting('remat')
+    ],
+)
 def test_remat_leaves_gradients_alone(name):
     """With dropout, whose mask the second pass must draw again."""
     params = params_of(name)

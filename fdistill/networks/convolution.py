@@ -5,6 +5,7 @@ once, which on CPU runs at half the speed of the convolution itself, a 1 x 1 ker
 and within a loop, as microbatches are one, at a fiftieth, for there its operands stay as they lie.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -26,11 +27,20 @@ def convolve(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` of [B,H,W,C] by a kernel [n,m,C,features], as `nn.Conv` calls
     it; derivatives in any mode and order."""
-    square = kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2
-    if square and strides == (1, 1) and padding == 'SAME':
+    sides = kernel.shape[:2]
+    if strides == (1, 1) and padding == 'SAME' and sides[0] == sides[1] and sides[0] % 2:
+        if sides == (1, 1) and _on_one_cpu():
+            return _product(x, kernel)
         return _same(x, kernel)
     settings = {'dimension_numbers': LAYOUTS} | settings
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+
+
+def _product(x, kernel):
+    """Of 1 x 1, as a product of matrices: as one of tensors, or as a convolution, XLA copies what
+    its derivatives are computed from."""
+    out = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return out.reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_jvp
@@ -44,16 +54,21 @@ def _derivative(primals, tangents):
     parts = [] if isinstance(dx, SymbolicZero) else [_same(dx, kernel)]
     if not isinstance(d_kernel, SymbolicZero):
         if _on_one_cpu():
-            # What is linear in the kernel is given by its transpose, as that is what is computed
-            # when a loss is differentiated: the transpose of a transpose is the same program.
-            of_output = jax.linear_transpose(lambda g: _of_kernel(x, g, kernel.shape[0]), y)
-            parts += of_output(d_kernel)
+            parts.append(_in_kernel(x, d_kernel))
         else:
             parts.append(_same(x, d_kernel))
     return y, sum(parts) if parts else jnp.zeros_like(y)
 
 
 _same.defjvp(_derivative, symbolic_zeros=True)
+
+
+def _in_kernel(x, d_kernel):
+    """`_same` of x by a kernel in which a loss is differentiated. It is given by its transpose, as
+    that is what is computed then: the transpose of a transpose is the same program."""
+    y = jax.ShapeDtypeStruct((*x.shape[:3], d_kernel.shape[-1]), x.dtype)
+    transposed = jax.linear_transpose(lambda g: _of_kernel(x, g, d_kernel.shape[0]), y)
+    return transposed(d_kernel)[0]
 
 
 def _on_one_cpu():
@@ -74,20 +89,19 @@ def _of_kernel(x: jax.Array, g: jax.Array, size: int) -> Any:
     """
     count, height, width, channels = x.shape
     at_once = AT_ONCE if count % AT_ONCE == 0 else 1
-    if size == 1:
-        return jnp.einsum('bhwc,bhwf->cf', x, g)[None, None]
     zero = jnp.zeros((channels, size, size, g.shape[-1]), x.dtype)
     if height * width < LARGE or count == at_once:
-        made = _added(size, zero, (x, g))
+        made = _of_part(size, x, g)
     else:
         parts = [a.reshape(-1, at_once, *a.shape[1:]) for a in (x, g)]
-        made, _ = jax.lax.scan(lambda sum, part: (_added(size, sum, part), None), zero, parts)
+        made, _ = jax.lax.scan(lambda sum, part: (sum + _of_part(size, *part), None), zero, parts)
     return jnp.transpose(made, (1, 2, 0, 3))
 
 
-def _added(size, total, part):
-    x, g = (jnp.transpose(a, axes) for a, axes in zip(part, ((3, 1, 2, 0), (1, 2, 0, 3))))
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def _of_part(size, x, g):
+    """[C,size,size,features]. Computed from x in the backward pass, else the transpose of x would
+    be kept, too."""
+    x, g = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(g, (1, 2, 0, 3))
     padding = (size // 2, size // 2)
-    return total + jax.lax.conv_general_dilated(
-        x, g, (1, 1), (padding, padding), dimension_numbers=LAYOUTS
-    )
+    return jax.lax.conv_general_dilated(x, g, (1, 1), (padding, padding), dimension_numbers=LAYOUTS)

@@ -1,15 +1,12 @@
 """What memory a device has left, and what a compiled program takes."""
 
-import ctypes
 import math
 import pathlib
-import sys
 from typing import Any
 
 import jax
 
-# Of glibc: gives the system back what is freed and kept.
-TRIM = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+from fdistill.files import process
 
 
 def free() -> float:
@@ -18,8 +15,7 @@ def free() -> float:
     stats = jax.local_devices()[0].memory_stats()
     if stats:
         return stats['bytes_limit'] - stats['bytes_in_use']
-    if TRIM:
-        TRIM(0)  # What `process.prepare` keeps would count as used.
+    process.release()  # What `process.prepare` keeps would count as used.
     file = pathlib.Path('/proc/meminfo')
     lines = (
         dict(line.split(':') for line in file.read_text().splitlines()) if file.is_file() else {}
