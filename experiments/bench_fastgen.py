@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT / 'experiments'))
 PROGRAMS = ('student step', 'critic step')
 STUDENT_EVERY = 5  # steps: one cycle is one of the student's and four of the critic's
 LONG_ENOUGH = 3.0  # seconds of one measurement: the first step after the other side is slower
+WARM = 6  # steps before any is measured: until then memory is taken from the system
 PAUSE = 0.3  # seconds between turns, in which the threads of the other side cease to spin
 # What FastGen imports for other methods and networks; where it is not installed, something empty
 # stands in for it.
@@ -220,7 +221,7 @@ def measure(sides, repeats):
     for program in PROGRAMS:
         counts = {}
         for name, run in sides.items():
-            run(program, 2)
+            run(program, WARM)
             counts[name] = max(1, round(LONG_ENOUGH / run(program, 1)[0]))
         measured[program] = {name: [] for name in sides}
         for _ in range(repeats):

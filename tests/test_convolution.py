@@ -43,8 +43,9 @@ MODES = {
 
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('size, batch, pixels', [(1, 4, 16), (3, 4, 16), (3, 3, 16), (5, 4, 4)])
-def test_derivatives(x64, mode, size, batch, pixels):
-    shapes = (batch, pixels, pixels, 3), (size, size, 3, 4)
+@pytest.mark.parametrize('channels', [(3, 4), (17, 18)])  # Of less than 16, and of more.
+def test_derivatives(x64, mode, size, batch, pixels, channels):
+    shapes = (batch, pixels, pixels, channels[0]), (size, size, *channels)
     rng = np.random.default_rng(0)
     at, to = (tuple(rng.standard_normal(shape) for shape in shapes) for _ in range(2))
     own, theirs = (jax.jit(MODES[mode], static_argnums=0)(f, at, to) for f in (convolve, plain))

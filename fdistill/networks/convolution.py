@@ -16,6 +16,7 @@ from jax.sharding import get_abstract_mesh
 LAYOUTS = ('NHWC', 'HWIO', 'NHWC')
 LARGE = 256  # pixels from which on fewer images at once are quicker
 AT_ONCE = 2  # images
+LANES = 16  # channels that XLA computes together; of other numbers it takes up to twice the time
 
 
 def convolve(
@@ -45,13 +46,19 @@ def _product(x, kernel):
 
 @jax.custom_jvp
 def _same(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=LAYOUTS)
+    features = kernel.shape[-1]
+    filled = _filled(kernel) if _on_one_cpu() else kernel
+    out = jax.lax.conv_general_dilated(x, filled, (1, 1), 'SAME', dimension_numbers=LAYOUTS)
+    return out[..., :features]
 
 
 def _derivative(primals, tangents):
     (x, kernel), (dx, d_kernel) = primals, tangents
     y = _same(x, kernel)
-    parts = [] if isinstance(dx, SymbolicZero) else [_same(dx, kernel)]
+    parts = []
+    if not isinstance(dx, SymbolicZero):
+        uneven = _on_one_cpu() and _missing(x.shape[-1])
+        parts.append((_in_x if uneven else _same)(dx, kernel))
     if not isinstance(d_kernel, SymbolicZero):
         if _on_one_cpu():
             parts.append(_in_kernel(x, d_kernel))
@@ -63,8 +70,24 @@ def _derivative(primals, tangents):
 _same.defjvp(_derivative, symbolic_zeros=True)
 
 
+def _missing(channels):
+    """Channels that fill the last lanes; where there are fewer than those lanes, nothing does."""
+    return -channels % LANES if channels > LANES else 0
+
+
+def _filled(x):
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, _missing(x.shape[-1]))])
+
+
+def _in_x(dx, kernel):
+    """`_same` in x, in which a loss is differentiated; see `_in_kernel`."""
+    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    y = jax.ShapeDtypeStruct((*dx.shape[:3], kernel.shape[-1]), dx.dtype)
+    return jax.linear_transpose(lambda g: _same(g, flipped), y)(dx)[0]
+
+
 def _in_kernel(x, d_kernel):
-    """`_same` of x by a kernel in which a loss is differentiated. It is given by its transpose, as
+    """`_same` in the kernel, in which a loss is differentiated. It is given by its transpose, as
     that is what is computed then: the transpose of a transpose is the same program."""
     y = jax.ShapeDtypeStruct((*x.shape[:3], d_kernel.shape[-1]), x.dtype)
     transposed = jax.linear_transpose(lambda g: _of_kernel(x, g, d_kernel.shape[0]), y)
@@ -89,19 +112,19 @@ def _of_kernel(x: jax.Array, g: jax.Array, size: int) -> Any:
     """
     count, height, width, channels = x.shape
     at_once = AT_ONCE if count % AT_ONCE == 0 else 1
-    zero = jnp.zeros((channels, size, size, g.shape[-1]), x.dtype)
+    zero = _filled(jnp.zeros((channels, size, size, g.shape[-1]), x.dtype))
     if height * width < LARGE or count == at_once:
         made = _of_part(size, x, g)
     else:
         parts = [a.reshape(-1, at_once, *a.shape[1:]) for a in (x, g)]
         made, _ = jax.lax.scan(lambda sum, part: (sum + _of_part(size, *part), None), zero, parts)
-    return jnp.transpose(made, (1, 2, 0, 3))
+    return jnp.transpose(made, (1, 2, 0, 3))[..., : g.shape[-1]]
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
 def _of_part(size, x, g):
     """[C,size,size,features]. Computed from x in the backward pass, else the transpose of x would
     be kept, too."""
-    x, g = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(g, (1, 2, 0, 3))
+    x, g = jnp.transpose(x, (3, 1, 2, 0)), _filled(jnp.transpose(g, (1, 2, 0, 3)))
     padding = (size // 2, size // 2)
     return jax.lax.conv_general_dilated(x, g, (1, 1), (padding, padding), dimension_numbers=LAYOUTS)
