@@ -12,6 +12,8 @@ MALLOPT = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-
 MADV_HUGEPAGE = 14  # of sys/mman.h
 # Where one of these is installed, the arrays of a step are not in this process' heap.
 ACCELERATORS = ('jax_plugins', 'libtpu')
+LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+MALLOPT_OF, TRIM = (getattr(LIBC, name, None) for name in ('mallopt', 'malloc_trim'))
 _KEEPING = []  # The C library, once memory is kept.
 
 
@@ -34,19 +36,17 @@ def prepare() -> None:
         importlib.util.find_spec(name) for name in ACCELERATORS
     )
     if sys.platform == 'linux' and 'jax' not in sys.modules and not elsewhere:
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, 'mallopt'):
+        if MALLOPT_OF:
             for name, value in MALLOPT.values():
-                libc.mallopt(name, value)
-            _reserve(libc)
-            _KEEPING.append(libc)
+                MALLOPT_OF(name, value)
+            _reserve(LIBC)
+            _KEEPING.append(LIBC)
 
 
 def release() -> None:
     """Gives the system back what is freed and was kept."""
-    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
-    if hasattr(libc, 'malloc_trim'):
-        libc.malloc_trim(0)
+    if TRIM:
+        TRIM(0)
         for kept in _KEEPING:
             _reserve(kept)
 

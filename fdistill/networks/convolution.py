@@ -1,4 +1,4 @@
-"""Convolutions of the networks that are trained, with a gradient of the kernel that is quick on CPU.
+"""Convolutions of the networks that are trained, with a quick gradient of the kernel on CPU.
 
 XLA computes that gradient as one convolution whose window is the whole image, over all images at
 once, which on CPU runs at half the speed of the convolution itself, a 1 x 1 kernel's at a quarter,
