@@ -37,7 +37,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import jax
-import numpy as np
 
 from fdistill import build, sweep
 from fdistill import config as configs
@@ -289,10 +288,7 @@ def _ahead_pairs(settings, parents, here, load):
     count, image = settings['count'], plain['image']
     asked = configs.parameters(build.check_pairs).keys() & settings.keys()
     build.check_pairs(image, **{name: settings[name] for name in asked})
-    given = {
-        name: jax.ShapeDtypeStruct(shape, np.float32)
-        for name, shape in image.get('given', {}).items()
-    }
+    given = {name: ('float32', shape) for name, shape in image.get('given', {}).items()}
     dtype = settings.get('dtype', 'float32')
     record = pairs.record_of(image['shape'], dtype, image['num_classes'] > 0, given)
     evaluations = {'teacher': Evaluations(nfe * count)}

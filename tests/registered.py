@@ -25,6 +25,6 @@ def taught(name):
     return not {'teacher', 'pairs'}.isdisjoint(parameters(METHODS[name]))
 
 
-def every(names=METHODS):
-    """Parameters of a test of each of these methods."""
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+def every(names=METHODS, quick=QUICK):
+    """Parameters of a test of each of these methods, or of whatever; what is not quick is slow."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from registered import every
 
 from fdistill import build, config, recipe
 from fdistill.build import models
@@ -71,7 +72,7 @@ ALIKE = (
     'ring_taught.py',
     'ring_uni_instruct.py',
 )
-SLOW = LARGE + ALIKE
+QUICK = set(FILES) - {*LARGE, *ALIKE}
 
 # Parameters of EDM's networks as published, that of CIFAR-10 without the 9 x 128 of its
 # augmentation labels.
@@ -157,7 +158,7 @@ def shapes(file, blocks=None):
 @pytest.mark.parametrize(
     'file, full',
     [
-        pytest.param(file, full, marks=pytest.mark.slow if full or file in SLOW else ())
+        pytest.param(file, full, marks=() if file in QUICK and not full else pytest.mark.slow)
         for file in FILES
         for full in (False, True)
     ],
@@ -179,10 +180,7 @@ def test_step_traces(file, full):
     assert checkpoint.abstract(after) == checkpoint.abstract(state)
 
 
-@pytest.mark.parametrize(
-    'file',
-    [pytest.param(file, marks=pytest.mark.slow if file in SLOW else ()) for file in FILES],
-)
+@pytest.mark.parametrize('file', every(FILES, QUICK))
 def test_config_has_the_published_size(file):
     plain, _, _, (state, frozen, *_) = shapes(file)
     assert jax.tree.structure(state.averages['ema']) == jax.tree.structure(state.params['student'])

@@ -84,13 +84,15 @@ def test_parts_of_a_batch_stay_on_their_devices():
     assert 'scan' in traced(one) and 'scan' not in traced(eight)
 
 
-@pytest.mark.parametrize('changes', [dict(strides=(2, 2)), dict(padding='VALID')])
+@pytest.mark.parametrize(
+    'changes', [dict(strides=(2, 2)), dict(padding='VALID'), dict(rhs_dilation=(2, 2))]
+)
 def test_others_are_those_of_lax(changes):
     x, kernel = jnp.ones((2, 9, 9, 3)), jnp.ones((3, 3, 3, 4))
-    settings = dict(strides=(1, 1), padding='SAME') | changes
-    expected = jax.lax.conv_general_dilated(
-        x, kernel, *settings.values(), dimension_numbers=LAYOUTS
-    )
+    settings = dict(padding='SAME') | changes
+    given = {'window_strides': settings.get('strides', (1, 1))}
+    given |= {name: value for name, value in settings.items() if name != 'strides'}
+    expected = jax.lax.conv_general_dilated(x, kernel, **given, dimension_numbers=LAYOUTS)
     np.testing.assert_array_equal(convolve(x, kernel, **settings), expected)
 
 

@@ -304,3 +304,34 @@ def test_memory_of_a_step_is_kept_for_the_next():
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert 3 * faults('prepare') < faults()
+
+
+HUGE = """
+import pathlib
+from fdistill.files import process
+process.prepare()
+import jax.numpy as jnp
+
+def huge():
+    lines = pathlib.Path('/proc/self/smaps').read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith('AnonHugePages'))
+
+for _ in range(2):
+    x = jnp.ones((64, 2**20)).block_until_ready()
+    assert huge() > 200_000, huge()  # kB, of 262,144.
+    del x
+    process.release()
+    assert huge() < 100_000, huge()
+"""
+PAGES = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != 'glibc'
+    or jax.default_backend() != 'cpu'
+    or not PAGES.is_file()
+    or '[never]' in PAGES.read_text(),
+    reason='of glibc and CPU alone, where the system has huge pages',
+)
+def test_memory_is_of_huge_pages_also_after_it_was_given_back():
+    subprocess.run([sys.executable, '-c', HUGE], check=True, capture_output=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from quick import compiled
+from registered import every
 
 from fdistill.build.experiment import experiment
 from fdistill.build.sections import resolve
@@ -111,13 +112,7 @@ def moved(tree, direction, h):
     return jax.tree.map(lambda a, b: a + h * b, tree, direction)
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        name if name in ('mlp', 'dit', 'ddpmpp') else pytest.param(name, marks=pytest.mark.slow)
-        for name in SMALL
-    ],
-)
+@pytest.mark.parametrize('name', every(SMALL, ('mlp', 'dit', 'ddpmpp')))
 def test_derivatives_of_networks_are_those_of_differences(name, few):
     """Forward, and backward over forward. In float64 with chunked attention, as jax rounds weights
     of plain attention to float32, and in float32 with plain attention."""

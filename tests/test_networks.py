@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import compiled
+from registered import every
 
 from fdistill.config import call, parameters
 from fdistill.networks import HEADS, NETWORKS
@@ -212,13 +213,7 @@ def test_bfloat16_stays_close(name):
     assert np.abs(rounded[0] - exact[0]).max() > 0
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        name if name in ('ddpmpp', 'dit', 'edm2') else pytest.param(name, marks=pytest.mark.slow)
-        for name in accepting('remat')
-    ],
-)
+@pytest.mark.parametrize('name', every(accepting('remat'), ('ddpmpp', 'dit', 'edm2')))
 def test_remat_leaves_gradients_alone(name):
     """With dropout, whose mask the second pass must draw again."""
     params = params_of(name)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from registered import every
 
 from fdistill import networks
 from fdistill.networks.dit import Shape
@@ -81,9 +82,7 @@ def weights(name):
 LARGE = ('unet2d', 'ddpmpp', 'edm2')  # Their shapes take seconds.
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in SIZES]
-)
+@pytest.mark.parametrize('name', every(SIZES, SIZES.keys() - LARGE))
 def test_a_slice_has_all_arrays_of_a_network_and_is_one_of_a_slice(name):
     """Of the same size it is a copy; in one cut or two, by whole factors, the same."""
     whole = weights(name)

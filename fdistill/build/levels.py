@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fdistill.build.parts import Site, check_known, known_levels
+from fdistill.build.parts import Site, check_known, known_levels, known_range
 from fdistill.diffusion import noise
 from fdistill.errors import UserError
 
@@ -22,10 +22,10 @@ def check_levels(name: str, parts: Mapping[str, Any], site: Site) -> None:
       parts: of the method; its laws and its grid are looked at, `sigma_init` and `levels`.
       site: where the parts were made.
     """
-    low, high = parts[name].sigma_range
+    ends = known_range(parts[name])
     for part, value in parts.items():
         if isinstance(value, noise.NoiseLaw):
-            inside = [float(value.cdf(jnp.asarray(end))) for end in (0.999 * low, 1.001 * high)]
+            inside = [float(value.cdf(jnp.asarray(end))) for end in ends]
             outside = 1 - np.diff(np.clip(inside, 0, 1)).item()
             if outside > BEYOND:
                 raise UserError(

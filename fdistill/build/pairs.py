@@ -171,14 +171,14 @@ def _settings(teacher, asked, dtype, label):
     where, run, image, data, source = teacher
     shape, classes, levels = image['shape'], image['num_classes'], pairs.DTYPES[dtype]
     given = source.given if source else {}
-    outlines = {name: jax.ShapeDtypeStruct(of.shape[1:], of.dtype) for name, of in given.items()}
+    given = {name: (str(of.dtype), of.shape[1:]) for name, of in given.items()}
     plain = configs.to_json(run.config)
     how = {name: plain[name] for name in ('method', 'generator') if name in plain}
     note = {
         'format': pairs.FORMAT,
         'name': _called(data) if data else pathlib.PurePath(where).stem,
         'num_classes': max(classes, 1),
-        'record': pairs.record_of(shape, dtype, classes > 0, outlines),
+        'record': pairs.record_of(shape, dtype, classes > 0, given),
         'levels': levels,
         'sampling': {'evaluations': run.nfe} | how,
         'teacher': run.digest,

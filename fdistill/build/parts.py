@@ -51,11 +51,17 @@ class Site(NamedTuple):
 def check_known(where: str, levels: Any, name: str, network: denoisers.Denoiser) -> None:
     """Raises UserError where a network, of that name, would be asked for a level, of those of a
     setting, that it does not know."""
-    levels, (low, high) = np.asarray(levels), network.sigma_range
-    # A level may be that of a table, written with fewer digits.
-    beyond = levels[(levels < 0.999 * low) | (levels > 1.001 * high)]
+    levels, (low, high) = np.asarray(levels), known_range(network)
+    beyond = levels[(levels < low) | (levels > high)]
     if len(beyond):
         raise UserError(f'{where}: has the level {beyond[0]:.4g}; {known_levels(name, network)}')
+
+
+def known_range(network: denoisers.Denoiser) -> tuple[float, float]:
+    """The lowest and the highest level that a network may be asked for: one may be that of a table,
+    written with fewer digits."""
+    low, high = network.sigma_range
+    return 0.999 * low, 1.001 * high
 
 
 def known_levels(name: str, network: denoisers.Denoiser) -> str:

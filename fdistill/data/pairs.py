@@ -211,17 +211,17 @@ def _is_type(name):
 
 
 def record_of(
-    shape: Sequence[int], dtype: str, labels: bool, given: Mapping[str, Any]
+    shape: Sequence[int], dtype: str, labels: bool, given: Mapping[str, tuple[str, Sequence[int]]]
 ) -> list[Field]:
     """What is in a record, x0 first.
 
     Args:
       shape, dtype: of a sample.
       labels: whether there are classes.
-      given: {name of another condition: what has its `dtype` and the `shape` of one}.
+      given: {name of another condition: (dtype, shape of one)}.
     """
     parts = [('x0', dtype, shape)] + ([('label', 'int32', ())] if labels else [])
-    parts += [(name, str(one.dtype), one.shape) for name, one in given.items()]
+    parts += [(name, *one) for name, one in given.items()]
     return [Field(name=name, dtype=of, shape=list(shape)) for name, of, shape in parts]
 
 
@@ -290,9 +290,8 @@ def read_shard(folder: disk.Path, note: Settings, k: int) -> dict[str, np.ndarra
         records = reader.read_all() if reader.num_records() == stop - start else []
     except (RuntimeError, ValueError, IndexError):
         return None
-    if len(records) != stop - start or {len(record) for record in records} != {
-        size(note['record'])
-    }:
+    lengths = {len(record) for record in records}
+    if len(records) != stop - start or lengths != {size(note['record'])}:
         return None
     rows, found, at = np.frombuffer(b''.join(records), np.uint8).reshape(stop - start, -1), {}, 0
     for field in note['record']:

@@ -12,9 +12,21 @@ MALLOPT = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-
 MADV_HUGEPAGE = 14  # of sys/mman.h
 # Where one of these is installed, the arrays of a step are not in this process' heap.
 ACCELERATORS = ('jax_plugins', 'libtpu')
-LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
-MALLOPT_OF, TRIM = (getattr(LIBC, name, None) for name in ('mallopt', 'malloc_trim'))
-_KEEPING = []  # The C library, once memory is kept.
+
+
+def _glibc():
+    """The C library, where it is glibc's, with all that is called here looked up: nothing is while
+    files of strangers are read."""
+    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    if not (hasattr(libc, 'mallopt') and hasattr(libc, 'malloc_trim')):
+        return None
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+LIBC = _glibc()
 
 
 def prepare() -> None:
@@ -35,31 +47,26 @@ def prepare() -> None:
     elsewhere = os.environ.get('JAX_PLATFORMS') != 'cpu' and any(
         importlib.util.find_spec(name) for name in ACCELERATORS
     )
-    if sys.platform == 'linux' and 'jax' not in sys.modules and not elsewhere:
-        if MALLOPT_OF:
-            for name, value in MALLOPT.values():
-                MALLOPT_OF(name, value)
-            _reserve(LIBC)
-            _KEEPING.append(LIBC)
+    if LIBC and 'jax' not in sys.modules and not elsewhere:
+        for name, value in MALLOPT.values():
+            LIBC.mallopt(name, value)
+        _reserve()
 
 
 def release() -> None:
     """Gives the system back what is freed and was kept."""
-    if TRIM:
-        TRIM(0)
-        for kept in _KEEPING:
-            _reserve(kept)
+    if LIBC:
+        LIBC.malloc_trim(0)
+        _reserve()
 
 
-def _reserve(libc):
+def _reserve():
     """Asks for huge pages of half the machine's memory, as addresses alone: what the heap grows
-    into. Where there is no such room, it grows as ever."""
+    into. Where there is no such room, it grows as ever; where nothing is kept, a block so large is
+    a mapping of its own, which is gone at once."""
     page = 2**21
     size = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if block := libc.malloc(size):
+    if block := LIBC.malloc(size):
         begin = -(-block // page) * page
-        libc.madvise(begin, (block + size - begin) // page * page, MADV_HUGEPAGE)
-        libc.free(block)
+        LIBC.madvise(begin, (block + size - begin) // page * page, MADV_HUGEPAGE)
+        LIBC.free(block)

@@ -98,11 +98,8 @@ def conv(
     """
     weight = ask(f'{name}.weight', features, x.shape[-1], size, size).astype(x.dtype)
     kernel = jnp.transpose(weight, (2, 3, 1, 0))
-    if padding is None and stride == 1:
-        padding = 'SAME'
-    else:
-        padding = (padding or (size // 2, size // 2),) * 2
-    out = convolve(x, kernel, (stride, stride), padding)
+    same, half = padding is None and stride == 1, (size // 2, size // 2)
+    out = convolve(x, kernel, (stride, stride), 'SAME' if same else [padding or half] * 2)
     return out + ask(f'{name}.bias', features).astype(x.dtype)
 
 

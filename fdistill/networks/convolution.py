@@ -14,6 +14,13 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import get_abstract_mesh
 
 LAYOUTS = ('NHWC', 'HWIO', 'NHWC')
+# Of settings that `nn.Conv` gives besides, those without effect.
+UNSET = {
+    'lhs_dilation': (1, 1),
+    'rhs_dilation': (1, 1),
+    'feature_group_count': 1,
+    'precision': None,
+}
 LARGE = 256  # pixels from which on fewer images at once are quicker
 AT_ONCE = 2  # images
 LANES = 16  # channels that XLA computes together; of other numbers it takes up to twice the time
@@ -29,7 +36,9 @@ def convolve(
     """`jax.lax.conv_general_dilated` of [B,H,W,C] by a kernel [n,m,C,features], as `nn.Conv` calls
     it; derivatives in any mode and order."""
     sides = kernel.shape[:2]
-    if strides == (1, 1) and padding == 'SAME' and sides[0] == sides[1] and sides[0] % 2:
+    unset = all(settings.get(name, value) == value for name, value in UNSET.items())
+    usual = unset and strides == (1, 1) and padding == 'SAME'
+    if usual and sides[0] == sides[1] and sides[0] % 2:
         if sides == (1, 1) and _on_one_cpu():
             return _product(x, kernel)
         return _same(x, kernel)
@@ -54,14 +63,22 @@ def _same(x, kernel):
 
 def _derivative(primals, tangents):
     (x, kernel), (dx, d_kernel) = primals, tangents
-    y = _same(x, kernel)
-    parts = []
+    y, parts, on_one_cpu = _same(x, kernel), [], _on_one_cpu()
+
+    def of_transpose(function, tangent):
+        # What is linear is given by its transpose, as that is what is computed when a loss is
+        # differentiated: the transpose of a transpose is the same program.
+        return jax.linear_transpose(function, y)(tangent)[0]
+
     if not isinstance(dx, SymbolicZero):
-        uneven = _on_one_cpu() and _missing(x.shape[-1])
-        parts.append((_in_x if uneven else _same)(dx, kernel))
+        if on_one_cpu and _missing(x.shape[-1]):
+            flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+            parts.append(of_transpose(lambda g: _same(g, flipped), dx))
+        else:
+            parts.append(_same(dx, kernel))
     if not isinstance(d_kernel, SymbolicZero):
-        if _on_one_cpu():
-            parts.append(_in_kernel(x, d_kernel))
+        if on_one_cpu:
+            parts.append(of_transpose(lambda g: _of_kernel(x, g, kernel.shape[0]), d_kernel))
         else:
             parts.append(_same(x, d_kernel))
     return y, sum(parts) if parts else jnp.zeros_like(y)
@@ -79,21 +96,6 @@ def _filled(x):
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, _missing(x.shape[-1]))])
 
 
-def _in_x(dx, kernel):
-    """`_same` in x, in which a loss is differentiated; see `_in_kernel`."""
-    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    y = jax.ShapeDtypeStruct((*dx.shape[:3], kernel.shape[-1]), dx.dtype)
-    return jax.linear_transpose(lambda g: _same(g, flipped), y)(dx)[0]
-
-
-def _in_kernel(x, d_kernel):
-    """`_same` in the kernel, in which a loss is differentiated. It is given by its transpose, as
-    that is what is computed then: the transpose of a transpose is the same program."""
-    y = jax.ShapeDtypeStruct((*x.shape[:3], d_kernel.shape[-1]), x.dtype)
-    transposed = jax.linear_transpose(lambda g: _of_kernel(x, g, d_kernel.shape[0]), y)
-    return transposed(d_kernel)[0]
-
-
 def _on_one_cpu():
     """Whether what is traced will run on one device, a CPU. Over several, parts of a batch would be
     moved from one to another."""
@@ -103,7 +105,7 @@ def _on_one_cpu():
     return mesh.size == 1 and mesh.abstract_device.platform == 'cpu'
 
 
-def _of_kernel(x: jax.Array, g: jax.Array, size: int) -> Any:
+def _of_kernel(x: jax.Array, g: jax.Array, size: int) -> jax.Array:
     """Gradient of <g, convolution of x> in the kernel, [size,size,C,features].
 
     It is a convolution of x, channels being its images and images its channels, by g, written as
@@ -112,10 +114,10 @@ def _of_kernel(x: jax.Array, g: jax.Array, size: int) -> Any:
     """
     count, height, width, channels = x.shape
     at_once = AT_ONCE if count % AT_ONCE == 0 else 1
-    zero = _filled(jnp.zeros((channels, size, size, g.shape[-1]), x.dtype))
     if height * width < LARGE or count == at_once:
         made = _of_part(size, x, g)
     else:
+        zero = _filled(jnp.zeros((channels, size, size, g.shape[-1]), x.dtype))
         parts = [a.reshape(-1, at_once, *a.shape[1:]) for a in (x, g)]
         made, _ = jax.lax.scan(lambda sum, part: (sum + _of_part(size, *part), None), zero, parts)
     return jnp.transpose(made, (1, 2, 0, 3))[..., : g.shape[-1]]
