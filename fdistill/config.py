@@ -168,6 +168,8 @@ def read(workdir: str | pathlib.Path, where: str = '--workdir') -> ConfigDict:
             f'{where}={workdir}: has no {CONFIG}; give the folder of a run made by `fdistill train`'
         )
     values = disk.read_json(path, Sections)
+    if 'pairing' in values:  # As the section was called at first.
+        values['pairs'] = values.pop('pairing')
     image = values.get('image', {'shape': [], 'num_classes': 0})
     shapes = [image['shape'], *image.get('given', {}).values()]
     try:

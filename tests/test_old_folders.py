@@ -15,10 +15,13 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from fdistill import build
+from fdistill import config as configs
+from fdistill.files import disk
 from fdistill.training import sharding
 
 pytestmark = pytest.mark.optimised
 
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 DATA = pathlib.Path(__file__).parent / 'data' / 'run_folder_0_1.zip'
 
 
@@ -62,3 +65,20 @@ def test_it_goes_on_where_it_was(folder):
             assert line[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
     samples = build.from_workdir(workdir).sample(*start())
     np.testing.assert_allclose(samples, expected['resumed'], rtol=1e-4, atol=1e-5)
+
+
+def test_what_makes_pairs_was_called_pairing(tmp_path):
+    """A run with that section is opened, and goes on, as the same under the name of today."""
+    config = configs.load(str(CONFIGS / 'ring_pairs.py:kd'))
+    small = {'training.steps': 4, 'training.batch_size': 16, 'training.checkpoint_every': 0}
+    build.override(config, [f'--config.{name}={value}' for name, value in small.items()])
+    whole, old = tmp_path / 'whole', tmp_path / 'old'
+    build.train(config, whole, quiet=True)
+    build.train(config, old, quiet=True, stop_at=2)
+    known = json.loads((old / 'config.json').read_text())
+    known['pairing'] = known.pop('pairs')
+    disk.write_json(old / 'config.json', known)
+    assert build.from_workdir(old).step == 2
+    build.train(config, old, quiet=True)
+    ends = [build.from_workdir(folder).params for folder in (whole, old)]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
