@@ -1,6 +1,7 @@
 """What a process keeps: compiled programs from run to run, memory from step to step."""
 
 import ctypes
+import gc
 import importlib.util
 import os
 import pathlib
@@ -31,7 +32,8 @@ LIBC = _glibc()
 
 def prepare() -> None:
     """Keeps compiled programs below $FDISTILL_CACHE, unless the environment says where, or not at
-    all; and on CPU the memory of a step's arrays for the next step.
+    all; and on CPU the memory of a step's arrays for the next step. Python looks less often for
+    what is no more in use: what is traced is many objects and no garbage.
 
     To be called before jax is imported, which reads these variables then. Memory is kept by glibc
     alone, and only in a process that has not imported jax yet: its threads have heaps by then. XLA
@@ -44,6 +46,7 @@ def prepare() -> None:
     folder = pathlib.Path(os.environ.get('FDISTILL_CACHE') or own) / 'programs'
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+    gc.set_threshold(50_000, 50, 100)
     elsewhere = os.environ.get('JAX_PLATFORMS') != 'cpu' and any(
         importlib.util.find_spec(name) for name in ACCELERATORS
     )

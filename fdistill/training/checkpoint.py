@@ -9,7 +9,6 @@ that does not fit is passed over: the newest that does fit is restored.
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import logging
@@ -22,7 +21,6 @@ from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from fdistill.errors import UserError
@@ -97,15 +95,9 @@ def checksums(tree: Any) -> dict[str, str]:
 def _sums_of(tree):
     """{path: (digest, checksum)}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    words = [leaf.size * max(1, leaf.dtype.itemsize // 4) for _, leaf in leaves]
-    small = [
-        index
-        for index, (_, leaf) in enumerate(leaves)
-        if words[index] < SMALL and getattr(leaf, 'is_fully_replicated', True)
-    ]
-    # An argument: the compiler would work for seconds on a constant, or on what makes it.
-    which = np.repeat(np.arange(len(small), dtype=np.int32), [words[index] for index in small])
-    sums = jax.device_get(_sums([leaf for _, leaf in leaves], which, small=tuple(small)))
+    # One program for each shape, which most arrays of a network share with others: one for all
+    # arrays takes seconds to compile, and to load.
+    sums = jax.device_get([_sums(leaf) for _, leaf in leaves])
     return {
         jax.tree_util.keystr(path): (
             int(of[0]),
@@ -115,41 +107,28 @@ def _sums_of(tree):
     }
 
 
-@functools.partial(jax.jit, static_argnames='small')
-def _sums(leaves, which, *, small):
-    """uint32 [leaves, 3]: of each the digest and both halves of the checksum.
-
-    The `small` arrays, which every device holds, are summed as one: a loop for each of hundreds
-    takes seconds to compile. `which` of them each of their words belongs to. (Were one of them
-    split over the devices, XLA would put together other words than these.)
-    """
+@jax.jit
+def _sums(x):
+    """uint32 [3]: the digest of an array and both halves of its checksum."""
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-    words = []
-    for x in leaves:
-        x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-        bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-        words.append(bits.reshape(-1).astype(jnp.uint32))
-    groups = [[index] for index in range(len(words)) if index not in small]
-    found = jnp.zeros((len(leaves), 3), jnp.uint32)
-    for group in [small, *groups] if small else groups:
-        of, at = jnp.concatenate([words[index] for index in group]), 0
-        if group is small:
-            sizes = np.array([words[index].size for index in group])
-            at = jnp.asarray(np.cumsum(sizes) - sizes)[which]
-        at = (jnp.arange(of.size) - at).astype(jnp.uint32)
-        odd, mixed = 2 * at + 1, of ^ (at * jnp.uint32(0x9E3779B9))
-        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-            mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-        mixed ^= mixed >> 16
-        terms = of * odd, mixed, mixed * odd
-        if group is small:
-            sums = jax.ops.segment_sum(
-                jnp.stack(terms, axis=-1), which, len(group), indices_are_sorted=True
-            )
-        else:
-            sums = jnp.stack([jnp.sum(term, dtype=jnp.uint32) for term in terms])
-        found = found.at[np.array(group)].set(sums)
-    return found
+    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+    of = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize]).astype(jnp.uint32)
+    at, stride = jnp.zeros_like(of), 1  # Not of the array made flat, which may be split anywhere.
+    for axis in reversed(range(of.ndim)):
+        at += jax.lax.broadcasted_iota(jnp.uint32, of.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= of.shape[axis]
+    odd, mixed = 2 * at + 1, of ^ (at * jnp.uint32(0x9E3779B9))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    mixed ^= mixed >> 16
+    # As one reduction: the words are read, and mixed, once.
+    terms, zero = (of * odd, mixed, mixed * odd), jnp.uint32(0)
+    sums = jax.lax.reduce(terms, (zero,) * 3, _added, tuple(range(of.ndim)))
+    return jnp.stack(sums)
+
+
+def _added(ours, theirs):
+    return tuple(a + b for a, b in zip(ours, theirs))
 
 
 def _seal(position):
@@ -171,9 +150,6 @@ def newest(workdir: str | pathlib.Path) -> int:
     """Step of the newest checkpoint of a run, verified or not; 0 where there is none."""
     folder = disk.place(workdir) / FOLDER
     return max((int(path.name) for path in folder.glob('[0-9]*') if path.name.isdigit()), default=0)
-
-
-SMALL = 2**14  # words of an array that is summed with others: a scatter of many is slow
 
 
 class Rating(TypedDict):

@@ -354,24 +354,31 @@ def train(
                 raise
             raise ValueError(f'a step does not fit a device; {REMEDY}') from error
 
-    # Compiled before anything is written: what is wrong with a program leaves no folder behind. The
-    # next is traced while one is compiled, or read from the cache, which takes XLA as long.
-    to_come = range(checkpoint.newest(workdir), stop_at or training.steps)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting = {
-            roles: pool.submit(program, lower(roles=roles))
-            for roles in dict.fromkeys(map(method.cycle, to_come))
-        }
-        compiled = {roles: one.result() for roles, one in waiting.items()}
-    needed = max(map(memory.needed, compiled.values()), default=0)
-    sizes = memory.by_part(target, made.read, batch_shapes, needed)
-    # What is frozen is there already.
-    if needed - sizes['frozen'] > (left := memory.free()):
-        raise ValueError(
-            f'a step takes {_mib(sizes)} MiB of each device, of which {left / 2**20:,.1f} are '
-            f'free; {REMEDY}'
-        )
+    # The next is traced while one is compiled, or read from the cache, which takes XLA as long.
+    begun, left = checkpoint.newest(workdir), memory.free()
+    pool = concurrent.futures.ThreadPoolExecutor()
+    waiting = {
+        roles: pool.submit(program, lower(roles=roles))
+        for roles in dict.fromkeys(map(method.cycle, range(begun, stop_at or training.steps)))
+    }
+    pool.shutdown(wait=False)
 
+    @functools.cache
+    def ready():
+        """({roles: compiled program}, bytes of a step by part), if it fits."""
+        compiled = {roles: one.result() for roles, one in waiting.items()}
+        needed = max(map(memory.needed, compiled.values()), default=0)
+        sizes = memory.by_part(target, made.read, batch_shapes, needed)
+        # What is frozen is there already.
+        if needed - sizes['frozen'] > left:
+            raise ValueError(
+                f'a step takes {_mib(sizes)} MiB of each device, of which {left / 2**20:,.1f} are '
+                f'free; {REMEDY}'
+            )
+        return compiled, sizes
+
+    if not begun:  # Nothing is written yet: what is wrong with a program leaves no folder behind.
+        ready()
     with (
         lock.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
         writer.Writer(workdir, training.wandb) as out,
@@ -402,6 +409,7 @@ def train(
             # What was measured of steps that are undone is not of those that take their place.
             ratings.clear()
             health.clear()
+            compiled, sizes = ready()
             if restored is None:
                 state, start = made.init(frozen, own), 0
                 state = state._replace(**empty_metrics(measured(target)))

@@ -110,9 +110,9 @@ def make_step(
         updates, new_opt_state = optimizers[role].update(grads, opt_state, params)
         grad_norm = optax.tree.norm(grads)
         in_a_row = state.skipped_in_a_row[role]
-        finite = (
-            jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
-        )
+        # Behind the barrier, else XLA takes what `finite` is made of into the program of each array.
+        judged_by = jnp.stack([value, grad_norm, optax.tree.norm(updates)])
+        finite = jnp.isfinite(jax.lax.optimization_barrier(judged_by)).all()
         allowed = applied = finite & (in_a_row < max_skipped)
         spikes = state.spikes
         if spike_sigmas:
