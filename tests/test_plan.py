@@ -119,14 +119,18 @@ def test_a_plan_says_what_each_device_needs(tmp_path, capsys):
     assert memory['needed'] >= 8 * one and 'fits' not in result
     assert sum(memory.values()) == pytest.approx(2 * memory['needed'])
     shares = {name: program.get('share') for name, program in result['programs'].items()}
-    assert shares == {'init': None, 'student + critic': 0.4, 'critic': 0.6}
-    for name in ('critic', 'student + critic'):
-        program = result['programs'][name]
+    student, critic = (
+        {f'{role} {half}': share for half in ('gradient', 'update')}
+        for role, share in (('student', 0.4), ('critic', 1.0))
+    )
+    assert shares == {'init': None} | student | critic
+    for role in ('critic', 'student'):
+        program = result['programs'][f'{role} gradient']
         assert program['flops'] > 0 and program['sent']['all-gather']['bytes'] > 0
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 + 2 * 3 and all(line.startswith('cpu:8: ') for line in said)
+    assert len(said) == 1 + 2 * 5 and all(line.startswith('cpu:8: ') for line in said)
     page = (tmp_path / 'out' / 'plan.txt').read_text()
-    assert 'data 1 x fsdp 8' in page and 'student + critic' in page
+    assert 'data 1 x fsdp 8' in page and 'student gradient' in page
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_a_program_that_does_not_fit_is_told_by_the_compiler(said, used):
         def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {said}')
 
-    found = estimate._analysed(Lowered, 1, cost.CHIPS['v5e'], {})
+    found = estimate._analysed(Lowered, 1, None, cost.CHIPS['v5e'], {})
     assert found['memory'] == used * 2**30 and not found['fits']
 
 
@@ -260,7 +264,7 @@ def test_pods_of_tpus_compute_alike_and_send_what_fsdp_does(tmp_path):
             config(mesh=dict(fsdp=8), network=network, training=training), pod, tmp_path
         )
         assert result['fits'] and 0 < result['seconds_a_step'] < 0.1
-        program = result['programs']['critic']
+        program = result['programs']['critic gradient']
         sent = {kind: one['bytes'] for kind, one in program['sent'].items()}
         assert sent['all-gather'] == pytest.approx(2 * split * 7 / 8, rel=0.1)
         assert sent['reduce-scatter'] == pytest.approx(split * 7 / 8, rel=0.1)

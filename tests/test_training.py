@@ -1253,8 +1253,8 @@ WIDE = dict(name='mlp', width=256, blocks=1, embedding=64)
 
 @functools.lru_cache
 def compiled_step(batch_size, *shape):
-    """(Program of a student step with a teacher and a fake score, of networks with arrays large
-    enough to be split; the student's parameters), on a mesh of a shape (data, fsdp, model)."""
+    """(Program of a student's gradient with a teacher and a fake score, of networks with arrays
+    large enough to be split; the student's parameters), on a mesh of shape (data, fsdp, model)."""
     law, mesh = dict(name='lognormal'), sharding.mesh_over(jax.devices(), *shape)
     plain = dict(
         image=dict(shape=[2], num_classes=0),
@@ -1272,8 +1272,7 @@ def compiled_step(batch_size, *shape):
     frozen = checkpoint.abstract(frozen, sharding.state_sharding(frozen, mesh))
     batch = checkpoint.abstract(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
     made = loop.programs(built.method, optimizers, training, frozen, batch, KEY, mesh)
-    lowered = made.step.lower(made.state, frozen, batch, KEY, roles=('student',))
-    return lowered.compile(), made.state.params['student']
+    return made.gradient('student').lower().compile(), made.state.params['student']
 
 
 def test_fsdp_moves_weights_and_no_activations():

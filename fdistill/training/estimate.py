@@ -16,6 +16,7 @@ from fdistill.files.text import clock
 from fdistill.methods.method import Method
 from fdistill.training import checkpoint, cost, loop, memory, sharding
 from fdistill.training.loop import Training
+from fdistill.training.step import ends
 
 # What a program that does not fit a chip takes, in XLA's errors: all of it, or what is temporary.
 _TOO_LARGE = re.compile(
@@ -29,7 +30,8 @@ QUICKLY = {'exec_time_optimization_effort': -1.0}
 ASSUMPTIONS = (
     'seconds are a lower bound: products at the peak of bfloat16, each byte of memory at full '
     'bandwidth, and all that is sent in a ring along one axis of the torus, the three at once',
-    'what is in a loop over microbatches counts as often as the loop turns, the optimizer with it',
+    'what is in a loop over microbatches counts as often as the loop turns, and so does all else '
+    'of a gradient',
     'logs, checkpoints, previews, evaluations and reading the data are not in it',
 )
 
@@ -47,6 +49,8 @@ def estimate(
 ) -> dict[str, Any]:
     """What each device needs for a run, as plain values: 'memory' in bytes, 'programs', seconds.
 
+    The memory of a program counts all of the state, also what the program does not read.
+
     Args:
       method, optimizers, training, mesh: as of `loop.train`.
       frozen, batch: shapes and dtypes; the whole batch.
@@ -61,25 +65,30 @@ def estimate(
     batch = checkpoint.abstract(batch, jax.tree.map(lambda _: by_batch, batch))
     say('tracing')
     made = loop.programs(method, optimizers, training, frozen, batch, key, mesh)
-    everything = functools.partial(made.step, roles=tuple(method.losses))
-    after = jax.eval_shape(everything, made.state, made.read, batch, key)
-    state = loop.named(made.state, after, mesh)
-    turns = collections.Counter(map(method.cycle, range(training.steps)))
-    lower = {'init': functools.partial(made.init.lower, frozen, key)}
-    for roles in turns:
-        given = functools.partial(made.step.lower, state, made.read, batch, key, roles=roles)
-        lower[' + '.join(roles)] = given
+    state = loop.named(made, mesh)
+    resident = memory.resident(state, made.read, batch)
+    there, times = sum(resident.values()), training.microbatches
+    turns = [turn for done in range(training.steps) for turn in ends(method.cycle(done))]
+    # Name -> how it is lowered, how often its loops turn, and what is there besides it.
+    lower = {'init': (functools.partial(made.init.lower, frozen, key), 1, None)}
+    # An update that is the last of its step is the same but for a counter.
+    for role, last in dict(turns).items():
+        gradient = made.gradient(role)
+        found = gradient.out_info
+        update = functools.partial(made.update.lower, state, found, role=role, last=last)
+        lower[f'{role} gradient'] = gradient.lower, times, there
+        lower[f'{role} update'] = update, 1, there + memory.size(found)
     programs, options = {}, sharding.compiler_options(mesh) | (QUICKLY if chip else {})
-    for name, make in lower.items():
+    for name, how in lower.items():
         say(f'{name}: compiling for {mesh.size} devices')
-        parts = training.microbatches if name != 'init' else 1
-        programs[name] = _analysed(make, parts, chip, options)
+        programs[name] = _analysed(*how, chip, options)
         say(f'{name}: compiled in {clock(programs[name]["compile_seconds"])}')
     needed = max(one['memory'] for one in programs.values())
-    sizes = memory.by_part(state, made.read, batch, needed)
+    sizes = memory.with_activations(resident, needed)
     result = {'devices': mesh.size, 'mesh': dict(mesh.shape), 'memory': sizes, 'programs': programs}
-    for roles, count in turns.items():
-        programs[' + '.join(roles)]['share'] = count / training.steps
+    for role, count in collections.Counter(role for role, _ in turns).items():
+        for half in ('gradient', 'update'):
+            programs[f'{role} {half}']['share'] = count / training.steps
     if chip:
         sizes['chip'] = chip.memory
         result['fits'] = all(one['fits'] for one in programs.values())
@@ -92,8 +101,14 @@ def estimate(
     return result | {'assumptions': list(ASSUMPTIONS if chip else ASSUMPTIONS[1:])}
 
 
-def _analysed(lower, microbatches, chip, options):
-    """What one program needs, or what the compiler says of it where it does not fit."""
+def _analysed(lower, times, there, chip, options):
+    """What one program needs, or what the compiler says of it where it does not fit.
+
+    Args:
+      lower: () -> lowered program.
+      times: how often its loops turn.
+      there: bytes on each device without what the program makes; None: of its arguments alone.
+    """
     began = time.monotonic()
     try:
         program = lower().compile(compiler_options=options)
@@ -108,8 +123,9 @@ def _analysed(lower, microbatches, chip, options):
     counted = program.cost_analysis()
     moved = cost.collectives(program.as_text())
     # XLA counts what is in a loop once.
-    flops, accessed = (counted.get(name, 0) * microbatches for name in ('flops', 'bytes accessed'))
-    needed = memory.needed(program) + program.memory_analysis().generated_code_size_in_bytes
+    flops, accessed = (counted.get(name, 0) * times for name in ('flops', 'bytes accessed'))
+    needed = memory.needed(program) if there is None else there + memory.besides(program)
+    needed += program.memory_analysis().generated_code_size_in_bytes
     result = {
         'compile_seconds': spent,
         'memory': needed,

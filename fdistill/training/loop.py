@@ -22,9 +22,9 @@ from fdistill.errors import NotFinite, Stopped, UserError
 from fdistill.files import CONFIG, disk, lock
 from fdistill.files.progress import Progress
 from fdistill.methods.method import Method
-from fdistill.training import checkpoint, memory, sharding, writer
+from fdistill.training import checkpoint, memory, sharding, step, writer
 from fdistill.training.state import TrainState, empty_metrics, init_state, measured
-from fdistill.training.step import ema_decay, make_step
+from fdistill.training.step import Found, ema_decay, ends, make_halves
 from fdistill.training.stop import Stop, watchdog
 from fdistill.types import Continuous, Free
 
@@ -216,13 +216,18 @@ class Programs(NamedTuple):
 
     state: `TrainState` of shapes, dtypes and shardings, in which what is measured has no names yet.
     init: jitted, (frozen, key) -> state. It is created sharded: no device ever holds all of it.
-    step: jitted, (state, read, batch, key, roles) -> state, with the names of its metrics.
+    gradient(role) -> the traced half of a step that finds a gradient, see `step.Halves`; what it
+      gives is its `out_info`. Each role is traced once.
+    update: jitted other half, (state, found, role, last) -> state.
+    unmeasured: of `step.Halves`.
     read: what of `frozen` a step is given: all but what `init` alone reads.
     """
 
     state: TrainState
     init: Callable[..., Any]
-    step: Callable[..., Any]
+    gradient: Callable[[str], jax.stages.Traced]
+    update: Callable[..., Any]
+    unmeasured: Callable[[Found], tuple[Any, Any]]
     read: Mapping[str, Any]
 
 
@@ -248,7 +253,7 @@ def programs(
         empty = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), batch)
         return init_state(method, optimizers, key, empty, frozen)
 
-    step = make_step(
+    halves = make_halves(
         method,
         optimizers,
         decay(training),
@@ -259,24 +264,35 @@ def programs(
     )
     shapes = jax.eval_shape(fresh, frozen, key)
     shardings = sharding.state_sharding(shapes, mesh, training.partition_rules)
+    everywhere, state = shardings.step, checkpoint.abstract(shapes, shardings)
+    read = {name: params for name, params in frozen.items() if name not in method.begins}
+
+    @functools.cache
+    def gradient(role):
+        placed = Found(everywhere, shardings.params[role], everywhere, shardings.aux)
+        jitted = jax.jit(halves.gradient, static_argnames='role', out_shardings=placed)
+        return jitted.trace(*step.read(state), read, batch, key, role=role)
+
     # All that is measured is placed as the counter is: on every device.
-    after = shardings._replace(metrics=shardings.step, spikes=shardings.step)
-    return Programs(
-        checkpoint.abstract(shapes, shardings),
-        jax.jit(fresh, out_shardings=shardings),
-        jax.jit(step, static_argnames='roles', donate_argnames='state', out_shardings=after),
-        {name: params for name, params in frozen.items() if name not in method.begins},
+    after = shardings._replace(metrics=everywhere, spikes=everywhere)
+    update = jax.jit(
+        halves.update,
+        static_argnames=('role', 'last'),
+        donate_argnames='state',
+        out_shardings=after,
     )
+    init = jax.jit(fresh, out_shardings=shardings)
+    return Programs(state, init, gradient, update, halves.unmeasured, read)
 
 
-def named(state: TrainState, after: TrainState, mesh: Mesh) -> TrainState:
-    """The state of `Programs` with the names of what is measured, placed on the mesh.
-
-    Args:
-      after: shapes of the state after a step of all roles.
-    """
-    names = measured(after)
-    return state._replace(**checkpoint.abstract(names, sharding.state_sharding(names, mesh)))
+def named(made: Programs, mesh: Mesh) -> TrainState:
+    """The state of `Programs` with the names of what is measured, placed on the mesh."""
+    metrics, spikes = {}, {}
+    for role in made.state.skipped:
+        metrics[role], norms = jax.eval_shape(made.unmeasured, made.gradient(role).out_info)
+        spikes |= {role: norms} if norms else {}
+    names = {'metrics': metrics, 'spikes': spikes}
+    return made.state._replace(**checkpoint.abstract(names, sharding.state_sharding(names, mesh)))
 
 
 def train(
@@ -340,13 +356,21 @@ def train(
     )
 
     made = programs(method, optimizers, training, frozen, batch_shapes, key, mesh)
-    everything = functools.partial(made.step, roles=tuple(method.losses))
-    after = jax.eval_shape(everything, made.state, made.read, batch_shapes, key)
-    target, workdir = named(made.state, after, mesh), disk.place(workdir)
+    workdir = disk.place(workdir)
+    begun, left = checkpoint.newest(workdir), memory.free()
+    cycles = dict.fromkeys(map(method.cycle, range(begun, stop_at or training.steps)))
+    turns = dict.fromkeys(turn for roles in cycles for turn in ends(roles))
+    pool = concurrent.futures.ThreadPoolExecutor()
 
-    lower = functools.partial(made.step.lower, target, made.read, batch_shapes, key)
+    @functools.cache
+    def program(role, last=None):
+        """Of a role what finds its gradient, or what updates it, as the last of a step or not."""
+        if last is None:
+            return pool.submit(compiled, made.gradient(role).lower())
+        found = made.gradient(role).out_info
+        return pool.submit(compiled, made.update.lower(target, found, role=role, last=last))
 
-    def program(lowered):
+    def compiled(lowered):
         try:
             return lowered.compile(compiler_options=sharding.compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
@@ -354,29 +378,25 @@ def train(
                 raise
             raise ValueError(f'a step does not fit a device; {REMEDY}') from error
 
-    # The next is traced while one is compiled, or read from the cache, which takes XLA as long.
-    begun, left = checkpoint.newest(workdir), memory.free()
-    pool = concurrent.futures.ThreadPoolExecutor()
-    waiting = {
-        roles: pool.submit(program, lower(roles=roles))
-        for roles in dict.fromkeys(map(method.cycle, range(begun, stop_at or training.steps)))
-    }
-    pool.shutdown(wait=False)
-
     @functools.cache
     def ready():
-        """({roles: compiled program}, bytes of a step by part), if it fits."""
-        compiled = {roles: one.result() for roles, one in waiting.items()}
-        needed = max(map(memory.needed, compiled.values()), default=0)
-        sizes = memory.by_part(target, made.read, batch_shapes, needed)
+        """Bytes that a step takes, by part, once its programs are there and if they fit."""
+        of_roles = {(role, last): (program(role), program(role, last)) for role, last in turns}
+        more = [memory.of_halves(*(half.result() for half in of)) for of in of_roles.values()]
+        resident = memory.resident(target, made.read, batch_shapes)
+        sizes = memory.with_activations(resident, sum(resident.values()) + max(more, default=0))
         # What is frozen is there already.
-        if needed - sizes['frozen'] > left:
+        if sizes['needed'] - sizes['frozen'] > left:
             raise ValueError(
                 f'a step takes {_mib(sizes)} MiB of each device, of which {left / 2**20:,.1f} are '
                 f'free; {REMEDY}'
             )
-        return compiled, sizes
+        return sizes
 
+    # The next is traced while one is compiled, or read from the cache, which takes XLA as long.
+    for role, _ in turns:
+        program(role)
+    target = named(made, mesh)
     if not begun:  # Nothing is written yet: what is wrong with a program leaves no folder behind.
         ready()
     with (
@@ -384,8 +404,12 @@ def train(
         writer.Writer(workdir, training.wandb) as out,
         checkpoint.Checkpoints(workdir, training.keep) as checkpoints,
         Stop() as stop,
-        watchdog(training.hang_seconds) as alive,
+        contextlib.ExitStack() as watched_over,
     ):
+        # While the programs that are left are lowered and loaded.
+        found = pool.submit(checkpoints.restore, checkpoint.items(target))
+        sizes, restored = ready(), found.result()
+        alive = watched_over.enter_context(watchdog(training.hang_seconds))
         ratings: Ratings = {}
         health: Health = {}
 
@@ -409,7 +433,6 @@ def train(
             # What was measured of steps that are undone is not of those that take their place.
             ratings.clear()
             health.clear()
-            compiled, sizes = ready()
             if restored is None:
                 state, start = made.init(frozen, own), 0
                 state = state._replace(**empty_metrics(measured(target)))
@@ -425,13 +448,15 @@ def train(
                 _describe(state, start, training.steps, sizes)
             stream = batches(start, rollbacks)
 
-            def advance(state, step):
-                batch, roles = sharding.put_batch(next(stream), by_batch), method.cycle(step)
-                # Where a damaged checkpoint was passed over, a step before the newest may be
-                # another.
-                if roles not in compiled:
-                    compiled[roles] = program(lower(roles=roles))
-                return compiled[roles](state, made.read, batch, own)
+            def advance(state, done):
+                batch = sharding.put_batch(next(stream), by_batch)
+                # Where a damaged checkpoint was passed over, a step before the newest may need
+                # programs that are yet to be made.
+                for role, last in ends(method.cycle(done)):
+                    gradient, update = program(role).result(), program(role, last).result()
+                    found = gradient(*step.read(state), made.read, batch, own)
+                    state = update(state, found)
+                return state
 
             def save(state, done):
                 check_finite(state, training.max_skipped, done)
@@ -455,7 +480,6 @@ def train(
 
         state, rollbacks = None, 0
         while state is None:
-            restored = checkpoints.restore(checkpoint.items(target))
             if jax.process_index() == 0:
                 disk.write_json(workdir / CONFIG, config)
             if restored is not None:
@@ -467,6 +491,7 @@ def train(
                     raise
                 rollbacks += 1
                 logging.warning('%s. Roll-back %s of %s', error, rollbacks, training.rollbacks)
+                restored = checkpoints.restore(checkpoint.items(target))
     done = int(state.step)
     judge(done)
     if stop.signum and done < training.steps:

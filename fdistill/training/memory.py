@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,20 +25,25 @@ def free() -> float:
     return left / jax.local_device_count()
 
 
+def besides(program: Any) -> int:
+    """Bytes that a compiled program takes besides its arguments."""
+    sizes = program.memory_analysis()
+    return sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
+
+
 def needed(program: Any) -> int:
     """Bytes that a compiled program takes with its arguments and results."""
-    sizes = program.memory_analysis()
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-    )
+    return program.memory_analysis().argument_size_in_bytes + besides(program)
 
 
-def by_part(state: Any, frozen: Any, batch: Any, needed: float) -> dict[str, float]:
-    """Bytes on each device of what a step takes, by part: what is left of `needed`, which it takes
-    in all, are activations.
+def of_halves(gradient: Any, update: Any) -> int:
+    """Bytes that the compiled `step.Halves` of a role take besides what is `resident`."""
+    found = gradient.memory_analysis().output_size_in_bytes
+    return max(besides(gradient), found + besides(update))
+
+
+def resident(state: Any, frozen: Any, batch: Any) -> dict[str, float]:
+    """Bytes on each device of what is there in every step, by part.
 
     Args:
       state: `TrainState`; as frozen and batch, of arrays or of their shapes, with shardings.
@@ -49,11 +55,16 @@ def by_part(state: Any, frozen: Any, batch: Any, needed: float) -> dict[str, flo
         'frozen': frozen,
         'batch': batch,
     }
-    sizes = {name: _bytes(tree) for name, tree in parts.items()}
-    return sizes | {'activations': max(needed - sum(sizes.values()), 0), 'needed': needed}
+    return {name: size(tree) for name, tree in parts.items()}
 
 
-def _bytes(tree):
+def with_activations(parts: Mapping[str, float], needed: float) -> dict[str, float]:
+    """Of `resident`, with what is left of all that is `needed`, which are activations."""
+    return parts | {'activations': max(needed - sum(parts.values()), 0), 'needed': needed}
+
+
+def size(tree: Any) -> int:
+    """Bytes on each device of arrays, or of their shapes, with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -2,7 +2,8 @@
 is made."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,55 @@ def ema_decay(
     return decay
 
 
-def make_step(
+class Found(NamedTuple):
+    """What a loss gives: its value, its gradient, its metrics and the method's own statistics."""
+
+    value: jax.Array
+    gradient: Any
+    metrics: Mapping[str, jax.Array]
+    aux: Any
+
+
+def ends(roles: Sequence[str]) -> tuple[tuple[str, bool], ...]:
+    """((role, whether it is the last of its step), ...)."""
+    return tuple((role, index == len(roles)) for index, role in enumerate(roles, 1))
+
+
+def read(state: TrainState) -> tuple[Any, Any, Any, jax.Array]:
+    """What a loss may see of a state: its parameters, averages, aux and step."""
+    return state.params, state.averages, state.aux, state.step
+
+
+class Halves(NamedTuple):
+    """One step in two: what is heavy, and what changes the state. As two programs, they are read
+    from the cache in half the time of one, for XLA looks for parts of a program in all of it.
+
+    gradient(*read(state), frozen, batch, key, role=...) -> `Found`.
+    update(state, found, role=..., last=...) -> state; the `last` role of a step ends it.
+    unmeasured(found) -> (averages of metrics, `Norms`) of a role with nothing measured yet; None
+      for norms where no update is a spike.
+    """
+
+    gradient: Callable[..., Found]
+    update: Callable[..., TrainState]
+    unmeasured: Callable[[Found], tuple[dict[str, Any], Norms | None]]
+
+
+def make_step(*args: Any, **settings: Any) -> Callable[..., TrainState]:
+    """step(state, frozen, batch, key, roles) -> state: one update of each of `roles`, in order, and
+    of the averages of their parameters. Arguments as of `make_halves`."""
+    halves = make_halves(*args, **settings)
+
+    def step(state, frozen, batch, key, roles):
+        for role, last in ends(roles):
+            found = halves.gradient(*read(state), frozen, batch, key, role=role)
+            state = halves.update(state, found, role=role, last=last)
+        return state
+
+    return step
+
+
+def make_halves(
     method: Method,
     optimizers: Mapping[str, optax.GradientTransformation],
     decay: Callable[[jax.Array], jax.Array],
@@ -54,9 +103,8 @@ def make_step(
     spike_sigmas: float = 0.0,
     mesh: Mesh | None = None,
     rules: sharding.Rules = (),
-) -> Callable[..., TrainState]:
-    """step(state, frozen, batch, key, roles) -> state: one update of each of `roles`, in order, and
-    of the averages of their parameters.
+) -> Halves:
+    """The `Halves` of a step.
 
     Randomness comes from (key, step, role), where key is that of the run. An update whose loss,
     gradient or step is not finite is not applied: parameters, optimizer, averages and aux of that
@@ -88,35 +136,34 @@ def make_step(
     # Traced once for all programs of a role: for its metrics and for each set of roles.
     @functools.partial(jax.jit, static_argnames='role', inline=True)
     @functools.partial(jax.value_and_grad, has_aux=True)
-    def gradient(params, others, context, batch, key, *, role):
+    def derived(params, others, context, batch, key, *, role):
         return method.losses[role](others | {role: params}, context, batch, key)
 
-    def step(state, frozen, batch, key, roles):
-        for role in roles:
-            # fold_in(key, 0) belongs to the initialisation.
-            own = jax.random.fold_in(jax.random.fold_in(key, 1 + order.index(role)), state.step)
-            context = Context(whole(frozen), whole(state.averages), state.aux, state.step)
-            others = {name: whole(tree) for name, tree in state.params.items() if name != role}
-            with use_abstract_mesh(mesh.abstract_mesh if mesh else get_abstract_mesh()):
-                (value, (metrics, aux)), grads = gradient(
-                    whole(state.params[role]), others, context, batch, own, role=role
-                )
-            state = apply(role, state, split(grads), value, metrics, aux)
-        return state._replace(step=state.step + 1)
+    def gradient(params, averages, aux, step, frozen, batch, key, *, role):
+        # fold_in(key, 0) belongs to the initialisation.
+        own = jax.random.fold_in(jax.random.fold_in(key, 1 + order.index(role)), step)
+        context = Context(whole(frozen), whole(averages), aux, step)
+        others = {name: whole(tree) for name, tree in params.items() if name != role}
+        with use_abstract_mesh(mesh.abstract_mesh if mesh else get_abstract_mesh()):
+            (value, (metrics, aux)), grads = derived(
+                whole(params[role]), others, context, batch, own, role=role
+            )
+        return Found(value, split(grads), metrics, aux)
 
-    def apply(role, state, grads, value, metrics, aux):
+    def update(state, found, *, role, last):
         """The state after the update of one role, or after it was skipped."""
         params, opt_state = state.params[role], state.opt_state[role]
-        updates, new_opt_state = optimizers[role].update(grads, opt_state, params)
-        grad_norm = optax.tree.norm(grads)
+        updates, new_opt_state = optimizers[role].update(found.gradient, opt_state, params)
+        grad_norm = optax.tree.norm(found.gradient)
         in_a_row = state.skipped_in_a_row[role]
-        # Behind the barrier, else XLA takes what `finite` is made of into the program of each array.
-        judged_by = jnp.stack([value, grad_norm, optax.tree.norm(updates)])
+        # Behind the barrier, else XLA finds it anew in the program of each array.
+        judged_by = jnp.stack([found.value, grad_norm, optax.tree.norm(updates)])
         finite = jnp.isfinite(jax.lax.optimization_barrier(judged_by)).all()
         allowed = applied = finite & (in_a_row < max_skipped)
         spikes = state.spikes
         if spike_sigmas:
-            seen, spike = judged(spikes.get(role), jnp.log(grad_norm), allowed)
+            before = spikes.get(role) or unmeasured(found)[1]
+            seen, spike = judged(before, jnp.log(grad_norm), allowed)
             applied, spikes = allowed & ~spike, spikes | {role: seen}
 
         def choose(new, old):
@@ -128,19 +175,18 @@ def make_step(
             if kept.of == role:
                 d = (kept.decay or decay)(state.step)
                 averages[name] = choose(_moved(averages[name], params, d), averages[name])
-        metrics = {**metrics, 'grad_norm': grad_norm}
-        before = state.metrics.get(role) or {
-            name: average(jnp.zeros_like(value), 0) for name, value in metrics.items()
-        }
+        metrics = {**found.metrics, 'grad_norm': grad_norm}
+        before = state.metrics.get(role) or unmeasured(found)[0]
         measured = {name: before[name].merge(average(metrics[name])) for name in metrics}
         counts = applied | (~allowed & (in_a_row + 1 >= max_skipped))
         measured = jax.tree.map(lambda a, b: jnp.where(counts, a, b), measured, before)
         in_a_row = jnp.where(allowed, 0, in_a_row + 1)
         return state._replace(
+            step=state.step + last,
             params=state.params | {role: params},
             opt_state=state.opt_state | {role: choose(new_opt_state, opt_state)},
             averages=averages,
-            aux=choose(aux, state.aux),
+            aux=choose(found.aux, state.aux),
             skipped=state.skipped | {role: state.skipped[role] + ~allowed},
             skipped_in_a_row=state.skipped_in_a_row | {role: in_a_row},
             metrics=state.metrics | {role: measured},
@@ -149,8 +195,6 @@ def make_step(
 
     def judged(before, log_norm, allowed):
         """(The statistics with one more norm, if it is a finite one; whether it is a spike.)"""
-        none, zero = jnp.zeros((), jnp.int32), jnp.zeros_like(log_norm)
-        before = before or Norms(none, zero, zero, none)
         deviation = jnp.maximum(jnp.sqrt(before.variance), LEAST)
         highest = before.mean + spike_sigmas * deviation
         spike = allowed & (before.count >= FIRST) & (log_norm > highest)
@@ -166,7 +210,13 @@ def make_step(
         known = allowed & jnp.isfinite(log_norm)  # A gradient of 0 has no logarithm.
         return jax.tree.map(lambda a, b: jnp.where(known, a, b), after, before), spike
 
-    return step
+    def unmeasured(found):
+        values = {**found.metrics, 'grad_norm': found.value}
+        metrics = {name: average(jnp.zeros_like(value), 0) for name, value in values.items()}
+        none, zero = jnp.zeros((), jnp.int32), jnp.zeros_like(optax.tree.norm(found.gradient))
+        return metrics, Norms(none, zero, zero, none) if spike_sigmas else None
+
+    return Halves(gradient, update, unmeasured)
 
 
 def _moved(averages, params, d):
