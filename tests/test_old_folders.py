@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
         file.extractall(tmp_path / 'run')
     kinds = (AxisType.Auto,) * 2
     mesh = jax.make_mesh((1, 1), ('data', 'fsdp'), axis_types=kinds, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, 'make_mesh', lambda **given: mesh)
+    monkeypatch.setattr(sharding, 'mesh_over', lambda **_: mesh)
     return tmp_path / 'run', json.loads((tmp_path / 'run' / 'expected.json').read_text())
 
 

@@ -405,7 +405,7 @@ def test_as_one_program(name, tmp_path, monkeypatch):
     # So that nothing but the lanes differs.
     auto = (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Auto)
     one_device = jax.make_mesh((1, 1), ('data', 'fsdp'), auto, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, 'make_mesh', lambda data, fsdp: one_device)
+    monkeypatch.setattr(sharding, 'mesh_over', lambda **_: one_device)
     theirs = rows(sweep.run(path, tmp_path / 'one', quiet=True))
     loaded = sweep.load(path)
     assert len(sweep.lanes(tmp_path / 'w', loaded)) == 1

@@ -1115,7 +1115,7 @@ def test_a_student_of_a_network_on_any_mesh(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, 'state_sharding', split)
 
     def train(name, data, fsdp, **options):
-        monkeypatch.setattr(sharding, 'make_mesh', lambda: mesh_of(data, fsdp))
+        monkeypatch.setattr(sharding, 'mesh_over', lambda **_: mesh_of(data, fsdp))
         state = build.train(student_config(teacher), tmp_path / name, quiet=True, **options)
         sharded = [leaf for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
         assert bool(sharded) == (fsdp > 1)
