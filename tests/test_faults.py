@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import stops
 import test_training
+from PIL import Image
 
 from fdistill import build
 from fdistill import config as configs
@@ -95,18 +96,46 @@ sys.exit(code)
 """
 
 
-def test_a_restart_after_a_kill_compiles_nothing(tmp_path, survived):
-    """With what the command line sets by itself, on the digits' teacher of configs/."""
+def digits_teacher(folder):
+    """(A config, settings of a short run, when it is killed.)"""
+    words = ['training.steps=200', 'training.checkpoint_every=20', 'training.sample_every=20']
+    return f'{CONFIGS}/digits_teacher.py', words, 20
+
+
+def cifar10_teacher(folder):
+    """Likewise, of 55.7 million parameters; the images are noise."""
+    noise = np.random.default_rng(0)
+    for index in range(16):
+        file = folder / 'images' / str(index % 10) / f'{index}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+    text = (CONFIGS / 'cifar10_teacher.py').read_text()
+    text += f"""
+plain = get_config()
+
+def get_config():
+    plain.data = dict(name='image_folder', path={str(folder / 'images')!r})
+    return plain
+"""
+    (folder / 'config.py').write_text(text)
+    words = ['training.steps=4', 'training.checkpoint_every=2', 'training.sample_every=0']
+    return folder / 'config.py', [*words, 'training.batch_size=8'], 2
+
+
+@pytest.mark.parametrize('prepared', [digits_teacher, cifar10_teacher])
+def test_a_restart_after_a_kill_compiles_nothing(tmp_path, survived, prepared):
+    """With what the command line sets by itself, on teachers of configs/."""
     run, log = tmp_path / 'run', tmp_path / 'log'
-    words = [f'--config={CONFIGS}/digits_teacher.py', f'--workdir={run}']
-    words += ['--config.training.steps=200', '--config.training.checkpoint_every=20']
-    words += ['--config.training.sample_every=20']
-    known = {name: value for name, value in os.environ.items() if 'JAX_' not in name}
+    config, settings, saved = prepared(tmp_path)
+    words = [f'--config={config}', f'--workdir={run}', *(f'--config.{one}' for one in settings)]
+    known = {name: of for name, of in os.environ.items() if name[:4] not in ('JAX_', 'XLA_')}
     known |= {'FDISTILL_CACHE': str(tmp_path / 'cache'), 'JAX_PLATFORMS': 'cpu'}
     command = [sys.executable, '-c', COUNTED, 'train', *words]
     with open(log, 'w') as out:
         process = subprocess.Popen(command, env=known, stdout=out, stderr=out)
-        stops.wait_for(lambda: checkpoint.newest(run) >= 20 or process.poll() is not None)
+        stops.wait_for(
+            lambda: checkpoint.newest(run) >= saved or process.poll() is not None, seconds=400
+        )
         process.kill()
         assert process.wait() == -9, log.read_text()
     survived('kill -9')

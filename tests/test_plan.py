@@ -152,7 +152,7 @@ def test_a_program_that_does_not_fit_is_told_by_the_compiler(said, used):
         def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {said}')
 
-    found = estimate._analysed(Lowered, 1, None, cost.CHIPS['v5e'], {})
+    found = estimate._analysed(Lowered, 1, (), cost.CHIPS['v5e'], {})
     assert found['memory'] == used * 2**30 and not found['fits']
 
 

@@ -49,7 +49,7 @@ def estimate(
 ) -> dict[str, Any]:
     """What each device needs for a run, as plain values: 'memory' in bytes, 'programs', seconds.
 
-    The memory of a program counts all of the state, also what the program does not read.
+    The memory of a program counts also what it does not read.
 
     Args:
       method, optimizers, training, mesh: as of `loop.train`.
@@ -66,25 +66,24 @@ def estimate(
     say('tracing')
     made = loop.programs(method, optimizers, training, frozen, batch, key, mesh)
     state = loop.named(made, mesh)
-    resident = memory.resident(state, made.read, batch)
-    there, times = sum(resident.values()), training.microbatches
     turns = [turn for done in range(training.steps) for turn in ends(method.cycle(done))]
     # Name -> how it is lowered, how often its loops turn, and what is there besides it.
-    lower = {'init': (functools.partial(made.init.lower, frozen, key), 1, None)}
+    lower = {'init': (functools.partial(made.init.lower, frozen, key), 1, ())}
     # An update that is the last of its step is the same but for a counter.
     for role, last in dict(turns).items():
         gradient = made.gradient(role)
-        found = gradient.out_info
-        update = functools.partial(made.update.lower, state, found, role=role, last=last)
-        lower[f'{role} gradient'] = gradient.lower, times, there
-        lower[f'{role} update'] = update, 1, there + memory.size(found)
+        update = functools.partial(
+            made.update.lower, state, gradient.out_info, role=role, last=last
+        )
+        lower[f'{role} gradient'] = gradient.lower, training.microbatches, ()
+        lower[f'{role} update'] = update, 1, (made.read, batch)
     programs, options = {}, sharding.compiler_options(mesh) | (QUICKLY if chip else {})
     for name, how in lower.items():
         say(f'{name}: compiling for {mesh.size} devices')
         programs[name] = _analysed(*how, chip, options)
         say(f'{name}: compiled in {clock(programs[name]["compile_seconds"])}')
     needed = max(one['memory'] for one in programs.values())
-    sizes = memory.with_activations(resident, needed)
+    sizes = memory.by_part(state, made.read, batch, needed)
     result = {'devices': mesh.size, 'mesh': dict(mesh.shape), 'memory': sizes, 'programs': programs}
     for role, count in collections.Counter(role for role, _ in turns).items():
         for half in ('gradient', 'update'):
@@ -101,13 +100,13 @@ def estimate(
     return result | {'assumptions': list(ASSUMPTIONS if chip else ASSUMPTIONS[1:])}
 
 
-def _analysed(lower, times, there, chip, options):
+def _analysed(lower, times, rest, chip, options):
     """What one program needs, or what the compiler says of it where it does not fit.
 
     Args:
       lower: () -> lowered program.
       times: how often its loops turn.
-      there: bytes on each device without what the program makes; None: of its arguments alone.
+      rest: what is there and is no argument of it.
     """
     began = time.monotonic()
     try:
@@ -124,8 +123,8 @@ def _analysed(lower, times, there, chip, options):
     moved = cost.collectives(program.as_text())
     # XLA counts what is in a loop once.
     flops, accessed = (counted.get(name, 0) * times for name in ('flops', 'bytes accessed'))
-    needed = memory.needed(program) if there is None else there + memory.besides(program)
-    needed += program.memory_analysis().generated_code_size_in_bytes
+    code = program.memory_analysis().generated_code_size_in_bytes
+    needed = memory.needed(program) + memory.size(rest) + code
     result = {
         'compile_seconds': spent,
         'memory': needed,

@@ -22,8 +22,8 @@ from fdistill.errors import NotFinite, Stopped, UserError
 from fdistill.files import CONFIG, disk, lock
 from fdistill.files.progress import Progress
 from fdistill.methods.method import Method
-from fdistill.training import checkpoint, memory, sharding, step, writer
-from fdistill.training.state import TrainState, empty_metrics, init_state, measured
+from fdistill.training import checkpoint, memory, sharding, writer
+from fdistill.training.state import TrainState, bare, empty_metrics, init_state, measured
 from fdistill.training.step import Found, ema_decay, ends, make_halves
 from fdistill.training.stop import Stop, watchdog
 from fdistill.types import Continuous, Free
@@ -216,8 +216,8 @@ class Programs(NamedTuple):
 
     state: `TrainState` of shapes, dtypes and shardings, in which what is measured has no names yet.
     init: jitted, (frozen, key) -> state. It is created sharded: no device ever holds all of it.
-    gradient(role) -> the traced half of a step that finds a gradient, see `step.Halves`; what it
-      gives is its `out_info`. Each role is traced once.
+    gradient(role) -> the traced half of a step that finds a gradient, see `step.Halves`, of
+      a `bare` state; what it gives is its `out_info`. Each role is traced once.
     update: jitted other half, (state, found, role, last) -> state.
     unmeasured: of `step.Halves`.
     read: what of `frozen` a step is given: all but what `init` alone reads.
@@ -270,8 +270,13 @@ def programs(
     @functools.cache
     def gradient(role):
         placed = Found(everywhere, shardings.params[role], everywhere, shardings.aux)
-        jitted = jax.jit(halves.gradient, static_argnames='role', out_shardings=placed)
-        return jitted.trace(*step.read(state), read, batch, key, role=role)
+        jitted = jax.jit(
+            halves.gradient,
+            static_argnames='role',
+            out_shardings=placed,
+            keep_unused=True,  # The compiler has to know what else is in the memory.
+        )
+        return jitted.trace(state, read, batch, key, role=role)
 
     # All that is measured is placed as the counter is: on every device.
     after = shardings._replace(metrics=everywhere, spikes=everywhere)
@@ -381,10 +386,10 @@ def train(
     @functools.cache
     def ready():
         """Bytes that a step takes, by part, once its programs are there and if they fit."""
-        of_roles = {(role, last): (program(role), program(role, last)) for role, last in turns}
-        more = [memory.of_halves(*(half.result() for half in of)) for of in of_roles.values()]
-        resident = memory.resident(target, made.read, batch_shapes)
-        sizes = memory.with_activations(resident, sum(resident.values()) + max(more, default=0))
+        made_of = {turn: (program(turn[0]), program(*turn)) for turn in turns}
+        rest = made.read, batch_shapes
+        needed = [memory.of_role(*(one.result() for one in of), rest) for of in made_of.values()]
+        sizes = memory.by_part(target, *rest, max(needed, default=0))
         # What is frozen is there already.
         if sizes['needed'] - sizes['frozen'] > left:
             raise ValueError(
@@ -454,8 +459,8 @@ def train(
                 # programs that are yet to be made.
                 for role, last in ends(method.cycle(done)):
                     gradient, update = program(role).result(), program(role, last).result()
-                    found = gradient(*step.read(state), made.read, batch, own)
-                    state = update(state, found)
+                    # Without a name, which would keep it over the next gradient.
+                    state = update(state, gradient(bare(state), made.read, batch, own))
                 return state
 
             def save(state, done):

@@ -2,7 +2,6 @@
 
 import math
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,25 +24,26 @@ def free() -> float:
     return left / jax.local_device_count()
 
 
-def besides(program: Any) -> int:
-    """Bytes that a compiled program takes besides its arguments."""
-    sizes = program.memory_analysis()
-    return sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-
-
 def needed(program: Any) -> int:
     """Bytes that a compiled program takes with its arguments and results."""
-    return program.memory_analysis().argument_size_in_bytes + besides(program)
+    sizes = program.memory_analysis()
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
 
 
-def of_halves(gradient: Any, update: Any) -> int:
-    """Bytes that the compiled `step.Halves` of a role take besides what is `resident`."""
-    found = gradient.memory_analysis().output_size_in_bytes
-    return max(besides(gradient), found + besides(update))
+def of_role(gradient: Any, update: Any, rest: Any) -> int:
+    """Bytes that the compiled `step.Halves` of a role take, of which `rest` is there during the
+    update but is no argument of it."""
+    return max(needed(gradient), needed(update) + size(rest))
 
 
-def resident(state: Any, frozen: Any, batch: Any) -> dict[str, float]:
-    """Bytes on each device of what is there in every step, by part.
+def by_part(state: Any, frozen: Any, batch: Any, needed: float) -> dict[str, float]:
+    """Bytes on each device of what a step takes, by part: what is left of `needed`, which it takes
+    in all, are activations.
 
     Args:
       state: `TrainState`; as frozen and batch, of arrays or of their shapes, with shardings.
@@ -55,12 +55,8 @@ def resident(state: Any, frozen: Any, batch: Any) -> dict[str, float]:
         'frozen': frozen,
         'batch': batch,
     }
-    return {name: size(tree) for name, tree in parts.items()}
-
-
-def with_activations(parts: Mapping[str, float], needed: float) -> dict[str, float]:
-    """Of `resident`, with what is left of all that is `needed`, which are activations."""
-    return parts | {'activations': max(needed - sum(parts.values()), 0), 'needed': needed}
+    sizes = {name: size(tree) for name, tree in parts.items()}
+    return sizes | {'activations': max(needed - sum(sizes.values()), 0), 'needed': needed}
 
 
 def size(tree: Any) -> int:

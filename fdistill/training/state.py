@@ -64,6 +64,11 @@ def measured(state: TrainState) -> dict[str, Any]:
     return {'metrics': state.metrics, 'spikes': state.spikes}
 
 
+def bare(state: TrainState) -> TrainState:
+    """The state without what is measured."""
+    return state._replace(metrics={}, spikes={})
+
+
 def empty_metrics(metrics: Any) -> Any:
     """The same names, with nothing averaged yet; from arrays or from their shapes."""
     return jax.tree.map(jnp.zeros_like, metrics)

@@ -60,16 +60,11 @@ def ends(roles: Sequence[str]) -> tuple[tuple[str, bool], ...]:
     return tuple((role, index == len(roles)) for index, role in enumerate(roles, 1))
 
 
-def read(state: TrainState) -> tuple[Any, Any, Any, jax.Array]:
-    """What a loss may see of a state: its parameters, averages, aux and step."""
-    return state.params, state.averages, state.aux, state.step
-
-
 class Halves(NamedTuple):
     """One step in two: what is heavy, and what changes the state. As two programs, they are read
     from the cache in half the time of one, for XLA looks for parts of a program in all of it.
 
-    gradient(*read(state), frozen, batch, key, role=...) -> `Found`.
+    gradient(state, frozen, batch, key, role=...) -> `Found`; it reads nothing that is measured.
     update(state, found, role=..., last=...) -> state; the `last` role of a step ends it.
     unmeasured(found) -> (averages of metrics, `Norms`) of a role with nothing measured yet; None
       for norms where no update is a spike.
@@ -87,7 +82,7 @@ def make_step(*args: Any, **settings: Any) -> Callable[..., TrainState]:
 
     def step(state, frozen, batch, key, roles):
         for role, last in ends(roles):
-            found = halves.gradient(*read(state), frozen, batch, key, role=role)
+            found = halves.gradient(state, frozen, batch, key, role=role)
             state = halves.update(state, found, role=role, last=last)
         return state
 
@@ -139,14 +134,14 @@ def make_halves(
     def derived(params, others, context, batch, key, *, role):
         return method.losses[role](others | {role: params}, context, batch, key)
 
-    def gradient(params, averages, aux, step, frozen, batch, key, *, role):
+    def gradient(state, frozen, batch, key, *, role):
         # fold_in(key, 0) belongs to the initialisation.
-        own = jax.random.fold_in(jax.random.fold_in(key, 1 + order.index(role)), step)
-        context = Context(whole(frozen), whole(averages), aux, step)
-        others = {name: whole(tree) for name, tree in params.items() if name != role}
+        own = jax.random.fold_in(jax.random.fold_in(key, 1 + order.index(role)), state.step)
+        context = Context(whole(frozen), whole(state.averages), state.aux, state.step)
+        others = {name: whole(tree) for name, tree in state.params.items() if name != role}
         with use_abstract_mesh(mesh.abstract_mesh if mesh else get_abstract_mesh()):
             (value, (metrics, aux)), grads = derived(
-                whole(params[role]), others, context, batch, own, role=role
+                whole(state.params[role]), others, context, batch, own, role=role
             )
         return Found(value, split(grads), metrics, aux)
 
