@@ -9,6 +9,7 @@ is used.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import resource
@@ -154,17 +155,17 @@ def _known(folder):
 
 
 def programs(plain, size):
-    """(nfe, state, {step's name: (lower(state), its other arguments)}, (generate, its inputs),
-    evaluate(params)).
+    """(nfe, state, {step's name: compile()}, (generate, its inputs), evaluate(params)).
 
+    A step is compiled as a run does it: compile() -> (advance(state) -> state, its programs).
     `evaluate` is one evaluation of the network, from which the FLOPs of a sampler with many follow.
     """
     import jax
     import jax.numpy as jnp
 
     from fdistill import build
-    from fdistill.training import state as states
-    from fdistill.training import step
+    from fdistill.training import loop, sharding
+    from fdistill.training.state import bare, empty_metrics, measured
 
     built = build.experiment(plain)
     method = built.method
@@ -180,21 +181,25 @@ def programs(plain, size):
         name: jax.jit(built.parts.get(name, built.student).init)(key, image, condition)
         for name in built.frozen
     }
-    advance = step.make_step(method, optimizers, step.ema_decay(1e5, size))
+    mesh = sharding.mesh_over(jax.devices()[:1])
+    frozen, batch, key = jax.device_put((frozen, batch, key), sharding.replicated(mesh))
+    training = loop.Training(steps=100, batch_size=size, ema_half_life=1e5)
+    made = loop.programs(method, optimizers, training, frozen, batch, key, mesh)
+    target = loop.named(made, mesh)
 
-    def init(frozen, key):
-        state = states.init_state(method, optimizers, key, batch, frozen)
-        return states.with_metrics(state, advance, frozen, batch, key)
+    def compiled(role):
+        traced = made.gradient(role)
+        lowered = made.update.lower(target, traced.out_info, role=role, last=True)
+        gradient, update = traced.lower().compile(), lowered.compile()
 
-    state = jax.jit(init)(frozen, key)
-    update = jax.jit(advance, static_argnames='roles', donate_argnames='state')
-    steps = {
-        f'{role} step': (
-            lambda state, role=role: update.lower(state, frozen, batch, key, roles=(role,)),
-            (frozen, batch, key),
-        )
-        for role in sorted(method.losses, reverse=True)
-    }
+        def advance(state):
+            return update(state, gradient(bare(state), made.read, batch, key))
+
+        return advance, (gradient, update)
+
+    roles = sorted(method.losses, reverse=True)
+    steps = {f'{role} step': functools.partial(compiled, role) for role in roles}
+    state = made.init(frozen, key)._replace(**empty_metrics(measured(target)))
     sigma = jnp.ones(size)
     evaluate = jax.jit(lambda params: built.student.apply(params, image, sigma, condition)[0])
     generator = method.generator
@@ -241,19 +246,19 @@ def _bytes(compiled):
     return sizes - memory.alias_size_in_bytes
 
 
-def measure(lower, run, carry, size, repeats):
-    """One row, and the carry after all runs. `run(compiled, carry) -> carry`; a step donates its
-    state, so it is passed on."""
+def measure(compiled, carry, size, repeats):
+    """One row, and the carry after all runs. compiled() -> (run(carry) -> carry, its programs); a
+    step donates its state, so it is passed on."""
     import jax
 
     began = time.perf_counter()
-    compiled = lower(carry).compile()
+    run, made = compiled()
     compile_seconds = time.perf_counter() - began
 
     def several(count):
         nonlocal carry
         for _ in range(count):
-            carry = run(compiled, carry)
+            carry = run(carry)
         jax.block_until_ready(carry)
 
     several(1)
@@ -265,8 +270,8 @@ def measure(lower, run, carry, size, repeats):
         'milliseconds': 1e3 * median,
         'spread': (max(seconds) - min(seconds)) / median,
         'compile_seconds': compile_seconds,
-        'gflop': _flops(compiled) / 1e9,
-        'program_mib': _bytes(compiled) / 2**20,
+        'gflop': sum(map(_flops, made)) / 1e9,
+        'program_mib': max(map(_bytes, made)) / 2**20,
     }
     return row, carry
 
@@ -297,22 +302,15 @@ def main(words=None):
     try:
         nfe, state, steps, (generate, inputs), evaluate = programs(plain, size)
         rows = {}
-        for name, (lower, others) in steps.items():
-            rows[name], state = measure(
-                lower,
-                lambda compiled, state, others=others: compiled(state, *others),
-                state,
-                size,
-                options.repeats,
-            )
+        for name, compiled in steps.items():
+            rows[name], state = measure(compiled, state, size, options.repeats)
         params = state.averages['ema']
-        rows['sampling'], _ = measure(
-            lambda _: generate.lower(params, *inputs),
-            lambda compiled, _: compiled(params, *inputs),
-            None,
-            size,
-            options.repeats,
-        )
+
+        def sampler():
+            program = generate.lower(params, *inputs).compile()
+            return lambda _: program(params, *inputs), [program]
+
+        rows['sampling'], _ = measure(sampler, None, size, options.repeats)
         if nfe > 1:
             # XLA counts the body of the sampler's loop once.
             rows['sampling']['gflop'] = nfe * _flops(evaluate.lower(params).compile()) / 1e9

@@ -413,8 +413,9 @@ def train(
     ):
         # While the programs that are left are lowered and loaded.
         found = pool.submit(checkpoints.restore, checkpoint.items(target))
-        sizes, restored = ready(), found.result()
+        sizes = ready()
         alive = watched_over.enter_context(watchdog(training.hang_seconds))
+        restored = found.result()
         ratings: Ratings = {}
         health: Health = {}
 
