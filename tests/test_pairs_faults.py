@@ -70,7 +70,7 @@ def test_kills_at_random_leave_one_data_set(devices, start, tmp_path, survived):
     for kill in range(KILLS):
         process = start('killed', count, devices, words)
         if kill % 3 == 0:  # Also before anything is made.
-            time.sleep(random.uniform(0, 6))
+            time.sleep(random.uniform(0, 3))
         else:
             wanted = 60 if kill == KILLS - 2 else shards(out) + random.integers(1, 5)
             wait_for(out, wanted, process)

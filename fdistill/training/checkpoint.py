@@ -96,8 +96,9 @@ def _sums_of(tree):
     """{path: (digest, checksum)}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     # One program for each shape, which most arrays of a network share with others: one for all
-    # arrays takes seconds to compile, and to load.
-    sums = jax.device_get([_sums(leaf) for _, leaf in leaves])
+    # arrays takes seconds to compile, and to load. One after another, for on CPUs of several
+    # processes those that are under way at once may wait for each other for ever.
+    sums = [jax.device_get(_sums(leaf)) for _, leaf in leaves]
     return {
         jax.tree_util.keystr(path): (
             int(of[0]),
