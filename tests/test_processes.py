@@ -318,10 +318,5 @@ def test_losses_are_the_same_on_any_devices(launch, wide, tmp_path, method):
     assert [line['step'] for line in alone] == list(range(1, 21))
     for curve in curves.values():
         assert len(curve) == 20
-        for one, other in zip(map(dict, alone), curve):
-            # Of the estimate of KL, whose terms cancel, to the size of its terms.
-            estimates = {name: one.pop(name) for name in [*one] if name.endswith('/kl')}
-            assert {name: other.pop(name) for name in estimates} == pytest.approx(
-                estimates, rel=1e-5, abs=2e-5
-            )
+        for one, other in zip(alone, curve):
             assert other == pytest.approx(one, rel=1e-5, abs=0)
